@@ -1,0 +1,44 @@
+# The two commands: `make run` (the whole study in small, or DATA=... PRESET=full) and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+DATA   ?= generated
+PRESET ?= tiny
+OUT    ?= runs/demo
+ARGS   ?=
+
+.PHONY: run test lint install clean
+
+run: install
+	$(BIN)/redheart run --data $(DATA) --preset $(PRESET) --out $(OUT) $(if $(filter generated,$(DATA)),--epochs 6 --sweep.epochs 2,) $(ARGS)
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy redheart
+	$(BIN)/lint-imports
+
+install: $(VENV)/installed
+
+# With an NVIDIA GPU the package index's CUDA build of torch, elsewhere the CPU build:
+# from where pip is already configured to look, else from PyTorch's own index.
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Red Heart needs Python 3.11 or newer; try: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then \
+	  $(BIN)/pip install --quiet torch==$(TORCH); \
+	else \
+	  $(BIN)/pip install --quiet torch==$(TORCH)+cpu || \
+	  $(BIN)/pip install --quiet torch==$(TORCH)+cpu --index-url $(CPU_INDEX); \
+	fi
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

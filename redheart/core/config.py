@@ -1,0 +1,168 @@
+"""The configuration of a study: frozen dataclasses, read from TOML, overridden by `--a.b value`.
+
+Nothing heavy is imported here, so that `redheart --help` answers at once.
+"""
+
+import dataclasses
+import hashlib
+import tomllib
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from redheart.core.errors import BadInput
+from redheart.core.files import canonical_json
+
+Preset = Literal["tiny", "small", "full"]
+GENERATED = "generated"
+"""The value of `StudyConfig.data` that stands for the built-in generator."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """From a file of records to a split data set."""
+
+    duplicate_similarity: float = 0.92
+    """Two texts at or above this normalised Indel similarity are near-duplicates; 0 keeps everything."""
+    keep_duplicates: bool = False
+    """Keep near-duplicates (a cluster never crosses the split) instead of dropping all but the first."""
+    skip_invalid: bool = False
+    """Drop malformed records into `invalid.jsonl` instead of refusing the file."""
+    num_generated: int = 600
+    """Number of records that the generator makes when no file is given."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Frozen token features of a sentence encoder."""
+
+    encoder: str = "minilm"
+    """`minilm`, `hash`, or the hub id or folder of a Hugging Face encoder of hidden size 768."""
+    seq_len_tokens: int = 128
+    """Longest token sequence that the model reads; longer ones are averaged down to it."""
+    text_chars: int = 1500
+    """Characters of the text that are read, after the title and the action."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The main run; the sweep uses the same batch and precision."""
+
+    strategy: str = "zero2_offload_adam8bit"
+    """A file name in `ds_configs/`, or `plain` for one process without DeepSpeed."""
+    learning_rate: float | None = None
+    """Peak learning rate; empty takes the sweep's."""
+    effective_batch: int = 64
+    """Records per optimizer step over all ranks."""
+    micro_batch: int = 16
+    """Records per forward pass and rank."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; never on norms, biases and learned queries."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    """Largest gradient norm of a step."""
+    eta_min: float = 1e-6
+    """Learning rate at the end of a cosine cycle."""
+    cycle_epochs: int = 20
+    """Epochs of the first cosine cycle (T_0)."""
+    cycle_growth: int = 2
+    """Each cycle is this many times longer than the one before (T_mult)."""
+    snapshot_every: int = 2
+    """Epochs between module snapshots."""
+    state_every_steps: int = 0
+    """Optimizer steps between resume states; 0 writes one per epoch."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    dropout: float = 0.0
+    num_threads: int = 0
+    """CPU threads per rank; 0 takes the physical cores over the ranks of this host."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The search for the learning rate."""
+
+    rates: tuple[float, ...] = (1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
+    epochs: int = 5
+    score_epochs: int = 3
+    """The score is the mean validation loss of this many last epochs."""
+    gap_weight: float = 0.0
+    """Weight of |train - validation| in the score (the original design used 0.1)."""
+
+
+@dataclass(frozen=True)
+class SelectConfig:
+    """Sweet spot and crossover."""
+
+    strategy: str = "design"
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything that decides the result of a study."""
+
+    data: str = GENERATED
+    """File of records, or `generated`."""
+    out: Path = Path("runs/demo")
+    """Folder of the run."""
+    preset: Preset = "tiny"
+    """Size of the model: tiny, small or full (730,466,848 parameters)."""
+    epochs: int = 60
+    """Epochs of the main run."""
+    seed: int = 0
+    """The one seed that every random stream derives from."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+
+
+def digest(value: object) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
+def load_toml(path: Path) -> StudyConfig:
+    """Read a configuration file; keys that are absent keep their defaults.
+
+    Raises:
+        BadInput: no such file, not TOML, an unknown key (the nearest is named) or a value of the wrong type.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput("configuration file not found", where=path, mend="check the path of --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput("configuration file is not TOML", where=path, got=error) from error
+    _refuse_unknown_keys(raw, StudyConfig, path, prefix="")
+    try:
+        return msgspec.convert(raw, StudyConfig, dec_hook=_decode_path)
+    except msgspec.ValidationError as error:
+        raise BadInput("configuration value has the wrong type", where=path, got=error) from error
+
+
+def _decode_path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(kind)
+
+
+def _refuse_unknown_keys(raw: dict[str, object], kind: type, path: Path, *, prefix: str) -> None:
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    for key, value in raw.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            raise BadInput(
+                "unknown configuration key",
+                where=f"{path}: {prefix}{key}",
+                expected=", ".join(known),
+                mend=f"did you mean `{near[0]}`?" if near else "remove it",
+            )
+        section = known[key].type
+        if dataclasses.is_dataclass(section) and isinstance(section, type) and isinstance(value, dict):
+            _refuse_unknown_keys(value, section, path, prefix=f"{prefix}{key}.")

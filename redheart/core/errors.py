@@ -1,0 +1,71 @@
+"""What a user is told when something is wrong, and the exit code that goes with it."""
+
+
+class RedHeartError(Exception):
+    """A failure that the user can act on: one message, no traceback.
+
+    Args:
+        what: what failed, one short sentence without a full stop.
+        where: path, key, line or step it was found at.
+        got: what was found there.
+        expected: what would have been accepted.
+        mend: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        mend: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = where
+        self.got = got
+        self.expected = expected
+        self.mend = mend
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        lines = [self.what]
+        for name in ("where", "got", "expected", "mend"):
+            value = getattr(self, name)
+            if value is not None:
+                lines.append(f"  {name + ':':<10}{value}")
+        return "\n".join(lines)
+
+
+class BadInput(RedHeartError):
+    """A file, option or record is not what it must be."""
+
+
+class CorruptFile(RedHeartError):
+    """A file of a run does not match the digest that was written for it."""
+
+
+class DoesNotFit(RedHeartError):
+    """The planned run needs more memory than there is."""
+
+    exit_code = 3
+
+
+class Diverged(RedHeartError):
+    """The loss or the gradient stopped being a number."""
+
+    exit_code = 4
+
+
+class DiskError(RedHeartError):
+    """The disk is full, read-only or over its quota; nothing half-written is left."""
+
+    exit_code = 74
+
+
+class Interrupted(RedHeartError):
+    """The run was asked to stop, saved its state and can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,150 @@
+"""Files that are either whole or not there: temp, fsync, rename, fsync of the folder, SHA-256.
+
+A crash at any instant leaves either the old content or the new one under the final name.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from redheart.core.errors import BadInput, DiskError
+
+T = TypeVar("T")
+
+_DISK_ERRNOS = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this process may write",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write here",
+    errno.EPERM: "no permission to write here",
+}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's write errors under `path` into one `DiskError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRNOS:
+            raise
+        raise DiskError(
+            f"cannot write: {_DISK_ERRNOS[error.errno]}",
+            where=path,
+            mend="free some space or choose another folder, then run the same command again; nothing was lost",
+        ) from error
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file or a folder entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically.
+
+    Raises:
+        DiskError: the content could not be written; an older file is untouched.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+
+
+def canonical_json(value: object) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces; dataclasses and msgspec structs allowed."""
+    return json.dumps(msgspec.to_builtins(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as indented JSON, atomically; keys keep their order so that people can read it."""
+    text = json.dumps(msgspec.to_builtins(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read JSON into a dataclass, struct or builtin type.
+
+    Raises:
+        BadInput: there is no such file, or its content is not a `kind`.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise BadInput(
+            "file not found", where=path, mend="check the path; a run's files are made by `redheart run`"
+        ) from None
+    except IsADirectoryError:
+        raise BadInput("a folder stands where a file was expected", where=path) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInput(
+            "file is not readable as JSON of the expected form",
+            where=path,
+            got=error,
+            expected=getattr(kind, "__name__", str(kind)),
+            mend="the file was changed or cut; make it again or restore it",
+        ) from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that appears under its final name only when the block has ended without an error.
+
+    Yields a temporary sibling. On success every file in it is flushed and the folder renamed;
+    on any error it is removed. An existing folder at `path` is replaced.
+
+    Raises:
+        DiskError: the disk is full, read-only or over its quota.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            for entry in sorted(temporary.rglob("*")):
+                fsync_path(entry)
+            fsync_path(temporary)
+            replaced = None
+            if path.exists():
+                replaced = temporary.with_name(temporary.name + ".replaced")
+                path.rename(replaced)
+            temporary.rename(path)
+            fsync_path(path.parent)
+            if replaced is not None:
+                shutil.rmtree(replaced)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise

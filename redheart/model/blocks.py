@@ -1,0 +1,138 @@
+"""The five blocks that every module of the network is made of.
+
+Linear maps have no bias and norms are RMS norms, so that a block's parameter count is a multiple of its width.
+
+Shape suffixes: B batch, S tokens, Q learned queries, H heads, K head width, D width of a block, C width of a
+context, E experts, F hidden units of a feed-forward, N any number of sequence positions.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a sequence to a context (to itself, if the context is the sequence).
+
+    Source: Vaswani et al. 2017; rotary positions: Su et al. 2021.
+    """
+
+    def __init__(self, width: int, *, heads: int, query_width: int | None = None, context_width: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(query_width or width, width, bias=False)
+        self.key = nn.Linear(context_width or width, width, bias=False)
+        self.value = nn.Linear(context_width or width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(
+        self,
+        queries_BND: Tensor,
+        context_BNC: Tensor,
+        *,
+        mask_BN: Tensor | None = None,
+        rotary: bool = False,
+    ) -> Tensor:
+        """Attend; `mask_BN` is True where the context may be read."""
+        query_BHNK = self._split(self.query(queries_BND))
+        key_BHNK = self._split(self.key(context_BNC))
+        value_BHNK = self._split(self.value(context_BNC))
+        if rotary:
+            query_BHNK, key_BHNK = rotate(query_BHNK), rotate(key_BHNK)
+        mask = None if mask_BN is None else mask_BN[:, None, None, :]
+        mixed_BHNK = functional.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK, attn_mask=mask)
+        return self.out(mixed_BHNK.transpose(1, 2).flatten(2))
+
+    def _split(self, states_BND: Tensor) -> Tensor:
+        return states_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def rotate(states_BHNK: Tensor) -> Tensor:
+    """Turn every pair of head channels by an angle proportional to the position (rotary embedding)."""
+    positions, width = states_BHNK.shape[2], states_BHNK.shape[3]
+    pairs = torch.arange(width // 2, device=states_BHNK.device, dtype=torch.float32)
+    frequency = 10_000.0 ** (-pairs / (width // 2))
+    angle = torch.arange(positions, device=states_BHNK.device, dtype=torch.float32)[:, None] * frequency
+    cos, sin = angle.cos().to(states_BHNK.dtype), angle.sin().to(states_BHNK.dtype)
+    even, odd = states_BHNK.unflatten(-1, (2, -1)).unbind(-2)
+    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around a GELU."""
+
+    def __init__(self, width: int, *, hidden: int):
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, states_BND: Tensor) -> Tensor:
+        return self.down(functional.gelu(self.up(states_BND)))
+
+
+class MixtureOfExperts(nn.Module):
+    """Feed-forward experts, each weighted by a router's softmax at every position.
+
+    All experts are evaluated (dense routing): every parameter learns from every record, nothing is dropped,
+    and a record's output cannot depend on its batch mates as it does under a capacity limit.
+    The experts lie side by side in one pair of matrices; `hidden` counts the units of one expert.
+    """
+
+    def __init__(self, width: int, *, hidden: int, experts: int):
+        super().__init__()
+        self.experts = experts
+        self.router = nn.Linear(width, experts, bias=False)
+        self.up = nn.Linear(width, experts * hidden, bias=False)
+        self.down = nn.Linear(experts * hidden, width, bias=False)
+
+    def forward(self, states_BND: Tensor) -> Tensor:
+        share_BNE = self.router(states_BND).softmax(-1)
+        hidden_BNEF = functional.gelu(self.up(states_BND)).unflatten(-1, (self.experts, -1))
+        return self.down((hidden_BNEF * share_BNE[..., None]).flatten(-2))
+
+
+class AttentionPool(nn.Module):
+    """Learned queries that read a context: (B, N, C) -> (B, Q, D)."""
+
+    def __init__(self, width: int, *, queries: int, heads: int, context_width: int):
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(queries, width))
+        self.attention = Attention(width, heads=heads, context_width=context_width)
+
+    def forward(self, context_BNC: Tensor, *, mask_BN: Tensor | None = None) -> Tensor:
+        queries_BQD = self.queries.expand(context_BNC.shape[0], -1, -1)
+        return queries_BQD + self.attention(queries_BQD, context_BNC, mask_BN=mask_BN)
+
+
+class Layer(nn.Module):
+    """Pre-norm transformer layer: self-attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, width: int, *, heads: int, hidden: int, rotary: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.rotary = rotary
+        self.checkpointing = False
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads=heads)
+        self.forward_norm = nn.RMSNorm(width, eps=1e-6)
+        self.feed_forward = FeedForward(width, hidden=hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states_BND: Tensor, *, mask_BN: Tensor | None = None) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self._compute, states_BND, mask_BN, use_reentrant=False)
+            return result
+        return self._compute(states_BND, mask_BN)
+
+    def _compute(self, states_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+        normed_BND = self.attention_norm(states_BND)
+        attended_BND = self.attention(normed_BND, normed_BND, mask_BN=mask_BN, rotary=self.rotary)
+        states_BND = states_BND + self.dropout(attended_BND)
+        return states_BND + self.dropout(self.feed_forward(self.forward_norm(states_BND)))
+
+
+def set_checkpointing(module: nn.Module, enabled: bool) -> None:
+    """Recompute the activations of every `Layer` below `module` in the backward pass, or keep them."""
+    for layer in module.modules():
+        if isinstance(layer, Layer):
+            layer.checkpointing = enabled

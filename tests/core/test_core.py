@@ -1,0 +1,65 @@
+"""Errors say everything at once; files are whole or not there; configurations are exact."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from redheart.core.config import StudyConfig, digest, load_toml
+from redheart.core.errors import BadInput, DiskError
+from redheart.core.files import disk_errors, new_folder, read_json, write_json
+from redheart.core.seeds import stream_seed
+
+
+def test_error_lists_what_is_known() -> None:
+    error = BadInput("no such key", where="a.toml", got="x", mend="remove it")
+    assert str(error) == "no such key\n  where:    a.toml\n  got:      x\n  mend:     remove it"
+
+
+def test_json_round_trip_and_broken_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": [1.5]})
+    assert read_json(tmp_path / "a.json", dict) == {"b": 1, "a": [1.5]}
+    (tmp_path / "a.json").write_bytes(b'{"b": 1')
+    with pytest.raises(BadInput, match="not readable as JSON"):
+        read_json(tmp_path / "a.json", dict)
+    with pytest.raises(BadInput, match="file not found"):
+        read_json(tmp_path / "b.json", dict)
+
+
+def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "run") as folder:
+        (folder / "half").write_text("x")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    for text in ("one", "two"):
+        with new_folder(tmp_path / "run") as folder:
+            (folder / "whole").write_text(text)
+        assert (tmp_path / "run" / "whole").read_text() == text
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_full_disk_is_exit_74(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="no space left") as caught, disk_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "full")
+    assert caught.value.exit_code == 74
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("[train]\nlearning_rat = 1e-4\n")
+    with pytest.raises(BadInput, match="did you mean `learning_rate`"):
+        load_toml(path)
+
+
+def test_toml_keeps_defaults_and_digest_sees_changes(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text('out = "runs/x"\n[train]\nlearning_rate = 1e-4\n')
+    config = load_toml(path)
+    assert config.out == Path("runs/x") and config.train.learning_rate == 1e-4
+    assert config.train.effective_batch == StudyConfig().train.effective_batch
+    assert digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
+
+
+def test_streams_differ_by_name_and_are_stable() -> None:
+    assert stream_seed(0, "order", 1) != stream_seed(0, "order", 2)
+    assert stream_seed(0, "order", 1) == stream_seed(0, "order", 1) < 2**63
