@@ -1,0 +1,220 @@
+"""The engines: one optimizer step on a module, with DeepSpeed (through accelerate) or without.
+
+The only file that imports deepspeed and accelerate. Weights and optimizer states enter and leave as plain
+tensors by name, so that the savers need to know nothing of an engine.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from redheart.core.config import TrainConfig
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.train.groups import parameter_groups
+from redheart.train.optimizer import host_optimizer
+from redheart.train.strategy import Strategy, load_strategy
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """L2 norm of the whole gradient before clipping."""
+    applied: bool
+    """False where a non-finite gradient was met and the weights were left alone."""
+
+
+class Engine(Protocol):
+    """A module under training."""
+
+    module: nn.Module
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; `last` marks the last micro-batch of the step."""
+
+    def step(self, learning_rate: float) -> StepResult:
+        """Clip, update, clear the gradients."""
+
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's master weights and optimizer states, by name."""
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave; the module's weights follow from the masters."""
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Elementwise sum over all ranks."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
+    """Build the engine that `config.strategy` names around a module with its initial weights."""
+    strategy = load_strategy(config)
+    if strategy.deepspeed is None:
+        return PlainEngine(module, config)
+    return ZeroEngine(module, config, strategy)
+
+
+def set_threads(config: TrainConfig, local_world_size: int) -> None:
+    """Fix the number of CPU threads: launchers set different ones, and sums depend on it in the last bit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.num_threads or max(1, cores // local_world_size))
+
+
+class PlainEngine:
+    """One process, no DeepSpeed, float32 AdamW: for debugging and as a reference."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise BadInput("strategy `plain` is for one process", mend="use a zero2 strategy with several ranks")
+        set_threads(config, 1)
+        self.rank, self.world_size = 0, 1
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = torch.float32
+        self.module = module.to(self.device)
+        self._clip_norm = config.clip_norm
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(module, weight_decay=config.weight_decay),
+            lr=0.0,
+            betas=(config.beta1, config.beta2),
+        )
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> StepResult:
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm))
+        applied = norm == norm and norm != float("inf")
+        if applied:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepResult(norm, applied)
+
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from _state_tensors(
+            [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer
+        )
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        _load_state_tensors(
+            [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, tensors
+        )
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values
+
+    def barrier(self) -> None:
+        return None
+
+
+class ZeroEngine:
+    """DeepSpeed ZeRO with the optimizer on the host, bf16 weights, one or more ranks."""
+
+    def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
+        _set_up_environment()
+        import deepspeed
+        from accelerate import Accelerator
+        from accelerate.utils import DeepSpeedPlugin
+
+        world_size = int(os.environ["WORLD_SIZE"])
+        set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))
+        groups = parameter_groups(module, weight_decay=config.weight_decay)
+        optimizer = host_optimizer(groups, config, state_bits=strategy.state_bits)
+        prepared, _ = accelerator.prepare(module, optimizer)
+        if not isinstance(prepared, deepspeed.DeepSpeedEngine):
+            raise BadInput("accelerate did not hand the model to DeepSpeed", got=type(prepared).__name__)
+        self._engine = prepared
+        self._zero = prepared.optimizer
+        self.module = prepared
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        self.device, self.dtype = prepared.device, torch.bfloat16
+        self._distributed = torch.distributed
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over the ranks; the loss is already each rank's share of the whole.
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> StepResult:
+        for group in self._zero.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return StepResult(float("nan") if norm is None else float(norm), not self._zero.overflow)
+
+    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from _state_tensors(self._zero.single_partition_of_fp32_groups, self._zero.optimizer)
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        _load_state_tensors(self._zero.single_partition_of_fp32_groups, self._zero.optimizer, tensors)
+        self._zero.update_lp_params()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            self._distributed.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            self._distributed.barrier()
+
+
+def _set_up_environment() -> None:
+    """Let a plain `python` start look like a launcher's with one rank, and use the CPU where there is no GPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ:
+        os.environ.update(alone)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for index, master in enumerate(masters):
+        yield f"{index}.master", master.detach()
+        for name, value in sorted(optimizer.state[master].items()):
+            yield f"{index}.{name}", value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def _load_state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for index, master in enumerate(masters):
+        saved = tensors[f"{index}.master"]
+        if saved.shape != master.shape:
+            raise CorruptFile(
+                "the state belongs to another model or number of ranks",
+                where=f"{index}.master",
+                got=tuple(saved.shape),
+                expected=tuple(master.shape),
+                mend="resume with the same preset, strategy and number of ranks",
+            )
+        master.data.copy_(saved)
+        prefix = f"{index}."
+        state: dict[str, object] = {}
+        for name, value in tensors.items():
+            key = name.removeprefix(prefix)
+            if not name.startswith(prefix) or key == "master":
+                continue
+            is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
+            state[key] = int(value) if is_step_count else value.clone()
+        optimizer.state[master] = state

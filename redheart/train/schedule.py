@@ -1,0 +1,30 @@
+"""Cosine learning-rate cycles with warm restarts, counted in optimizer steps (Loshchilov and Hutter, 2017)."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CyclePosition:
+    """Where a step lies in the cycles."""
+
+    cycle: int
+    """Number of the cycle, from 0."""
+    fraction: float
+    """How much of the cycle is behind, 0 at its start and below 1 at its last step."""
+
+
+def cycle_position(step: int, *, first_cycle_steps: int, growth: int) -> CyclePosition:
+    """The cycle that optimizer step `step` (from 0) belongs to; every cycle is `growth` times the one before."""
+    cycle, length = 0, first_cycle_steps
+    while step >= length:
+        step -= length
+        length *= growth
+        cycle += 1
+    return CyclePosition(cycle, step / length)
+
+
+def learning_rate(step: int, *, peak: float, eta_min: float, first_cycle_steps: int, growth: int) -> float:
+    """Learning rate used by optimizer step `step` (from 0)."""
+    fraction = cycle_position(step, first_cycle_steps=first_cycle_steps, growth=growth).fraction
+    return eta_min + 0.5 * (peak - eta_min) * (1 + math.cos(math.pi * fraction))

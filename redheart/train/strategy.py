@@ -1,0 +1,41 @@
+"""Training strategies by name: a DeepSpeed configuration and the number format of the optimizer's states."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from redheart.core.config import TrainConfig
+from redheart.core.errors import BadInput
+
+FOLDER = Path(__file__).parents[2] / "ds_configs"
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What an engine needs to know to be built."""
+
+    name: str
+    state_bits: int
+    """8 or 32 bits per optimizer moment."""
+    deepspeed: dict[str, object] | None
+    """A DeepSpeed configuration without any "auto"; None runs without DeepSpeed."""
+
+
+def load_strategy(config: TrainConfig) -> Strategy:
+    """The strategy that a configuration names, with its batch size and clipping norm filled in.
+
+    Raises:
+        BadInput: there is no strategy of that name.
+    """
+    name = config.strategy
+    if name == PLAIN:
+        return Strategy(PLAIN, 32, None)
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join([*sorted(item.stem for item in FOLDER.glob("*.json")), PLAIN])
+        raise BadInput("unknown strategy", where="--train.strategy", got=name, expected=known)
+    deepspeed = json.loads(path.read_text())
+    deepspeed["train_micro_batch_size_per_gpu"] = config.micro_batch
+    deepspeed["gradient_clipping"] = config.clip_norm
+    return Strategy(name, 8 if "8bit" in name else 32, deepspeed)
