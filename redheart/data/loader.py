@@ -1,0 +1,58 @@
+"""Batches in a seekable order: the records of any step of any epoch follow from the seed alone.
+
+Shape suffixes: B batch, S tokens, D 768, T target columns, N records.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from redheart.core.seeds import stream_seed
+from redheart.data.features import FeatureCache
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records side by side; padding is on the right."""
+
+    features_BSD: torch.Tensor
+    """float32."""
+    mask_BS: torch.Tensor
+    """True where there is a token."""
+    targets_BT: torch.Tensor
+    """float32, 0 where absent."""
+    target_mask_BT: torch.Tensor
+    """True where the target is present."""
+
+
+def epoch_order(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """The rows in the order of an epoch."""
+    return np.random.default_rng(stream_seed(seed, "order", epoch)).permutation(rows)
+
+
+def effective_batches(order: np.ndarray, *, effective_batch: int) -> list[np.ndarray]:
+    """The rows of every optimizer step; the last step takes what is left, nothing is dropped."""
+    return [order[start : start + effective_batch] for start in range(0, len(order), effective_batch)]
+
+
+def micro_batches(step_rows: np.ndarray, *, micro_batch: int, rank: int, world_size: int) -> list[np.ndarray]:
+    """This rank's micro-batches of a step.
+
+    Rows are dealt out to the ranks in turn. All ranks get the same number of micro-batches, since they wait for
+    each other in every backward pass; one that has no row left for it gets an empty one.
+    """
+    mine = step_rows[rank::world_size]
+    largest = -(-len(step_rows) // world_size)
+    return [mine[start : start + micro_batch] for start in range(0, largest, micro_batch)]
+
+
+def load_batch(features: FeatureCache, values_NT: np.ndarray, mask_NT: np.ndarray, rows: np.ndarray) -> Batch:
+    """Read rows into a batch, padded to the longest of them."""
+    states = [features.row(int(row)) for row in rows]
+    lengths = [len(item) for item in states]
+    features_BSD = torch.zeros(len(rows), max(lengths), features.states_RD.shape[1])
+    mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    for index, item in enumerate(states):
+        features_BSD[index, : len(item)] = torch.from_numpy(item.astype(np.float32))
+    return Batch(features_BSD, mask_BS, torch.from_numpy(values_NT[rows]), torch.from_numpy(mask_NT[rows]))

@@ -1,0 +1,207 @@
+"""From a file of records to a prepared folder: validated, without near-duplicates, split, with a manifest."""
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from redheart.core.config import PrepareConfig, digest
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.files import new_folder, read_json, sha256_file, write_bytes, write_json
+from redheart.data.generator import generate
+from redheart.data.inventory import Inventory
+from redheart.data.near_duplicates import clusters, keep_first, near_duplicate_pairs
+from redheart.data.records import Record, Row, read_rows
+from redheart.data.schemas import Parsed, Problem, parse_rows
+from redheart.data.split import split_rows
+
+_SHOWN_PROBLEMS = 100
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where the records came from."""
+
+    path: str
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a prepared folder holds and how it was made."""
+
+    schema: str
+    source: Source
+    read: int
+    invalid: int
+    duplicates: int
+    train: int
+    val_select: int
+    val_confirm: int
+    test: int
+    best_reachable: float | None
+    """Lowest emotion cross-entropy that any model can reach, in nats; known for generated records only."""
+    seed: int
+    key: str
+    """Digest of everything that decides the content."""
+    inventory: Inventory
+    files: dict[str, str]
+    """SHA-256 by file name."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set in memory. N records, T target columns."""
+
+    folder: Path
+    manifest: Manifest
+    inventory: Inventory
+    records: list[Record]
+    values_NT: np.ndarray
+    """float32, 0 where absent."""
+    mask_NT: np.ndarray
+    """bool, True where present."""
+    split: dict[str, np.ndarray]
+
+
+def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int) -> Manifest:
+    """Prepare a file of records, or generated ones where `source` is None, into the folder `out`.
+
+    A folder that was made from the same content with the same settings is kept as it is.
+
+    Raises:
+        BadInput: the file or its records are malformed; all problems are listed.
+        DiskError: the folder cannot be written; nothing is left of it.
+    """
+    best_reachable = None
+    if source is None:
+        raw, best_reachable = generate(config.num_generated, seed=seed)
+        rows, kind = [Row(f"record {index}", row) for index, row in enumerate(raw)], "json"
+        origin = Source("generated", digest(raw))
+    else:
+        kind, rows = read_rows(source)
+        origin = Source(str(source), sha256_file(source))
+    key = digest({"version": 1, "source": origin.sha256, "config": config, "seed": seed})
+    manifest_path = out / "manifest.json"
+    if manifest_path.exists():
+        manifest = read_json(manifest_path, Manifest)
+        if manifest.key == key:
+            return load_prepared(out).manifest
+    parsed = parse_rows(source or Path("generated.json"), kind, rows)
+    if parsed.problems and not config.skip_invalid:
+        raise _invalid(source, parsed)
+    if not parsed.records:
+        raise BadInput("no record is left", where=source, got=f"{parsed.num_invalid} malformed records")
+
+    records = sorted(parsed.records, key=lambda record: record.id)
+    pairs: list[tuple[int, int]] = []
+    if config.duplicate_similarity > 0:
+        pairs = near_duplicate_pairs([record.text for record in records], similarity=config.duplicate_similarity)
+    clusters_N = clusters(len(records), pairs)
+    kept_N = np.ones(len(records), dtype=bool) if config.keep_duplicates else keep_first(len(records), pairs)
+    cluster_ids = _cluster_ids(records, clusters_N)
+    records = [record for record, kept in zip(records, kept_N, strict=True) if kept]
+    values_NT, mask_NT = target_arrays(records, parsed.inventory)
+    split = split_rows(emotion_classes(values_NT, mask_NT, parsed.inventory), clusters_N[kept_N], seed=seed)
+    if min(len(rows_of_part) for rows_of_part in split.values()) == 0:
+        raise BadInput(
+            "too few records to split",
+            where=source,
+            got=len(records),
+            expected="at least 40",
+            mend="every part of the split needs a record",
+        )
+
+    with new_folder(out) as folder:
+        lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+        write_bytes(folder / "records.jsonl.gz", gzip.compress(lines, mtime=0))
+        tensors = {"values_NT": values_NT, "mask_NT": mask_NT.astype(np.uint8)}
+        write_bytes(folder / "targets.safetensors", save(tensors))
+        write_json(folder / "split.json", {part: rows_of_part.tolist() for part, rows_of_part in split.items()})
+        write_json(folder / "clusters.json", cluster_ids)
+        if parsed.problems:
+            text = b"".join(msgspec.json.encode(problem) + b"\n" for problem in parsed.problems)
+            write_bytes(folder / "invalid.jsonl", text)
+        manifest = Manifest(
+            schema=parsed.schema,
+            source=origin,
+            read=len(rows),
+            invalid=parsed.num_invalid,
+            duplicates=int((~kept_N).sum()),
+            **{part: len(rows_of_part) for part, rows_of_part in split.items()},
+            best_reachable=best_reachable,
+            seed=seed,
+            key=key,
+            inventory=parsed.inventory,
+            files={item.name: sha256_file(item) for item in sorted(folder.iterdir())},
+        )
+        write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Read a prepared folder and check every file against its digest.
+
+    Raises:
+        BadInput: there is no prepared folder.
+        CorruptFile: a file does not match the manifest.
+    """
+    manifest = read_json(folder / "manifest.json", Manifest)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        found = sha256_file(path) if path.exists() else "no file"
+        if found != expected:
+            raise CorruptFile(
+                "a prepared file is damaged",
+                where=path,
+                got=found,
+                expected=expected,
+                mend="remove the folder and run `redheart prepare` again",
+            )
+    lines = gzip.decompress((folder / "records.jsonl.gz").read_bytes()).splitlines()
+    tensors = load_file(folder / "targets.safetensors")
+    split = read_json(folder / "split.json", dict[str, list[int]])
+    return Prepared(
+        folder=folder,
+        manifest=manifest,
+        inventory=manifest.inventory,
+        records=[msgspec.json.decode(line, type=Record) for line in lines],
+        values_NT=tensors["values_NT"],
+        mask_NT=tensors["mask_NT"].astype(bool),
+        split={part: np.array(rows, dtype=np.int64) for part, rows in split.items()},
+    )
+
+
+def target_arrays(records: Sequence[Record], inventory: Inventory) -> tuple[np.ndarray, np.ndarray]:
+    """Targets (N, T) float32, 0 where absent, and their mask (N, T) bool."""
+    flat = [[value for task in inventory.tasks for value in record.targets[task.name]] for record in records]
+    mask_NT = np.array([[value is not None for value in row] for row in flat], dtype=bool)
+    values_NT = np.array([[value or 0.0 for value in row] for row in flat], dtype=np.float32)
+    return values_NT, mask_NT
+
+
+def emotion_classes(values_NT: np.ndarray, mask_NT: np.ndarray, inventory: Inventory) -> np.ndarray:
+    """Arg-max emotion of every record (the first of a tie), -1 where it has none, (N,) int64."""
+    columns = inventory.columns("emotion")
+    return np.where(mask_NT[:, columns].any(1), values_NT[:, columns].argmax(1), -1)
+
+
+def _cluster_ids(records: Sequence[Record], clusters_N: np.ndarray) -> list[list[str]]:
+    members: dict[int, list[str]] = {}
+    for record, cluster in zip(records, clusters_N, strict=True):
+        members.setdefault(int(cluster), []).append(record.id)
+    return [ids for ids in members.values() if len(ids) > 1]
+
+
+def _invalid(source: Path | None, parsed: Parsed) -> BadInput:
+    shown: list[Problem] = parsed.problems[:_SHOWN_PROBLEMS]
+    listing = "\n".join(f"    {problem}" for problem in shown)
+    rest = len(parsed.problems) - len(shown)
+    more = f"\n    and {rest} more" if rest else ""
+    return BadInput(
+        f"{len(parsed.problems)} problems in {parsed.num_invalid} records\n{listing}{more}",
+        where=source,
+        mend="correct the records, or drop them with --prepare.skip-invalid (they are kept in invalid.jsonl)",
+    )

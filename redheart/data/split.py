@@ -1,0 +1,25 @@
+"""A stratified split 80/10/10 that keeps clusters together; validation is halved into select and confirm."""
+
+import numpy as np
+
+from redheart.core.seeds import stream_seed
+
+PARTS = ("train", "val_select", "val_confirm", "test")
+# Dealt out in turn along the records sorted by class: every class gives its share to every part within one record.
+_DEAL = ("test", *["train"] * 4, "val_select", *["train"] * 4, "test", *["train"] * 4, "val_confirm", *["train"] * 4)
+
+
+def split_rows(classes_N: np.ndarray, clusters_N: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Rows of every part, sorted.
+
+    Args:
+        classes_N: class of every record; the records' order must be canonical.
+        clusters_N: records of equal number stay in one part.
+        seed: the study's seed.
+    """
+    leaders_M, first_M = np.unique(clusters_N, return_index=True)
+    shuffled_M = np.random.default_rng(stream_seed(seed, "split")).permutation(len(leaders_M))
+    by_class_M = shuffled_M[np.argsort(classes_N[first_M][shuffled_M], kind="stable")]
+    part_of_cluster = {int(leaders_M[unit]): _DEAL[turn % len(_DEAL)] for turn, unit in enumerate(by_class_M)}
+    parts_N = np.array([part_of_cluster[int(cluster)] for cluster in clusters_N])
+    return {part: np.flatnonzero(parts_N == part) for part in PARTS}

@@ -1,0 +1,115 @@
+"""Features are cached, resumed, exact; batches are seekable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from redheart.core.config import FeatureConfig, PrepareConfig
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.data.encoders import average_to, open_encoder
+from redheart.data.features import make_features, open_features
+from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
+from redheart.data.prepare import load_prepared, prepare
+
+HASHED = FeatureConfig(encoder="hash", seq_len_tokens=16)
+
+
+def test_averaging_reads_every_state_once() -> None:
+    states_SD = np.arange(10, dtype=np.float32)[:, None]
+    assert average_to(states_SD, 10) is states_SD
+    assert average_to(states_SD, 4)[:, 0].tolist() == [0.5, 3.0, 5.5, 8.0]
+    for length in range(5, 40):
+        counts = np.diff(np.append(np.arange(5) * length // 5, length))
+        averaged = average_to(np.random.default_rng(0).normal(size=(length, 2)), 5)
+        assert len(averaged) == 5 and counts.sum() == length and counts.min() >= 1
+
+
+def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=300), seed=0)
+    records = load_prepared(tmp_path / "data").records
+    cache = make_features(records, config=HASHED, root=tmp_path / "features")
+    assert len(cache) == len(records) and cache.row(0).shape[1] == 768
+    whole = np.array(cache.states_RD)
+    folder = tmp_path / "features" / cache.manifest.key
+
+    calls = []
+    encode = type(open_encoder("hash")).encode
+    monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", lambda s, t: calls.append(len(t)) or encode(s, t))
+    make_features(records, config=HASHED, root=tmp_path / "features")
+    assert calls == []
+    partial = tmp_path / "other" / f"{cache.manifest.key}.partial"
+
+    def killed(self: object, texts: list[str]) -> list[np.ndarray]:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(len(texts))
+        return encode(self, texts)
+
+    monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_features(records, config=HASHED, root=tmp_path / "other")
+    assert len(list(partial.iterdir())) == 1
+    monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", encode)
+    resumed = make_features(records, config=HASHED, root=tmp_path / "other")
+    assert np.array_equal(resumed.states_RD, whole) and not partial.exists()
+
+    with (folder / "states.f16").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptFile, match="damaged"):
+        open_features(folder)
+
+
+def test_other_texts_or_settings_have_another_cache(tmp_path: Path) -> None:
+    prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
+    records = load_prepared(tmp_path / "data").records
+    keys = {
+        make_features(part, config=config, root=tmp_path / "f").manifest.key
+        for part in (records, records[1:])
+        for config in (HASHED, FeatureConfig(encoder="hash", seq_len_tokens=8))
+    }
+    assert len(keys) == 4
+
+
+def test_unknown_encoder_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the encoder cannot be loaded"):
+        open_encoder(str(tmp_path / "no-such-encoder"))
+
+
+def test_minilm_states_do_not_depend_on_their_company() -> None:
+    encoder = open_encoder("minilm")
+    long_text = "I told my sister that I would not come to the wedding. " * 40
+    texts = ["short", long_text, ""]
+    together = encoder.encode(texts)
+    assert [item.shape[1] for item in together] == [768] * 3
+    assert len(together[1]) > 400 and len(together[2]) == 1
+    for text, states_SD in zip(texts, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], states_SD, atol=2e-4)
+    assert np.mean(together[1][0, 384:] ** 2) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_batches_are_padded_and_masked(tmp_path: Path) -> None:
+    prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
+    prepared = load_prepared(tmp_path / "data")
+    cache = make_features(prepared.records, config=HASHED, root=tmp_path / "features")
+    rows = np.array([3, 0, 7])
+    batch = load_batch(cache, prepared.values_NT, prepared.mask_NT, rows)
+    assert batch.mask_BS.sum(1).tolist() == [len(cache.row(row)) for row in rows]
+    assert torch.equal(batch.features_BSD[1][batch.mask_BS[1]], torch.from_numpy(cache.row(0).astype(np.float32)))
+    assert not batch.features_BSD[~batch.mask_BS].any()
+    assert np.array_equal(batch.targets_BT.numpy(), prepared.values_NT[rows])
+
+
+def test_order_is_seekable_and_ranks_share_every_step() -> None:
+    rows = np.arange(100, 250)
+    order = epoch_order(rows, seed=0, epoch=4)
+    assert np.array_equal(order, epoch_order(rows, seed=0, epoch=4))
+    assert not np.array_equal(order, epoch_order(rows, seed=0, epoch=5))
+    steps = effective_batches(order, effective_batch=64)
+    assert [len(step) for step in steps] == [64, 64, 22]
+    assert np.array_equal(np.concatenate(steps), order)
+    for step in steps:
+        shares = [micro_batches(step, micro_batch=7, rank=rank, world_size=3) for rank in range(3)]
+        assert len({len(share) for share in shares}) == 1
+        assert sorted(np.concatenate([part for share in shares for part in share])) == sorted(step)

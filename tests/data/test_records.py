@@ -1,0 +1,201 @@
+"""Every problem of a file at once, each where it is; nothing repaired; never a traceback."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from redheart.core.config import PrepareConfig
+from redheart.core.errors import BadInput, CorruptFile, RedHeartError
+from redheart.data.generator import generate
+from redheart.data.prepare import load_prepared, prepare
+from redheart.data.records import read_rows
+from redheart.data.schemas import parse_rows
+
+
+def real_row(index: int) -> dict[str, Any]:
+    return {
+        "id": f"r{index}",
+        "text": "cut",
+        "text_full": f"the whole post {index} " + "word " * index,
+        "title": "t",
+        "action": "",
+        "label": "OTHER",
+        "emotions": [0.1, 0.05, 0.15, 0.05, 0.2, 0.25, 0.2],
+        "regret_factor": 0.15,
+        "bentham_scores": {"intensity": 0.3, "duration": 0.6, "certainty": 0.8, "propinquity": 0.9},
+        "surd_metrics": {"selection": 0.7, "uncertainty": 0.3, "risk": 0.2, "decision": 0.4},
+    }
+
+
+def parse(path: Path) -> Any:
+    kind, rows = read_rows(path)
+    return parse_rows(path, kind, rows)
+
+
+def test_real_schema_masks_what_is_absent_and_names_what_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(json.dumps(real_row(i)) for i in range(3)).encode()))
+    parsed = parse(path)
+    assert parsed.schema == "distribution" and not parsed.problems
+    record = parsed.records[0]
+    assert record.text.startswith("the whole post") and record.verdict == "OTHER"
+    assert record.targets["emotion"] == (0.1, 0.05, 0.15, 0.05, 0.2, 0.25, 0.2)
+    assert record.targets["bentham"] == (0.3, 0.6, 0.8, 0.9, None, None, None, None, None, None)
+    assert parsed.inventory.task("surd").targets == ("selection", "uncertainty", "risk", "decision")
+    assert record.targets["surd"] == (0.7, 0.3, 0.2, 0.4)
+
+
+def test_goemotions_rows_with_several_classes_share_the_weight(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("anger\ndisgust\nfear\njoy\nneutral\nsadness\nsurprise\n")
+    path = tmp_path / "train.tsv.gz"
+    path.write_bytes(gzip.compress(b"hello\t3\ta\nwell\t0,2\tb\n"))
+    first, second = parse(path).records
+    assert first.targets["emotion"] == (0, 0, 0, 1, 0, 0, 0)
+    assert second.targets["emotion"] == (0.5, 0, 0.5, 0, 0, 0, 0)
+    assert second.targets["regret"] == (None,)
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"id": ""}, "id"),
+    ({"id": 5}, "id"),
+    ({"id": "g000000"}, "id"),
+    ({"text": ""}, "text"),
+    ({"text": None}, "text"),
+    ({"text": ["x"]}, "text"),
+    ({"title": 3}, "title"),
+    ({"action": {}}, "action"),
+    ({"label": 7}, "label"),
+    ({"label": -1}, "label"),
+    ({"label": "joy"}, "label"),
+    ({"label": 1.5}, "label"),
+    ({"label": True}, "label"),
+    ({"emotions": "joy"}, "emotions"),
+    ({"emotions": {"primary": "hunger"}}, "emotions.primary"),
+    ({"emotions": {"primary": "joy"}, "label": 6}, "emotions.primary"),
+    ({"emotions": {"secondary": 4}}, "emotions.secondary"),
+    ({"emotions": {"intensity": 1.2}}, "emotions.intensity"),
+    ({"regret_factor": 1.01}, "regret_factor"),
+    ({"regret_factor": -0.1}, "regret_factor"),
+    ({"regret_factor": "0.5"}, "regret_factor"),
+    ({"regret_factor": float("nan")}, "regret_factor"),
+    ({"regret_factor": float("inf")}, "regret_factor"),
+    ({"regret_factor": False}, "regret_factor"),
+    ({"regret_factor": []}, "regret_factor"),
+    ({"bentham_scores": [0.5] * 9}, "bentham_scores"),
+    ({"bentham_scores": [0.5] * 11}, "bentham_scores"),
+    ({"bentham_scores": 0.5}, "bentham_scores"),
+    ({"bentham_scores": [0.5] * 9 + [2]}, "bentham_scores[9]"),
+    ({"bentham_scores": [0.5] * 9 + ["a"]}, "bentham_scores[9]"),
+    ({"bentham_scores": [0.5] * 9 + [float("nan")]}, "bentham_scores[9]"),
+    ({"surd_metrics": 3}, "surd_metrics"),
+    ({"surd_metrics": [0.1] * 4}, "surd_metrics"),
+    ({"surd_metrics": {"risk": 0.5}}, "surd_metrics.risk"),
+    ({"surd_metrics": {"depth": 1.5}}, "surd_metrics.depth"),
+    ({"surd_metrics": {"depth": "deep"}}, "surd_metrics.depth"),
+    ({"surd_metrics": {"depth": float("-inf")}}, "surd_metrics.depth"),
+    ({"timestamp": "yesterday"}, "timestamp"),
+    ({"timestamp": 5}, "timestamp"),
+    ({"surd_metrics": {"surprise": {}}}, "surd_metrics.surprise"),
+]
+
+
+def test_forty_planted_faults_are_all_reported_at_once(tmp_path: Path) -> None:
+    rows, _ = generate(100, seed=0)
+    for index, (fault, _) in enumerate(FAULTS, start=1):
+        rows[index] = {**rows[index], "emotions": None, **fault}
+    path = tmp_path / "faulty.json"
+    path.write_text(json.dumps(rows))
+    assert len(FAULTS) == 40
+    parsed = parse(path)
+    found = {(problem.where, problem.field) for problem in parsed.problems}
+    for index, (_, field) in enumerate(FAULTS, start=1):
+        assert (f"record {index}", field) in found
+    assert parsed.num_invalid == 40 and len(parsed.records) == 60
+    with pytest.raises(BadInput, match="in 40 records") as caught:
+        prepare(path, out=tmp_path / "out", config=PrepareConfig(), seed=0)
+    assert all(f"record {index} " in str(caught.value) for index in range(1, 41))
+    assert not (tmp_path / "out").exists()
+    manifest = prepare(path, out=tmp_path / "out", config=PrepareConfig(skip_invalid=True), seed=0)
+    assert manifest.read == 100 and manifest.invalid == 40
+    assert len((tmp_path / "out" / "invalid.jsonl").read_text().splitlines()) == len(parsed.problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b"", "empty"),
+        ("a.json", b"[]", "no record"),
+        ("a.json", b"{}", "not a JSON array"),
+        ("a.json", b"[1, 2", "not valid JSON"),
+        ("a.json", b"[" * 100_000, "not valid JSON"),
+        ("a.json", b'["\xff"]', "not UTF-8"),
+        ("a.json", b'[{"name": "x"}]', "no known schema"),
+        ("a.json.gz", gzip.compress(b"[]" * 100)[:-9], "cut or damaged"),
+        ("a.json.gz", b"[]", "cut or damaged"),
+        ("a.jsonl", b'{"id": 1}\n{', "line 2"),
+        ("a.csv", b"id,text", "unknown kind of file"),
+        ("a.tsv", b"x\t1\ta", "class names"),
+    ],
+)
+def test_unreadable_files_say_what_is_wrong(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        parse(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="file not found"):
+        read_rows(tmp_path / "none.json")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 100_000), replacement=st.binary(max_size=3), cut=st.integers(0, 5))
+def test_a_mutated_file_is_parsed_or_refused(tmp_path: Path, position: int, replacement: bytes, cut: int) -> None:
+    rows, _ = generate(40, seed=0)
+    content = json.dumps(rows).encode()
+    position %= len(content)
+    path = tmp_path / "mutated.json"
+    path.write_bytes(content[:position] + replacement + content[position + cut :])
+    try:
+        parsed = parse(path)
+    except RedHeartError:
+        return
+    assert parsed.num_invalid + len(parsed.records) >= 1
+    for record in parsed.records:
+        assert record.id and record.text.strip()
+        assert all(value is None or 0 <= value <= 1 for target in record.targets.values() for value in target)
+
+
+def test_prepared_folder_is_verified_reused_and_complete(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    manifest = prepare(None, out=out, config=PrepareConfig(num_generated=300), seed=3)
+    assert manifest.read == 300 and manifest.invalid == 0 and manifest.duplicates > 0
+    parts = (manifest.train, manifest.val_select, manifest.val_confirm, manifest.test)
+    assert sum(parts) + manifest.duplicates == 300
+    assert manifest.best_reachable is not None and 1 < manifest.best_reachable < 1.946
+    written = (out / "manifest.json").stat().st_mtime_ns
+    assert prepare(None, out=out, config=PrepareConfig(num_generated=300), seed=3) == manifest
+    assert (out / "manifest.json").stat().st_mtime_ns == written
+    prepared = load_prepared(out)
+    rows = sorted(row for part in prepared.split.values() for row in part.tolist())
+    assert rows == list(range(len(prepared.records)))
+    content = bytearray((out / "targets.safetensors").read_bytes())
+    content[-1] ^= 1
+    (out / "targets.safetensors").write_bytes(bytes(content))
+    with pytest.raises(CorruptFile, match=r"targets\.safetensors"):
+        load_prepared(out)
+
+
+def test_file_order_does_not_change_the_split(tmp_path: Path) -> None:
+    rows, _ = generate(120, seed=1)
+    for name, ordered in (("a", rows), ("b", rows[::-1])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(ordered))
+        prepare(tmp_path / f"{name}.json", out=tmp_path / name, config=PrepareConfig(), seed=0)
+    assert load_prepared(tmp_path / "a").records == load_prepared(tmp_path / "b").records
+    assert (tmp_path / "a" / "split.json").read_bytes() == (tmp_path / "b" / "split.json").read_bytes()
