@@ -1,44 +1,257 @@
-"""The command line: one sub-command per phase; errors end in one message and their exit code."""
+"""The command line: one sub-command per phase. Every error ends in one message and its exit code.
 
+Heavy libraries are imported inside the commands, so that `redheart --help` answers at once.
+"""
+
+import dataclasses
+import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
 
-from redheart.core.config import Preset
-from redheart.core.errors import RedHeartError
+from redheart.core.config import PrepareConfig, Preset, StudyConfig, load_toml
+from redheart.core.errors import BadInput, RedHeartError
+
+T = TypeVar("T")
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+RunPath = Annotated[Path, tyro.conf.Positional]
 
 
 @dataclass(frozen=True)
-class Model:
-    """Print the parameter ledger of a preset and, for `full`, hold it against the design's table."""
+class ModelOptions:
+    """Print the parameter ledger of a preset; `full` is held against the design's table."""
 
     preset: Preset = "full"
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-
-    def run(self) -> None:
-        from redheart.model.ledger import ledger_text
-
-        print(ledger_text(self.preset, as_json=self.json))
+    json: Flag = False
 
 
-Command = Annotated[Model, tyro.conf.subcommand("model")] | Annotated[None, tyro.conf.subcommand("version")]
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Validate, de-duplicate and split a file of records."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """Records: .json, .jsonl or .tsv, plain or .gz."""
+    out: Path
+    """Folder to write."""
+    seed: int = 0
+    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    json: Flag = False
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """Work on a run that is there."""
+
+    run: RunPath
+    """Folder of the run."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class SweetSpotOptions:
+    """Choose the best epochs of every module group."""
+
+    run: RunPath
+    """Folder of the run."""
+    strategy: str | None = None
+    """Selection strategy; empty takes the run's."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate the final model on the run's test split, or on another labelled file."""
+
+    run: RunPath
+    """Folder of the run."""
+    data: Path | None = None
+    """A labelled file that the run has never seen."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """One trial of the sweep, in a process of its own."""
+
+    run: RunPath
+    rate: Annotated[float, tyro.conf.Positional]
+
+
+def model(arguments: Sequence[str]) -> None:
+    from redheart.model.ledger import ledger_text
+
+    options = _parse(ModelOptions, arguments, "model")
+    print(ledger_text(options.preset, as_json=options.json))
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    from redheart.data.prepare import prepare as run_prepare
+
+    options = _parse(PrepareOptions, arguments, "prepare")
+    _print(run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed), options.json)
+
+
+def run(arguments: Sequence[str]) -> None:
+    from redheart.study.pipeline import run_study
+
+    run_study(_study(arguments, "run"))
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder
+
+    config = _study(arguments, "sweep")
+    folder = run_folder.start(config)
+    phases.open_data(config, folder, show_progress=True)
+    print(f"learning rate {phases.run_sweep(config, folder).best_rate:g}")
+
+
+def train(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder
+
+    config = _study([item for item in arguments if not item.startswith("--local_rank")], "train")
+    folder = run_folder.start(config)
+    data = phases.open_data(config, folder, show_progress=True)
+    phases.run_training(config, folder, data, show_progress=True)
+
+
+def trial(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder
+
+    options = _parse(TrialOptions, arguments, "trial")
+    folder, config = run_folder.load(options.run)
+    phases.run_trial(config, folder, phases.open_data(config, folder, show_progress=False), options.rate)
+
+
+def sweet_spot(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder, selection
+
+    options = _parse(SweetSpotOptions, arguments, "sweet-spot")
+    folder, config = run_folder.load(options.run)
+    data = phases.open_data(config, folder, show_progress=True)
+    _print(selection.run_sweet_spot(folder, data, strategy=options.strategy or config.select.strategy), options.json)
+
+
+def crossover(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder, selection
+
+    options = _parse(RunOptions, arguments, "crossover")
+    folder, config = run_folder.load(options.run)
+    data = phases.open_data(config, folder, show_progress=True)
+    _print(selection.run_crossover(config, folder, data), options.json)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder, selection
+
+    options = _parse(EvaluateOptions, arguments, "evaluate")
+    folder, config = run_folder.load(options.run)
+    if options.data is None:
+        data = phases.open_data(config, folder, show_progress=True)
+        _print(selection.run_evaluation(config, folder, data), options.json)
+    else:
+        inventory = selection.inventory_of(folder)
+        _print(selection.evaluate_file(config, folder, inventory, options.data), options.json)
+
+
+def report(arguments: Sequence[str]) -> None:
+    from redheart.study import pipeline, run_folder
+
+    options = _parse(RunOptions, arguments, "report")
+    folder, config = run_folder.load(options.run)
+    print(pipeline.make_report(config, folder))
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "run": (run, "the whole study: all phases below, or what is left of them"),
+    "model": (model, "the parameter ledger of a preset"),
+    "prepare": (prepare, "validate, de-duplicate and split a file of records"),
+    "sweep": (sweep, "find the learning rate"),
+    "train": (train, "the main run, with snapshots; goes on where it stopped"),
+    "trial": (trial, "one trial of the sweep"),
+    "sweet-spot": (sweet_spot, "the best epochs of every module group"),
+    "crossover": (crossover, "assemble the chosen model and compare it"),
+    "evaluate": (evaluate, "test split or another labelled file, beside baselines"),
+    "report": (report, "write the report from the files of a run"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `redheart`."""
-    command = tyro.cli(Command, prog="redheart", description="Train 730 million parameters on an 8 GB card.")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _quieten_libraries()
     try:
-        if command is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_help())
+        elif arguments[0] == "--version":
             from redheart import __version__
 
             print(__version__)
+        elif arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]][0](arguments[1:])
         else:
-            command.run()
+            raise BadInput("unknown command", got=arguments[0], expected=", ".join(COMMANDS))
     except RedHeartError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(75)
+
+
+def _help() -> str:
+    lines = [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: redheart COMMAND [OPTIONS]",
+            "",
+            "Train a 730-million-parameter model, all parameters, on an 8 GB card.",
+            "",
+            *lines,
+            "",
+            "`redheart COMMAND --help` lists a command's options.",
+        ]
+    )
+
+
+def _parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
+    prog = f"redheart {command}"
+    if default is None:
+        return tyro.cli(kind, args=list(arguments), prog=prog)
+    return tyro.cli(kind, args=list(arguments), prog=prog, default=default)
+
+
+def _study(arguments: Sequence[str], command: str) -> StudyConfig:
+    """The study's configuration: defaults, then the file of `--config`, then the other options."""
+    rest = list(arguments)
+    default = StudyConfig()
+    if "--config" in rest:
+        position = rest.index("--config")
+        if position + 1 == len(rest):
+            raise BadInput("--config needs a file")
+        default = load_toml(Path(rest[position + 1]))
+        del rest[position : position + 2]
+    return _parse(StudyConfig, rest, command, default)
+
+
+def _print(value: object, as_json: bool) -> None:
+    import json
+
+    import msgspec
+
+    print(json.dumps(msgspec.to_builtins(value), indent=None if as_json else 1, ensure_ascii=False))
+
+
+def _quieten_libraries() -> None:
+    """Turn off what libraries print that a user can do nothing about; what is set already stays."""
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
 
 
 if __name__ == "__main__":

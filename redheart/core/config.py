@@ -77,7 +77,6 @@ class TrainConfig:
     """Optimizer steps between resume states; 0 writes one per epoch."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    dropout: float = 0.0
     num_threads: int = 0
     """CPU threads per rank; 0 takes the physical cores over the ranks of this host."""
 

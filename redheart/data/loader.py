@@ -49,10 +49,16 @@ def micro_batches(step_rows: np.ndarray, *, micro_batch: int, rank: int, world_s
 
 def load_batch(features: FeatureCache, values_NT: np.ndarray, mask_NT: np.ndarray, rows: np.ndarray) -> Batch:
     """Read rows into a batch, padded to the longest of them."""
+    features_BSD, mask_BS = load_features(features, rows)
+    return Batch(features_BSD, mask_BS, torch.from_numpy(values_NT[rows]), torch.from_numpy(mask_NT[rows]))
+
+
+def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of rows, (B, S, 768) float32, and their mask, (B, S) bool."""
     states = [features.row(int(row)) for row in rows]
     lengths = [len(item) for item in states]
     features_BSD = torch.zeros(len(rows), max(lengths), features.states_RD.shape[1])
     mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     for index, item in enumerate(states):
         features_BSD[index, : len(item)] = torch.from_numpy(item.astype(np.float32))
-    return Batch(features_BSD, mask_BS, torch.from_numpy(values_NT[rows]), torch.from_numpy(mask_NT[rows]))
+    return features_BSD, mask_BS

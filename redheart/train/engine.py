@@ -4,6 +4,7 @@ The only file that imports deepspeed and accelerate. Weights and optimizer state
 tensors by name, so that the savers need to know nothing of an engine.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -174,6 +175,9 @@ class ZeroEngine:
 
 def _set_up_environment() -> None:
     """Let a plain `python` start look like a launcher's with one rank, and use the CPU where there is no GPU."""
+    # Their warnings are about choices that the strategies make on purpose, and a user can do nothing about them.
+    for library in ("DeepSpeed", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

@@ -1,0 +1,39 @@
+"""One process at a time in a folder."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from redheart.core.errors import BadInput
+from redheart.core.files import disk_errors
+
+
+@contextmanager
+def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
+    """Hold the lock called `name` of a folder; it ends with the process, however that ends.
+
+    Raises:
+        BadInput: another process holds it and `wait` is False; its process number is named.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f".{name}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode() or "unknown"
+            raise BadInput(
+                "another process works in this folder",
+                where=folder,
+                got=f"process {holder}",
+                mend="wait for it, stop it, or choose another --out",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""Evaluation of a model's final predictions: every metric with a bootstrap interval."""
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import numpy as np
+from scipy.special import softmax
+from scipy.stats import bootstrap
+
+from redheart.core.seeds import stream_seed
+from redheart.data.inventory import Inventory
+from redheart.evaluate import metrics
+
+_RESAMPLES = 1000
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A metric and its 95 % percentile bootstrap interval over records."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """Metrics by task; a task or target without any label does not appear."""
+
+    num_records: int
+    tasks: dict[str, dict[str, Estimate]]
+
+
+def evaluate_predictions(
+    predictions: Mapping[str, np.ndarray],
+    values_NT: np.ndarray,
+    mask_NT: np.ndarray,
+    inventory: Inventory,
+    *,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate predictions by task: emotion logits (N, C), values in 0-1 (N, O)."""
+    tasks: dict[str, dict[str, Estimate]] = {}
+    for task in inventory.tasks:
+        columns = inventory.columns(task.name)
+        targets_NO, mask_NO = values_NT[:, columns].astype(np.float64), mask_NT[:, columns]
+        predictions_NO = predictions[task.name].astype(np.float64)
+        if task.kind == "distribution":
+            rows = mask_NO.all(1)
+            if rows.any():
+                tasks[task.name] = _distribution(predictions_NO[rows], targets_NO[rows], seed=seed)
+        else:
+            found = _values(task.targets, predictions_NO, targets_NO, mask_NO, seed=seed)
+            if found:
+                tasks[task.name] = found
+    return Evaluation(len(values_NT), tasks)
+
+
+def _distribution(logits_NC: np.ndarray, targets_NC: np.ndarray, *, seed: int) -> dict[str, Estimate]:
+    per_record = {
+        "kl": metrics.emotion_kl(logits_NC, targets_NC),
+        "cross_entropy": metrics.soft_cross_entropy(logits_NC, targets_NC),
+        "accuracy": metrics.hits(logits_NC, targets_NC, tie_tolerant=False),
+        "accuracy_tie": metrics.hits(logits_NC, targets_NC, tie_tolerant=True),
+        "brier": metrics.brier(logits_NC, targets_NC),
+    }
+    found = {name: _interval((values,), _mean, name, seed=seed) for name, values in per_record.items()}
+    confidence_N = softmax(logits_NC, axis=1).max(1)
+    found["macro_f1"] = Estimate(metrics.macro_f1(logits_NC, targets_NC))
+    found["ece"] = Estimate(metrics.calibration_error(confidence_N, per_record["accuracy"]))
+    floor = metrics.calibration_floor(confidence_N, seed=stream_seed(seed, "ece floor"))
+    found["ece_noise_floor"] = Estimate(floor)
+    return found
+
+
+def _values(
+    names: tuple[str, ...], predictions_NO: np.ndarray, targets_NO: np.ndarray, mask_NO: np.ndarray, *, seed: int
+) -> dict[str, Estimate]:
+    found = {}
+    for index, name in enumerate(names):
+        rows = mask_NO[:, index]
+        # A spread is needed for R2 and its resamples.
+        if rows.sum() < 2 or np.ptp(targets_NO[rows, index]) == 0:
+            continue
+        pair = (targets_NO[rows, index], predictions_NO[rows, index])
+        found[f"r2.{name}"] = _interval(pair, metrics.r_squared, name, seed=seed)
+        found[f"mae.{name}"] = _interval((np.abs(pair[0] - pair[1]),), _mean, name, seed=seed)
+    if found:
+        found["r2"] = Estimate(float(np.mean([found[key].value for key in found if key.startswith("r2.")])))
+    return found
+
+
+def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    mean: np.ndarray = values.mean(axis)
+    return mean
+
+
+def _interval(
+    samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], name: str, *, seed: int
+) -> Estimate:
+    value = float(statistic(*samples))
+    random = np.random.default_rng(stream_seed(seed, "bootstrap", name))
+    result = bootstrap(
+        samples,
+        statistic,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=_RESAMPLES,
+        rng=random,
+    )
+    interval = result.confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high))

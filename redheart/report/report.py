@@ -1,0 +1,202 @@
+"""The report of a run in Markdown, with figures. Every number in it stands in a file of the run."""
+
+from pathlib import Path
+from typing import Any
+
+from redheart.core.files import write_bytes
+from redheart.data.prepare import Manifest
+from redheart.report.figures import draw_lines
+from redheart.report.tables import comparison_table, markdown_table
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    manifest: Manifest,
+    ledger_rows: list[tuple[str, int]],
+    trials: list[Any],
+    epochs: list[dict[str, Any]],
+    spot: Any,
+    crossover: Any,
+    evaluation: Any,
+) -> Path:
+    """Write `report.md` and its figures below `out`; a phase that has not run (None, empty) is said to be missing.
+
+    Args:
+        out: folder of the report.
+        title: what the run is called.
+        manifest: of the prepared data.
+        ledger_rows: module names and their numbers of parameters.
+        trials: of the sweep.
+        epochs: the epoch events of the main run.
+        spot: the sweet spot.
+        crossover: the crossover.
+        evaluation: models and baselines on the test split.
+    """
+    sections = [
+        f"# {title}",
+        _summary(crossover, evaluation),
+        "## Data",
+        _data(manifest),
+        "## Model",
+        _model(ledger_rows),
+        "## Learning-rate sweep",
+        _sweep(out, trials),
+        "## Training",
+        _training(out, epochs, manifest),
+        "## Sweet spot",
+        _sweet_spot(out, spot),
+        "## Crossover",
+        _crossover(crossover),
+        "## Test split",
+        _test(evaluation),
+        "## Limitations",
+        _limitations(manifest, crossover),
+    ]
+    path = out / "report.md"
+    write_bytes(path, ("\n\n".join(sections) + "\n").encode())
+    return path
+
+
+_MISSING = "This phase has not run."
+
+
+def _summary(crossover: Any, evaluation: Any) -> str:
+    if crossover is None or evaluation is None:
+        return "The run is not complete; what has run is below."
+    return f"**{crossover.verdict}**"
+
+
+def _data(manifest: Manifest) -> str:
+    names = ("schema", "read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
+    rows = [[name, str(getattr(manifest, name))] for name in names]
+    text = markdown_table(["", "records"], rows)
+    tasks = [[task.name, task.kind, ", ".join(task.targets)] for task in manifest.inventory.tasks]
+    text += "\n\n" + markdown_table(["task", "kind", "targets"], tasks)
+    if manifest.best_reachable is not None:
+        text += (
+            "\n\nThe records are generated; no model can reach an emotion cross-entropy below "
+            f"{manifest.best_reachable:.4f} nats on average."
+        )
+    return text
+
+
+def _model(ledger_rows: list[tuple[str, int]]) -> str:
+    total = sum(count for _, count in ledger_rows)
+    return markdown_table(
+        ["module", "parameters"], [[name, f"{count:,}"] for name, count in [*ledger_rows, ("total", total)]]
+    )
+
+
+def _sweep(out: Path, trials: list[Any]) -> str:
+    if not trials:
+        return _MISSING
+    rows = [[f"{trial.rate:g}", "–" if trial.score is None else f"{trial.score:.5f}", trial.status] for trial in trials]
+    scored = [trial for trial in trials if trial.score is not None]
+    draw_lines(
+        out / "figures" / "sweep.png",
+        {"score": ([trial.rate for trial in scored], [trial.score for trial in scored])},
+        title="Learning-rate sweep",
+        xlabel="learning rate",
+        ylabel="validation loss",
+        log_x=True,
+    )
+    return markdown_table(["rate", "score", "status"], rows) + "\n\n![sweep](figures/sweep.png)"
+
+
+def _training(out: Path, epochs: list[dict[str, Any]], manifest: Manifest) -> str:
+    if not epochs:
+        return _MISSING
+    x = [event["epoch"] for event in epochs]
+    draw_lines(
+        out / "figures" / "loss.png",
+        {"training": (x, [e["train_loss"] for e in epochs]), "validation": (x, [e["val_loss"] for e in epochs])},
+        title="Loss",
+        xlabel="epoch",
+        ylabel="loss",
+    )
+    draw_lines(
+        out / "figures" / "modules.png",
+        {name: (x, [e["val_module_loss"][name] for e in epochs]) for name in _emotion_modules(epochs)},
+        title="Emotion loss of every module that predicts it",
+        xlabel="epoch",
+        ylabel="cross-entropy, nats",
+    )
+    seconds = sum(event["epoch_s"] for event in epochs)
+    last = epochs[-1]
+    rows = [
+        ["epochs", str(len(epochs))],
+        ["optimizer steps", str(last["step"])],
+        ["time of training, minutes", f"{seconds / 60:.1f}"],
+        ["records a second, last epoch", f"{last['samples_per_s']:.1f}"],
+        ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / 2**30:.2f}"],
+        ["validation loss, best", f"{min(e['val_loss'] for e in epochs):.4f}"],
+        ["validation loss, last", f"{last['val_loss']:.4f}"],
+    ]
+    return markdown_table(["", ""], rows) + "\n\n![loss](figures/loss.png)\n\n![loss per module](figures/modules.png)"
+
+
+def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
+    names = epochs[0]["val_module_loss"]
+    return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
+
+
+def _sweet_spot(out: Path, spot: Any) -> str:
+    if spot is None:
+        return _MISSING
+    rows = [[name, ", ".join(map(str, group.epochs)), group.reason] for name, group in spot.groups.items()]
+    scored = {name: (spot.epochs, group.scores) for name, group in spot.groups.items() if group.scores}
+    text = (
+        f"Strategy `{spot.strategy}`; anchor: epoch {spot.anchor_epoch}, the best single snapshot; "
+        f"{spot.num_candidates} scores compared.\n\n" + markdown_table(["group", "epoch", "why"], rows)
+    )
+    if scored:
+        draw_lines(
+            out / "figures" / "sweet_spot.png",
+            scored,
+            title="Score of every group by epoch (lower is better), chosen epoch marked",
+            xlabel="epoch",
+            ylabel="score",
+            marks={name: float(spot.groups[name].epochs[0]) for name in scored},
+        )
+        text += "\n\n![sweet spot](figures/sweet_spot.png)"
+    return text
+
+
+def _crossover(crossover: Any) -> str:
+    if crossover is None:
+        return _MISSING
+    rows = [
+        [name, f"{gain.percent:+.2f} %", f"{gain.low:+.2f} %", f"{gain.high:+.2f} %", str(gain.num_records)]
+        for name, gain in (
+            ("select (the choice was made here)", crossover.gain_select),
+            ("confirm", crossover.gain_confirm),
+        )
+    ]
+    table = markdown_table(["gain over the best single snapshot", "loss lower by", "low", "high", "records"], rows)
+    return f"{table}\n\n{crossover.verdict}"
+
+
+def _test(evaluation: Any) -> str:
+    if evaluation is None:
+        return _MISSING
+    gain = evaluation.gain_test
+    return (
+        "Values with 95 % bootstrap intervals over records.\n\n"
+        + comparison_table({**evaluation.models, **evaluation.baselines})
+        + f"\n\nLoss of the crossover against the best single snapshot: lower by {gain.percent:+.2f} % "
+        f"[{gain.low:+.2f}, {gain.high:+.2f}]. Recommended on the confirm half, before this split was opened: "
+        f"`{evaluation.recommended}`."
+    )
+
+
+def _limitations(manifest: Manifest, crossover: Any) -> str:
+    facts = [f"- {manifest.read - manifest.invalid - manifest.duplicates:,} records; {manifest.test:,} of them test."]
+    if manifest.schema == "documented" and manifest.best_reachable is not None:
+        facts.append("- The records are generated: the figures say that the machinery works, not how good it is.")
+    if manifest.schema == "distribution":
+        facts.append("- The labels are one labeller's soft judgement; nobody has checked them against people.")
+    if crossover is not None and not crossover.gain_confirm.is_evidence:
+        facts.append("- The recombination of modules shows no evidence of gain on this run.")
+    return "\n".join(facts)

@@ -1,0 +1,59 @@
+"""Is one model really better than another? A paired bootstrap interval, and the sentence that follows from it."""
+
+import msgspec
+import numpy as np
+from scipy.stats import bootstrap
+
+_RESAMPLES = 5000
+
+
+class Gain(msgspec.Struct, frozen=True):
+    """How much lower a candidate's loss is than a reference's, in percent of the reference's."""
+
+    percent: float
+    low: float
+    high: float
+    num_records: int
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the 95 % interval lies above zero."""
+        return self.low > 0
+
+
+def paired_gain(reference_N: np.ndarray, candidate_N: np.ndarray, *, seed: int) -> Gain:
+    """Gain in mean loss with a paired BCa 95 % interval (Efron 1987) over records.
+
+    Args:
+        reference_N: loss of the reference on every record.
+        candidate_N: loss of the candidate on the same records.
+        seed: seed of the bootstrap.
+    """
+    differences_N = reference_N - candidate_N
+    scale = 100 / reference_N.mean()
+    if np.ptp(differences_N) == 0:
+        value = float(differences_N.mean() * scale)
+        return Gain(value, value, value, len(differences_N))
+    result = bootstrap(
+        (differences_N,),
+        np.mean,
+        vectorized=True,
+        method="BCa",
+        n_resamples=_RESAMPLES,
+        rng=np.random.default_rng(seed),
+    )
+    interval = result.confidence_interval
+    return Gain(
+        float(differences_N.mean() * scale),
+        float(interval.low * scale),
+        float(interval.high * scale),
+        len(differences_N),
+    )
+
+
+def verdict(gain: Gain, *, candidate: str, reference: str) -> str:
+    """What the interval allows to be said."""
+    figures = f"{gain.percent:+.2f} % [{gain.low:+.2f}, {gain.high:+.2f}] on {gain.num_records} records"
+    if gain.is_evidence:
+        return f"The {candidate} is better than the {reference}: loss lower by {figures}."
+    return f"No evidence of gain of the {candidate} over the {reference} ({figures}): use the {reference}."

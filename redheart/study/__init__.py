@@ -1,0 +1,1 @@
+"""The study: the emotion model and its data put through every phase."""

@@ -1,0 +1,127 @@
+"""The emotion model with its data, as the trainer sees it.
+
+Shape suffixes: B batch, T target columns, O targets of a task, N records.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from redheart.data.features import FeatureCache
+from redheart.data.loader import epoch_order, load_batch, load_features
+from redheart.data.prepare import Prepared
+from redheart.evaluate import metrics
+from redheart.model.dims import TASKS
+from redheart.model.ledger import module_names
+from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts
+from redheart.model.network import RedHeart, task_of
+from redheart.train.learner import MicroLoss, Validation
+
+VALIDATION_PARTS = ("val_select", "val_confirm")
+
+
+class EmotionLearner:
+    """Implements `redheart.train.learner.Learner`."""
+
+    def __init__(
+        self, model: RedHeart, prepared: Prepared, features: FeatureCache, *, seed: int, micro_batch: int
+    ) -> None:
+        self.model: nn.Module = model
+        self._outputs = model.dims.outputs
+        self._prepared, self._features = prepared, features
+        self._seed, self._micro_batch = seed, micro_batch
+        self._module_names = module_names(model)
+
+    def modules(self) -> Sequence[str]:
+        return self._module_names
+
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        return epoch_order(self._prepared.split["train"], seed=self._seed, epoch=epoch)
+
+    def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
+        is_empty = len(rows) == 0
+        batch = load_batch(
+            self._features, self._prepared.values_NT, self._prepared.mask_NT, step_rows[:1] if is_empty else rows
+        )
+        # A rank without a row left still takes part in the backward pass, with everything masked.
+        target_mask_BT = batch.target_mask_BT & (not is_empty)
+        parameter = next(self.model.parameters())
+        predictions = module(batch.features_BSD.to(parameter), batch.mask_BS.to(parameter.device))
+        terms = multitask_loss(
+            predictions,
+            batch.targets_BT.to(parameter.device),
+            target_mask_BT.to(parameter.device),
+            outputs=self._outputs,
+            step_counts_K=task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs),
+        )
+        counts = {name: terms.counts_K[TASKS.index(task_of(name))] for name in terms.sums}
+        return MicroLoss(terms.total, terms.sums, counts)
+
+    def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
+        means = {name: sums[name] / counts[name] for name in sums if counts[name] > 0}
+        return total_loss(means), {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
+
+    def validate(self, module: nn.Module) -> Validation:
+        rows = np.concatenate([self._prepared.split[part] for part in VALIDATION_PARTS])
+        outputs = predict_rows(module, self._features, rows, micro_batch=self._micro_batch)
+        losses_N = predictor_losses(outputs, self._prepared, rows)
+        means = {name: float(np.nanmean(losses)) for name, losses in losses_N.items() if not np.isnan(losses).all()}
+        tasks = {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
+        columns = self._prepared.inventory.columns("emotion")
+        labelled = rows_with(self._prepared.mask_NT[rows][:, columns])
+        found = {}
+        if labelled.any():
+            logits_NC = outputs["heads.emotion"][labelled]
+            targets_NC = self._prepared.values_NT[rows][labelled][:, columns]
+            found = {
+                "kl": float(metrics.emotion_kl(logits_NC, targets_NC).mean()),
+                "accuracy": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=False).mean()),
+                "accuracy_tie": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=True).mean()),
+            }
+        return Validation(total_loss(means), tasks, means, found, outputs)
+
+
+def rows_with(mask_NO: np.ndarray) -> np.ndarray:
+    """Records that have all of a distribution's targets, (N,) bool."""
+    return np.asarray(mask_NO.all(1))
+
+
+def total_loss(means: dict[str, float]) -> float:
+    """The weighted total of the predictors' mean losses, as in training."""
+    heads = [value for name, value in means.items() if name.startswith("heads.")]
+    others = [value for name, value in means.items() if not name.startswith("heads.")]
+    return HEADS_SHARE * float(np.mean(heads)) + (1 - HEADS_SHARE) * float(np.mean(others))
+
+
+def predictor_losses(outputs: dict[str, np.ndarray], prepared: Prepared, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Loss of every predictor on every row, NaN where it has no target, (N,) each."""
+    losses = {}
+    for name, predictions_NO in outputs.items():
+        task = prepared.inventory.task(task_of(name))
+        columns = prepared.inventory.columns(task.name)
+        losses[name] = metrics.record_losses(
+            task.kind, predictions_NO, prepared.values_NT[rows][:, columns], prepared.mask_NT[rows][:, columns]
+        )
+    return losses
+
+
+@torch.inference_mode()
+def predict_rows(
+    module: nn.Module, features: FeatureCache, rows: np.ndarray, *, micro_batch: int
+) -> dict[str, np.ndarray]:
+    """Outputs of every predictor on rows, float32, in their order.
+
+    Rows of similar length are run together, so that little is computed for padding.
+    """
+    lengths = features.offsets_N[rows + 1] - features.offsets_N[rows]
+    order = np.argsort(lengths, kind="stable")
+    parameter = next(module.parameters())
+    parts: list[dict[str, Tensor]] = []
+    for start in range(0, len(rows), micro_batch):
+        features_BSD, mask_BS = load_features(features, rows[order[start : start + micro_batch]])
+        predictions = module(features_BSD.to(parameter), mask_BS.to(parameter.device))
+        parts.append({name: value.float().cpu() for name, value in predictions.items()})
+    back = np.argsort(order)
+    return {name: torch.cat([part[name] for part in parts]).numpy()[back] for name in parts[0]}

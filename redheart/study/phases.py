@@ -1,0 +1,195 @@
+"""Preparing, training and sweeping: the phases that make snapshots. Each can be started again where it stopped."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from redheart.core.config import StudyConfig, digest
+from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.files import read_json, write_bytes, write_json
+from redheart.core.lock import folder_lock
+from redheart.data.features import FeatureCache, make_features
+from redheart.data.prepare import Prepared, load_prepared, prepare
+from redheart.model.blocks import set_checkpointing
+from redheart.model.dims import preset
+from redheart.model.network import RedHeart, build
+from redheart.study.learner import EmotionLearner
+from redheart.study.run_folder import RunFolder, source_path
+from redheart.train.events import read_events
+from redheart.train.loop import RunSettings, train
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One learning rate of the sweep."""
+
+    rate: float
+    status: str
+    """`done`, or why it failed."""
+    score: float | None
+    val_loss: list[float]
+    train_loss: list[float]
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """All trials and the rate with the lowest score."""
+
+    key: str
+    trials: list[Trial]
+    best_rate: float
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """The prepared records and their features."""
+
+    prepared: Prepared
+    features: FeatureCache
+
+
+def open_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) -> StudyData:
+    """Prepare the records and compute the features, or open what is there."""
+    # The ranks of one host meet here: the first one works, the others then find it done.
+    with folder_lock(folder.root, name="data", wait=True):
+        prepare(source_path(config), out=folder.data, config=config.prepare, seed=config.seed)
+        prepared = load_prepared(folder.data)
+        features = make_features(
+            prepared.records, config=config.features, root=folder.features, show_progress=show_progress
+        )
+    return StudyData(prepared, features)
+
+
+def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -> RedHeart:
+    """The preset's model for this data set's inventory, with initial weights from the seed."""
+    model = build(preset(config.preset, outputs=prepared.inventory.outputs), seed=config.seed, device=device)
+    set_checkpointing(model, config.train.checkpointing)
+    return model
+
+
+def run_training(
+    config: StudyConfig,
+    folder: RunFolder,
+    data: StudyData,
+    *,
+    show_progress: bool,
+    max_steps: int | None = None,
+) -> None:
+    """The main run, at the configured learning rate or else the sweep's."""
+    rate = config.train.learning_rate
+    if rate is None:
+        rate = _sweep_result(folder).best_rate
+    _train_at(config, data, rate, config.epochs, folder.train, show_progress=show_progress, max_steps=max_steps)
+
+
+def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float) -> None:
+    """One trial of the sweep: same initial weights, data order, batch and precision as the main run."""
+    _train_at(config, data, rate, config.sweep.epochs, trial_folder(folder, rate), snapshots=False)
+
+
+def trial_folder(folder: RunFolder, rate: float) -> Path:
+    """Where a trial lies."""
+    return folder.sweep / f"rate_{rate:g}"
+
+
+def run_sweep(config: StudyConfig, folder: RunFolder) -> Sweep:
+    """Try every rate in a process of its own and write the result; finished trials are not repeated.
+
+    Raises:
+        RedHeartError: every trial failed.
+    """
+    path = folder.sweep / "sweep.json"
+    key = digest({"sweep": config.sweep, "train": config.train, "seed": config.seed, "preset": config.preset})
+    if path.is_file():
+        old = read_json(path, Sweep)
+        if old.key == key:
+            return old
+    trials = []
+    for rate in config.sweep.rates:
+        trial = _run_trial_process(config, folder, rate)
+        trials.append(trial)
+        _write_csv(folder.sweep / f"rate_{rate:g}.csv", trial)
+        score = f"score {trial.score:.5f}" if trial.score is not None else trial.status
+        print(f"sweep: rate {rate:g}: {score}", flush=True)
+    scored = {trial.rate: trial.score for trial in trials if trial.score is not None}
+    if not scored:
+        raise RedHeartError("every learning rate of the sweep failed", where=folder.sweep, got=trials[0].status)
+    sweep = Sweep(key, trials, min(scored, key=lambda rate: scored[rate]))
+    write_json(path, sweep)
+    return sweep
+
+
+def _train_at(
+    config: StudyConfig,
+    data: StudyData,
+    rate: float,
+    epochs: int,
+    out: Path,
+    *,
+    snapshots: bool = True,
+    show_progress: bool = False,
+    max_steps: int | None = None,
+) -> None:
+    key = digest(
+        {
+            "data": data.prepared.manifest.key,
+            "features": data.features.manifest.key,
+            "preset": config.preset,
+            "seed": config.seed,
+            "rate": rate,
+            "train": dataclasses.replace(
+                config.train, state_every_steps=0, num_threads=0, checkpointing=False, snapshot_every=1
+            ),
+        }
+    )
+    settings = RunSettings(config.train, epochs, rate, key, snapshots=snapshots, max_steps=max_steps)
+    learner = EmotionLearner(
+        new_model(config, data.prepared),
+        data.prepared,
+        data.features,
+        seed=config.seed,
+        micro_batch=config.train.micro_batch,
+    )
+    train(learner, settings, folder=out, show_progress=show_progress)
+
+
+def _run_trial_process(config: StudyConfig, folder: RunFolder, rate: float) -> Trial:
+    out = trial_folder(folder, rate)
+    if len(read_events(out / "events.jsonl", "epoch")) < config.sweep.epochs:
+        command = [sys.executable, "-m", "redheart.cli", "trial", str(folder.root), f"{rate:g}"]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            reason = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+            return Trial(rate, reason[-1] if reason else f"exit code {done.returncode}", None, [], [])
+    epochs = read_events(out / "events.jsonl", "epoch")
+    val = [float(str(event["val_loss"])) for event in epochs]
+    training = [float(str(event["train_loss"])) for event in epochs]
+    return Trial(rate, "done", _score(config, val, training), val, training)
+
+
+def _score(config: StudyConfig, val: Sequence[float], training: Sequence[float]) -> float | None:
+    sweep = config.sweep
+    pairs = list(zip(val, training, strict=True))[-sweep.score_epochs :]
+    score = sum(loss + sweep.gap_weight * abs(fit - loss) for loss, fit in pairs) / len(pairs)
+    return score if math.isfinite(score) else None
+
+
+def _write_csv(path: Path, trial: Trial) -> None:
+    rows = [f"{n},{a!r},{b!r}" for n, (a, b) in enumerate(zip(trial.train_loss, trial.val_loss, strict=True), start=1)]
+    write_bytes(path, "\n".join(["epoch,train_loss,val_loss", *rows, ""]).encode())
+
+
+def _sweep_result(folder: RunFolder) -> Sweep:
+    path = folder.sweep / "sweep.json"
+    if not path.is_file():
+        raise BadInput(
+            "no learning rate",
+            where="--train.learning-rate",
+            expected="a number, or the result of a sweep in the run's folder",
+            mend="give --train.learning-rate 1e-4, or run `redheart sweep` first",
+        )
+    return read_json(path, Sweep)

@@ -1,0 +1,86 @@
+"""The whole study, phase by phase; started again, it goes on where it stopped."""
+
+import time
+from pathlib import Path
+from typing import TypeVar
+
+from redheart.core.config import StudyConfig
+from redheart.core.files import read_json
+from redheart.core.lock import folder_lock
+from redheart.data.prepare import Manifest
+from redheart.model.dims import preset
+from redheart.model.ledger import count
+from redheart.model.network import build
+from redheart.report.report import write_report
+from redheart.select.sweet_spot import SweetSpot
+from redheart.study import run_folder
+from redheart.study.phases import Sweep, open_data, run_sweep, run_training
+from redheart.study.run_folder import RunFolder
+from redheart.study.selection import Crossover, EvaluationResult, run_crossover, run_evaluation, run_sweet_spot
+from redheart.train.events import read_events
+
+T = TypeVar("T")
+
+
+def run_study(config: StudyConfig) -> Path:
+    """Prepare, sweep, train, select, cross over, evaluate, report; the path of the report.
+
+    Raises:
+        RedHeartError: a phase failed; run the same command again once the cause is mended.
+    """
+    folder = run_folder.start(config)
+    with folder_lock(folder.root, name="run", wait=False):
+        _say("prepare", f"records from {config.data}")
+        data = open_data(config, folder, show_progress=True)
+        manifest = data.prepared.manifest
+        _say(
+            "prepare",
+            f"{manifest.read} read, {manifest.duplicates} near-duplicates; train {manifest.train}, "
+            f"val {manifest.val_select} + {manifest.val_confirm}, test {manifest.test}",
+        )
+        if manifest.best_reachable is not None:
+            _say("prepare", f"best reachable emotion cross-entropy: {manifest.best_reachable:.4f} nats")
+        if config.train.learning_rate is None:
+            sweep = run_sweep(config, folder)
+            _say("sweep", f"learning rate {sweep.best_rate:g}")
+        start_s = time.perf_counter()
+        _say("train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
+        run_training(config, folder, data, show_progress=True)
+        _say("train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
+        spot = run_sweet_spot(folder, data, strategy=config.select.strategy)
+        _say("sweet-spot", f"anchor epoch {spot.anchor_epoch}, {spot.num_candidates} scores compared")
+        crossover = run_crossover(config, folder, data)
+        _say("crossover", crossover.verdict)
+        evaluation = run_evaluation(config, folder, data)
+        emotion = evaluation.models[evaluation.recommended].tasks.get("emotion", {})
+        shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
+        _say("evaluate", f"{evaluation.recommended}: {shown}")
+        path = make_report(config, folder)
+        _say("report", str(path))
+    return path
+
+
+def make_report(config: StudyConfig, folder: RunFolder) -> Path:
+    """Write the report from the files of the run, whatever phases have run."""
+    manifest = read_json(folder.data / "manifest.json", Manifest)
+    model = build(preset(config.preset, outputs=manifest.inventory.outputs), seed=config.seed, device="meta")
+    sweep = _if_there(folder.sweep / "sweep.json", Sweep)
+    return write_report(
+        folder.report,
+        title=f"Red Heart: {folder.root.name}",
+        manifest=manifest,
+        ledger_rows=list(count(model).modules.items()),
+        trials=sweep.trials if sweep else [],
+        epochs=read_events(folder.train / "events.jsonl", "epoch"),
+        spot=_if_there(folder.select / "sweet_spot.json", SweetSpot),
+        crossover=_if_there(folder.select / "crossover.json", Crossover),
+        evaluation=_if_there(folder.evaluation / "evaluation.json", EvaluationResult),
+    )
+
+
+def _if_there(path: Path, kind: type[T]) -> T | None:
+    return read_json(path, kind) if path.is_file() else None
+
+
+def _say(phase: str, text: str) -> None:
+    print(f"{phase:<11}{text}", flush=True)

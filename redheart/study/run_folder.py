@@ -1,0 +1,127 @@
+"""Where a run keeps what, and what its folder was started with."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from redheart.core.config import GENERATED, StudyConfig, digest
+from redheart.core.errors import BadInput
+from redheart.core.files import read_json, write_json
+
+
+class SavedConfig(msgspec.Struct, frozen=True):
+    """The resolved configuration of a run, as written beside its results."""
+
+    key: str
+    config: dict[str, object]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths below a run's folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features"
+
+    @property
+    def sweep(self) -> Path:
+        return self.root / "sweep"
+
+    @property
+    def train(self) -> Path:
+        return self.root / "train"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.train / "snapshots"
+
+    @property
+    def select(self) -> Path:
+        return self.root / "select"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+
+def start(config: StudyConfig) -> RunFolder:
+    """Claim a run's folder for a configuration, or recognise it as this configuration's.
+
+    Raises:
+        BadInput: the folder was started with other settings; they are named.
+    """
+    folder = RunFolder(config.out)
+    saved = SavedConfig(digest(_decisive(config)), msgspec.to_builtins(config, enc_hook=str))
+    if folder.config.exists():
+        old = read_json(folder.config, SavedConfig)
+        if old.key != saved.key:
+            changed = _differences(old.config, saved.config)
+            raise BadInput(
+                "this folder holds a run with other settings",
+                where=folder.root,
+                got="; ".join(changed),
+                mend="choose another --out, or repeat the settings that the run was started with",
+            )
+    else:
+        write_json(folder.config, saved)
+    return folder
+
+
+def load(root: Path) -> tuple[RunFolder, StudyConfig]:
+    """A run's folder and the configuration that it was started with.
+
+    Raises:
+        BadInput: there is no run in this folder.
+    """
+    folder = RunFolder(root)
+    if not folder.config.is_file():
+        raise BadInput("there is no run in this folder", where=root, mend="make one with `redheart run --out FOLDER`")
+    saved = read_json(folder.config, SavedConfig)
+
+    def decode(kind: type, value: object) -> object:
+        return Path(str(value)) if kind is Path else value
+
+    config = msgspec.convert(saved.config, StudyConfig, dec_hook=decode)
+    return folder, dataclasses.replace(config, out=root)
+
+
+def source_path(config: StudyConfig) -> Path | None:
+    """The file of records, None for generated ones."""
+    return None if config.data == GENERATED else Path(config.data)
+
+
+def _decisive(config: StudyConfig) -> dict[str, object]:
+    """The settings that decide what lies in the folder; where it lies and how fast it is made do not."""
+    values = msgspec.to_builtins(config, enc_hook=str)
+    del values["out"]
+    for name in ("num_threads", "state_every_steps", "checkpointing"):
+        del values["train"][name]
+    return dict(values)
+
+
+def _differences(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
+    found = []
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            found += _differences(before, value, f"{prefix}{key}.")
+        elif before != value and key != "out":
+            found.append(f"{prefix}{key} was {before}, is {value}")
+    return found

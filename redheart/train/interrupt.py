@@ -1,0 +1,27 @@
+"""Being asked to stop: SIGTERM and Ctrl-C are remembered until the step is finished."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class StopRequest:
+    """Inside the block the first signal only sets `pending`; a second Ctrl-C acts as usual."""
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.pending = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,290 @@
+"""The training loop: epochs of optimizer steps, validation, snapshots and states, from wherever it stopped."""
+
+import math
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redheart.core.config import TrainConfig
+from redheart.core.errors import BadInput, Diverged, Interrupted
+from redheart.data.loader import effective_batches, micro_batches
+from redheart.snapshots.module_snapshots import write_snapshot
+from redheart.snapshots.states import Progress, newest_state, write_state
+from redheart.train.engine import Engine, start_engine
+from redheart.train.events import EventLog
+from redheart.train.interrupt import StopRequest
+from redheart.train.learner import Learner, Validation
+from redheart.train.progress import ProgressDisplay
+from redheart.train.schedule import cycle_position, learning_rate
+
+MAX_BAD_STEPS = 3
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides the result of one training run, beside its learner."""
+
+    train: TrainConfig
+    epochs: int
+    peak_learning_rate: float
+    key: str
+    """Digest of the data, model and settings; a state of another key is refused."""
+    snapshots: bool = True
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; for measurements."""
+
+
+def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progress: bool = False) -> None:
+    """Train to the end, or from the newest state in `folder` to the end.
+
+    Writes `folder/events.jsonl`, `folder/states/` and `folder/snapshots/`.
+
+    Raises:
+        Diverged: the loss or gradient was not finite three steps in a row; the last state is intact.
+        Interrupted: SIGTERM or Ctrl-C; the step was finished and a state written.
+        DiskError: a state or snapshot could not be written; the older ones are intact.
+    """
+    engine = start_engine(learner.model, settings.train)
+    run = _Run(learner, settings, engine, folder)
+    with StopRequest() as stop, ProgressDisplay(shown=show_progress and engine.rank == 0) as display:
+        while run.epoch < settings.epochs and not run.is_at_step_limit():
+            steps = run.epoch_steps()
+            display.start_epoch(run.epoch + 1, settings.epochs, len(steps), done=run.step_in_epoch)
+            for step_rows in steps[run.step_in_epoch :]:
+                loss = run.optimizer_step(step_rows)
+                display.step(loss)
+                if stop.pending:
+                    run.save_state()
+                    raise Interrupted(
+                        "stopped on request; nothing is lost",
+                        where=f"step {run.step}, epoch {run.epoch + 1}",
+                        mend="run the same command again to go on",
+                    )
+                if run.is_at_step_limit():
+                    break
+                if settings.train.state_every_steps and run.step % settings.train.state_every_steps == 0:
+                    run.save_state()
+            else:
+                display.end_epoch(run.end_epoch())
+    run.log.close()
+
+
+class _Run:
+    """Where a run stands: counters, the running sums of the epoch, the engine and the log."""
+
+    def __init__(self, learner: Learner, settings: RunSettings, engine: Engine, folder: Path):
+        self.learner, self.settings, self.engine, self.folder = learner, settings, engine, folder
+        self.epoch = self.step_in_epoch = self.step = self.bad_steps = 0
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, float] = {}
+        events_bytes = self._resume()
+        if engine.rank == 0:
+            self.log = EventLog(folder / "events.jsonl", length_bytes=events_bytes)
+        else:
+            self.log = EventLog(Path("/dev/null"), length_bytes=0)
+        self._epoch_start_s = time.perf_counter()
+        self._epoch_records = 0
+        self._grad_norm = math.nan
+
+    def _resume(self) -> int:
+        state = newest_state(self.folder / "states")
+        if state is None:
+            return 0
+        manifest = state.manifest
+        if manifest.run_key != self.settings.key or len(manifest.files) != self.engine.world_size:
+            raise BadInput(
+                "the folder holds another run",
+                where=state.folder,
+                got=f"run {manifest.run_key} on {len(manifest.files)} ranks",
+                expected=f"run {self.settings.key} on {self.engine.world_size} ranks",
+                mend="choose another --out, or resume with the settings that the run was started with",
+            )
+        self.engine.load_state_tensors(state.load_rank(self.engine.rank))
+        progress = manifest.progress
+        self.epoch, self.step_in_epoch, self.step = progress.epoch, progress.step_in_epoch, progress.step
+        self.sums, self.counts, self.bad_steps = dict(progress.sums), dict(progress.counts), progress.bad_steps
+        return progress.events_bytes
+
+    def is_at_step_limit(self) -> bool:
+        """Whether the number of steps asked for is reached."""
+        return self.settings.max_steps is not None and self.step >= self.settings.max_steps
+
+    def epoch_steps(self) -> list[np.ndarray]:
+        """The rows of every optimizer step of the current epoch."""
+        order = self.learner.epoch_rows(self.epoch)
+        return effective_batches(order, effective_batch=self.settings.train.effective_batch)
+
+    def optimizer_step(self, step_rows: np.ndarray) -> float:
+        """One step on an effective batch; its loss."""
+        start_s = time.perf_counter()
+        engine, train = self.engine, self.settings.train
+        parts = micro_batches(step_rows, micro_batch=train.micro_batch, rank=engine.rank, world_size=engine.world_size)
+        total = torch.zeros((), dtype=torch.float64)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        self.learner.model.train()
+        for number, rows in enumerate(parts):
+            loss = self.learner.loss(engine.module, rows, step_rows=step_rows)
+            engine.backward(loss.total, last=number == len(parts) - 1)
+            total += loss.total.detach().double().cpu()
+            _add(sums, loss.sums)
+            _add(counts, loss.counts)
+        forward_backward_s = time.perf_counter() - start_s
+        rate = self._learning_rate(self.step)
+        result = engine.step(rate)
+        total = engine.sum_over_ranks(total)
+        self._count(_over_ranks(engine, sums), _over_ranks(engine, counts), float(total), applied=result.applied)
+        self.step += 1
+        self.step_in_epoch += 1
+        self._epoch_records += len(step_rows)
+        self._grad_norm = result.grad_norm
+        self.log.write(
+            "step",
+            epoch=self.epoch + 1,
+            step=self.step,
+            loss=_finite(float(total)),
+            grad_norm=_finite(result.grad_norm),
+            learning_rate=rate,
+            applied=result.applied,
+            forward_backward_s=round(forward_backward_s, 4),
+            step_s=round(time.perf_counter() - start_s, 4),
+        )
+        return float(total)
+
+    def _count(self, sums: dict[str, float], counts: dict[str, float], loss: float, *, applied: bool) -> None:
+        if applied and math.isfinite(loss):
+            self.bad_steps = 0
+            for name, value in sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0.0) + counts[name]
+            return
+        self.bad_steps += 1
+        if self.bad_steps >= MAX_BAD_STEPS:
+            raise Diverged(
+                f"the loss or its gradient was not finite {MAX_BAD_STEPS} steps in a row",
+                where=f"epoch {self.epoch + 1}, step {self.step + 1}",
+                got=f"loss {loss}",
+                mend="lower --train.learning-rate; the states from before are intact",
+            )
+
+    def _learning_rate(self, step: int) -> float:
+        train = self.settings.train
+        return learning_rate(
+            step,
+            peak=self.settings.peak_learning_rate,
+            eta_min=train.eta_min,
+            first_cycle_steps=train.cycle_epochs * len(self.epoch_steps()),
+            growth=train.cycle_growth,
+        )
+
+    def end_epoch(self) -> Validation | None:
+        """Validate, write the snapshot, the epoch's event and a state; count the epoch."""
+        seconds = time.perf_counter() - self._epoch_start_s
+        steps_per_epoch = len(self.epoch_steps())
+        rate = self._learning_rate(self.step - 1)
+        self.epoch += 1
+        self.step_in_epoch = 0
+        position = cycle_position(
+            self.step - 1,
+            first_cycle_steps=self.settings.train.cycle_epochs * steps_per_epoch,
+            growth=self.settings.train.cycle_growth,
+        ).fraction
+        validation = None
+        if self.engine.rank == 0:
+            self.learner.model.eval()
+            validation = self.learner.validate(self.learner.model)
+            is_snapshot = self.settings.snapshots and (
+                self.epoch % self.settings.train.snapshot_every == 0 or self.epoch == self.settings.epochs
+            )
+            train_loss, train_task_losses = self.learner.mean_losses(self.sums, self.counts)
+            train_module_losses = {name: self.sums[name] / max(1.0, self.counts[name]) for name in self.sums}
+            if is_snapshot:
+                self._write_snapshot(validation, position, train_module_losses)
+            self.log.write(
+                "epoch",
+                epoch=self.epoch,
+                step=self.step,
+                train_loss=train_loss,
+                val_loss=validation.loss,
+                train_task_loss=train_task_losses,
+                val_task_loss=validation.task_losses,
+                train_module_loss=train_module_losses,
+                val_module_loss=validation.module_losses,
+                val_metrics=validation.metrics,
+                grad_norm=_finite(self._grad_norm),
+                learning_rate=rate,
+                cycle_position=position,
+                snapshot=is_snapshot,
+                samples_per_s=round(self._epoch_records / seconds, 2),
+                epoch_s=round(seconds, 2),
+                host_rss_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                device_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+            )
+        self.sums, self.counts = {}, {}
+        self.save_state()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._epoch_start_s, self._epoch_records = time.perf_counter(), 0
+        return validation
+
+    def _write_snapshot(self, validation: Validation, position: float, train_module_losses: dict[str, float]) -> None:
+        weights = self.learner.model.state_dict()
+        modules = {
+            name: {
+                key.removeprefix(f"{name}."): tensor.to(torch.bfloat16)
+                for key, tensor in weights.items()
+                if key.startswith(f"{name}.")
+            }
+            for name in self.learner.modules()
+        }
+        write_snapshot(
+            self.folder / "snapshots",
+            modules=modules,
+            outputs={name: torch.from_numpy(values) for name, values in validation.outputs.items()},
+            epoch=self.epoch,
+            step=self.step,
+            cycle_position=position,
+            val_loss=validation.loss,
+            val_module_loss=validation.module_losses,
+            train_module_loss=train_module_losses,
+        )
+
+    def save_state(self) -> None:
+        """Write a resume state; all ranks together."""
+        progress = Progress(
+            epoch=self.epoch,
+            step_in_epoch=self.step_in_epoch,
+            step=self.step,
+            sums=self.sums,
+            counts=self.counts,
+            bad_steps=self.bad_steps,
+            events_bytes=self.log.length_bytes,
+        )
+        write_state(
+            self.folder / "states",
+            tensors=dict(self.engine.state_tensors()),
+            progress=progress,
+            run_key=self.settings.key,
+            rank=self.engine.rank,
+            world_size=self.engine.world_size,
+            barrier=self.engine.barrier,
+        )
+
+
+def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
+def _over_ranks(engine: Engine, values: dict[str, Tensor]) -> dict[str, float]:
+    stacked = engine.sum_over_ranks(torch.stack(list(values.values())).double().cpu())
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
