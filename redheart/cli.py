@@ -13,7 +13,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from redheart.core.config import PrepareConfig, Preset, StudyConfig, load_toml
+from redheart.core.config import PrepareConfig, Preset, StudyConfig, load_toml, resolved
 from redheart.core.errors import BadInput, RedHeartError
 
 T = TypeVar("T")
@@ -235,7 +235,7 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
             raise BadInput("--config needs a file")
         default = load_toml(Path(rest[position + 1]))
         del rest[position : position + 2]
-    return _parse(StudyConfig, rest, command, default)
+    return resolved(_parse(StudyConfig, rest, command, default))
 
 
 def _print(value: object, as_json: bool) -> None:

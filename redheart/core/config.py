@@ -57,8 +57,8 @@ class TrainConfig:
     """Peak learning rate; empty takes the sweep's."""
     effective_batch: int = 64
     """Records per optimizer step over all ranks."""
-    micro_batch: int = 16
-    """Records per forward pass and rank."""
+    micro_batch: int = 0
+    """Records per forward pass and rank; 0 takes the whole effective batch for the small presets, 16 for `full`."""
     weight_decay: float = 0.01
     """Decoupled weight decay; never on norms, biases and learned queries."""
     beta1: float = 0.9
@@ -119,6 +119,26 @@ class StudyConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+
+
+def resolved(config: StudyConfig) -> StudyConfig:
+    """The configuration with every value that depends on others filled in.
+
+    Raises:
+        BadInput: a number is out of its range.
+    """
+    train = config.train
+    for name in ("effective_batch", "cycle_epochs", "cycle_growth", "snapshot_every"):
+        if getattr(train, name) < 1:
+            raise BadInput("number out of range", where=f"train.{name}", got=getattr(train, name), expected="1 or more")
+    if config.epochs < 1 or config.sweep.epochs < 1:
+        raise BadInput(
+            "number of epochs out of range", got=min(config.epochs, config.sweep.epochs), expected="1 or more"
+        )
+    if train.micro_batch < 0:
+        raise BadInput("number out of range", where="train.micro_batch", got=train.micro_batch, expected="0 or more")
+    micro_batch = train.micro_batch or (16 if config.preset == "full" else train.effective_batch)
+    return dataclasses.replace(config, train=dataclasses.replace(train, micro_batch=micro_batch))
 
 
 def digest(value: object) -> str:

@@ -4,6 +4,8 @@ import msgspec
 import numpy as np
 from scipy.stats import bootstrap
 
+from redheart.core.errors import BadInput
+
 _RESAMPLES = 5000
 
 
@@ -25,10 +27,17 @@ def paired_gain(reference_N: np.ndarray, candidate_N: np.ndarray, *, seed: int) 
     """Gain in mean loss with a paired BCa 95 % interval (Efron 1987) over records.
 
     Args:
-        reference_N: loss of the reference on every record.
+        reference_N: loss of the reference on every record, NaN where it has no target.
         candidate_N: loss of the candidate on the same records.
         seed: seed of the bootstrap.
+
+    Raises:
+        BadInput: fewer than two records have a target.
     """
+    labelled_N = ~np.isnan(reference_N) & ~np.isnan(candidate_N)
+    reference_N, candidate_N = reference_N[labelled_N], candidate_N[labelled_N]
+    if len(reference_N) < 2:
+        raise BadInput("too few labelled records to compare two models", got=len(reference_N), expected="2 or more")
     differences_N = reference_N - candidate_N
     scale = 100 / reference_N.mean()
     if np.ptp(differences_N) == 0:

@@ -79,8 +79,7 @@ def start(config: StudyConfig) -> RunFolder:
                 got="; ".join(changed),
                 mend="choose another --out, or repeat the settings that the run was started with",
             )
-    else:
-        write_json(folder.config, saved)
+    write_json(folder.config, saved)
     return folder
 
 
@@ -108,9 +107,12 @@ def source_path(config: StudyConfig) -> Path | None:
 
 
 def _decisive(config: StudyConfig) -> dict[str, object]:
-    """The settings that decide what lies in the folder; where it lies and how fast it is made do not."""
+    """The settings that decide what lies in the folder; where it lies and how fast it is made do not.
+
+    Neither does the number of epochs: a finished run may be continued with more.
+    """
     values = msgspec.to_builtins(config, enc_hook=str)
-    del values["out"]
+    del values["out"], values["epochs"]
     for name in ("num_threads", "state_every_steps", "checkpointing"):
         del values["train"][name]
     return dict(values)
@@ -122,6 +124,6 @@ def _differences(old: dict[str, object], new: dict[str, object], prefix: str = "
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
             found += _differences(before, value, f"{prefix}{key}.")
-        elif before != value and key != "out":
+        elif before != value and key not in ("out", "epochs"):
             found.append(f"{prefix}{key} was {before}, is {value}")
     return found

@@ -140,7 +140,8 @@ class ZeroEngine:
         self._engine = prepared
         self._zero = prepared.optimizer
         self.module = prepared
-        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
+        # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
+        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device, self.dtype = prepared.device, torch.bfloat16
         self._distributed = torch.distributed
 

@@ -8,10 +8,13 @@ from redheart.core.files import disk_errors
 
 
 class EventLog:
-    """Appends events to `events.jsonl`."""
+    """Appends events to `events.jsonl`; without a path, as on all ranks but the first, it keeps silent."""
 
-    def __init__(self, path: Path, *, length_bytes: int):
+    def __init__(self, path: Path | None, *, length_bytes: int):
         """Open the log and cut it to the length that it had when the state to resume from was written."""
+        self._file = None
+        if path is None:
+            return
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -20,6 +23,8 @@ class EventLog:
 
     def write(self, event: str, **fields: object) -> None:
         """Append one event and hand it to the operating system."""
+        if self._file is None:
+            return
         line = json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False)
         with disk_errors(Path(self._file.name)):
             self._file.write(line.encode() + b"\n")
@@ -28,11 +33,12 @@ class EventLog:
     @property
     def length_bytes(self) -> int:
         """Bytes written so far."""
-        return self._file.tell()
+        return self._file.tell() if self._file else 0
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def read_events(path: Path, event: str) -> list[dict[str, object]]:

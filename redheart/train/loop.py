@@ -83,10 +83,7 @@ class _Run:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
         events_bytes = self._resume()
-        if engine.rank == 0:
-            self.log = EventLog(folder / "events.jsonl", length_bytes=events_bytes)
-        else:
-            self.log = EventLog(Path("/dev/null"), length_bytes=0)
+        self.log = EventLog(folder / "events.jsonl" if engine.rank == 0 else None, length_bytes=events_bytes)
         self._epoch_start_s = time.perf_counter()
         self._epoch_records = 0
         self._grad_norm = math.nan

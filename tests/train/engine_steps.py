@@ -27,7 +27,7 @@ def main(strategy: str, num_micro_batches: int) -> None:
     present_BT = torch.ones(RECORDS, 22, dtype=torch.bool)
     counts_K = task_counts(present_BT, DIMS.outputs)
 
-    engine = start_engine(build(DIMS, seed=0), TrainConfig(strategy=strategy))
+    engine = start_engine(build(DIMS, seed=0), TrainConfig(strategy=strategy, micro_batch=RECORDS // num_micro_batches))
     share = RECORDS // num_micro_batches
     steps = []
     for _ in range(3):

@@ -1,0 +1,73 @@
+"""Metrics against scikit-learn, scipy and figures worked out by hand."""
+
+import numpy as np
+import pytest
+from scipy.special import rel_entr, softmax
+from sklearn.metrics import f1_score, r2_score
+
+from redheart.data.inventory import make_inventory
+from redheart.evaluate import metrics
+from redheart.evaluate.evaluation import evaluate_predictions
+
+
+def emotion(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return random.normal(size=(count, 7)), random.dirichlet(np.ones(7), count)
+
+
+def test_kl_and_f1_agree_with_the_libraries() -> None:
+    logits_NC, targets_NC = emotion(50)
+    expected_N = rel_entr(targets_NC, softmax(logits_NC, axis=1)).sum(1)
+    np.testing.assert_allclose(metrics.emotion_kl(logits_NC, targets_NC), expected_N, rtol=1e-12)
+    expected = f1_score(
+        targets_NC.argmax(1), logits_NC.argmax(1), average="macro", labels=np.unique(targets_NC.argmax(1))
+    )
+    assert metrics.macro_f1(logits_NC, targets_NC) == pytest.approx(expected)
+    one_hot = np.eye(7)[[2]]
+    assert metrics.entropy(one_hot)[0] == 0
+    assert metrics.soft_cross_entropy(np.zeros((1, 7)), one_hot)[0] == pytest.approx(np.log(7))
+
+
+def test_ties_count_for_any_of_the_tied_classes() -> None:
+    targets_NC = np.array([[0.4, 0.4, 0.2], [0.5, 0.3, 0.2]])
+    logits_NC = np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    assert metrics.hits(logits_NC, targets_NC, tie_tolerant=False).tolist() == [0, 0]
+    assert metrics.hits(logits_NC, targets_NC, tie_tolerant=True).tolist() == [1, 0]
+
+
+def test_calibration_error_by_hand_and_its_floor() -> None:
+    confidence_N = np.array([0.9, 0.9, 0.6, 0.6])
+    assert metrics.calibration_error(confidence_N, np.array([1.0, 1, 1, 0])) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
+    confidence_N = np.random.default_rng(0).uniform(0.3, 1, 984)
+    assert 0.02 < metrics.calibration_floor(confidence_N, seed=0) < 0.05
+
+
+def test_evaluation_masks_what_is_absent_and_brackets_its_values() -> None:
+    inventory = make_inventory()
+    random = np.random.default_rng(0)
+    values_NT = random.random((80, 22)).astype(np.float32)
+    logits_NC, values_NT[:, :7] = emotion(80)
+    mask_NT = np.ones((80, 22), dtype=bool)
+    mask_NT[:, 11:17] = False
+    mask_NT[40:, 17] = False
+    predictions = {task.name: random.random((80, len(task.targets))) for task in inventory.tasks}
+    predictions["emotion"] = logits_NC
+    found = evaluate_predictions(predictions, values_NT, mask_NT, inventory)
+    assert {name for name in found.tasks["bentham"] if name.startswith("r2.")} == {
+        "r2.intensity",
+        "r2.duration",
+        "r2.certainty",
+        "r2.propinquity",
+    }
+    regret = found.tasks["regret"]["r2.regret_factor"]
+    assert regret.value == pytest.approx(r2_score(values_NT[:40, 17], predictions["regret"][:40, 0]), rel=1e-5)
+    kl = found.tasks["emotion"]["kl"]
+    assert kl.low is not None and kl.high is not None and kl.low < kl.value < kl.high
+    mask_NT[:, 18:] = False
+    assert "surd" not in evaluate_predictions(predictions, values_NT, mask_NT, inventory).tasks
+
+
+def test_losses_are_the_training_losses() -> None:
+    mask_NO = np.array([[True, False], [False, False]])
+    losses_N = metrics.record_losses("values", np.array([[0.5, 9], [1, 1]]), np.array([[0.3, 0], [0, 0]]), mask_NO)
+    assert losses_N[0] == pytest.approx(0.5 * 0.04) and np.isnan(losses_N[1])

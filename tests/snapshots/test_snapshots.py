@@ -1,0 +1,163 @@
+"""States and snapshots are whole or not there, verified when read, and assembled strictly."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from redheart.core.errors import CorruptFile
+from redheart.snapshots.consolidate import assemble, load_assembly
+from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, write_snapshot
+from redheart.snapshots.states import Progress, newest_state, write_state
+from redheart.snapshots.tensor_file import copy_into, read_tensors, write_tensors
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.randn(5, generator=torch.Generator().manual_seed(0)).bfloat16(),
+    "c": torch.tensor(7, dtype=torch.int64),
+    "d": torch.zeros(0, 4),
+    "e": torch.arange(9, dtype=torch.uint8),
+}
+
+
+def progress(step: int) -> Progress:
+    return Progress(
+        epoch=0, step_in_epoch=step, step=step, sums={"x": 0.1}, counts={"x": 3.0}, bad_steps=0, events_bytes=9
+    )
+
+
+def save(root: Path, step: int) -> None:
+    write_state(
+        root,
+        tensors={"w": torch.full((4,), float(step))},
+        progress=progress(step),
+        run_key="k",
+        rank=0,
+        world_size=1,
+        barrier=lambda: None,
+    )
+
+
+def snapshot(root: Path, epoch: int) -> Snapshot:
+    modules = {
+        "one": {"weight": torch.full((2, 2), float(epoch))},
+        "two": {"weight": torch.full((3, 2), -float(epoch))},
+    }
+    return write_snapshot(
+        root,
+        modules={name: {key: value.bfloat16() for key, value in part.items()} for name, part in modules.items()},
+        outputs={"one": torch.rand(4, 2)},
+        epoch=epoch,
+        step=epoch * 10,
+        cycle_position=0.5,
+        val_loss=1.0,
+        val_module_loss={"one": 1.0},
+        train_module_loss={"one": 0.9},
+    )
+
+
+def model() -> nn.ModuleDict:
+    return nn.ModuleDict({"one": nn.Linear(2, 2, bias=False), "two": nn.Linear(2, 3, bias=False)})
+
+
+def test_files_are_what_the_library_reads(tmp_path: Path) -> None:
+    entry = write_tensors(tmp_path / "t.safetensors", TENSORS)
+    by_library, ours = load_file(tmp_path / "t.safetensors"), read_tensors(tmp_path, entry)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(by_library[name], tensor) and by_library[name].dtype == tensor.dtype
+        assert torch.equal(ours[name], tensor)
+
+
+def test_every_flipped_cut_or_missing_byte_is_named(tmp_path: Path) -> None:
+    entry = write_tensors(tmp_path / "t.safetensors", TENSORS)
+    path = tmp_path / "t.safetensors"
+    content = path.read_bytes()
+    for position in range(0, len(content), 3):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        with pytest.raises(CorruptFile, match=r"t\.safetensors"):
+            read_tensors(tmp_path, entry)
+        path.write_bytes(content[:position])
+        with pytest.raises(CorruptFile, match="is cut"):
+            read_tensors(tmp_path, entry)
+    path.unlink()
+    with pytest.raises(CorruptFile, match="missing"):
+        read_tensors(tmp_path, entry)
+
+
+def test_two_states_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    assert newest_state(tmp_path) is None
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+    state = newest_state(tmp_path)
+    assert state is not None and state.manifest.progress == progress(3)
+    assert torch.equal(state.load_rank(0)["w"], torch.full((4,), 3.0))
+
+
+def test_a_leftover_of_a_killed_save_is_no_state(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    partial = tmp_path / ".step_00000002.partial"
+    partial.mkdir()
+    (partial / "rank_0.safetensors").write_bytes(b"half")
+    state = newest_state(tmp_path)
+    assert state is not None and state.manifest.progress.step == 1
+    save(tmp_path, 2)
+    assert not partial.exists()
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from redheart.core.errors import DiskError
+from redheart.snapshots.states import write_state
+sys.path.insert(0, sys.argv[2])
+from test_snapshots import progress
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    write_state(Path(sys.argv[1]), tensors={"w": torch.zeros(10_000)}, progress=progress(2), run_key="k",
+                rank=0, world_size=1, barrier=lambda: None)
+except DiskError as error:
+    print(error.exit_code)
+"""
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    assert resource.RLIMIT_FSIZE is not None
+    save(tmp_path, 1)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path, Path(__file__).parent], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "74"
+    assert [item.name for item in tmp_path.iterdir()] == ["step_00000001"]
+    state = newest_state(tmp_path)
+    assert state is not None and state.load_rank(0)["w"].tolist() == [1.0] * 4
+
+
+def test_crossover_takes_each_module_from_its_epoch_with_provenance(tmp_path: Path) -> None:
+    for epoch in (2, 4):
+        snapshot(tmp_path / "s", epoch)
+    snapshots = list_snapshots(tmp_path / "s")
+    assert [item.epoch for item in snapshots] == [2, 4]
+    assembly = assemble(tmp_path / "out", choice={"one": [4], "two": [2, 4]}, snapshots=snapshots)
+    loaded = model()
+    assert load_assembly(loaded, tmp_path / "out") == assembly
+    assert torch.equal(loaded["one"].weight, torch.full((2, 2), 4.0))
+    assert torch.equal(loaded["two"].weight, torch.full((3, 2), -3.0))
+    assert assembly.modules["one"].sources == [snapshots[1].manifest.modules["one"].sha256]
+
+
+def test_loading_is_strict() -> None:
+    target = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    with pytest.raises(CorruptFile) as caught:
+        copy_into(target, {"a": torch.ones(4), "c": torch.ones(1)}, where="file")
+    for part in ("b: missing", "c: not expected", "a: got (4,), expected (2,)"):
+        assert part in str(caught.value)
+    assert target["a"].tolist() == [0, 0]

@@ -1,0 +1,217 @@
+"""The whole study from the command line, its restarts and its errors."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--prepare.num-generated",
+    "160",
+    "--features.encoder",
+    "hash",
+    "--train.learning-rate",
+    "1e-3",
+    "--train.effective-batch",
+    "16",
+]
+
+
+def redheart(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return launch([sys.executable, "-m", "redheart.cli"], *arguments, **options)
+
+
+def launch(command: list[str], *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=600,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def weights_digest(run: Path) -> dict[str, str]:
+    """Digests of every weight and resume state of a run."""
+    files = sorted((run / "train").rglob("*.safetensors"))
+    assert files
+    return {str(item.relative_to(run)): hashlib.sha256(item.read_bytes()).hexdigest() for item in files}
+
+
+def test_run_goes_from_records_to_report_and_again_to_the_same(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("run", *SMALL, "--epochs", 4, "--train.strategy", "plain", "--out", run)
+    done = redheart(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.strip() == ""
+    report = (run / "report" / "report.md").read_text()
+    assert "## Crossover" in report and "This phase has not run" not in report.split("## Training")[1]
+    assert {item.name for item in (run / "report" / "figures").iterdir()} >= {"loss.png", "modules.png"}
+    before = weights_digest(run)
+    again = redheart(*arguments)
+    assert again.returncode == 0 and weights_digest(run) == before
+
+    evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert set(evaluation["models"]) == {"crossover", "best_single"} and len(evaluation["baselines"]) == 3
+    for command in (("sweet-spot", run, "--strategy", "uniform", "--json"), ("crossover", run, "--json")):
+        shown = redheart(*command)
+        assert shown.returncode == 0, shown.stderr
+        assert set(json.loads(shown.stdout)["modules"]) == set(json.loads(done_modules(run)))
+
+    unseen = tmp_path / "unseen.json"
+    unseen.write_text(json.dumps([generated_row(index) for index in range(30)]))
+    shown = redheart("evaluate", run, "--data", unseen, "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["num_records"] == 30
+
+
+def done_modules(run: Path) -> str:
+    return json.dumps(json.loads((run / "select" / "sweet_spot.json").read_text())["modules"])
+
+
+def generated_row(index: int) -> dict[str, object]:
+    return {"id": f"u{index}", "text": f"I was furious at my boss, {index} days ago.", "label": index % 7}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    done = launch([sys.executable, "launch/train.py"], *SMALL, "--epochs", 2, "--out", run)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return weights_digest(run)
+
+
+LAUNCHERS = {
+    "accelerate": ["accelerate", "launch", "--config_file", "launch/accelerate.yaml", "launch/train.py"],
+    "deepspeed": ["deepspeed", "--num_gpus", "1", "launch/train.py"],
+}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launchers_give_the_same_bytes(name: str, unbroken: dict[str, str], tmp_path: Path) -> None:
+    done = launch(LAUNCHERS[name], *SMALL, "--epochs", 2, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights_digest(tmp_path / "run") == unbroken
+
+
+def test_two_ranks_reach_the_same_loss(unbroken: dict[str, str], tmp_path: Path) -> None:
+    done = launch(["deepspeed", "--num_gpus", "2", "launch/train.py"], *SMALL, "--epochs", 2, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = launch([sys.executable, "launch/train.py"], *SMALL, "--epochs", 2, "--out", tmp_path / "one")
+    assert one.returncode == 0
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / run / "train" / "events.jsonl").read_text().splitlines()
+            if '"step", ' in line[:20]
+        ]
+        for run in ("one", "two")
+    ]
+    assert len(losses[0]) == len(losses[1]) > 8
+    # Half the records are summed on each rank in bf16: three significant digits.
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+
+
+def test_killed_and_terminated_runs_end_with_the_same_bytes(unbroken: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "launch/train.py", *SMALL, "--epochs", "2", "--out", str(run)]
+    command += ["--train.state-every-steps", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    codes = []
+    for number, wanted_steps in ((signal.SIGKILL, 5), (signal.SIGTERM, 11)):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        wait_for_steps(run, wanted_steps, process)
+        process.send_signal(number)
+        codes.append(process.wait(120))
+    assert codes[0] == -signal.SIGKILL and codes[1] == 75
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    snapshots = {name: value for name, value in weights_digest(run).items() if "snapshots" in name}
+    assert snapshots == {name: value for name, value in unbroken.items() if "snapshots" in name}
+    final_states = [name for name in unbroken if "states" in name][-1]
+    assert weights_digest(run)[final_states] == unbroken[final_states]
+    steps = [json.loads(line).get("step") for line in (run / "train" / "events.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
+    events = run / "train" / "events.jsonl"
+    deadline = time.monotonic() + 180
+    while not events.exists() or events.read_text().count('"step", "epoch"') < steps:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("run", "--data", "none.json"), 2, "file not found"),
+        (("run", "--preset", "huge"), 2, "preset"),
+        (("run", "--no-such-option"), 2, "no-such-option"),
+        (("fly",), 2, "unknown command"),
+        (
+            ("run", "--train.strategy", "zero9", "--train.learning-rate", "1e-3", "--features.encoder", "hash"),
+            2,
+            "zero9",
+        ),
+        (("run", "--features.encoder", "/no/such/encoder"), 2, "the encoder cannot be loaded"),
+        (("run", "--features.seq-len-tokens", "0"), 2, "sequence length"),
+        (("run", "--config", "none.toml"), 2, "configuration file not found"),
+        (("run", "--epochs", "0"), 2, "epochs"),
+        (("train", "--features.encoder", "hash"), 2, "no learning rate"),
+        (("report", "none"), 2, "no run in this folder"),
+        (("evaluate", "none"), 2, "no run in this folder"),
+        (("prepare", "none.json", "--out", "x"), 2, "file not found"),
+    ],
+)
+def test_bad_input_is_one_clear_error(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
+    done = launch([sys.executable, "-m", "redheart.cli"], *arguments, *out_of(arguments, tmp_path))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def out_of(arguments: tuple[str, ...], tmp_path: Path) -> tuple[str, ...]:
+    return ("--out", str(tmp_path / "run")) if arguments[0] in ("run", "train") else ()
+
+
+def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    first = redheart("train", *SMALL, "--epochs", 1, "--train.strategy", "plain", "--out", tmp_path / "run")
+    assert first.returncode == 0, first.stderr
+    other = redheart("train", *SMALL, "--seed", 1, "--train.strategy", "plain", "--out", tmp_path / "run")
+    assert other.returncode == 2 and "seed was 0, is 1" in other.stderr
+
+
+def test_help_is_quick() -> None:
+    seconds = []
+    for _ in range(3):
+        start_s = time.perf_counter()
+        assert redheart("--help").returncode == 0
+        seconds.append(time.perf_counter() - start_s)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.real_data
+def test_real_records_load_as_they_are(real_records: Path) -> None:
+    from redheart.data.records import read_rows
+    from redheart.data.schemas import parse_rows
+
+    kind, rows = read_rows(real_records)
+    parsed = parse_rows(real_records, kind, rows)
+    assert len(parsed.records) == 8858 and not parsed.problems
+    assert parsed.inventory.task("surd").targets == ("selection", "uncertainty", "risk", "decision")
