@@ -129,6 +129,9 @@ class ZeroEngine:
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
 
+        # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
+        # ever; gloo reduces a gradient between CPU ranks as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         world_size = int(os.environ["WORLD_SIZE"])
         set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))

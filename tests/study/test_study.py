@@ -38,7 +38,7 @@ def launch(command: list[str], *arguments: object, **options: object) -> subproc
         text=True,
         cwd=ROOT,
         env=environment,
-        timeout=600,
+        timeout=240,
         **options,  # type: ignore[call-overload]
     )
 
