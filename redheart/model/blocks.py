@@ -41,11 +41,25 @@ class Attention(nn.Module):
         if rotary:
             query_BHNK, key_BHNK = rotate(query_BHNK), rotate(key_BHNK)
         mask = None if mask_BN is None else mask_BN[:, None, None, :]
-        mixed_BHNK = functional.scaled_dot_product_attention(query_BHNK, key_BHNK, value_BHNK, attn_mask=mask)
+        mixed_BHNK = attend(query_BHNK, key_BHNK, value_BHNK, mask)
         return self.out(mixed_BHNK.transpose(1, 2).flatten(2))
 
     def _split(self, states_BND: Tensor) -> Tensor:
         return states_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attend(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention; `mask` is True where the context may be read.
+
+    In bf16 on the CPU it is spelled out: PyTorch's fused kernel takes 2.5 times as long there (64 records,
+    128 tokens, forward and backward on 2 cores: 18.2 against 7.3 ms), most of it in the backward pass.
+    """
+    if query_BHNK.device.type != "cpu" or query_BHNK.dtype != torch.bfloat16:
+        return functional.scaled_dot_product_attention(query_BHNK, key_BHSK, value_BHSK, attn_mask=mask)
+    scores_BHNS = (query_BHNK * query_BHNK.shape[-1] ** -0.5) @ key_BHSK.transpose(-1, -2)
+    if mask is not None:
+        scores_BHNS = scores_BHNS.masked_fill(~mask, -torch.inf)
+    return scores_BHNS.softmax(-1) @ value_BHSK
 
 
 def rotate(states_BHNK: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def scaled(divisor: int) -> ModelDims:
     )
 
 
-PRESET_DIVISOR = {"tiny": 32, "small": 8, "full": 1}
+PRESET_DIVISOR = {"tiny": 32, "small": 10, "full": 1}
 
 
 def preset(name: str, *, outputs: tuple[int, int, int, int] = FULL.outputs, dropout: float = 0.0) -> ModelDims:

@@ -103,7 +103,7 @@ def run_sweep(config: StudyConfig, folder: RunFolder) -> Sweep:
         RedHeartError: every trial failed.
     """
     path = folder.sweep / "sweep.json"
-    key = digest({"sweep": config.sweep, "train": config.train, "seed": config.seed, "preset": config.preset})
+    key = digest({"sweep": config.sweep, "train": config.train, "seed": config.seed, "dims": preset(config.preset)})
     if path.is_file():
         old = read_json(path, Sweep)
         if old.key == key:
@@ -138,7 +138,7 @@ def _train_at(
         {
             "data": data.prepared.manifest.key,
             "features": data.features.manifest.key,
-            "preset": config.preset,
+            "dims": preset(config.preset, outputs=data.prepared.inventory.outputs),
             "seed": config.seed,
             "rate": rate,
             "train": dataclasses.replace(
