@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from redheart.cli import set_environment
+
+set_environment()
+
 REAL_RECORDS = Path(__file__).parents[2] / "shared" / "data" / "aita_emotions.json.gz"
 
 

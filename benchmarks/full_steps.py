@@ -1,0 +1,118 @@
+"""Real optimizer steps of the whole 730,466,848-parameter model on real records, wherever it is run.
+
+On a machine without a GPU the same engine runs on the CPU: what is measured there is the loss, the time of a step
+and the host memory, not VRAM. Every step is appended to the run's event log; the run itself is thrown away.
+"""
+
+import argparse
+import gzip
+import json
+import resource
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from record import write_result
+
+from redheart.cli import set_environment
+from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig, resolved
+
+GIB = 2**30
+
+
+class PeakMemory:
+    """Largest resident set of this process while the block runs, sampled ten times a second."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while not self._stop.wait(0.1):
+            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
+
+
+def first_records(source: Path, number: int, folder: Path) -> Path:
+    """A file of the first records of `source`, a JSON array, plain or gzipped."""
+    raw = source.read_bytes()
+    rows = json.loads(gzip.decompress(raw) if source.suffix == ".gz" else raw)[:number]
+    path = folder / "records.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def measure(config: StudyConfig, *, steps: int) -> dict[str, object]:
+    """Prepare, build, start the engine and take `steps` optimizer steps."""
+    from redheart.study import phases, run_folder
+    from redheart.train.events import read_events
+
+    folder = run_folder.start(config)
+    data = phases.open_data(config, folder, show_progress=True)
+    before_bytes = psutil.Process().memory_info().rss
+    start_s = time.perf_counter()
+    with PeakMemory() as memory:
+        phases.run_training(config, folder, data, show_progress=True, max_steps=steps)
+    log = read_events(folder.train / "events.jsonl", "step")
+    parameters = sum(
+        parameter.numel() for parameter in phases.new_model(config, data.prepared, device="meta").parameters()
+    )
+    return {
+        "parameters": parameters,
+        "records_in_split": data.prepared.manifest.train,
+        "steps": log,
+        "loss_first": log[0]["loss"],
+        "loss_last": log[-1]["loss"],
+        "wall_s": round(time.perf_counter() - start_s, 1),
+        "rss_before_training_bytes": before_bytes,
+        "rss_peak_bytes": memory.peak_bytes,
+        "rss_peak_gib": round(memory.peak_bytes / GIB, 2),
+        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="JSON array of records, plain or .gz")
+    parser.add_argument("--records", type=int, default=320)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--preset", default="full")
+    parser.add_argument("--strategy", default="zero2_offload_adam8bit")
+    parser.add_argument("--micro-batch", type=int, default=64)
+    parser.add_argument("--seq-len", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--name", default="full_steps", help="name of the result file")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/NAME.json")
+    options = parser.parse_args()
+    set_environment()
+    preset: Preset = options.preset
+    with tempfile.TemporaryDirectory(prefix="redheart-") as temporary:
+        folder = Path(temporary)
+        config = StudyConfig(
+            data=str(first_records(options.data, options.records, folder)),
+            out=folder / "run",
+            preset=preset,
+            features=FeatureConfig(seq_len_tokens=options.seq_len),
+            train=TrainConfig(
+                strategy=options.strategy, learning_rate=options.learning_rate, micro_batch=options.micro_batch
+            ),
+        )
+        result = measure(resolved(config), steps=options.steps)
+    if options.write:
+        settings = {name: value for name, value in vars(options).items() if name not in ("data", "json", "write")}
+        write_result(options.name, result, settings={**settings, "data": options.data.name})
+    print(json.dumps(result, indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()
