@@ -129,6 +129,9 @@ class ZeroEngine:
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
 
+        # Their warnings are about choices that the strategies make on purpose, and a user can do nothing about them.
+        for library in ("DeepSpeed", "bitsandbytes"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -179,9 +182,6 @@ class ZeroEngine:
 
 def _set_up_environment() -> None:
     """Let a plain `python` start look like a launcher's with one rank, and use the CPU where there is no GPU."""
-    # Their warnings are about choices that the strategies make on purpose, and a user can do nothing about them.
-    for library in ("DeepSpeed", "bitsandbytes"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}

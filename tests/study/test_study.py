@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -215,3 +216,27 @@ def test_real_records_load_as_they_are(real_records: Path) -> None:
     parsed = parse_rows(real_records, kind, rows)
     assert len(parsed.records) == 8858 and not parsed.problems
     assert parsed.inventory.task("surd").targets == ("selection", "uncertainty", "risk", "decision")
+
+
+def test_a_full_disk_ends_with_74_and_nothing_half_written(tmp_path: Path) -> None:
+    def no_large_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    run = tmp_path / "run"
+    arguments = ("train", *SMALL, "--train.strategy", "plain", "--out", run)
+    done = launch([sys.executable, "-m", "redheart.cli"], *arguments, preexec_fn=no_large_files)
+    assert done.returncode == 74, done.stderr
+    assert "cannot write" in done.stderr and "Traceback" not in done.stderr
+    assert str(run / "features") in done.stderr
+    left = [item for item in (run / "features").rglob("*") if item.is_file()]
+    assert not [item for item in left if ".partial" not in str(item)]
+    # Once there is room again the same command goes on.
+    assert redheart(*arguments, "--epochs", 1).returncode == 0
+
+
+def test_nothing_but_our_own_lines_reaches_the_terminal(tmp_path: Path) -> None:
+    done = redheart("train", *SMALL, "--epochs", 1, "--out", tmp_path / "run")
+    assert done.returncode == 0
+    assert done.stderr.strip() == ""
+    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("epoch 1/1  val loss")
