@@ -66,8 +66,14 @@ def measure(config: StudyConfig, *, steps: int) -> dict[str, object]:
     parameters = sum(
         parameter.numel() for parameter in phases.new_model(config, data.prepared, device="meta").parameters()
     )
+    optimizer_bytes = read_events(folder.train / "events.jsonl", "host_memory")[0]["optimizer_bytes"]
     return {
         "parameters": parameters,
+        "optimizer_bytes": optimizer_bytes,
+        "optimizer_bytes_per_parameter": {
+            name: round(value / parameters, 3) for name, value in optimizer_bytes.items()
+        },
+        "optimizer_bytes_per_parameter_total": round(sum(optimizer_bytes.values()) / parameters, 3),
         "records_in_split": data.prepared.manifest.train,
         "steps": log,
         "loss_first": log[0]["loss"],
@@ -89,7 +95,7 @@ def main() -> None:
     parser.add_argument("--strategy", default="zero2_offload_adam8bit")
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--name", default="full_steps", help="name of the result file")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/NAME.json")

@@ -6,7 +6,7 @@ tensors by name, so that the savers need to know nothing of an engine.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups
 from redheart.train.optimizer import host_optimizer
 from redheart.train.strategy import Strategy, load_strategy
@@ -50,6 +51,9 @@ class Engine(Protocol):
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state_tensors` gave; the module's weights follow from the masters."""
+
+    def host_bytes(self) -> dict[str, int]:
+        """Bytes that this rank's optimizer holds on the host, by role."""
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Elementwise sum over all ranks."""
@@ -113,6 +117,9 @@ class PlainEngine:
             [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, tensors
         )
 
+    def host_bytes(self) -> dict[str, int]:
+        return _host_bytes([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, [])
+
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         return values
 
@@ -145,6 +152,8 @@ class ZeroEngine:
             raise BadInput("accelerate did not hand the model to DeepSpeed", got=type(prepared).__name__)
         self._engine = prepared
         self._zero = prepared.optimizer
+        if strategy.state_bits == 8:
+            install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -169,6 +178,11 @@ class ZeroEngine:
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         _load_state_tensors(self._zero.single_partition_of_fp32_groups, self._zero.optimizer, tensors)
         self._zero.update_lp_params()
+
+    def host_bytes(self) -> dict[str, int]:
+        zero = self._zero
+        staging = [*zero.param_buffer_of_bit16_for_cpu_offload_groups, *zero.accumulated_grads_in_cpu.values()]
+        return _host_bytes(zero.single_partition_of_fp32_groups, zero.optimizer, staging)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -196,6 +210,20 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def _host_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging: list[Tensor]) -> dict[str, int]:
+    def total(tensors: Iterable[object]) -> int:
+        # A map that all states share counts once.
+        held = {item.data_ptr(): item.nbytes for item in tensors if isinstance(item, Tensor) and item.nbytes}
+        return sum(held.values())
+
+    return {
+        "masters": total(masters),
+        "gradients": total(master.grad for master in masters),
+        "states": total(value for master in masters for value in optimizer.state[master].values()),
+        "staging": total(staging),
+    }
 
 
 def _state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

@@ -1,38 +1,50 @@
-"""Parameter groups: no weight decay on norms, biases and learned queries; no group larger than a bound.
+"""Parameter groups: who decays, whose optimizer states are 8-bit, and no group larger than a bound.
 
-ZeRO flattens every group into one tensor, and the host optimizer's temporaries are as large as a group, so the
-bound is what keeps both small.
+ZeRO flattens every group into one tensor, and an optimizer's temporaries are as large as a group, so the bound is what
+keeps both small.
 """
+
+from collections.abc import Iterator
 
 from torch import nn
 
 MAX_GROUP_ELEMENTS = 16_777_216
+MIN_8BIT_ELEMENTS = 4096
+"""A smaller matrix keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
 
 
 def parameter_groups(
     module: nn.Module, *, weight_decay: float, max_elements: int = MAX_GROUP_ELEMENTS
 ) -> list[dict[str, object]]:
-    """Groups for an optimizer, in the order of `module.parameters()`; each has `params` and `weight_decay`.
+    """Groups for an optimizer; each has `params`, `weight_decay` and `state_bits` (8 or 32).
 
-    Matrices of linear maps and convolutions decay; everything else does not. A parameter larger than the bound
-    has a group of its own.
+    Matrices of linear maps and convolutions decay and, unless small, allow 8-bit states; norms, biases and learned
+    queries do neither. A parameter larger than the bound has a group of its own.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    large: list[nn.Parameter] = []
+    small: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for child in module.modules():
         for name, parameter in child.named_parameters(recurse=False):
-            is_matrix = isinstance(child, nn.Linear | nn.Conv1d | nn.Embedding) and name == "weight"
-            (decayed if is_matrix else kept).append(parameter)
-    groups: list[dict[str, object]] = []
-    for parameters, decay in ((decayed, weight_decay), (kept, 0.0)):
-        current: list[nn.Parameter] = []
-        elements = 0
-        for parameter in parameters:
-            if current and elements + parameter.numel() > max_elements:
-                groups.append({"params": current, "weight_decay": decay})
-                current, elements = [], 0
-            current.append(parameter)
-            elements += parameter.numel()
-        if current:
-            groups.append({"params": current, "weight_decay": decay})
-    return groups
+            if isinstance(child, nn.Linear | nn.Conv1d | nn.Embedding) and name == "weight":
+                (large if parameter.numel() >= MIN_8BIT_ELEMENTS else small).append(parameter)
+            else:
+                others.append(parameter)
+    return [
+        {"params": part, "weight_decay": decay, "state_bits": bits}
+        for parameters, decay, bits in ((large, weight_decay, 8), (small, weight_decay, 32), (others, 0.0, 32))
+        for part in _bounded(parameters, max_elements)
+    ]
+
+
+def _bounded(parameters: list[nn.Parameter], max_elements: int) -> Iterator[list[nn.Parameter]]:
+    current: list[nn.Parameter] = []
+    elements = 0
+    for parameter in parameters:
+        if current and elements + parameter.numel() > max_elements:
+            yield current
+            current, elements = [], 0
+        current.append(parameter)
+        elements += parameter.numel()
+    if current:
+        yield current

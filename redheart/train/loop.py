@@ -87,6 +87,7 @@ class _Run:
         self._epoch_start_s = time.perf_counter()
         self._epoch_records = 0
         self._grad_norm = math.nan
+        self._host_memory_logged = False
 
     def _resume(self) -> int:
         state = newest_state(self.folder / "states")
@@ -151,6 +152,9 @@ class _Run:
             forward_backward_s=round(forward_backward_s, 4),
             step_s=round(time.perf_counter() - start_s, 4),
         )
+        if not self._host_memory_logged:
+            self._host_memory_logged = True
+            self.log.write("host_memory", step=self.step, optimizer_bytes=engine.host_bytes())
         return float(total)
 
     def _count(self, sums: dict[str, float], counts: dict[str, float], loss: float, *, applied: bool) -> None:

@@ -17,8 +17,10 @@ def test_groups_cover_every_parameter_once_and_respect_the_bound() -> None:
         assert elements <= MAX_GROUP_ELEMENTS or len(group["params"]) == 1
 
 
-def test_only_matrices_decay() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.RMSNorm(3))
-    decayed, kept = parameter_groups(model, weight_decay=0.01)
-    assert decayed["params"] == [model[0].weight] and decayed["weight_decay"] == 0.01
-    assert kept["params"] == [model[0].bias, model[1].weight] and kept["weight_decay"] == 0.0
+def test_only_matrices_decay_and_only_large_ones_have_8_bit_states() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.RMSNorm(64), nn.Linear(64, 3))
+    large, small, others = parameter_groups(model, weight_decay=0.01)
+    assert large["params"] == [model[0].weight] and (large["weight_decay"], large["state_bits"]) == (0.01, 8)
+    assert small["params"] == [model[2].weight] and (small["weight_decay"], small["state_bits"]) == (0.01, 32)
+    assert others["params"] == [model[0].bias, model[1].weight, model[2].bias]
+    assert (others["weight_decay"], others["state_bits"]) == (0.0, 32)

@@ -1,0 +1,211 @@
+"""One optimizer step on the host: the fused 8-bit kernel beside what one would take otherwise.
+
+All ways step in turn in one process, round after round, so that a noisy machine is noisy for all; a figure is the
+median over the rounds, a ratio the median of the rounds' ratios. What a user waits for is the whole path: clipping the
+gradient, the update, and the bf16 copy of the weights.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import psutil
+from record import write_result
+
+from redheart.cli import set_environment
+
+set_environment()
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+CLIP_FACTOR = 0.5
+SLOW_PARAMS = 1 << 22
+"""Ways of tens of ns per parameter step on this many only, and are compared by time per parameter."""
+
+
+class Way:
+    """A way to step: `prepare` allocates, `step` makes one whole step."""
+
+    def __init__(self, name: str, params: int, build: Callable[[Tensor, Tensor], tuple[Callable[[], None], object]]):
+        self.name, self.params = name, params
+        generator = torch.Generator().manual_seed(0)
+        self.master = torch.nn.Parameter(torch.randn(params, generator=generator))
+        self.grad = torch.randn(params, generator=generator) * 1e-3
+        self.step, self.optimizer = build(self.master, self.grad)
+        self.seconds: list[float] = []
+        self.transient_bytes = 0
+
+    def run(self) -> None:
+        start_s = time.perf_counter()
+        self.step()
+        self.seconds.append(time.perf_counter() - start_s)
+
+    def state_bytes(self) -> float:
+        """Bytes of optimizer state per parameter."""
+        state = self.optimizer.state[self.master] if hasattr(self.optimizer, "state") else {}
+        return sum(_nbytes(value) for value in state.values()) / self.params
+
+
+def _nbytes(value: object) -> int:
+    if not isinstance(value, Tensor) or value.numel() < 2:
+        return 0
+    inner = [getattr(value, name) for name in ("codes", "scale", "qmap") if hasattr(value, name)]
+    return sum(item.nbytes for item in inner) if inner else value.nbytes
+
+
+def fused(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+
+    optimizer = HostAdamW8bit([master], lr=1e-4)
+    out = torch.empty(master.numel(), dtype=torch.bfloat16)
+    gradient = grad.bfloat16()
+    group = optimizer.param_groups[0]
+    return lambda: optimizer.update(group, master, gradient, grad_scale=CLIP_FACTOR, out_bf16=out), optimizer
+
+
+def fused_float32_gradient(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+
+    optimizer = HostAdamW8bit([master], lr=1e-4)
+    out = torch.empty(master.numel(), dtype=torch.bfloat16)
+    group = optimizer.param_groups[0]
+    return lambda: optimizer.update(group, master, grad, grad_scale=CLIP_FACTOR, out_bf16=out), optimizer
+
+
+def whole_path(optimizer: torch.optim.Optimizer, master: Tensor, grad: Tensor) -> Callable[[], None]:
+    """What DeepSpeed does around a client optimizer: clip in place, step, copy to bf16."""
+    out = torch.empty(master.numel(), dtype=torch.bfloat16)
+    master.grad = grad
+
+    def step() -> None:
+        grad.mul_(CLIP_FACTOR)
+        optimizer.step()
+        out.copy_(master.detach())
+
+    return step
+
+
+def deepspeed_adam(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    optimizer = DeepSpeedCPUAdam([master], lr=1e-4, adamw_mode=True)
+    return whole_path(optimizer, master, grad), optimizer
+
+
+def torch_fused(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    optimizer = torch.optim.AdamW([master], lr=1e-4, fused=True)
+    return whole_path(optimizer, master, grad), optimizer
+
+
+def bitsandbytes_8bit(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer = AdamW8bit([master], lr=1e-4)
+    return whole_path(optimizer, master, grad), optimizer
+
+
+def torchao_8bit(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    from torchao.optim import AdamW8bit
+
+    optimizer = AdamW8bit([master], lr=1e-4)
+    return whole_path(optimizer, master, grad), optimizer
+
+
+def transient_bytes(way: Way) -> int:
+    """Growth of the process's peak resident set during one step beyond what it held before."""
+    process = psutil.Process()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = process.memory_info().rss
+    way.step()
+    with open("/proc/self/status") as file:
+        peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    return max(0, peak - before)
+
+
+def copy_bytes_per_s(megabytes: int = 1024) -> float:
+    """Memory bandwidth of a copy, bytes read and written per second."""
+    source, target = torch.zeros(megabytes << 18), torch.zeros(megabytes << 18)
+    best = 0.0
+    for _ in range(5):
+        start_s = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - start_s))
+    return best
+
+
+def measure(params: int, rounds: int) -> dict[str, object]:
+    """Time all ways that are installed."""
+    slow = min(params, SLOW_PARAMS)
+    builds = [
+        ("fused 8-bit, bf16 gradient", params, fused),
+        ("fused 8-bit, fp32 gradient", params, fused_float32_gradient),
+        ("DeepSpeedCPUAdam, whole path", params, deepspeed_adam),
+        ("torch AdamW(fused=True), whole path", params, torch_fused),
+        ("bitsandbytes AdamW8bit, whole path", slow, bitsandbytes_8bit),
+        ("torchao AdamW8bit, whole path", slow, torchao_8bit),
+    ]
+    ways, absent = [], {}
+    for name, number, build in builds:
+        try:
+            way = Way(name, number, build)
+            way.step()
+        except ImportError as error:
+            absent[name] = str(error)
+            continue
+        ways.append(way)
+    for way in ways:
+        way.transient_bytes = transient_bytes(way)
+    for _ in range(rounds):
+        for way in ways:
+            way.run()
+    kernel = ways[0]
+    bandwidth = copy_bytes_per_s()
+    # Gradient 2, master 4 + 4, codes 2 + 2, bf16 copy 2.
+    floor_ns = 16 / bandwidth * 1e9
+    rows = {}
+    for way in ways:
+        per_param = [seconds / way.params * 1e9 for seconds in way.seconds]
+        ours = [seconds / kernel.params * 1e9 for seconds in kernel.seconds]
+        rows[way.name] = {
+            "params": way.params,
+            "ns_per_param": round(statistics.median(per_param), 4),
+            "ns_per_param_best": round(min(per_param), 4),
+            "times_the_kernel": round(statistics.median(a / b for a, b in zip(per_param, ours, strict=True)), 2),
+            "times_the_kernel_best": round(min(per_param) / min(ours), 2),
+            "state_bytes_per_param": round(way.state_bytes(), 4),
+            "transient_bytes": way.transient_bytes,
+            "transient_bytes_per_param": round(way.transient_bytes / way.params, 3),
+        }
+    from redheart.memory.adamw8bit.optimizer import backend
+
+    return {
+        "path": backend().name,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "ways": rows,
+        "not_installed": absent,
+        "copy_gb_per_s": round(bandwidth / 1e9, 2),
+        "floor_ns_per_param": round(floor_ns, 4),
+        "share_of_floor_reached": round(floor_ns / rows[kernel.name]["ns_per_param"], 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--params", type=int, default=1 << 27)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/optimizer_step.json")
+    options = parser.parse_args()
+    result = measure(options.params, options.rounds)
+    if options.write:
+        write_result("optimizer_step", result, settings={"params": options.params, "rounds": options.rounds})
+    print(json.dumps(result, indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The compiled kernel's functions on torch tensors. All tensors are contiguous and on the CPU.
+
+Source of the update: Loshchilov & Hutter 2019 (AdamW); of block-wise dynamic 8-bit states: Dettmers et al. 2022.
+"""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from redheart.memory.adamw8bit.build import library_path
+
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class StepScalars:
+    """What one optimizer step needs beside its tensors."""
+
+    step: int
+    """Number of this step, from 1."""
+    learning_rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    grad_scale: float = 1.0
+    """Every gradient is multiplied by it: unscaling and clipping in one."""
+    min_code2: int = 1
+    """Smallest code of a second moment: 1 never rounds it to zero, which would divide by eps; 0 is bitsandbytes'."""
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_float) for name in ("grad_to_m", "grad_to_h", "beta1", "beta2")),
+        *((name, ctypes.c_float) for name in ("keep", "step_size", "eps_hat")),
+        ("min_code2", ctypes.c_uint32),
+    )
+
+
+class Kernel:
+    """One instruction-set path of the compiled library."""
+
+    def __init__(self, library: ctypes.CDLL, rank: int):
+        self._library, self._rank = library, rank
+        self.name = str(library.redheart_path_name(rank).decode())
+
+    def update8(
+        self,
+        scalars: StepScalars,
+        master: Tensor,
+        grad: Tensor,
+        *,
+        codes: tuple[Tensor, Tensor],
+        absmax: tuple[Tensor, Tensor],
+        qmaps: tuple[Tensor, Tensor],
+        out_bf16: Tensor | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """One step in place.
+
+        Args:
+            scalars: hyper-parameters of the step.
+            master: weights, (n,) float32.
+            grad: (n,) float32 or bfloat16.
+            codes: of the first and second moment, (n,) uint8 each.
+            absmax: of each block of 256, (ceil(n / 256),) float32 each.
+            qmaps: bitsandbytes' signed and unsigned dynamic maps, (256,) float32 each.
+            out_bf16: where the new weights are also written, (n,) bfloat16.
+            num_threads: torch's number if not given; the result does not depend on it.
+        """
+        step = _scalars(scalars)
+        self._check(
+            self._library.redheart_adamw8bit(
+                self._rank,
+                num_threads or torch.get_num_threads(),
+                ctypes.byref(step),
+                _at(qmaps[0]),
+                _at(qmaps[1]),
+                ctypes.c_int64(master.numel()),
+                _at(master),
+                _at(grad),
+                int(grad.dtype == torch.bfloat16),
+                *map(_at, (*codes, *absmax)),
+                _at(out_bf16),
+            )
+        )
+
+    def update32(
+        self,
+        scalars: StepScalars,
+        master: Tensor,
+        grad: Tensor,
+        *,
+        moments: tuple[Tensor, Tensor],
+        out_bf16: Tensor | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        """The same step with float32 moments, (n,) each."""
+        step = _scalars(scalars)
+        self._check(
+            self._library.redheart_adamw32(
+                self._rank,
+                num_threads or torch.get_num_threads(),
+                ctypes.byref(step),
+                ctypes.c_int64(master.numel()),
+                _at(master),
+                _at(grad),
+                int(grad.dtype == torch.bfloat16),
+                *map(_at, moments),
+                _at(out_bf16),
+            )
+        )
+
+    def sum_squares(self, grad: Tensor, *, num_threads: int | None = None) -> float:
+        """Sum of squares in double precision, the same for any number of threads."""
+        total = ctypes.c_double()
+        self._check(
+            self._library.redheart_sum_squares(
+                self._rank,
+                num_threads or torch.get_num_threads(),
+                ctypes.c_int64(grad.numel()),
+                _at(grad),
+                int(grad.dtype == torch.bfloat16),
+                ctypes.byref(total),
+            )
+        )
+        return total.value
+
+    def quantise(self, values: Tensor, qmap: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (n,) uint8 and absmax per block, float32, of float32 values."""
+        codes = torch.empty(values.numel(), dtype=torch.uint8)
+        absmax = torch.empty(-(-values.numel() // BLOCK))
+        self._check(
+            self._library.redheart_quantise(
+                self._rank,
+                _at(qmap),
+                int(bool(qmap[0] < 0)),
+                ctypes.c_int64(values.numel()),
+                *map(_at, (values, codes, absmax)),
+            )
+        )
+        return codes, absmax
+
+    def _check(self, status: int) -> None:
+        assert status == 0, f"this processor does not run the path {self.name}"
+
+
+@cache
+def kernels() -> tuple[Kernel, ...]:
+    """All paths that this processor runs, the fastest last; empty where nothing could be compiled."""
+    path = library_path()
+    return () if path is None else load_kernels(str(path))
+
+
+def load_kernels(path: str) -> tuple[Kernel, ...]:
+    """All paths of a compiled library that this processor runs."""
+    library = ctypes.CDLL(path)
+    library.redheart_path_name.restype = ctypes.c_char_p
+    return tuple(Kernel(library, rank) for rank in range(4) if library.redheart_path_name(rank))
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p:
+    assert tensor is None or (tensor.is_contiguous() and tensor.device.type == "cpu")
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _scalars(scalars: StepScalars) -> _Step:
+    root = math.sqrt(1 - scalars.beta2**scalars.step)
+    return _Step(
+        scalars.grad_scale * (1 - scalars.beta1),
+        scalars.grad_scale * math.sqrt(1 - scalars.beta2),
+        scalars.beta1,
+        scalars.beta2,
+        1 - scalars.learning_rate * scalars.weight_decay,
+        scalars.learning_rate * root / (1 - scalars.beta1**scalars.step),
+        scalars.eps * root,
+        scalars.min_code2,
+    )

@@ -1,0 +1,125 @@
+"""The optimizer: bitsandbytes' state layout, the fused kernel or the chunked fallback behind it."""
+
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redheart.memory.adamw8bit.chunked import Chunked
+from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, kernels
+
+MIN_8BIT_ELEMENTS = 4096
+
+
+class HostAdamW8bit(torch.optim.Optimizer):
+    """AdamW on the CPU with 8-bit states where they pay.
+
+    Groups may set `state_bits` to 32 (norms and biases); tensors under 4,096 elements have 32-bit states in any case.
+    8-bit states are `state1`, `state2` (uint8 codes), `absmax1`, `absmax2` (float32 per 256) and `qmap1`, `qmap2`,
+    under bitsandbytes' names, and load into `bitsandbytes.optim.AdamW8bit` and back; 32-bit ones are `state1`,
+    `state2` in float32, as there.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        min_code2: int = 1,
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_bits": 8})
+        self._min_code2 = min_code2
+        self._backend = backend()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step on every parameter that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update(group, parameter, parameter.grad)
+        return loss
+
+    @torch.no_grad()
+    def update(
+        self,
+        group: dict[str, Any],
+        parameter: Tensor,
+        grad: Tensor,
+        *,
+        grad_scale: float = 1.0,
+        out_bf16: Tensor | None = None,
+    ) -> None:
+        """One step on one parameter, its gradient scaled on the way and its bf16 copy written in the same pass."""
+        state = self.state[parameter]
+        if not state:
+            self._start(state, parameter, group["state_bits"])
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        scalars = StepScalars(
+            step=state["step"],
+            learning_rate=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            grad_scale=grad_scale,
+            min_code2=self._min_code2,
+        )
+        master, flat_grad = parameter.data.view(-1), grad.reshape(-1)
+        first, second = state["state1"].view(-1), state["state2"].view(-1)
+        if state["state1"].dtype == torch.uint8:
+            self._backend.update8(
+                scalars,
+                master,
+                flat_grad,
+                codes=(first, second),
+                absmax=(state["absmax1"], state["absmax2"]),
+                qmaps=(state["qmap1"], state["qmap2"]),
+                out_bf16=out_bf16,
+            )
+        else:
+            self._backend.update32(scalars, master, flat_grad, moments=(first, second), out_bf16=out_bf16)
+
+    def sum_squares(self, grad: Tensor) -> float:
+        """Sum of squares of a gradient on the host, in double precision."""
+        return self._backend.sum_squares(grad)
+
+    def _start(self, state: dict[str, Any], parameter: Tensor, state_bits: int) -> None:
+        state["step"] = 0
+        if state_bits == 32 or parameter.numel() < MIN_8BIT_ELEMENTS:
+            state["state1"], state["state2"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            return
+        blocks = -(-parameter.numel() // BLOCK)
+        for moment, qmap in (("1", dynamic_map(True)), ("2", dynamic_map(False))):
+            state[f"state{moment}"] = torch.full(parameter.shape, int(torch.searchsorted(qmap, 0.0)), dtype=torch.uint8)
+            state[f"qmap{moment}"] = qmap
+            state[f"absmax{moment}"] = torch.zeros(blocks)
+
+
+@cache
+def dynamic_map(signed: bool) -> Tensor:
+    """bitsandbytes' dynamic map, (256,) float32 ascending."""
+    from bitsandbytes.functional import create_dynamic_map
+
+    return torch.as_tensor(create_dynamic_map(signed=signed), dtype=torch.float32)
+
+
+@cache
+def backend() -> Kernel | Chunked:
+    """The fastest way that this machine has to make a step; says once if it is the slow one."""
+    found = kernels()
+    if found:
+        return found[-1]
+    print(
+        "note: no C++ compiler was found, so the optimizer's step runs in plain torch and is slow; install g++ or "
+        "clang++ for the fused one",
+        file=sys.stderr,
+    )
+    return Chunked()

@@ -1,0 +1,115 @@
+"""The optimizer step of DeepSpeed's ZeRO-2 offload in one pass instead of three.
+
+DeepSpeed 0.19.8 multiplies the gradient by the clip factor, runs the optimizer, and copies the weights to bf16: each a
+pass over host memory. Here the host optimizer does all three as it goes. Gradients come to the host once per
+micro-batch: in bf16 where one micro-batch is the whole step, else summed there in float32, so that nothing is pulled
+back to the device and the sum is exact to float32.
+
+Written for `deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer` of 0.19.8; `install` refuses another.
+"""
+
+import math
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redheart.core.errors import BadInput
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+
+WRITTEN_FOR = "0.19.8"
+
+
+def install(zero: Any, *, accumulates: bool) -> None:
+    """Replace the gradient hand-over and the step of a ZeRO-2 optimizer under offload by fused ones.
+
+    Args:
+        zero: DeepSpeed's ZeRO optimizer around a `HostAdamW8bit`.
+        accumulates: whether a step may have several micro-batches on this rank.
+
+    Raises:
+        BadInput: the installed DeepSpeed is not the one that this was written for.
+    """
+    from deepspeed import __version__
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    if __version__.split("+")[0] != WRITTEN_FOR or type(zero) is not DeepSpeedZeroOptimizer:
+        raise BadInput(
+            "the fused step does not know this DeepSpeed",
+            got=f"{type(zero).__name__} of deepspeed {__version__}",
+            expected=f"deepspeed {WRITTEN_FOR}",
+            mend=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
+        )
+    assert isinstance(zero.optimizer, HostAdamW8bit)
+    for partition in zero.single_partition_of_fp32_groups:
+        if not accumulates:
+            partition.grad = None
+            partition.grad_dtype = torch.bfloat16
+            partition.grad = torch.zeros(partition.numel(), dtype=torch.bfloat16)
+    if zero.bit16_groups_flat[0].device.type == "cpu":
+        # The weights themselves are on the host: the staging copy for the way to the device is not needed.
+        zero.param_buffer_of_bit16_for_cpu_offload_groups = []
+    zero._received = set()
+    zero.copy_grads_in_partition = MethodType(_receive_gradient, zero)
+    zero.step = MethodType(_step, zero)
+
+
+def _receive_gradient(zero: Any, param: Tensor, group_idx: int | None = None) -> None:
+    """Take a parameter's reduced gradient to the host, adding it to what earlier micro-batches brought."""
+    param_id = zero.get_param_id(param)
+    group, source_offset, offset, elements = zero.grad_position[param_id]
+    source = zero.get_param_gradient_attribute(param).detach().view(-1).narrow(0, source_offset, elements)
+    target = zero.single_partition_of_fp32_groups[group].grad.narrow(0, offset, elements)
+    if param_id in zero._received:
+        target.add_(source.to(target.device))
+    else:
+        target.copy_(source)
+        zero._received.add(param_id)
+    zero.clear_grad_attribute(param)
+
+
+def _step(zero: Any, closure: None = None) -> None:
+    """Norm, then one fused pass per group: clip, update, bf16 copy. A gradient that is not finite changes nothing."""
+    zero.micro_step_id = -1
+    optimizer: HostAdamW8bit = zero.optimizer
+    masters = zero.single_partition_of_fp32_groups
+    _clear_what_did_not_come(zero)
+    squares = torch.tensor([sum(optimizer.sum_squares(master.grad) for master in masters)], dtype=torch.float64)
+    world_size = torch.distributed.get_world_size()
+    if world_size > 1:
+        shared = squares.to(zero.bit16_groups_flat[0].device)
+        torch.distributed.all_reduce(shared, group=zero.dp_process_group)
+        squares = shared.cpu()
+    norm = math.sqrt(squares.item())
+    zero._received = set()
+    zero._global_grad_norm = norm
+    zero.overflow = not math.isfinite(norm)
+    if zero.overflow:
+        return
+    # The constant keeps the quotient finite; both as in DeepSpeed's unscale_and_clip_grads.
+    grad_scale = 1.0 if zero.clip_grad <= 0 else min(1.0, zero.clip_grad / (norm + 1e-6))
+    rank = torch.distributed.get_rank()
+    for index, (group, master) in enumerate(zip(optimizer.param_groups, masters, strict=True)):
+        weights = zero.parallel_partitioned_bit16_groups[index][rank].data
+        is_on_host = weights.device.type == "cpu"
+        copy = weights if is_on_host else zero.param_buffer_of_bit16_for_cpu_offload_groups[index].data
+        optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=copy)
+        if not is_on_host:
+            weights.copy_(copy, non_blocking=True)
+    if world_size > 1:
+        for flat, partitions in zip(zero.bit16_groups_flat, zero.parallel_partitioned_bit16_groups, strict=True):
+            torch.distributed.all_gather_into_tensor(flat, partitions[rank].clone(), group=zero.dp_process_group)
+    elif torch.cuda.is_available():
+        # The next step writes the staging copy again.
+        torch.cuda.synchronize()
+
+
+def _clear_what_did_not_come(zero: Any) -> None:
+    """Zero the gradient of parameters that no micro-batch of this step used."""
+    for group in zero.params_in_partition:
+        for param in group:
+            param_id = zero.get_param_id(param)
+            if param_id not in zero._received and param_id in zero.grad_position:
+                index, _, offset, elements = zero.grad_position[param_id]
+                zero.single_partition_of_fp32_groups[index].grad.narrow(0, offset, elements).zero_()
