@@ -65,8 +65,16 @@ class Engine(Protocol):
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
     """Build the engine that `config.strategy` names around a module with its initial weights."""
     strategy = load_strategy(config)
-    if strategy.deepspeed is None:
+    if strategy.stage == 0:
         return PlainEngine(module, config)
+    if strategy.stage == 3:
+        raise BadInput(
+            "ZeRO-3 can be planned but not trained: states and snapshots of parameters that no rank holds whole "
+            "are not supported",
+            where="--train.strategy",
+            got=config.strategy,
+            mend="take zero2_offload_multi",
+        )
     return ZeroEngine(module, config, strategy)
 
 

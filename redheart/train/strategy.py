@@ -21,6 +21,12 @@ class Strategy:
     deepspeed: dict[str, object] | None
     """A DeepSpeed configuration without any "auto"; None runs without DeepSpeed."""
 
+    @property
+    def stage(self) -> int:
+        """ZeRO's stage; at 0 nothing of DeepSpeed's is needed, and the plain engine runs it."""
+        zero = (self.deepspeed or {}).get("zero_optimization")
+        return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
+
 
 def load_strategy(config: TrainConfig) -> Strategy:
     """The strategy that a configuration names, with its batch size and clipping norm filled in.
