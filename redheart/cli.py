@@ -74,6 +74,38 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """Does a run fit: device memory by moment, host memory, disk; nothing is allocated and no GPU is needed."""
+
+    vram: str = "8GiB"
+    """Memory of the card."""
+    strategy: str | None = None
+    """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
+    preset: Preset = "full"
+    seq_len_tokens: int = 128
+    """Token sequence length."""
+    micro_batch: int = 0
+    """Records per forward pass; 0 chooses."""
+    effective_batch: int = 64
+    epochs: int = 60
+    checkpointing: Flag = False
+    ranks: int = 1
+    """Devices, for the strategies that divide the work."""
+    figure: Path | None = None
+    """Draw the memory of one step, stacked by category, into this PNG."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Examine this machine: versions, compiler, GPU and driver, memory, disk, WSL, /dev/shm."""
+
+    out: Path = Path(".")
+    """Folder that runs will be written to."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
 class TrialOptions:
     """One trial of the sweep, in a process of its own."""
 
@@ -88,6 +120,47 @@ def model(arguments: Sequence[str]) -> None:
     print(ledger_text(options.preset, as_json=options.json))
 
 
+def plan(arguments: Sequence[str]) -> None:
+    from redheart.core.config import FeatureConfig, TrainConfig
+    from redheart.study import plan_output, planning
+
+    options = _parse(PlanOptions, arguments, "plan")
+    config = StudyConfig(
+        preset=options.preset,
+        epochs=options.epochs,
+        features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
+        train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
+    )
+    answer = planning.answer(
+        resolved(config),
+        vram_bytes=planning.parse_bytes(options.vram),
+        strategy=options.strategy,
+        micro_batch=options.micro_batch or None,
+        ranks=options.ranks,
+    )
+    if options.figure:
+        plan_output.draw_step(answer.replay, options.figure)
+    if options.json:
+        _print(plan_output.plan_fields(answer), True)
+    else:
+        plan_output.print_plan(answer)
+    planning.refuse_unless_fits(answer)
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    from redheart.study.doctor import examine
+
+    options = _parse(DoctorOptions, arguments, "doctor")
+    findings = examine(options.out)
+    if options.json:
+        _print(findings, True)
+    else:
+        for item in findings:
+            print(f"{item.verdict:<5}{item.name:<14}{item.found}" + (f"\n{'':<19}-> {item.mend}" if item.mend else ""))
+    if any(item.verdict == "bad" for item in findings):
+        sys.exit(2)
+
+
 def prepare(arguments: Sequence[str]) -> None:
     from redheart.data.prepare import prepare as run_prepare
 
@@ -98,7 +171,10 @@ def prepare(arguments: Sequence[str]) -> None:
 def run(arguments: Sequence[str]) -> None:
     from redheart.study.pipeline import run_study
 
-    run_study(_study(arguments, "run"))
+    rest, force = _without_force(arguments)
+    config = _study(rest, "run")
+    _check(config, force)
+    run_study(config)
 
 
 def sweep(arguments: Sequence[str]) -> None:
@@ -113,7 +189,9 @@ def sweep(arguments: Sequence[str]) -> None:
 def train(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
 
-    config = _study([item for item in arguments if not item.startswith("--local_rank")], "train")
+    rest, force = _without_force([item for item in arguments if not item.startswith("--local_rank")])
+    config = _study(rest, "train")
+    _check(config, force)
     folder = run_folder.start(config)
     data = phases.open_data(config, folder, show_progress=True)
     phases.run_training(config, folder, data, show_progress=True)
@@ -169,6 +247,8 @@ def report(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "run": (run, "the whole study: all phases below, or what is left of them"),
     "model": (model, "the parameter ledger of a preset"),
+    "doctor": (doctor, "is this machine fit for a run"),
+    "plan": (plan, "does a run fit into memory; needs no GPU"),
     "prepare": (prepare, "validate, de-duplicate and split a file of records"),
     "sweep": (sweep, "find the learning rate"),
     "train": (train, "the main run, with snapshots; goes on where it stopped"),
@@ -223,6 +303,18 @@ def _parse(kind: type[T], arguments: Sequence[str], command: str, default: T | N
     if default is None:
         return tyro.cli(kind, args=list(arguments), prog=prog)
     return tyro.cli(kind, args=list(arguments), prog=prog, default=default)
+
+
+def _without_force(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    return [item for item in arguments if item != "--force"], "--force" in arguments
+
+
+def _check(config: StudyConfig, force: bool) -> None:
+    """The planner's verdict before anything is allocated; `--force` goes on without asking."""
+    if not force and os.environ.get("RANK", "0") == "0":
+        from redheart.study.preflight import check_run
+
+        print(f"plan       {check_run(config)}", flush=True)
 
 
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:
