@@ -1,0 +1,286 @@
+"""Does a run fit, before anything is allocated: device memory by moment, host memory, disk, time, and what would fit.
+
+Knows nothing of the model: a module on `meta`, a function from a batch size to an example batch, and its loss.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
+
+from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, ledger
+from redheart.memory.replay import Replay, moments, replay_step
+from redheart.memory.trace import AttentionOp, Loss, Trace, at_batch, cuda_attention, trace_pass
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+CONTEXT_BYTES, CONTEXT_UPPER_BYTES = 450 * MIB, 640 * MIB
+"""CUDA context with loaded kernels: 0.25-0.6 GB are reported; not measured here."""
+WORKSPACE_BYTES, WORKSPACE_UPPER_BYTES = 17 * MIB, 64 * MIB
+"""cuBLAS: 8.1 MiB a handle and stream before Hopper, 32 MiB on it (torch's notes on CUDA); cuBLASLt the same again."""
+FRAGMENTATION_SHARE = 0.05
+"""Added to what is reserved for the upper bound: real streams and library temporaries are not in the trace."""
+ACTIVATION_SHARE = 0.10
+"""Added to activations and temporaries for the upper bound: torch's own tracker is tested to 10 %."""
+MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """One moment of a run on the device, without context and workspaces."""
+
+    reserved_bytes: int
+    allocated_bytes: int
+    parts: dict[str, int]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The verdict on one configuration. All device figures are predicted."""
+
+    fits: bool
+    strategy: str
+    micro_batch: int
+    accumulation_steps: int
+    checkpointing: bool
+    vram_bytes: int
+    peak_bytes: int
+    """Whole process: reserved by the allocator, context, workspaces."""
+    upper_bytes: int
+    peak_moment: str
+    parts: dict[str, int]
+    """What the peak is made of; sums to `peak_bytes`."""
+    besides_context_bytes: int
+    moments: dict[str, Moment]
+    host_bytes: int
+    host_parts: dict[str, int]
+    disk_bytes: int
+    disk_parts: dict[str, int]
+    step_cost: float
+    """Predicted bytes over PCIe and passes of compute, in the units of the stated cost model; not seconds."""
+    step_s: float | None
+    """Seconds a step, from constants that were measured on this machine; null where there are none."""
+    basis: str = "predicted"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with its batch and loss, and everything about it that does not depend on the strategy."""
+
+    module: nn.Module
+    """On `meta`, in the type that it is trained in."""
+    sizes: ModelSizes
+    batch: Callable[[int], Any]
+    loss: Loss
+    set_checkpointing: Callable[[nn.Module, bool], None]
+    effective_batch: int
+    snapshots: int
+    snapshot_output_bytes: int
+    feature_bytes: int
+    attention: AttentionOp = cuda_attention
+
+
+class Planner:
+    """Traces a workload once per setting and answers for any strategy and micro-batch from these traces."""
+
+    def __init__(self, workload: Workload):
+        self.workload = workload
+        self._traces: dict[tuple[int, bool, str], Trace] = {}
+
+    def plan(
+        self,
+        strategy: StrategySizes,
+        *,
+        micro_batch: int,
+        checkpointing: bool,
+        vram_bytes: int,
+        step_s: float | None = None,
+        is_search: bool = False,
+    ) -> tuple[Plan, Replay]:
+        """The verdict on one configuration, and the replay behind it; a search leaves the validation out."""
+        work = self.workload
+        steps = -(-work.effective_batch // (micro_batch * strategy.ranks))
+        entries = ledger(work.sizes, strategy, accumulates=steps > 1)
+        kind = "keep" if strategy.table == "plain" else "release"
+        training = self._trace(micro_batch, checkpointing, kind)
+        validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
+        batch_bytes = _tensor_bytes(work.batch(micro_batch))
+        replay = replay_step(
+            training,
+            validation,
+            batch_bytes,
+            model=work.sizes,
+            strategy=strategy,
+            entries=entries,
+            micro_batches=steps,
+        )
+        by_moment = {name: Moment(reserved, allocated, parts) for name, reserved, allocated, parts in moments(replay)}
+        worst = max(by_moment, key=lambda name: by_moment[name].reserved_bytes)
+        reserved = by_moment[worst].reserved_bytes
+        fluid = max(
+            sum(size for name, size in moment.parts.items() if name in ("activations", "gradients and temporaries"))
+            for moment in by_moment.values()
+        )
+        peak = reserved + CONTEXT_BYTES + WORKSPACE_BYTES
+        upper = int(
+            reserved * (1 + FRAGMENTATION_SHARE)
+            + fluid * ACTIVATION_SHARE
+            + CONTEXT_UPPER_BYTES
+            + WORKSPACE_UPPER_BYTES
+        )
+        parts = dict(by_moment[worst].parts)
+        parts["cached by the allocator"] = reserved - sum(parts.values())
+        parts |= {"CUDA context": CONTEXT_BYTES, "cuBLAS workspaces": WORKSPACE_BYTES}
+        host = host_parts(work, entries)
+        disk = disk_parts(work, strategy, entries)
+        plan = Plan(
+            fits=upper <= vram_bytes,
+            strategy=strategy.name,
+            micro_batch=micro_batch,
+            accumulation_steps=steps,
+            checkpointing=checkpointing,
+            vram_bytes=vram_bytes,
+            peak_bytes=peak,
+            upper_bytes=upper,
+            peak_moment=worst,
+            parts=parts,
+            besides_context_bytes=reserved + WORKSPACE_BYTES,
+            moments=by_moment,
+            host_bytes=sum(host.values()),
+            host_parts=host,
+            disk_bytes=sum(disk.values()),
+            disk_parts=disk,
+            step_cost=step_cost(work.sizes.total, strategy, steps, checkpointing=checkpointing),
+            step_s=step_s,
+        )
+        return plan, replay
+
+    def best(self, strategies: Sequence[StrategySizes], *, checkpointing: bool, vram_bytes: int) -> Plan | None:
+        """The cheapest configuration by the cost model whose upper bound fits, or None."""
+        found = [
+            plan
+            for strategy in strategies
+            if (plan := self.largest(strategy, checkpointing=checkpointing, vram_bytes=vram_bytes))
+        ]
+        return min(found, key=lambda plan: plan.step_cost, default=None)
+
+    def largest(self, strategy: StrategySizes, *, checkpointing: bool, vram_bytes: int) -> Plan | None:
+        """The largest micro-batch whose upper bound fits, without checkpointing first; None where none does."""
+        for recompute in (checkpointing,) if checkpointing else (False, True):
+            for micro_batch in MICRO_BATCHES:
+                if micro_batch > self.workload.effective_batch:
+                    continue
+                if self._at_least_bytes(strategy, micro_batch, recompute, vram_bytes) > vram_bytes:
+                    continue
+                setting = {"micro_batch": micro_batch, "checkpointing": recompute, "vram_bytes": vram_bytes}
+                if self.plan(strategy, **setting, is_search=True)[0].fits:  # type: ignore[arg-type]
+                    plan, _ = self.plan(strategy, **setting)  # type: ignore[arg-type]
+                    if plan.fits:
+                        return plan
+        return None
+
+    def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
+        """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
+        entries = ledger(self.workload.sizes, strategy, accumulates=False)
+        fixed = sum(entry.total_bytes for entry in entries if entry.where == "device" and entry.life == "always")
+        if fixed + CONTEXT_BYTES > vram_bytes:
+            return fixed + CONTEXT_BYTES
+        kind = "keep" if strategy.table == "plain" else "release"
+        return fixed + CONTEXT_BYTES + self._trace(micro_batch, checkpointing, kind).peak_bytes
+
+    def _trace(self, micro_batch: int, checkpointing: bool, kind: str) -> Trace:
+        key = (micro_batch, checkpointing, kind)
+        if key not in self._traces:
+            from_two = micro_batch > 3 and kind != "validation"
+            self._traces[key] = self._from_two(key) if from_two else self._traced(key)
+        return self._traces[key]
+
+    def _from_two(self, key: tuple[int, bool, str]) -> Trace:
+        micro_batch, checkpointing, kind = key
+        known = {batch: self._trace(batch, checkpointing, kind) for batch in (2, 3)}
+        # A module whose operators depend on the batch is traced at the batch itself.
+        return at_batch(known, micro_batch) or self._traced(key)
+
+    def _traced(self, key: tuple[int, bool, str]) -> Trace:
+        micro_batch, checkpointing, kind = key
+        work = self.workload
+        work.set_checkpointing(work.module, checkpointing)
+        return trace_pass(
+            work.module,
+            work.batch(micro_batch),
+            work.loss,
+            attention=work.attention,
+            backward=kind != "validation",
+            release_gradients=kind == "release",
+        )
+
+
+HOST_BASE_BYTES = 900 * MIB
+"""A process with torch, DeepSpeed, accelerate and bitsandbytes loaded, CPU builds; measured, see plan_errors."""
+
+
+def host_parts(work: Workload, entries: Sequence[Entry]) -> dict[str, int]:
+    """Resident host memory of a rank by part; the larger of initialisation and training."""
+    held = {entry.name: entry.total_bytes for entry in entries if entry.where == "host"}
+    held = {name: size for name, size in held.items() if size}
+    training = sum(held.values())
+    # The float32 weights of the start are gone before the first master exists.
+    start = 4 * work.sizes.total
+    parts = held if training >= start else {"weights at the start": start}
+    return {"process": HOST_BASE_BYTES, **parts}
+
+
+def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]) -> dict[str, int]:
+    """Disk of a run by part: two resume states and one being written, the module snapshots, the features."""
+    named = {entry.attribute: entry.total_bytes * strategy.ranks for entry in entries}
+    masters = named.get("single_partition_of_fp32_groups") or 4 * work.sizes.total
+    state = masters + named["state"]
+    return {
+        "resume states": 3 * state,
+        "module snapshots": work.snapshots * (2 * work.sizes.total + work.snapshot_output_bytes),
+        "features": work.feature_bytes,
+    }
+
+
+PCIE_COST = 1 / 12e9
+"""Seconds a byte over PCIe 3.0 x16, as reported for copies from unpinned memory; the cost model's unit."""
+PASS_COST = 0.25
+"""Seconds of forward and backward of 64 records of 128 tokens of the full model on a small card, at 40 TFLOP/s bf16."""
+LAUNCH_COST = 0.15
+"""Seconds of launches a micro-batch: 30,000 operators and frees of the trace, at about 5 us."""
+HOST_STEP_COST = {8: 0.6e-9, 32: 1.1e-9}
+"""Seconds a parameter of the optimizer on the host, clipping and downcast included."""
+
+
+def step_cost(parameters: int, strategy: StrategySizes, steps: int, *, checkpointing: bool) -> float:
+    """Cost of an optimizer step: a stated model for ranking configurations, no promise of seconds.
+
+    Offloaded gradients and weights cross the bus (4 GA + 4) bytes a parameter under ZeRO-2 with accumulation, 4 without
+    (2 out, 2 back); the host's update; one share of launches a micro-batch; a third more compute with checkpointing.
+    """
+    compute = PASS_COST * (4 / 3 if checkpointing else 1) + LAUNCH_COST * steps
+    if strategy.table in ("plain", "zero2_device"):
+        return compute
+    traffic = 4 if steps == 1 else 4 * steps + 4
+    return compute + parameters / strategy.ranks * (traffic * PCIE_COST + HOST_STEP_COST[strategy.state_bits])
+
+
+def _tensor_bytes(batch: Any) -> int:
+    return sum(item.untyped_storage().nbytes() for item in tree_iter(batch) if isinstance(item, Tensor))
+
+
+def model_sizes(module: nn.Module, groups: Sequence[Sequence[nn.Parameter]]) -> ModelSizes:
+    """Names and sizes of a module's parameters and of its optimizer groups."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return ModelSizes(
+        {name: parameter.numel() for name, parameter in module.named_parameters()},
+        tuple(tuple(names[id(parameter)] for parameter in group) for group in groups),
+    )
+
+
+def meta_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module in another type; on `meta` this moves nothing."""
+    return module.to(dtype)

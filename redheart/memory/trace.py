@@ -1,0 +1,228 @@
+"""Every tensor storage that a forward and backward pass allocates, with its life, on any device, `meta` included.
+
+On `meta` nothing is computed or allocated, so that the pass of a model of any size takes seconds and no memory.
+Knows nothing of the model: a module, an example batch and a function from both to a scalar loss.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+AttentionOp = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened: a storage came or went, or a mark was set."""
+
+    kind: Literal["alloc", "free", "mark"]
+    buffer: int
+    """Number of the storage within its trace; -1 for a mark."""
+    size_bytes: int
+    label: str = ""
+    """Of a mark: `forward`, `backward`, `end`, or `gradient:NAME` where a parameter's gradient is complete."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The events of one pass in their order. Storages that were there before it are not in it."""
+
+    events: tuple[Event, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Largest sum of live storages."""
+        live = peak = 0
+        for event in self.events:
+            live += event.size_bytes if event.kind == "alloc" else -event.size_bytes if event.kind == "free" else 0
+            peak = max(peak, live)
+        return peak
+
+
+class _StorageTracker(TorchDispatchMode):
+    """Notes every storage that an operator brings into being, and when it is given back."""
+
+    def __init__(self, known: Sequence[Tensor]):
+        super().__init__()
+        self.events: list[Event] = []
+        self._live: dict[int, weakref.ref[Any]] = {}
+        self._open = True
+        # Storages from before the pass are marked as known, so that a view of them is not counted as new.
+        self._before = [tensor.untyped_storage() for tensor in known]
+        self._before_keys = {storage._cdata for storage in self._before}
+        self._count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # Most operators give one tensor; walking a structure for it would take as long as the operator on `meta`.
+        for item in (result,) if isinstance(result, Tensor) else tree_iter(result):
+            if isinstance(item, Tensor):
+                self._note(item)
+        return result
+
+    def mark(self, label: str) -> None:
+        self.events.append(Event("mark", -1, 0, label))
+
+    def close(self) -> None:
+        """Ignore what is freed from now on."""
+        self._open = False
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._before_keys or key in self._live or storage.nbytes() == 0:
+            return
+        number, size = self._count, storage.nbytes()
+        self._count += 1
+
+        def gone(_: object) -> None:
+            del self._live[key]
+            if self._open:
+                self.events.append(Event("free", number, size))
+
+        self._live[key] = weakref.ref(storage, gone)
+        self.events.append(Event("alloc", number, size))
+
+
+def cpu_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The fused kernel that torch takes on the CPU, with its mask turned into a bias as torch does it."""
+    bias = None if mask is None else _as_bias(mask, query)
+    mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=bias
+    )[0]
+    return mixed
+
+
+def cuda_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The kernels that torch takes on CUDA in bf16: flash without a mask, memory-efficient with one.
+
+    Source: `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`; the bias of the efficient kernel is padded
+    to rows of a multiple of 16 (`pad_bias` in `attention.cpp`).
+    """
+    mixed: Tensor
+    if mask is None:
+        mixed = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False)[0]
+        return mixed
+    bias = _as_bias(mask, query)
+    columns = bias.shape[-1]
+    if columns % 16:
+        bias = nn.functional.pad(bias, (0, 16 - columns % 16))[..., :columns]
+    bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    mixed = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
+    return mixed
+
+
+def _as_bias(mask: Tensor, query: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask
+    zero = torch.scalar_tensor(0.0, dtype=query.dtype, device=query.device)
+    return torch.where(mask, zero, torch.scalar_tensor(-torch.inf, dtype=query.dtype, device=query.device))
+
+
+def trace_pass(
+    module: nn.Module,
+    batch: Any,
+    loss: Loss,
+    *,
+    attention: AttentionOp | None = None,
+    backward: bool = True,
+    release_gradients: bool = False,
+) -> Trace:
+    """Run one pass under a tracker that sees every operator, and give its allocations.
+
+    Args:
+        module: on any device; its parameters are not counted.
+        batch: any structure of tensors, on the module's device.
+        loss: from module and batch to a scalar.
+        attention: the operator behind `scaled_dot_product_attention`; None leaves the choice to torch.
+        backward: False traces the forward pass without gradients, as in validation.
+        release_gradients: drop each gradient once it is complete, as ZeRO does after it has copied it.
+    """
+    known = [*module.parameters(), *module.buffers(), *(item for item in tree_iter(batch) if isinstance(item, Tensor))]
+    tracker = _StorageTracker(known)
+    with _gradient_marks(module, tracker, release=release_gradients), _maybe(attention), tracker:
+        tracker.mark("forward")
+        if backward:
+            value = loss(module, batch)
+            tracker.mark("backward")
+            value.backward()
+            del value
+        else:
+            with torch.no_grad():
+                loss(module, batch)
+        tracker.mark("end")
+        tracker.close()
+    for parameter in module.parameters():
+        parameter.grad = None
+    return Trace(tuple(tracker.events))
+
+
+@contextmanager
+def _maybe(attention: AttentionOp | None) -> Iterator[None]:
+    """Put an operator in the place of `scaled_dot_product_attention`, and the function back afterwards.
+
+    A torch function mode would do it without a replacement, but is off inside `backward`, where checkpointing
+    runs the forward pass once more.
+    """
+    if attention is None:
+        yield
+        return
+    original = nn.functional.scaled_dot_product_attention
+
+    def chosen(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+        return attention(query, key, value, attn_mask)
+
+    nn.functional.scaled_dot_product_attention = chosen  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = original
+
+
+@contextmanager
+def _gradient_marks(module: nn.Module, tracker: _StorageTracker, *, release: bool) -> Iterator[None]:
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def complete(parameter: Tensor) -> None:
+            tracker.mark(f"gradient:{name}")
+            if release:
+                parameter.grad = None
+
+        return complete
+
+    handles = [
+        parameter.register_post_accumulate_grad_hook(hook(name))
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def at_batch(traces: Mapping[int, Trace], batch: int) -> Trace | None:
+    """The trace at another batch size from those at two: every size is affine in the batch.
+
+    None where the two are not the same sequence of events: then nothing can be concluded from them.
+    """
+    (first, low), (second, high) = sorted(traces.items())
+    if len(low.events) != len(high.events):
+        return None
+    events = []
+    for one, two in zip(low.events, high.events, strict=True):
+        if (one.kind, one.buffer, one.label) != (two.kind, two.buffer, two.label):
+            return None
+        slope, rest = divmod(two.size_bytes - one.size_bytes, second - first)
+        if rest:
+            return None
+        events.append(replace(one, size_bytes=one.size_bytes + slope * (batch - first)))
+    return Trace(tuple(events))

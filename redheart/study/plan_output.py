@@ -1,0 +1,90 @@
+"""What `redheart plan` prints and draws: a table by moment and category, the verdict, a figure of one step."""
+
+from pathlib import Path
+
+from redheart.memory.plan import GIB, Plan
+from redheart.memory.replay import Replay
+from redheart.study.planning import Answer, nearest_text
+
+
+def print_plan(answer: Answer) -> None:
+    """A table of the device by moment, then host, disk and time, then the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    plan = answer.plan
+    console = Console()
+    table = Table(
+        title=f"{plan.strategy}, micro-batch {plan.micro_batch} x {plan.accumulation_steps}"
+        f"{', checkpointing' if plan.checkpointing else ''}: predicted device memory, MiB"
+    )
+    categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
+    table.add_column("category")
+    for name in plan.moments:
+        table.add_column(name, justify="right")
+    for category in categories:
+        table.add_row(category, *[_mib(moment.parts.get(category, 0)) for moment in plan.moments.values()])
+    table.add_section()
+    table.add_row("allocated", *[_mib(moment.allocated_bytes) for moment in plan.moments.values()])
+    table.add_row("reserved", *[_mib(moment.reserved_bytes) for moment in plan.moments.values()])
+    console.print(table)
+    console.print(
+        f"whole process  {plan.peak_bytes / GIB:6.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"
+    )
+    for title, total, parts in (
+        ("host", plan.host_bytes, plan.host_parts),
+        ("disk", plan.disk_bytes, plan.disk_parts),
+    ):
+        named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+        console.print(f"{title:<14} {total / GIB:6.2f} GiB ({named})")
+    step = "unknown: nothing was measured on this machine" if plan.step_s is None else f"{plan.step_s:.2f} s a step"
+    console.print(f"time           {step}")
+    margin = (plan.vram_bytes - plan.upper_bytes) / GIB
+    if plan.fits:
+        console.print(f"[bold green]fits[/] {plan.vram_bytes / GIB:g} GiB with {margin:.2f} GiB to spare")
+    else:
+        console.print(f"[bold red]does not fit[/] {plan.vram_bytes / GIB:g} GiB: {-margin:.2f} GiB too much")
+        console.print(nearest_text(answer.nearest))
+
+
+def draw_step(replay: Replay, path: Path) -> None:
+    """Stacked areas of what the device holds over one optimizer step, in the order of its requests."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # A few thousand points show every peak: each keeps the largest moment of its slice.
+    stride = max(1, len(replay.curve) // 3000)
+    slices = [replay.curve[start : start + stride] for start in range(0, len(replay.curve), stride)]
+    points = [max(part, key=lambda item: sum(item[1].values())) for part in slices]
+    names = list({name: None for _, held in points for name, size in held.items() if size})
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    series = [[held.get(name, 0) / GIB for _, held in points] for name in names]
+    axes.stackplot(range(len(points)), *series, labels=names)
+    for index in range(1, len(points)):
+        if points[index][0] != points[index - 1][0]:
+            axes.axvline(index, color="black", linewidth=0.5, alpha=0.5)
+            axes.annotate(points[index][0], (index, 1.0), xycoords=("data", "axes fraction"), fontsize=7)
+    axes.set(xlabel="requests of one optimizer step", ylabel="GiB on the device (predicted)")
+    axes.legend(fontsize=7, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+
+
+def plan_fields(answer: Answer) -> dict[str, object]:
+    """The plan as JSON, the nearest configuration that fits beside it."""
+    import msgspec
+
+    fields = dict(msgspec.to_builtins(answer.plan))
+    fields["nearest"] = msgspec.to_builtins(answer.nearest)
+    fields["mend"] = None if answer.plan.fits else nearest_text(answer.nearest)
+    return fields
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.1f}" if size else ""
+
+
+def summary(plan: Plan) -> str:
+    """One line for a log."""
+    return f"predicted {plan.peak_bytes / GIB:.2f} GiB of {plan.vram_bytes / GIB:.2f} GiB, at {plan.peak_moment}"

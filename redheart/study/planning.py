@@ -1,0 +1,191 @@
+"""The planner for this model: a study's configuration in, a verdict out; refusals name what fits."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from redheart.core.config import StudyConfig
+from redheart.core.errors import BadInput, DoesNotFit
+from redheart.memory.ledger import StrategySizes, strategy_sizes
+from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes
+from redheart.memory.replay import Replay
+from redheart.model.blocks import set_checkpointing
+from redheart.model.dims import FEATURE_WIDTH, preset
+from redheart.model.losses import multitask_loss
+from redheart.model.network import build
+from redheart.train.groups import parameter_groups
+from redheart.train.strategy import FOLDER, load_strategy
+
+NUM_VALIDATION, NUM_RECORDS = 984, 8858
+"""Records that disk is planned for where no data set is at hand: the size of the real one."""
+ON_ONE_CARD = ("zero2_offload_adam8bit", "zero2_offload_adam32", "gpu_adam8bit", "fp32_adamw")
+"""What `auto` chooses from; the multi-device strategies are asked for by name."""
+
+
+COMFORT_SHARE = 0.6
+"""Share of the card that the upper bound of a micro-batch chosen by the planner may take, if any fits that."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A plan, the replay behind it, and the nearest configuration that fits where the plan does not."""
+
+    plan: Plan
+    replay: Replay
+    nearest: Plan | None
+
+
+def parse_bytes(text: str) -> int:
+    """`8GiB`, `8GB`, `512MiB` or plain bytes.
+
+    Raises:
+        BadInput: anything else, or outside 1 to 1024 GiB.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GiB|GB|MiB|MB|B)?\s*", text)
+    units = {"GiB": GIB, "GB": 10**9, "MiB": 1 << 20, "MB": 10**6, "B": 1, None: 1}
+    size = int(float(match[1]) * units[match[2]]) if match else 0
+    if not 0.5 * GIB <= size <= 1024 * GIB:
+        raise BadInput("not a size of device memory", got=text, expected="for example 8GiB, between 0.5 and 1024 GiB")
+    return size
+
+
+def answer(
+    config: StudyConfig, *, vram_bytes: int, strategy: str | None = None, micro_batch: int | None = None, ranks: int = 1
+) -> Answer:
+    """Plan a study: its strategy or `auto`, its micro-batch or the best that fits.
+
+    Raises:
+        BadInput: an unknown strategy, or a micro-batch or length out of range.
+    """
+    name = strategy or config.train.strategy
+    length, micro = config.features.seq_len_tokens, micro_batch or 0
+    if not 1 <= length <= 4096 or not 0 <= micro <= 1024:
+        raise BadInput(
+            "out of range", got=f"length {length}, micro-batch {micro}", expected="length 1-4096, micro 0-1024"
+        )
+    recompute = config.train.checkpointing
+    if name == "auto":
+        names = list(ON_ONE_CARD)
+        planner = Planner(workload(config))
+        chosen = planner.best(
+            [sizes_of(config, item, ranks=ranks) for item in names if item != "fp32_adamw"],
+            checkpointing=recompute,
+            vram_bytes=vram_bytes,
+        )
+        name = chosen.strategy if chosen else names[0]
+        micro = micro or (chosen.micro_batch if chosen else 1)
+        recompute = chosen.checkpointing if chosen else True
+    sizes = sizes_of(config, name, ranks=ranks)
+    is_plain = sizes.table == "plain"
+    planner = Planner(workload(config, dtype=torch.float32 if is_plain else torch.bfloat16))
+    if not micro:
+        # Room first for what shares a card: a desktop, and WSL, which spills into host memory before a card is full.
+        roomy = planner.largest(sizes, checkpointing=recompute, vram_bytes=int(COMFORT_SHARE * vram_bytes))
+        found = roomy or planner.largest(sizes, checkpointing=recompute, vram_bytes=vram_bytes)
+        micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
+    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=recompute, vram_bytes=vram_bytes)
+    nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
+    return Answer(plan, replay, nearest)
+
+
+def refuse_unless_fits(found: Answer) -> None:
+    """Turn a verdict against a run into its error.
+
+    Raises:
+        DoesNotFit: with the nearest configuration that fits.
+    """
+    plan = found.plan
+    if not plan.fits:
+        raise DoesNotFit(
+            "the run does not fit into device memory",
+            where=f"strategy {plan.strategy}, micro-batch {plan.micro_batch}, at {plan.peak_moment}",
+            got=f"predicted {plan.peak_bytes / GIB:.2f} GiB, upper bound {plan.upper_bytes / GIB:.2f} GiB",
+            expected=f"at most {plan.vram_bytes / GIB:.2f} GiB",
+            mend=nearest_text(found.nearest),
+        )
+
+
+def nearest_text(nearest: Plan | None) -> str:
+    """The change that makes a refused run fit, as options."""
+    if nearest is None:
+        return "no strategy fits this card at this length; take a smaller --features.seq-len-tokens or a smaller preset"
+    recompute = " --train.checkpointing True" if nearest.checkpointing else ""
+    return (
+        f"this fits: --train.strategy {nearest.strategy} --train.micro-batch {nearest.micro_batch}{recompute} "
+        f"({nearest.peak_bytes / GIB:.2f} GiB, at most {nearest.upper_bytes / GIB:.2f} GiB)"
+    )
+
+
+def sizes_of(config: StudyConfig, name: str, *, ranks: int = 1) -> StrategySizes:
+    """What the ledger needs of a strategy.
+
+    Raises:
+        BadInput: there is no such strategy.
+    """
+    strategy = load_strategy(dataclasses.replace(config.train, strategy=name))
+    return strategy_sizes(name, strategy.deepspeed, state_bits=strategy.state_bits, ranks=ranks)
+
+
+def strategies() -> list[str]:
+    """Names of all strategies with a file."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
+    """The study's model with its batch and loss on `meta`."""
+    dims = preset(config.preset)
+    module = meta_in(build(dims, seed=0, device=device), dtype)
+    length, targets = config.features.seq_len_tokens, sum(dims.outputs)
+    step_counts_K = torch.empty(len(dims.outputs), device=device)
+
+    def batch(size: int) -> tuple[torch.Tensor, ...]:
+        return (
+            torch.empty(size, length, FEATURE_WIDTH, dtype=dtype, device=device),
+            torch.ones(size, length, dtype=torch.bool, device=device),
+            torch.empty(size, targets, device=device),
+            torch.ones(size, targets, dtype=torch.bool, device=device),
+        )
+
+    def loss(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        features_BSD, mask_BS, targets_BT, present_BT = given
+        predictions = network(features_BSD, mask_BS)
+        terms = multitask_loss(predictions, targets_BT, present_BT, outputs=dims.outputs, step_counts_K=step_counts_K)
+        return terms.total
+
+    groups = [list(group["params"]) for group in parameter_groups(module, weight_decay=0.01)]  # type: ignore[call-overload]
+    every = config.train.snapshot_every
+    predictors = 2 + 3 * len(dims.outputs) + 2
+    return Workload(
+        module,
+        model_sizes(module, groups),
+        batch,
+        loss,
+        set_checkpointing,
+        config.train.effective_batch,
+        snapshots=-(-config.epochs // every),
+        snapshot_output_bytes=4 * NUM_VALIDATION * predictors * max(dims.outputs),
+        feature_bytes=2 * NUM_RECORDS * length * FEATURE_WIDTH,
+    )
+
+
+def _nearest(
+    config: StudyConfig, planner: Planner, sizes: StrategySizes, *, vram_bytes: int, ranks: int
+) -> Plan | None:
+    """The same strategy with a smaller micro-batch or checkpointing, else the cheapest other one."""
+    same = planner.largest(sizes, checkpointing=False, vram_bytes=vram_bytes)
+    if same:
+        return same
+    others = [sizes_of(config, item, ranks=ranks) for item in ON_ONE_CARD if item not in (sizes.name, "fp32_adamw")]
+    return Planner(workload(config)).best(others, checkpointing=False, vram_bytes=vram_bytes)
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Bytes free on the file system that a path lies on, or will."""
+    import shutil
+
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,60 @@
+"""Before a run allocates anything: device memory where there is a card, host memory and disk everywhere."""
+
+import psutil
+
+from redheart.core.config import StudyConfig
+from redheart.core.errors import DoesNotFit
+from redheart.memory.ledger import ledger
+from redheart.memory.plan import GIB, disk_parts, host_parts
+from redheart.study import planning
+from redheart.study.plan_output import summary
+
+
+def check_run(config: StudyConfig) -> str:
+    """One line on what the run will take.
+
+    Raises:
+        DoesNotFit: device, host memory or disk are too small; the message names what fits.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        total_bytes = torch.cuda.get_device_properties(0).total_memory
+        found = planning.answer(config, vram_bytes=total_bytes, micro_batch=config.train.micro_batch)
+        planning.refuse_unless_fits(found)
+        host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
+    else:
+        work = planning.workload(config)
+        sizes = planning.sizes_of(config, config.train.strategy)
+        entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
+        host, disk = host_parts(work, entries), disk_parts(work, sizes, entries)
+        # Without a card its share lies in host memory too.
+        on_device = [entry for entry in entries if entry.where == "device" and entry.life == "always"]
+        host |= {"weights and buffers": sum(entry.total_bytes for entry in on_device)}
+        line = (
+            f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk"
+        )
+    _refuse("host memory", sum(host.values()), psutil.virtual_memory().available, "use a smaller --preset")
+    free_bytes = planning.free_disk_bytes(config.out) + _already_written(config)
+    _refuse(
+        "disk",
+        sum(disk.values()),
+        free_bytes,
+        "free some space, choose another --out or a larger --train.snapshot-every",
+    )
+    return line
+
+
+def _already_written(config: StudyConfig) -> int:
+    """What a run that goes on has on disk already is part of what it was planned to take."""
+    return sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file()) if config.out.exists() else 0
+
+
+def _refuse(what: str, wanted_bytes: int, there_bytes: int, mend: str) -> None:
+    if wanted_bytes > there_bytes:
+        raise DoesNotFit(
+            f"the run does not fit: too little {what}",
+            got=f"{there_bytes / GIB:.2f} GiB free",
+            expected=f"{wanted_bytes / GIB:.2f} GiB",
+            mend=f"{mend}; --force runs all the same",
+        )

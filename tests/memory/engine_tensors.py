@@ -1,0 +1,89 @@
+"""Start an engine on the CPU, run one step of two micro-batches, and print what it holds: one engine a process.
+
+Usage: python engine_tensors.py STRATEGY DIVISOR
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from redheart.core.config import TrainConfig
+from redheart.model.dims import scaled
+from redheart.model.losses import multitask_loss, task_counts
+from redheart.model.network import build
+from redheart.train import engine as engines
+from redheart.train.strategy import load_strategy
+
+NAMES = (
+    "bit16_groups_flat",
+    "temp_grad_buffer_for_gpu_offload",
+    "temp_grad_buffer_for_cpu_offload",
+    "single_partition_of_fp32_groups",
+    "param_buffer_of_bit16_for_cpu_offload_groups",
+    "accumulated_grads_in_cpu",
+    "fp16_partitioned_groups_flat",
+    "fp32_partitioned_groups_flat",
+    "grad_partitions_flat_buffer",
+)
+# Not moments: the step count, and the two maps of 1 KiB that all groups share.
+NOT_MOMENTS = ("step", "qmap1", "qmap2")
+
+
+def size_bytes(value: object) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(size_bytes(item) for item in value.values())
+    return sum(size_bytes(item) for item in value) if isinstance(value, list | tuple) else 0
+
+
+def status_bytes(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def main(name: str, divisor: int) -> None:
+    torch.manual_seed(0)
+    dims = scaled(divisor)
+    config = TrainConfig(strategy=name, micro_batch=4, effective_batch=8, num_threads=1)
+    strategy = load_strategy(config)
+    model = build(dims, seed=0)
+    # ZeRO-3 is refused by `start_engine`; its buffers can be looked at all the same.
+    engine = engines.ZeroEngine(model, config, strategy) if strategy.stage == 3 else engines.start_engine(model, config)
+    features_BSD = torch.randn(4, 4, 768).to(engine.dtype)
+    mask_BS = torch.ones(4, 4, dtype=torch.bool)
+    targets_BT, present_BT = torch.rand(4, 22), torch.ones(4, 22, dtype=torch.bool)
+    counts_K = task_counts(present_BT, dims.outputs)
+    rss_before_bytes = status_bytes("VmRSS")
+    held: dict[str, int] = {}
+    for part in range(2):
+        predictions = engine.module(features_BSD, mask_BS)
+        terms = multitask_loss(predictions, targets_BT, present_BT, outputs=dims.outputs, step_counts_K=counts_K)
+        engine.backward(terms.total, last=part == 1)
+        if not hasattr(engine, "_zero"):
+            held["parameters"] = sum(size_bytes(item) for item in model.parameters())
+            held["parameters.grad"] = sum(size_bytes(item.grad) for item in model.parameters())
+    zero = getattr(engine, "_zero", None)
+    if zero is not None and getattr(zero, "averaged_gradients", None):
+        held["averaged_gradients"] = size_bytes(zero.averaged_gradients)
+    engine.step(1e-4)
+    masters = [] if zero is None else getattr(zero, "single_partition_of_fp32_groups", [])
+    grads = sum(size_bytes(item.grad) for item in masters)
+    if grads:
+        held["single_partition_of_fp32_groups.grad"] = grads
+    held |= {key: total for key in NAMES if (total := size_bytes(getattr(zero, key, None)))}
+    optimizer = engine._optimizer if zero is None else zero.optimizer
+    held["state"] = sum(
+        size_bytes(value)
+        for entry in optimizer.state.values()
+        for key, value in entry.items()
+        if key not in NOT_MOMENTS
+    )
+    result = {"held": held, "rss_before_bytes": rss_before_bytes, "rss_peak_bytes": status_bytes("VmHWM")}
+    print("RESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,70 @@
+"""The ledger equals what real engines hold on the CPU accelerator, by name and size; formulas run nothing else."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepspeed.runtime.config import DeepSpeedConfig
+
+from redheart.core.config import StudyConfig, TrainConfig
+from redheart.core.errors import BadInput
+from redheart.memory.ledger import evaluate, ledger
+from redheart.memory.plan import model_sizes
+from redheart.model.dims import scaled
+from redheart.model.network import build
+from redheart.study.planning import sizes_of, strategies
+from redheart.train.groups import parameter_groups
+from redheart.train.strategy import load_strategy
+
+SCRIPT = Path(__file__).with_name("engine_tensors.py")
+
+
+@cache
+def engine_tensors(strategy: str, divisor: int) -> dict[str, Any]:
+    command = [sys.executable, str(SCRIPT), strategy, str(divisor)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
+def predicted(strategy: str, divisor: int) -> dict[str, int]:
+    module = build(scaled(divisor), seed=0, device="meta")
+    sizes = model_sizes(module, [group["params"] for group in parameter_groups(module, weight_decay=0.01)])
+    entries = ledger(sizes, sizes_of(StudyConfig(), strategy), accumulates=True)
+    named = {entry.attribute: entry.total_bytes for entry in entries if entry.attribute and entry.total_bytes}
+    # Alive in a backward pass only; its size is the configuration's own number.
+    named.pop("ipg_buckets", None)
+    return named
+
+
+@pytest.mark.parametrize("strategy", strategies())
+def test_ledger_equals_the_tensors_of_a_real_engine(strategy: str) -> None:
+    assert engine_tensors(strategy, 32)["held"] == predicted(strategy, 32)
+
+
+@pytest.mark.parametrize("strategy", strategies())
+def test_every_strategy_is_a_deepspeed_configuration_without_auto(strategy: str) -> None:
+    deepspeed = load_strategy(TrainConfig(strategy=strategy, micro_batch=2)).deepspeed
+    assert deepspeed is not None and '"auto"' not in json.dumps(deepspeed)
+    loaded = DeepSpeedConfig(dict(deepspeed))
+    assert loaded.train_micro_batch_size_per_gpu == 2 and loaded.gradient_clipping == 1.0
+    assert loaded.zero_config.stage == load_strategy(TrainConfig(strategy=strategy)).stage
+
+
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    [("2*n", 8), ("ceil(n/3) + 1", 3), ("8*n if n < 3 else n", 4), ("min(n, 2) * max(n, 5)", 10)],
+)
+def test_formulas(formula: str, value: int) -> None:
+    assert evaluate(formula, {"n": 4}) == value
+
+
+@pytest.mark.parametrize("formula", ["__import__('os')", "n.real", "open('x')", "unknown*2", "[n]"])
+def test_anything_else_is_refused(formula: str) -> None:
+    with pytest.raises(BadInput):
+        evaluate(formula, {"n": 4})
