@@ -156,6 +156,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> 
         "A": int(accumulates),
         "X": strategy.live_elements,
         "F": strategy.prefetch_elements,
+        "S": strategy.state_bits,
     }
     return [
         Entry(

@@ -1,0 +1,171 @@
+"""What the planner predicts beside what is measured: activations, ledgers, host memory; the error of each.
+
+Usage: python benchmarks/plan_errors.py [--json] [--write]
+
+A measurement of the full model is read from `benchmarks/results/full_steps.json` where it is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import torch
+from record import RESULTS, ROOT, write_result
+
+from redheart.core.config import FeatureConfig, StudyConfig, resolved
+from redheart.memory.ledger import ledger
+from redheart.memory.plan import Planner, Workload, cpu_host_parts, model_sizes
+from redheart.memory.trace import cpu_attention, trace_pass
+from redheart.model.blocks import set_checkpointing
+from redheart.model.dims import scaled
+from redheart.model.losses import multitask_loss
+from redheart.model.network import build
+from redheart.study import planning
+from redheart.train.groups import parameter_groups
+
+FULL_STEPS = RESULTS / "full_steps.json"
+ENGINE_SCRIPT = ROOT / "tests" / "memory" / "engine_tensors.py"
+HOST_CASES = (("zero2_offload_adam8bit", 8), ("zero2_offload_adam8bit", 4), ("zero2_offload_adam32", 3))
+ENGINE_BATCH, ENGINE_LENGTH = 4, 4
+"""What `engine_tensors.py` runs."""
+
+
+def activation_rows() -> list[dict[str, object]]:
+    """Traced peak on `meta` beside the peak of live storages of the same pass on the CPU."""
+    rows = []
+    torch.set_num_threads(1)
+    for name, batch, length, checkpointing in product(("tiny", "small"), (1, 2, 5), (4, 9), (False, True)):
+        peaks = {}
+        for device in ("meta", "cpu"):
+            config = StudyConfig(preset=name, features=FeatureConfig(seq_len_tokens=length))
+            work = planning.workload(config, dtype=torch.float32, device=device)
+            set_checkpointing(work.module, checkpointing)
+            chosen = cpu_attention if device == "meta" else None
+            peaks[device] = trace_pass(work.module, work.batch(batch), work.loss, attention=chosen).peak_bytes
+        rows.append(
+            {"preset": name, "batch": batch, "length": length, "checkpointing": checkpointing}
+            | {"predicted_bytes": peaks["meta"], "measured_bytes": peaks["cpu"]}
+            | {"error": peaks["meta"] / peaks["cpu"] - 1}
+        )
+    return rows
+
+
+def engine_tensors(strategy: str, divisor: int) -> dict[str, object]:
+    """What a real engine on the CPU holds, and its process's peak, from a process of its own."""
+    command = [sys.executable, str(ENGINE_SCRIPT), strategy, str(divisor)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    return dict(json.loads(line.removeprefix("RESULT ")))
+
+
+def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, object]:
+    """Predicted resident peak of an engine's process on the CPU beside the measured one."""
+    dims = scaled(divisor)
+    module = build(dims, seed=0, device="meta").to(torch.bfloat16)
+    sizes = model_sizes(module, [group["params"] for group in parameter_groups(module, weight_decay=0.01)])
+
+    def batch(size: int) -> tuple[torch.Tensor, ...]:
+        shape = (size, ENGINE_LENGTH)
+        return (
+            torch.empty(*shape, 768, dtype=torch.bfloat16, device="meta"),
+            torch.ones(*shape, dtype=torch.bool, device="meta"),
+            torch.empty(size, 22, device="meta"),
+            torch.ones(size, 22, dtype=torch.bool, device="meta"),
+        )
+
+    def loss(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        counts_K = torch.empty(4, device="meta")
+        predictions = network(given[0], given[1])
+        return multitask_loss(predictions, given[2], given[3], outputs=dims.outputs, step_counts_K=counts_K).total
+
+    work = Workload(module, sizes, batch, loss, set_checkpointing, 2 * ENGINE_BATCH, 0, 0, 0)
+    entries = ledger(sizes, planning.sizes_of(StudyConfig(), strategy), accumulates=True)
+    parts = cpu_host_parts(Planner(work), entries, micro_batch=ENGINE_BATCH, checkpointing=False)
+    predicted = sum(parts.values())
+    return {
+        "strategy": strategy,
+        "parameters": sizes.total,
+        "predicted_bytes": predicted,
+        "measured_bytes": measured_bytes,
+        "error": predicted / measured_bytes - 1,
+    }
+
+
+def full_rows(path: Path) -> list[dict[str, object]]:
+    """The full model's measured peaks beside their predictions.
+
+    Reads every object of the record, at any depth, that has `strategy`, `micro_batch` and `host_rss_peak_bytes`
+    (and, where it differs from 128 tokens and 64 records, `seq_len_tokens` and `effective_batch`).
+    """
+    rows = []
+    for found in _measurements(json.loads(path.read_text())):
+        length = int(str(found.get("seq_len_tokens", 128)))
+        config = resolved(StudyConfig(preset="full", features=FeatureConfig(seq_len_tokens=length)))
+        strategy, micro_batch = str(found["strategy"]), int(str(found["micro_batch"]))
+        planner = Planner(planning.workload(config))
+        accumulates = micro_batch < int(str(found.get("effective_batch", 64)))
+        entries = ledger(planner.workload.sizes, planning.sizes_of(config, strategy), accumulates=accumulates)
+        parts = cpu_host_parts(
+            planner, entries, micro_batch=micro_batch, checkpointing=bool(found.get("checkpointing", False))
+        )
+        measured = int(str(found["host_rss_peak_bytes"]))
+        predicted = sum(parts.values())
+        rows.append(
+            {"strategy": strategy, "micro_batch": micro_batch, "parameters": planner.workload.sizes.total}
+            | {"predicted_bytes": predicted, "measured_bytes": measured, "error": predicted / measured - 1}
+        )
+    return rows
+
+
+def _measurements(value: object) -> list[dict[str, object]]:
+    if isinstance(value, list):
+        return [found for item in value for found in _measurements(item)]
+    if not isinstance(value, dict):
+        return []
+    if {"strategy", "micro_batch", "host_rss_peak_bytes"} <= set(value):
+        return [value]
+    return [found for item in value.values() for found in _measurements(item)]
+
+
+def ledger_rows() -> list[dict[str, object]]:
+    """Every named buffer of every strategy beside the tensors of a real engine, the tiny model."""
+    rows = []
+    module = build(scaled(32), seed=0, device="meta")
+    sizes = model_sizes(module, [group["params"] for group in parameter_groups(module, weight_decay=0.01)])
+    for strategy in planning.strategies():
+        held = dict(engine_tensors(strategy, 32)["held"])  # type: ignore[call-overload]
+        for entry in ledger(sizes, planning.sizes_of(StudyConfig(), strategy), accumulates=True):
+            if entry.attribute in held:
+                measured = held[entry.attribute]
+                rows.append(
+                    {"strategy": strategy, "buffer": entry.name, "predicted_bytes": entry.total_bytes}
+                    | {"measured_bytes": measured, "error": entry.total_bytes / measured - 1}
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/plan_errors.json")
+    options = parser.parse_args()
+    host = [host_row(name, size, int(str(engine_tensors(name, size)["rss_peak_bytes"]))) for name, size in HOST_CASES]
+    result = {
+        "activations": activation_rows(),
+        "ledger": ledger_rows(),
+        "host": host,
+        "host_full": full_rows(FULL_STEPS) if FULL_STEPS.is_file() else "not measured",
+        "device": "no card was at hand: predicted only",
+    }
+    tables = {name: rows for name, rows in result.items() if isinstance(rows, list)}
+    result["largest_error"] = {name: max(abs(row["error"]) for row in rows) for name, rows in tables.items()}
+    if options.write:
+        write_result("plan_errors", result, settings=vars(options))
+    print(json.dumps(result if options.json else result["largest_error"], indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()
