@@ -95,39 +95,21 @@ def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, obje
 
 
 def full_rows(path: Path) -> list[dict[str, object]]:
-    """The full model's measured peaks beside their predictions.
-
-    Reads every object of the record, at any depth, that has `strategy`, `micro_batch` and `host_rss_peak_bytes`
-    (and, where it differs from 128 tokens and 64 records, `seq_len_tokens` and `effective_batch`).
-    """
-    rows = []
-    for found in _measurements(json.loads(path.read_text())):
-        length = int(str(found.get("seq_len_tokens", 128)))
-        config = resolved(StudyConfig(preset="full", features=FeatureConfig(seq_len_tokens=length)))
-        strategy, micro_batch = str(found["strategy"]), int(str(found["micro_batch"]))
-        planner = Planner(planning.workload(config))
-        accumulates = micro_batch < int(str(found.get("effective_batch", 64)))
-        entries = ledger(planner.workload.sizes, planning.sizes_of(config, strategy), accumulates=accumulates)
-        parts = cpu_host_parts(
-            planner, entries, micro_batch=micro_batch, checkpointing=bool(found.get("checkpointing", False))
-        )
-        measured = int(str(found["host_rss_peak_bytes"]))
-        predicted = sum(parts.values())
-        rows.append(
-            {"strategy": strategy, "micro_batch": micro_batch, "parameters": planner.workload.sizes.total}
-            | {"predicted_bytes": predicted, "measured_bytes": measured, "error": predicted / measured - 1}
-        )
-    return rows
-
-
-def _measurements(value: object) -> list[dict[str, object]]:
-    if isinstance(value, list):
-        return [found for item in value for found in _measurements(item)]
-    if not isinstance(value, dict):
-        return []
-    if {"strategy", "micro_batch", "host_rss_peak_bytes"} <= set(value):
-        return [value]
-    return [found for item in value.values() for found in _measurements(item)]
+    """The full model's measured peak, as `full_steps.py` records it, beside its prediction."""
+    record = json.loads(path.read_text())
+    settings, measured = record["settings"], record["result"]["rss_peak_bytes"]
+    features = FeatureConfig(seq_len_tokens=settings["seq_len"])
+    config = resolved(StudyConfig(preset=settings["preset"], features=features))
+    planner = Planner(planning.workload(config))
+    sizes = planning.sizes_of(config, settings["strategy"])
+    micro_batch = settings["micro_batch"]
+    entries = ledger(planner.workload.sizes, sizes, accumulates=micro_batch < config.train.effective_batch)
+    parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
+    predicted = sum(parts.values())
+    return [
+        {"strategy": settings["strategy"], "micro_batch": micro_batch, "parameters": planner.workload.sizes.total}
+        | {"predicted_bytes": predicted, "measured_bytes": measured, "error": predicted / measured - 1, "parts": parts}
+    ]
 
 
 def ledger_rows() -> list[dict[str, object]]:

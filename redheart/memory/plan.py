@@ -277,16 +277,25 @@ HOST_STEP_COST = {8: 0.6e-9, 32: 1.1e-9}
 """Seconds a parameter of the optimizer on the host, clipping and downcast included."""
 
 
+def traffic_bytes(steps: int) -> int:
+    """Bytes a parameter over the bus in one step of ZeRO-2 offload with `steps` micro-batches.
+
+    The gradient leaves once in float32 and the weights return in bf16; with accumulation the bf16 sum goes out at
+    every micro-batch and comes in again at every later one.
+    """
+    return 6 if steps == 1 else 4 * steps + 4
+
+
 def step_cost(parameters: int, strategy: StrategySizes, steps: int, *, checkpointing: bool) -> float:
     """Cost of an optimizer step: a stated model for ranking configurations, no promise of seconds.
 
-    Offloaded gradients and weights cross the bus (4 GA + 4) bytes a parameter under ZeRO-2 with accumulation, 4 without
-    (2 out, 2 back); the host's update; one share of launches a micro-batch; a third more compute with checkpointing.
+    Offloaded gradients and weights cross the bus (see `traffic_bytes`); the host's update is added, one share of
+    launches a micro-batch, and a third more compute with checkpointing.
     """
     compute = PASS_COST * (4 / 3 if checkpointing else 1) + LAUNCH_COST * steps
     if strategy.table in ("plain", "zero2_device"):
         return compute
-    traffic = 4 if steps == 1 else 4 * steps + 4
+    traffic = traffic_bytes(steps)
     return compute + parameters / strategy.ranks * (traffic * PCIE_COST + HOST_STEP_COST[strategy.state_bits])
 
 

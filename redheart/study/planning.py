@@ -10,7 +10,7 @@ import torch
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.memory.ledger import StrategySizes, strategy_sizes
-from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes
+from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes, traffic_bytes
 from redheart.memory.replay import Replay
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import FEATURE_WIDTH, preset
@@ -189,3 +189,13 @@ def free_disk_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def bus_bytes(config: StudyConfig, name: str, steps: int) -> int:
+    """Bytes over PCIe in one optimizer step, as DeepSpeed's ZeRO-2 offload moves them; 0 without offload."""
+    sizes = sizes_of(config, name)
+    if sizes.table in ("plain", "zero2_device"):
+        return 0
+    parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
+    # Gradients leave in float32 at the last micro-batch; before it the bf16 sum goes out, and comes in to be added.
+    return parameters * traffic_bytes(steps)

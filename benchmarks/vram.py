@@ -1,0 +1,154 @@
+"""Memory of real steps beside the planner's prediction, each configuration in a fresh process.
+
+Usage: python benchmarks/vram.py [--preset P] [--strategies A B] [--micro-batch N] [--cap 8GiB] [--json] [--write]
+
+With `--cap` on a CUDA device every process is held to that budget, context and workspaces subtracted, and the exit
+code is the verdict: 0 all fit, 3 one did not. Without CUDA the same engine runs on the CPU: host memory and times are
+measured, device memory is predicted and marked so.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+from record import write_result
+
+STEPS = 2
+
+
+def run_one(preset_name: str, strategy: str, micro_batch: int, length: int, effective_batch: int, cap: int) -> None:
+    """Run a few optimizer steps in this process and print what they took."""
+    import msgspec
+    import torch
+
+    from redheart.core.config import TrainConfig
+    from redheart.memory import probe
+    from redheart.memory.plan import CONTEXT_BYTES, WORKSPACE_BYTES
+    from redheart.model.dims import preset
+    from redheart.model.losses import multitask_loss, task_counts
+    from redheart.model.network import build
+    from redheart.train.engine import start_engine
+
+    overhead_source = None
+    if cap and torch.cuda.is_available():
+        # The first product makes the context and the cuBLAS workspace.
+        _ = torch.zeros(1, 1, device="cuda") @ torch.zeros(1, 1, device="cuda")
+        total = torch.cuda.mem_get_info()[1]
+        process = probe.measure().device_process_bytes
+        reserved = torch.cuda.memory_reserved()
+        overhead = process - reserved if process else CONTEXT_BYTES + WORKSPACE_BYTES
+        overhead_source = "measured" if process else "assumed"
+        torch.cuda.set_per_process_memory_fraction(max(0.0, (cap - overhead) / total))
+    dims = preset(preset_name)
+    config = TrainConfig(strategy=strategy, micro_batch=micro_batch, effective_batch=effective_batch)
+    engine = start_engine(build(dims, seed=0), config)
+    generator = torch.Generator().manual_seed(0)
+    mask_BS = torch.ones(micro_batch, length, dtype=torch.bool, device=engine.device)
+    present_BT = torch.ones(micro_batch, sum(dims.outputs), dtype=torch.bool, device=engine.device)
+    steps = []
+    for _ in range(STEPS):
+        seconds = {"forward_s": 0.0, "backward_s": 0.0, "step_s": 0.0}
+        parts = effective_batch // micro_batch
+        for part in range(parts):
+            features = torch.randn(micro_batch, length, 768, generator=generator).to(engine.device, engine.dtype)
+            targets = torch.rand(micro_batch, sum(dims.outputs), generator=generator).to(engine.device)
+            counts_K = task_counts(present_BT, dims.outputs) * parts
+            start = _now(torch)
+            predictions = engine.module(features, mask_BS)
+            loss = multitask_loss(predictions, targets, present_BT, outputs=dims.outputs, step_counts_K=counts_K).total
+            middle = _now(torch)
+            engine.backward(loss, last=part == parts - 1)
+            seconds["forward_s"] += middle - start
+            seconds["backward_s"] += _now(torch) - middle
+        start = _now(torch)
+        engine.step(1e-5)
+        seconds["step_s"] = _now(torch) - start
+        steps.append({name: round(value, 4) for name, value in seconds.items()})
+    result = {"measured": msgspec.to_builtins(probe.measure()), "steps": steps, "overhead": overhead_source}
+    print("RESULT " + json.dumps(result))
+
+
+def _now(torch: object) -> float:
+    if torch.cuda.is_available():  # type: ignore[attr-defined]
+        torch.cuda.synchronize()  # type: ignore[attr-defined]
+    return time.perf_counter()
+
+
+def row(options: argparse.Namespace, strategy: str, cap: int) -> dict[str, object]:
+    """Prediction and measurement of one strategy."""
+    import torch
+
+    from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+    from redheart.study import planning
+
+    train = TrainConfig(effective_batch=options.effective_batch)
+    features = FeatureConfig(seq_len_tokens=options.seq_len_tokens)
+    config = resolved(StudyConfig(preset=options.preset, features=features, train=train))
+    plan = planning.answer(
+        config, vram_bytes=cap or planning.parse_bytes("8GiB"), strategy=strategy, micro_batch=options.micro_batch
+    ).plan
+    found: dict[str, object] = {
+        "strategy": strategy,
+        "micro_batch": plan.micro_batch,
+        "device": "measured" if torch.cuda.is_available() else "predicted",
+        "predicted": {
+            "fits": plan.fits,
+            "peak_bytes": plan.peak_bytes,
+            "upper_bytes": plan.upper_bytes,
+            "allocated_bytes": max(moment.allocated_bytes for moment in plan.moments.values()),
+            "pcie_bytes_a_step": planning.bus_bytes(config, strategy, plan.accumulation_steps),
+        },
+    }
+    arguments = [options.preset, strategy, plan.micro_batch, options.seq_len_tokens, options.effective_batch, cap]
+    command = [sys.executable, __file__, "--one", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        kind = "out of memory" if "out of memory" in done.stderr.lower() else "failed"
+        return found | {"verdict": kind, "reason": reason[-300:]}
+    measured = json.loads(lines[0].removeprefix("RESULT "))
+    found |= measured
+    process = measured["measured"]["device_process_bytes"]
+    if process:
+        found["error"] = plan.peak_bytes / process - 1
+    return found | {"verdict": "ran" if not (cap and process and process > cap) else "over the cap"}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--one"]:
+        preset_name, strategy, *numbers = sys.argv[2:]
+        run_one(preset_name, strategy, *map(int, numbers))
+        return
+    import torch
+
+    from redheart.study import planning
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    has_cuda = torch.cuda.is_available()
+    parser.add_argument("--preset", default="full" if has_cuda else "small", choices=("tiny", "small", "full"))
+    parser.add_argument("--strategies", nargs="+", default=None)
+    parser.add_argument("--micro-batch", type=int, default=None, help="empty: what the planner picks")
+    parser.add_argument("--effective-batch", type=int, default=64)
+    parser.add_argument("--seq-len-tokens", type=int, default=128)
+    parser.add_argument("--cap", default=None, help="hold every process to this budget, e.g. 8GiB")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/vram.json")
+    options = parser.parse_args()
+    cap = planning.parse_bytes(options.cap) if options.cap else 0
+    names = options.strategies or [name for name in planning.strategies() if name != "zero3_offload_multi"]
+    rows = [row(options, name, cap) for name in names]
+    result = {"device": "cuda" if has_cuda else "none: device memory is predicted, host and times are measured"}
+    result |= {"preset": options.preset, "rows": rows}
+    if options.write:
+        write_result("vram", result, settings=vars(options))
+    print(json.dumps(result, indent=None if options.json else 1))
+    # The negative control is there to be refused.
+    if cap and has_cuda and any(item["verdict"] != "ran" for item in rows if item["strategy"] != "fp32_adamw"):
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Measured peaks of this process: the device's allocator, the whole process on the card, resident host memory."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+
+class Peaks(msgspec.Struct, frozen=True):
+    """What was measured; null where it cannot be on this machine."""
+
+    device_allocated_bytes: int | None
+    device_reserved_bytes: int | None
+    device_process_bytes: int | None
+    """Of this process as the driver counts it now, context and workspaces included."""
+    host_rss_bytes: int | None
+
+
+def measure() -> Peaks:
+    """Peaks since the process, or `reset`, began."""
+    import torch
+
+    host = _status_bytes("VmHWM")
+    if not torch.cuda.is_available():
+        return Peaks(None, None, None, host)
+    return Peaks(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), _driver_bytes(), host)
+
+
+def reset() -> None:
+    """Begin to count the device's peaks anew; the host's cannot be reset."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _status_bytes(key: str) -> int | None:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    for line in status.read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _driver_bytes() -> int | None:
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for line in done.stdout.splitlines():
+        pid, _, used = line.partition(",")
+        if pid.strip() == str(os.getpid()) and used.strip().isdigit():
+            return int(used) << 20
+    return None
