@@ -100,7 +100,7 @@ def full_rows(path: Path) -> list[dict[str, object]]:
     settings, measured = record["settings"], record["result"]["rss_peak_bytes"]
     features = FeatureConfig(seq_len_tokens=settings["seq_len"])
     config = resolved(StudyConfig(preset=settings["preset"], features=features))
-    planner = Planner(planning.workload(config))
+    planner = Planner(planning.cpu_workload(config))
     sizes = planning.sizes_of(config, settings["strategy"])
     micro_batch = settings["micro_batch"]
     entries = ledger(planner.workload.sizes, sizes, accumulates=micro_batch < config.train.effective_batch)

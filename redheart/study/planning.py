@@ -134,6 +134,20 @@ def strategies() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
+def cpu_workload(config: StudyConfig) -> Workload:
+    """As `workload`, with the attention that the blocks spell out in bf16 on the CPU."""
+    return dataclasses.replace(workload(config), attention=_spelled_out)
+
+
+def _spelled_out(
+    query_BHNK: torch.Tensor, key_BHSK: torch.Tensor, value_BHSK: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    scores_BHNS = (query_BHNK * query_BHNK.shape[-1] ** -0.5) @ key_BHSK.transpose(-1, -2)
+    if mask is not None:
+        scores_BHNS = scores_BHNS.masked_fill(~mask, -torch.inf)
+    return scores_BHNS.softmax(-1) @ value_BHSK
+
+
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
     """The study's model with its batch and loss on `meta`."""
     dims = preset(config.preset)
