@@ -12,6 +12,8 @@ from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, kernels
 
 MIN_8BIT_ELEMENTS = 4096
+# Under this key bitsandbytes hides its quantised states from FSDP.
+BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
 
 
 class HostAdamW8bit(torch.optim.Optimizer):
@@ -86,6 +88,28 @@ class HostAdamW8bit(torch.optim.Optimizer):
             )
         else:
             self._backend.update32(scalars, master, flat_grad, moments=(first, second), out_bf16=out_bf16)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state of this class or of `bitsandbytes.optim.AdamW8bit`; tensors are copied in their own dtype.
+
+        Raises:
+            ValueError: the groups are of another number or size.
+        """
+        # torch's own loader would turn the uint8 codes into the parameter's float32.
+        groups = [
+            {"state_bits": group["state_bits"], **saved}
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True)
+        ]
+        super().load_state_dict({"state": {}, "param_groups": groups})
+        saved_ids = [index for group in groups for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for index, parameter in zip(saved_ids, parameters, strict=True):
+            saved = dict(state_dict["state"].get(index, {}))
+            saved.update(saved.pop(BITSANDBYTES_NESTED, {}))
+            if saved:
+                self.state[parameter] = {
+                    name: value.clone() if isinstance(value, Tensor) else value for name, value in saved.items()
+                }
 
     def sum_squares(self, grad: Tensor) -> float:
         """Sum of squares of a gradient on the host, in double precision."""
