@@ -65,7 +65,7 @@ def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, obje
     """Predicted resident peak of an engine's process on the CPU beside the measured one."""
     dims = scaled(divisor)
     module = build(dims, seed=0, device="meta").to(torch.bfloat16)
-    sizes = model_sizes(module, [group["params"] for group in parameter_groups(module, weight_decay=0.01)])
+    sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
 
     def batch(size: int) -> tuple[torch.Tensor, ...]:
         shape = (size, ENGINE_LENGTH)
@@ -116,7 +116,7 @@ def ledger_rows() -> list[dict[str, object]]:
     """Every named buffer of every strategy beside the tensors of a real engine, the tiny model."""
     rows = []
     module = build(scaled(32), seed=0, device="meta")
-    sizes = model_sizes(module, [group["params"] for group in parameter_groups(module, weight_decay=0.01)])
+    sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
     for strategy in planning.strategies():
         held = dict(engine_tensors(strategy, 32)["held"])  # type: ignore[call-overload]
         for entry in ledger(sizes, planning.sizes_of(StudyConfig(), strategy), accumulates=True):

@@ -66,6 +66,8 @@ class ModelSizes:
     """Elements by name."""
     groups: tuple[tuple[str, ...], ...]
     """Names of the parameters of every optimizer group."""
+    group_state_bits: tuple[int, ...]
+    """Bits of a moment that every group asks for."""
 
     @property
     def total(self) -> int:
@@ -109,15 +111,19 @@ class Entry:
         return sum(self.each_bytes)
 
 
-STATE_FORMULAS = {
-    # bitsandbytes keeps 32-bit moments below 4,096 elements; above, a code a moment and a float per block of 256.
-    8: "8*n if n < 4096 else 2*n + 8*ceil(n/256)",
-    32: "8*n",
-}
-STATE_SOURCES = {
-    8: "bitsandbytes/optim/optimizer.py, Optimizer2State.init_state",
-    32: "torch/optim/adamw.py, _init_group",
-}
+FUSED = "zero2_offload_fused"
+_STATE_FORMULA_8 = "8*n if n < 4096 else 2*n + 8*ceil(n/256)"
+"""A code a moment and a float per block of 256; 32-bit moments below 4,096 elements."""
+
+
+def _state_formula(strategy: StrategySizes) -> tuple[str, str]:
+    """Bytes of a group's states, and where that is from."""
+    if strategy.state_bits == 32:
+        return "8*n", "torch/optim/adamw.py, _init_group"
+    if strategy.table == FUSED:
+        source = "redheart/memory/adamw8bit/optimizer.py, HostAdamW8bit._start"
+        return f"8*n if b > 8 else ({_STATE_FORMULA_8})", source
+    return _STATE_FORMULA_8, "bitsandbytes/optim/optimizer.py, Optimizer2State.init_state"
 
 
 def strategy_sizes(name: str, deepspeed: Mapping[str, object] | None, *, state_bits: int, ranks: int) -> StrategySizes:
@@ -126,7 +132,12 @@ def strategy_sizes(name: str, deepspeed: Mapping[str, object] | None, *, state_b
     stage = int(zero.get("stage", 0))
     if stage == 0:
         return StrategySizes(name, "plain", state_bits, 0, False, ranks, weight_bytes=4)
-    table = "zero3_offload" if stage == 3 else "zero2_offload" if "offload_optimizer" in zero else "zero2_device"
+    if stage == 3:
+        table = "zero3_offload"
+    elif "offload_optimizer" in zero:
+        table = FUSED if state_bits == 8 else "zero2_offload"
+    else:
+        table = "zero2_device"
     return StrategySizes(
         name,
         table,
@@ -165,8 +176,8 @@ def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> 
             rule.per,
             rule.life,
             tuple(
-                evaluate(rule.bytes, {**common, "n": n, "m": -(-n // strategy.ranks)})
-                for n in _elements(rule, model, strategy)
+                evaluate(rule.bytes, {**common, "n": n, "m": -(-n // strategy.ranks), "b": bits})
+                for n, bits in _elements(rule, model, strategy)
             ),
             rule.bytes,
             rule.source,
@@ -183,18 +194,19 @@ def padded_groups(model: ModelSizes, ranks: int) -> list[int]:
 
 
 def _state_rule(states: StateRule, strategy: StrategySizes) -> Rule:
-    formula = STATE_FORMULAS[strategy.state_bits]
+    formula, source = _state_formula(strategy)
     if states.per == "group":
         formula = formula.replace("n", "m")  # A rank keeps the states of its own partition.
-    return Rule(
-        "optimizer states", states.where, states.per, "always", formula, STATE_SOURCES[strategy.state_bits], "state"
-    )
+    return Rule("optimizer states", states.where, states.per, "always", formula, source, "state")
 
 
-def _elements(rule: Rule, model: ModelSizes, strategy: StrategySizes) -> Sequence[int]:
+def _elements(rule: Rule, model: ModelSizes, strategy: StrategySizes) -> Sequence[tuple[int, int]]:
+    """Elements and state bits of everything that a rule counts."""
     if rule.per == "once":
-        return [0]
-    return padded_groups(model, strategy.ranks) if rule.per == "group" else list(model.parameters.values())
+        return [(0, 0)]
+    if rule.per == "group":
+        return list(zip(padded_groups(model, strategy.ranks), model.group_state_bits, strict=True))
+    return [(elements, 8) for elements in model.parameters.values()]
 
 
 @cache

@@ -3,7 +3,7 @@
 Knows nothing of the model: a module on `meta`, a function from a batch size to an example batch, and its loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,12 +277,15 @@ HOST_STEP_COST = {8: 0.6e-9, 32: 1.1e-9}
 """Seconds a parameter of the optimizer on the host, clipping and downcast included."""
 
 
-def traffic_bytes(steps: int) -> int:
+def traffic_bytes(steps: int, *, state_bits: int) -> int:
     """Bytes a parameter over the bus in one step of ZeRO-2 offload with `steps` micro-batches.
 
-    The gradient leaves once in float32 and the weights return in bf16; with accumulation the bf16 sum goes out at
-    every micro-batch and comes in again at every later one.
+    With 8-bit states the gradient leaves in bf16 at every micro-batch and is summed on the host. DeepSpeed's own path
+    sends the sum out at every micro-batch, pulls it in again at every later one, and sends it in float32 at the end.
+    Either way the weights return in bf16. Counted by benchmarks/accumulation.py.
     """
+    if state_bits == 8:
+        return 2 * steps + 2
     return 6 if steps == 1 else 4 * steps + 4
 
 
@@ -295,7 +298,7 @@ def step_cost(parameters: int, strategy: StrategySizes, steps: int, *, checkpoin
     compute = PASS_COST * (4 / 3 if checkpointing else 1) + LAUNCH_COST * steps
     if strategy.table in ("plain", "zero2_device"):
         return compute
-    traffic = traffic_bytes(steps)
+    traffic = traffic_bytes(steps, state_bits=strategy.state_bits)
     return compute + parameters / strategy.ranks * (traffic * PCIE_COST + HOST_STEP_COST[strategy.state_bits])
 
 
@@ -303,12 +306,13 @@ def _tensor_bytes(batch: Any) -> int:
     return sum(item.untyped_storage().nbytes() for item in tree_iter(batch) if isinstance(item, Tensor))
 
 
-def model_sizes(module: nn.Module, groups: Sequence[Sequence[nn.Parameter]]) -> ModelSizes:
-    """Names and sizes of a module's parameters and of its optimizer groups."""
+def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
+    """Names and sizes of a module's parameters and of its optimizer groups (`params`, `state_bits`)."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return ModelSizes(
         {name: parameter.numel() for name, parameter in module.named_parameters()},
-        tuple(tuple(names[id(parameter)] for parameter in group) for group in groups),
+        tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
+        tuple(int(group["state_bits"]) for group in groups),
     )
 
 

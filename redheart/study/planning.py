@@ -169,7 +169,7 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
         terms = multitask_loss(predictions, targets_BT, present_BT, outputs=dims.outputs, step_counts_K=step_counts_K)
         return terms.total
 
-    groups = [list(group["params"]) for group in parameter_groups(module, weight_decay=0.01)]  # type: ignore[call-overload]
+    groups = parameter_groups(module, weight_decay=0.01)
     every = config.train.snapshot_every
     predictors = 2 + 3 * len(dims.outputs) + 2
     return Workload(
@@ -211,5 +211,4 @@ def bus_bytes(config: StudyConfig, name: str, steps: int) -> int:
     if sizes.table in ("plain", "zero2_device"):
         return 0
     parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
-    # Gradients leave in float32 at the last micro-batch; before it the bf16 sum goes out, and comes in to be added.
-    return parameters * traffic_bytes(steps)
+    return parameters * traffic_bytes(steps, state_bits=sizes.state_bits)

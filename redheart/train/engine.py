@@ -17,7 +17,7 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups
-from redheart.train.optimizer import host_optimizer
+from redheart.train.optimizer import adamw
 from redheart.train.strategy import Strategy, load_strategy
 
 
@@ -154,13 +154,13 @@ class ZeroEngine:
         set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))
         groups = parameter_groups(module, weight_decay=config.weight_decay)
-        optimizer = host_optimizer(groups, config, state_bits=strategy.state_bits)
+        optimizer = adamw(groups, config, state_bits=strategy.state_bits, on_host=strategy.offloads)
         prepared, _ = accelerator.prepare(module, optimizer)
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise BadInput("accelerate did not hand the model to DeepSpeed", got=type(prepared).__name__)
         self._engine = prepared
         self._zero = prepared.optimizer
-        if strategy.state_bits == 8:
+        if strategy.state_bits == 8 and strategy.offloads:
             install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.

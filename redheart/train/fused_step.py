@@ -47,9 +47,6 @@ def install(zero: Any, *, accumulates: bool) -> None:
             partition.grad = None
             partition.grad_dtype = torch.bfloat16
             partition.grad = torch.zeros(partition.numel(), dtype=torch.bfloat16)
-    if zero.bit16_groups_flat[0].device.type == "cpu":
-        # The weights themselves are on the host: the staging copy for the way to the device is not needed.
-        zero.param_buffer_of_bit16_for_cpu_offload_groups = []
     zero._received = set()
     zero.copy_grads_in_partition = MethodType(_receive_gradient, zero)
     zero.step = MethodType(_step, zero)
@@ -62,6 +59,7 @@ def _receive_gradient(zero: Any, param: Tensor, group_idx: int | None = None) ->
     source = zero.get_param_gradient_attribute(param).detach().view(-1).narrow(0, source_offset, elements)
     target = zero.single_partition_of_fp32_groups[group].grad.narrow(0, offset, elements)
     if param_id in zero._received:
+        assert target.dtype == torch.float32, "several micro-batches would be summed in bf16"
         target.add_(source.to(target.device))
     else:
         target.copy_(source)

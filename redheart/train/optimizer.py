@@ -1,4 +1,4 @@
-"""The optimizer that ZeRO runs on the host: the one place where it is chosen."""
+"""The optimizer that ZeRO runs: the one place where it is chosen."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,24 @@ from redheart.core.config import TrainConfig
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 
 
-def host_optimizer(
-    groups: Sequence[dict[str, object]], config: TrainConfig, *, state_bits: int
+def adamw(
+    groups: Sequence[dict[str, object]], config: TrainConfig, *, state_bits: int, on_host: bool
 ) -> torch.optim.Optimizer:
-    """AdamW with 8-bit states (the fused kernel) or 32-bit ones (DeepSpeed's); the rate is set at every step."""
-    betas = (config.beta1, config.beta2)
-    if state_bits == 32:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
+    """AdamW with 8-bit or 32-bit states; the learning rate is set at every step.
 
-        adam: torch.optim.Optimizer = DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas, adamw_mode=True)
-        return adam
-    return HostAdamW8bit(list(groups), lr=0.0, betas=betas)
+    On the host the fused kernel or DeepSpeed's Adam, on a device bitsandbytes' or torch's own.
+    """
+    betas = (config.beta1, config.beta2)
+    if state_bits == 8:
+        if on_host:
+            return HostAdamW8bit(list(groups), lr=0.0, betas=betas)
+        from bitsandbytes.optim import AdamW8bit
+
+        eight_bit: torch.optim.Optimizer = AdamW8bit(list(groups), lr=0.0, betas=betas)
+        return eight_bit
+    if not on_host:
+        return torch.optim.AdamW(list(groups), lr=0.0, betas=betas)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    adam: torch.optim.Optimizer = DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas, adamw_mode=True)
+    return adam

@@ -22,6 +22,12 @@ class Strategy:
     """A DeepSpeed configuration without any "auto"; None runs without DeepSpeed."""
 
     @property
+    def offloads(self) -> bool:
+        """Whether the optimizer runs on the host while the weights are on a device."""
+        zero = (self.deepspeed or {}).get("zero_optimization")
+        return isinstance(zero, dict) and "offload_optimizer" in zero
+
+    @property
     def stage(self) -> int:
         """ZeRO's stage; at 0 nothing of DeepSpeed's is needed, and the plain engine runs it."""
         zero = (self.deepspeed or {}).get("zero_optimization")

@@ -34,7 +34,7 @@ def engine_tensors(strategy: str, divisor: int) -> dict[str, Any]:
 
 def predicted(strategy: str, divisor: int) -> dict[str, int]:
     module = build(scaled(divisor), seed=0, device="meta")
-    sizes = model_sizes(module, [group["params"] for group in parameter_groups(module, weight_decay=0.01)])
+    sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
     entries = ledger(sizes, sizes_of(StudyConfig(), strategy), accumulates=True)
     named = {entry.attribute: entry.total_bytes for entry in entries if entry.attribute and entry.total_bytes}
     # Alive in a backward pass only; its size is the configuration's own number.
