@@ -4,8 +4,10 @@ The only file that imports deepspeed and accelerate. Weights and optimizer state
 tensors by name, so that the savers need to know nothing of an engine.
 """
 
+import ctypes
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +21,9 @@ from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups
 from redheart.train.optimizer import adamw
 from redheart.train.strategy import Strategy, load_strategy
+
+LARGE_MODEL = 200_000_000
+_M_MMAP_THRESHOLD = -3
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ class ZeroEngine:
         # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not torch.cuda.is_available():
+            _return_freed_memory(module)
         world_size = int(os.environ["WORLD_SIZE"])
         set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))
@@ -210,6 +217,18 @@ def _set_up_environment() -> None:
     if "RANK" not in os.environ:
         os.environ.update(alone)
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def _return_freed_memory(module: nn.Module) -> None:
+    """Let a large model's freed tensors go back to the operating system at once, on the CPU.
+
+    glibc keeps blocks below 32 MiB for itself, which made the peak of 91 million parameters 5 % larger than what was
+    alive. Page faults are the price (a pass of that model took 40 % longer), so smaller models keep the default.
+    """
+    if sys.platform == "linux" and sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL:
+        library = ctypes.CDLL(None)
+        if hasattr(library, "mallopt"):
+            library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
 
 
 def _free_port() -> int:

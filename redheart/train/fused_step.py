@@ -47,6 +47,9 @@ def install(zero: Any, *, accumulates: bool) -> None:
             partition.grad = None
             partition.grad_dtype = torch.bfloat16
             partition.grad = torch.zeros(partition.numel(), dtype=torch.bfloat16)
+    if not accumulates:
+        # It holds views of the gradients, which keep the replaced float32 ones alive: 4 bytes per parameter.
+        zero._get_offload_gradient_dict()
     zero._received = set()
     zero.copy_grads_in_partition = MethodType(_receive_gradient, zero)
     zero.step = MethodType(_step, zero)
