@@ -16,7 +16,10 @@ from rapidfuzz.distance import Indel
 
 _BUCKETS = 64
 _PAIR_BUCKETS = 512
-_BLOCK = 256
+_CHUNK_TEXTS = 1024
+# A bucket counts to 511 at most, so that a distance over 64 buckets fits into 16 bits. Saturating keeps the bound
+# valid: |min(a, c) - min(b, c)| <= |a - b|.
+_LARGEST_COUNT = np.iinfo(np.int16).max // _BUCKETS
 
 
 def near_duplicate_pairs(texts: Sequence[str], *, similarity: float) -> list[tuple[int, int]]:
@@ -26,26 +29,33 @@ def near_duplicate_pairs(texts: Sequence[str], *, similarity: float) -> list[tup
     order_N = np.argsort(lengths_N, kind="stable")
     sorted_lengths_N = lengths_N[order_N]
     sorted_texts = [texts[index] for index in order_N]
-    singles_NK = np.stack([_histogram(_codes(text), _BUCKETS) for text in sorted_texts] or [np.zeros(_BUCKETS)])
-    pairs_NK = np.stack([_pair_histogram(text) for text in sorted_texts] or [np.zeros(_PAIR_BUCKETS)])
+    # Buckets first: sums over them then run along memory.
+    counts_KN = _histograms(sorted_texts)
+    pair_counts: dict[int, np.ndarray] = {}
+
+    def pair_histogram(row: int) -> np.ndarray:
+        if row not in pair_counts:
+            pair_counts[row] = _pair_histogram(sorted_texts[row])
+        return pair_counts[row]
+
     # b - a <= allowed (a + b) bounds the longer length of a pair by the shorter one.
     longest_N = np.floor(sorted_lengths_N * float((1 + allowed) / (1 - allowed)) + 1e-9) if allowed < 1 else None
     pairs = []
-    for start in range(0, len(texts), _BLOCK):
-        stop = min(start + _BLOCK, len(texts))
+    for row in range(len(texts)):
+        pair_counts.pop(row - 1, None)
         end = len(texts)
         if longest_N is not None:
-            end = int(np.searchsorted(sorted_lengths_N, longest_N[stop - 1], side="right"))
-        for row in range(start, stop):
-            bound_M = np.abs(singles_NK[row + 1 : end] - singles_NK[row]).sum(1, dtype=np.int64)
-            limit_M = float(allowed) * (sorted_lengths_N[row + 1 : end] + sorted_lengths_N[row]) + 1e-6
-            others_M = np.flatnonzero(bound_M <= limit_M)
-            bound_M = np.abs(pairs_NK[row + 1 + others_M] - pairs_NK[row]).sum(1, dtype=np.int64)
-            for column in row + 1 + others_M[bound_M <= 3 * limit_M[others_M]]:
-                first, second = int(order_N[row]), int(order_N[column])
-                limit = int(allowed * int(lengths_N[first] + lengths_N[second]))
-                if Indel.distance(texts[first], texts[second], score_cutoff=limit) <= limit:
-                    pairs.append((min(first, second), max(first, second)))
+            end = int(np.searchsorted(sorted_lengths_N, longest_N[row], side="right"))
+        bound_M = np.abs(counts_KN[:, row + 1 : end] - counts_KN[:, row, None]).sum(0, dtype=np.int16)
+        limit_M = float(allowed) * (sorted_lengths_N[row + 1 : end] + sorted_lengths_N[row]) + 1e-6
+        for offset in np.flatnonzero(bound_M <= limit_M):
+            column = row + 1 + int(offset)
+            if np.abs(pair_histogram(column) - pair_histogram(row)).sum() > 3 * limit_M[offset]:
+                continue
+            first, second = int(order_N[row]), int(order_N[column])
+            limit = int(allowed * int(lengths_N[first] + lengths_N[second]))
+            if Indel.distance(texts[first], texts[second], score_cutoff=limit) <= limit:
+                pairs.append((min(first, second), max(first, second)))
     return sorted(pairs)
 
 
@@ -55,13 +65,20 @@ def _codes(text: str) -> np.ndarray:
 
 def _pair_histogram(text: str) -> np.ndarray:
     codes = _codes(text).astype(np.uint64)
-    return _histogram(codes[:-1] * np.uint64(31) + codes[1:] * np.uint64(17), _PAIR_BUCKETS)
+    hashed = (codes[:-1] * np.uint64(31) + codes[1:] * np.uint64(17)) % _PAIR_BUCKETS
+    return np.bincount(hashed.astype(np.int64), minlength=_PAIR_BUCKETS)
 
 
-def _histogram(codes: np.ndarray, buckets: int) -> np.ndarray:
-    counts = np.bincount((codes % buckets).astype(np.int64), minlength=buckets)
-    # Saturating keeps the bound valid: |min(a, c) - min(b, c)| <= |a - b|. A quarter of the range cannot overflow.
-    return np.minimum(counts, np.iinfo(np.int16).max // 2).astype(np.int16)
+def _histograms(texts: Sequence[str]) -> np.ndarray:
+    """Hashed character counts of all texts, (64, N) int16."""
+    counts_KN = np.zeros((_BUCKETS, len(texts)), dtype=np.int16)
+    for start in range(0, len(texts), _CHUNK_TEXTS):
+        chunk = texts[start : start + _CHUNK_TEXTS]
+        places = np.repeat(np.arange(len(chunk)), [len(text) for text in chunk])
+        cells = places * _BUCKETS + (_codes("".join(chunk)) % _BUCKETS)
+        counts = np.bincount(cells, minlength=len(chunk) * _BUCKETS).reshape(len(chunk), _BUCKETS)
+        counts_KN[:, start : start + len(chunk)] = np.minimum(counts, _LARGEST_COUNT).T
+    return counts_KN
 
 
 def clusters(num_texts: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:

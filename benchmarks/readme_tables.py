@@ -1,0 +1,86 @@
+"""The README's table of measured figures, from the committed results; `--write` puts it in, else it is printed."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def result(name: str) -> dict[str, Any]:
+    """What a committed benchmark measured."""
+    content: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return dict(content["result"])
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Claim, figure and the command that measures it."""
+    step = result("optimizer_step")
+    kernel = step["ways"]["fused 8-bit, bf16 gradient"]
+    deepspeed = step["ways"]["DeepSpeedCPUAdam, whole path"]
+    bitsandbytes = step["ways"]["bitsandbytes AdamW8bit, whole path"]
+    full, coverage, dedup = result("full_steps"), result("gradient_coverage"), result("dedup")
+    sums = result("accumulation")
+    ours = sums["zero2_offload_adam8bit, 4 micro-batches"]
+    theirs = sums["zero2_offload_adam32, 4 micro-batches"]
+    return [
+        (
+            "one optimizer step on the host, 2 cores",
+            f"{kernel['ns_per_param']:.2f} ns/param: {deepspeed['times_the_kernel']:.2f} times as fast as "
+            f"DeepSpeedCPUAdam's whole path, {bitsandbytes['times_the_kernel']:.0f} times bitsandbytes, "
+            f"{step['share_of_floor_reached']:.0%} of the memory bandwidth's floor",
+            "benchmarks/optimizer_step.py",
+        ),
+        ("its states", f"{kernel['state_bytes_per_param']:.2f} B/param", "benchmarks/optimizer_step.py"),
+        (
+            "`full` on the CPU, real records: masters, gradients, states on the host",
+            " + ".join(
+                f"{full['optimizer_bytes_per_parameter'][name]:.2f}" for name in ("masters", "gradients", "states")
+            )
+            + f" B/param; the whole process peaks at {full['rss_peak_gib']:.1f} GiB",
+            "benchmarks/full_steps.py",
+        ),
+        (
+            "gradient of 4 micro-batches against its float64 sum; bytes over the bus",
+            f"{ours['relative_error_of_the_sum']:.0e} and {ours['bus_bytes_per_param']:.0f} B/param "
+            f"(DeepSpeed: {theirs['relative_error_of_the_sum']:.0e} and {theirs['bus_bytes_per_param']:.0f})",
+            "benchmarks/accumulation.py",
+        ),
+        (
+            "parameters of `full` that learn from one batch of 64 real records",
+            f"{coverage['share']:.4%}, no tensor without a gradient",
+            "benchmarks/gradient_coverage.py",
+        ),
+        (
+            f"near-duplicates in {dedup['texts']:,} texts",
+            f"{dedup['seconds']['near_duplicate_pairs']:.2f} s, {dedup['times_faster']['cdist']:.0f} times as fast as "
+            "rapidfuzz's `cdist`, the same pairs",
+            "benchmarks/dedup.py",
+        ),
+    ]
+
+
+def table() -> str:
+    """The table in Markdown, between its markers."""
+    lines = ["| what | measured | by |", "|---|---|---|"]
+    lines += [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows()]
+    return "\n".join([BEGIN, *lines, END])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
+    if not options.write:
+        print(table())
+        return
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, rest = text.split(BEGIN)
+    readme.write_text(before + table() + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
