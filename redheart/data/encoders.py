@@ -83,10 +83,12 @@ class TransformerEncoder:
 
     def __init__(self, source: str, *, label: str):
         from transformers import AutoModel, AutoTokenizer
+        from huggingface_hub.utils import logging as hub_logging
         from transformers.utils import logging
 
         # Its bar for reading weights would stand beside ours and say nothing that a user can act on.
         logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
             self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
