@@ -82,8 +82,8 @@ class TransformerEncoder:
     """
 
     def __init__(self, source: str, *, label: str):
-        from transformers import AutoModel, AutoTokenizer
         from huggingface_hub.utils import logging as hub_logging
+        from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
         # Its bar for reading weights would stand beside ours and say nothing that a user can act on.
