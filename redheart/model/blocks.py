@@ -56,6 +56,11 @@ def attend(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask: Tenso
     """
     if query_BHNK.device.type != "cpu" or query_BHNK.dtype != torch.bfloat16:
         return functional.scaled_dot_product_attention(query_BHNK, key_BHSK, value_BHSK, attn_mask=mask)
+    return spelled_out_attention(query_BHNK, key_BHSK, value_BHSK, mask)
+
+
+def spelled_out_attention(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention as two matrix products and a softmax, on any device."""
     scores_BHNS = (query_BHNK * query_BHNK.shape[-1] ** -0.5) @ key_BHSK.transpose(-1, -2)
     if mask is not None:
         scores_BHNS = scores_BHNS.masked_fill(~mask, -torch.inf)

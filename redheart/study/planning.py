@@ -12,7 +12,7 @@ from redheart.core.errors import BadInput, DoesNotFit
 from redheart.memory.ledger import StrategySizes, strategy_sizes
 from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes, traffic_bytes
 from redheart.memory.replay import Replay
-from redheart.model.blocks import set_checkpointing
+from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
@@ -136,16 +136,7 @@ def strategies() -> list[str]:
 
 def cpu_workload(config: StudyConfig) -> Workload:
     """As `workload`, with the attention that the blocks spell out in bf16 on the CPU."""
-    return dataclasses.replace(workload(config), attention=_spelled_out)
-
-
-def _spelled_out(
-    query_BHNK: torch.Tensor, key_BHSK: torch.Tensor, value_BHSK: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    scores_BHNS = (query_BHNK * query_BHNK.shape[-1] ** -0.5) @ key_BHSK.transpose(-1, -2)
-    if mask is not None:
-        scores_BHNS = scores_BHNS.masked_fill(~mask, -torch.inf)
-    return scores_BHNS.softmax(-1) @ value_BHSK
+    return dataclasses.replace(workload(config), attention=spelled_out_attention)
 
 
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:

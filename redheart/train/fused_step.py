@@ -42,12 +42,11 @@ def install(zero: Any, *, accumulates: bool) -> None:
             mend=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
         )
     assert isinstance(zero.optimizer, HostAdamW8bit)
-    for partition in zero.single_partition_of_fp32_groups:
-        if not accumulates:
+    if not accumulates:
+        for partition in zero.single_partition_of_fp32_groups:
             partition.grad = None
             partition.grad_dtype = torch.bfloat16
             partition.grad = torch.zeros(partition.numel(), dtype=torch.bfloat16)
-    if not accumulates:
         # It holds views of the gradients, which keep the replaced float32 ones alive: 4 bytes per parameter.
         zero._get_offload_gradient_dict()
     zero._received = set()

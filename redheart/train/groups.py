@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
+
 MAX_GROUP_ELEMENTS = 16_777_216
-MIN_8BIT_ELEMENTS = 4096
-"""A smaller matrix keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
 
 
 def parameter_groups(

@@ -12,6 +12,7 @@ from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, kernels
 
 MIN_8BIT_ELEMENTS = 4096
+"""A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
 # Under this key bitsandbytes hides its quantised states from FSDP.
 BITSANDBYTES_NESTED = "__bnb_optimizer_quant_state__"
 
