@@ -7,9 +7,7 @@ and the host memory, not VRAM. Every step is appended to the run's event log; th
 import argparse
 import gzip
 import json
-import resource
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -22,26 +20,6 @@ from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig
 GIB = 2**30
 
 
-class PeakMemory:
-    """Largest resident set of this process while the block runs, sampled ten times a second."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        process = psutil.Process()
-        while not self._stop.wait(0.1):
-            self.peak_bytes = max(self.peak_bytes, process.memory_info().rss)
-
-
 def first_records(source: Path, number: int, folder: Path) -> Path:
     """A file of the first records of `source`, a JSON array, plain or gzipped."""
     raw = source.read_bytes()
@@ -51,8 +29,14 @@ def first_records(source: Path, number: int, folder: Path) -> Path:
     return path
 
 
-def measure(config: StudyConfig, *, steps: int) -> dict[str, object]:
-    """Prepare, build, start the engine and take `steps` optimizer steps."""
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
+    """Prepare, build, start the engine and take `steps` optimizer steps, or a whole epoch with what it writes."""
+    from redheart.memory import probe
     from redheart.study import phases, run_folder
     from redheart.train.events import read_events
 
@@ -60,8 +44,8 @@ def measure(config: StudyConfig, *, steps: int) -> dict[str, object]:
     data = phases.open_data(config, folder, show_progress=True)
     before_bytes = psutil.Process().memory_info().rss
     start_s = time.perf_counter()
-    with PeakMemory() as memory:
-        phases.run_training(config, folder, data, show_progress=True, max_steps=steps)
+    phases.run_training(config, folder, data, show_progress=True, max_steps=steps)
+    peak_bytes = probe.measure().host_rss_bytes or 0
     log = read_events(folder.train / "events.jsonl", "step")
     parameters = sum(
         parameter.numel() for parameter in phases.new_model(config, data.prepared, device="meta").parameters()
@@ -80,9 +64,13 @@ def measure(config: StudyConfig, *, steps: int) -> dict[str, object]:
         "loss_last": log[-1]["loss"],
         "wall_s": round(time.perf_counter() - start_s, 1),
         "rss_before_training_bytes": before_bytes,
-        "rss_peak_bytes": memory.peak_bytes,
-        "rss_peak_gib": round(memory.peak_bytes / GIB, 2),
-        "process_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rss_peak_bytes": peak_bytes,
+        "rss_peak_gib": round(peak_bytes / GIB, 2),
+        "disk_bytes": {
+            "features": folder_bytes(folder.features),
+            "states": folder_bytes(folder.train / "states"),
+            "snapshots": folder_bytes(folder.snapshots),
+        },
     }
 
 
@@ -90,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="JSON array of records, plain or .gz")
     parser.add_argument("--records", type=int, default=320)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="0: a whole epoch, its validation, snapshot and state")
     parser.add_argument("--preset", default="full")
     parser.add_argument("--strategy", default="zero2_offload_adam8bit")
     parser.add_argument("--micro-batch", type=int, default=64)
@@ -108,12 +96,13 @@ def main() -> None:
             data=str(first_records(options.data, options.records, folder)),
             out=folder / "run",
             preset=preset,
+            epochs=1,
             features=FeatureConfig(seq_len_tokens=options.seq_len),
             train=TrainConfig(
                 strategy=options.strategy, learning_rate=options.learning_rate, micro_batch=options.micro_batch
             ),
         )
-        result = measure(resolved(config), steps=options.steps)
+        result = measure(resolved(config), steps=options.steps or None)
     if options.write:
         settings = {name: value for name, value in vars(options).items() if name not in ("data", "json", "write")}
         write_result(options.name, result, settings={**settings, "data": options.data.name})
