@@ -1,5 +1,7 @@
 """Real records lie beside the checkout on machines that have them; tests that need them are skipped elsewhere."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from redheart.cli import set_environment
 
 set_environment()
+# Times of the tests' runs must not become what `redheart plan` tells the user of this machine.
+os.environ["REDHEART_STEP_TIMES"] = str(Path(tempfile.mkdtemp(prefix="redheart-tests-")) / "step_times.json")
 
 REAL_RECORDS = Path(__file__).parents[2] / "shared" / "data" / "aita_emotions.json.gz"
 

@@ -61,8 +61,12 @@ class Plan(msgspec.Struct, frozen=True):
     disk_parts: dict[str, int]
     step_cost: float
     """Predicted bytes over PCIe and passes of compute, in the units of the stated cost model; not seconds."""
-    step_s: float | None
-    """Seconds a step, from constants that were measured on this machine; null where there are none."""
+    step_s: float | None = None
+    """Seconds a step on this machine, from steps that were measured on it; null where there are none."""
+    run_s: float | None = None
+    """Seconds of all steps of the run; validation and saving are not in it."""
+    time_basis: str | None = None
+    """What the times were measured on."""
     basis: str = "predicted"
 
 
@@ -97,7 +101,6 @@ class Planner:
         micro_batch: int,
         checkpointing: bool,
         vram_bytes: int,
-        step_s: float | None = None,
         is_search: bool = False,
     ) -> tuple[Plan, Replay]:
         """The verdict on one configuration, and the replay behind it; a search leaves the validation out."""
@@ -154,7 +157,6 @@ class Planner:
             disk_bytes=sum(disk.values()),
             disk_parts=disk,
             step_cost=step_cost(work.sizes.total, strategy, steps, checkpointing=checkpointing),
-            step_s=step_s,
         )
         return plan, replay
 

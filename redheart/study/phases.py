@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
+from redheart.study import timings
 from redheart.study.learner import EmotionLearner
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.events import read_events
@@ -84,6 +86,11 @@ def run_training(
     if rate is None:
         rate = _sweep_result(folder).best_rate
     _train_at(config, data, rate, config.epochs, folder.train, show_progress=show_progress, max_steps=max_steps)
+    if os.environ.get("RANK", "0") == "0":
+        steps = read_events(folder.train / "events.jsonl", "step")
+        found = timings.measured_step(config, steps, ranks=int(os.environ.get("WORLD_SIZE", "1")))
+        if found:
+            timings.remember(found)
 
 
 def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float) -> None:

@@ -6,22 +6,28 @@ from redheart.memory.plan import GIB, Plan
 from redheart.memory.replay import Replay
 from redheart.study.planning import Answer, nearest_text
 
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
+"""Okabe and Ito's palette, told apart by colour-blind readers too."""
+
 
 def print_plan(answer: Answer) -> None:
     """A table of the device by moment, then host, disk and time, then the verdict."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     plan = answer.plan
     console = Console()
     table = Table(
+        box=SIMPLE,
         title=f"{plan.strategy}, micro-batch {plan.micro_batch} x {plan.accumulation_steps}"
-        f"{', checkpointing' if plan.checkpointing else ''}: predicted device memory, MiB"
+        f"{', checkpointing' if plan.checkpointing else ''}: predicted device memory, MiB",
     )
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")
     for name in plan.moments:
-        table.add_column(name, justify="right")
+        # Six columns and the categories side by side in 80 characters.
+        table.add_column({"initialisation": "start", "validation": "valid."}.get(name, name), justify="right")
     for category in categories:
         table.add_row(category, *[_mib(moment.parts.get(category, 0)) for moment in plan.moments.values()])
     table.add_section()
@@ -37,14 +43,20 @@ def print_plan(answer: Answer) -> None:
     ):
         named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
         console.print(f"{title:<14} {total / GIB:6.2f} GiB ({named})")
-    step = "unknown: nothing was measured on this machine" if plan.step_s is None else f"{plan.step_s:.2f} s a step"
-    console.print(f"time           {step}")
+    console.print(f"time           {time_text(plan)}")
     margin = (plan.vram_bytes - plan.upper_bytes) / GIB
     if plan.fits:
         console.print(f"[bold green]fits[/] {plan.vram_bytes / GIB:g} GiB with {margin:.2f} GiB to spare")
     else:
         console.print(f"[bold red]does not fit[/] {plan.vram_bytes / GIB:g} GiB: {-margin:.2f} GiB too much")
         console.print(nearest_text(answer.nearest))
+
+
+def time_text(plan: Plan) -> str:
+    """How long the run takes, or that nobody knows."""
+    if plan.step_s is None or plan.run_s is None:
+        return "unknown: this machine has not taken such steps yet; `redheart train` measures them"
+    return f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
 
 
 def draw_step(replay: Replay, path: Path) -> None:
@@ -57,16 +69,17 @@ def draw_step(replay: Replay, path: Path) -> None:
     slices = [replay.curve[start : start + stride] for start in range(0, len(replay.curve), stride)]
     points = [max(part, key=lambda item: sum(item[1].values())) for part in slices]
     names = list({name: None for _, held in points for name, size in held.items() if size})
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     series = [[held.get(name, 0) / GIB for _, held in points] for name in names]
-    axes.stackplot(range(len(points)), *series, labels=names)
-    for index in range(1, len(points)):
-        if points[index][0] != points[index - 1][0]:
+    axes.stackplot(range(len(points)), *series, labels=names, colors=COLOURS)
+    for index, (moment, _) in enumerate(points):
+        if index == 0 or moment != points[index - 1][0]:
             axes.axvline(index, color="black", linewidth=0.5, alpha=0.5)
-            axes.annotate(points[index][0], (index, 1.0), xycoords=("data", "axes fraction"), fontsize=7)
-    axes.set(xlabel="requests of one optimizer step", ylabel="GiB on the device (predicted)")
-    axes.legend(fontsize=7, loc="lower right")
+            axes.annotate(f" {moment}", (index, 0.98), xycoords=("data", "axes fraction"), fontsize=8, va="top")
+    axes.set(xlabel="requests of one optimizer step", ylabel="GiB on the device (predicted)", xlim=(0, len(points)))
+    axes.set_ylim(0, 1.12 * max(sum(held.values()) for _, held in points) / GIB)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
 
@@ -82,7 +95,7 @@ def plan_fields(answer: Answer) -> dict[str, object]:
 
 
 def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.1f}" if size else ""
+    return f"{size / (1 << 20):,.0f}" if size else ""
 
 
 def summary(plan: Plan) -> str:

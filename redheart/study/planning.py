@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from redheart.core.config import StudyConfig
@@ -16,11 +17,12 @@ from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
+from redheart.study import timings
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import FOLDER, load_strategy
 
-NUM_VALIDATION, NUM_RECORDS = 984, 8858
-"""Records that disk is planned for where no data set is at hand: the size of the real one."""
+NUM_VALIDATION, NUM_TRAINING, NUM_RECORDS = 984, 7086, 8858
+"""Records that disk and time are planned for where no data set is at hand: the size of the real one."""
 ON_ONE_CARD = ("zero2_offload_adam8bit", "zero2_offload_adam32", "gpu_adam8bit", "fp32_adamw")
 """What `auto` chooses from; the multi-device strategies are asked for by name."""
 
@@ -88,7 +90,26 @@ def answer(
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
     plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=recompute, vram_bytes=vram_bytes)
     nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
-    return Answer(plan, replay, nearest)
+    return Answer(_timed(config, plan, ranks=ranks), replay, nearest)
+
+
+def _timed(config: StudyConfig, plan: Plan, *, ranks: int) -> Plan:
+    """The plan with its times, where this machine has taken such steps before."""
+    effective_batch, length = config.train.effective_batch, config.features.seq_len_tokens
+    known = timings.recall(
+        preset=config.preset,
+        strategy=plan.strategy,
+        checkpointing=plan.checkpointing,
+        micro_batch=plan.micro_batch,
+        seq_len_tokens=length,
+        ranks=ranks,
+    )
+    if known is None:
+        return plan
+    step_s = known.step_s(effective_batch=effective_batch, seq_len_tokens=length)
+    steps = -(-NUM_TRAINING // effective_batch) * config.epochs
+    basis = f"steps of {known.micro_batch} x {known.seq_len_tokens} tokens on {known.device}"
+    return msgspec.structs.replace(plan, step_s=step_s, run_s=step_s * steps, time_basis=basis)
 
 
 def refuse_unless_fits(found: Answer) -> None:

@@ -1,0 +1,114 @@
+"""How long a step takes on this machine: kept from finished runs, so that a plan can say hours that were measured.
+
+The figures lie in one file of the user's cache, or where `REDHEART_STEP_TIMES` says. Nothing is extrapolated to another device, preset or strategy.
+"""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from redheart.core.config import StudyConfig
+from redheart.core.errors import BadInput, DiskError
+from redheart.core.files import read_json, write_json
+from redheart.memory.adamw8bit.build import cache_folder
+
+MIN_STEPS = 3
+"""Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""
+
+
+class StepTime(msgspec.Struct, frozen=True):
+    """A measured optimizer step, taken apart into what grows with the batch and what does not."""
+
+    device: str
+    preset: str
+    strategy: str
+    checkpointing: bool
+    seq_len_tokens: int
+    ranks: int
+    micro_batch: int
+    pass_s_per_record: float
+    """Forward and backward, seconds a record of `seq_len_tokens` tokens over all ranks."""
+    update_s: float
+    """Clipping, optimizer and the weights' way back."""
+
+    def step_s(self, *, effective_batch: int, seq_len_tokens: int) -> float:
+        """Seconds of a step; the pass is taken as proportional to the number of tokens."""
+        return self.pass_s_per_record * effective_batch * seq_len_tokens / self.seq_len_tokens + self.update_s
+
+
+def this_device() -> str:
+    """The name under which this machine's figures are kept: the card's, or the processor's with its cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
+
+
+def measured_step(config: StudyConfig, steps: Sequence[dict[str, object]], *, ranks: int) -> StepTime | None:
+    """The median step of a run's `step` events, None where there are too few."""
+    warm = steps[1:]
+    if len(warm) < MIN_STEPS:
+        return None
+    passes = [float(str(event["forward_backward_s"])) for event in warm]
+    updates = [float(str(event["step_s"])) - passing for event, passing in zip(warm, passes, strict=True)]
+    return StepTime(
+        this_device(),
+        config.preset,
+        config.train.strategy,
+        config.train.checkpointing,
+        config.features.seq_len_tokens,
+        ranks,
+        config.train.micro_batch,
+        median(passes) / config.train.effective_batch,
+        median(updates),
+    )
+
+
+def remember(found: StepTime) -> None:
+    """Keep a figure in place of an older one of the same setting.
+
+    A cache that cannot be written leaves times unknown and nothing else.
+    """
+    kept = [item for item in _kept() if _setting(item) != _setting(found)]
+    try:
+        write_json(_path(), [*kept, found])
+    except DiskError:
+        return
+
+
+def recall(
+    *, preset: str, strategy: str, checkpointing: bool, micro_batch: int, seq_len_tokens: int, ranks: int
+) -> StepTime | None:
+    """The figure of this machine nearest in micro-batch and length, for exactly this preset and strategy."""
+    device = this_device()
+    wanted = (device, preset, strategy, checkpointing, ranks)
+    same = [i for i in _kept() if (i.device, i.preset, i.strategy, i.checkpointing, i.ranks) == wanted]
+    return min(
+        same,
+        key=lambda i: (abs(i.micro_batch - micro_batch), abs(i.seq_len_tokens - seq_len_tokens)),
+        default=None,
+    )
+
+
+def _setting(item: StepTime) -> tuple[object, ...]:
+    return msgspec.structs.astuple(item)[:7]
+
+
+def _path() -> Path:
+    return Path(os.environ.get("REDHEART_STEP_TIMES") or cache_folder() / "step_times.json")
+
+
+def _kept() -> list[StepTime]:
+    try:
+        return read_json(_path(), list[StepTime]) if _path().is_file() else []
+    except BadInput:
+        # Written by another version: the next run writes it anew.
+        return []

@@ -1,0 +1,59 @@
+"""A run that cannot fit is refused before anything is allocated, with what would fit."""
+
+import dataclasses
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.errors import DoesNotFit
+from redheart.memory.plan import GIB
+from redheart.study import planning
+from redheart.study.preflight import check_run
+
+Memory = namedtuple("Memory", "available")
+Card = namedtuple("Card", "total_memory")
+
+
+def config(out: Path, **train: object) -> StudyConfig:
+    return resolved(
+        StudyConfig(preset="tiny", out=out, features=FeatureConfig(seq_len_tokens=8), train=TrainConfig(**train))  # type: ignore[arg-type]
+    )
+
+
+def test_a_run_that_fits_says_what_it_takes(tmp_path: Path) -> None:
+    assert "GiB of host memory" in check_run(config(tmp_path / "run"))
+
+
+def test_too_little_host_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(GIB // 4))
+    with pytest.raises(DoesNotFit, match="too little host memory") as refusal:
+        check_run(config(tmp_path / "run"))
+    assert refusal.value.exit_code == 3 and "--force" in str(refusal.value)
+
+
+def test_too_little_disk_is_refused_and_what_the_run_holds_already_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path / "run")
+    monkeypatch.setattr(planning, "free_disk_bytes", lambda path: 0)
+    with pytest.raises(DoesNotFit, match="too little disk") as refusal:
+        check_run(settings)
+    wanted_gib = float(str(refusal.value.expected).split()[0])
+    settings.out.mkdir()
+    with (settings.out / "states.bin").open("wb") as file:
+        file.truncate(int((wanted_gib + 0.01) * GIB))
+    check_run(settings)
+
+
+def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(GIB // 2))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "half a card")
+    with pytest.raises(DoesNotFit, match="device memory"):
+        check_run(config(tmp_path / "run"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(4 * GIB))
+    assert "predicted" in check_run(dataclasses.replace(config(tmp_path / "run"), epochs=2))

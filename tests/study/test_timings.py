@@ -1,0 +1,97 @@
+"""Times in a plan come from steps that this machine has taken, and only from these."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.memory.plan import GIB
+from redheart.study import planning, timings
+from redheart.study.plan_output import time_text
+
+CONFIG = resolved(
+    StudyConfig(
+        preset="tiny",
+        epochs=10,
+        features=FeatureConfig(seq_len_tokens=8),
+        train=TrainConfig(effective_batch=32, micro_batch=8),
+    )
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "step_times.json"
+    monkeypatch.setenv("REDHEART_STEP_TIMES", str(path))
+    return path
+
+
+def events(*pairs: tuple[float, float]) -> list[dict[str, object]]:
+    return [{"forward_backward_s": passing, "step_s": whole} for passing, whole in pairs]
+
+
+STEPS = events((9.0, 99.0), (0.32, 0.40), (0.31, 0.39), (0.33, 0.41))
+
+
+def test_a_step_is_the_median_of_the_warm_ones_in_its_two_shares() -> None:
+    found = timings.measured_step(CONFIG, STEPS, ranks=1)
+    assert found is not None
+    assert found.pass_s_per_record == pytest.approx(0.32 / 32) and found.update_s == pytest.approx(0.08)
+    assert found.step_s(effective_batch=64, seq_len_tokens=16) == pytest.approx(4 * 0.32 + 0.08)
+
+
+def test_too_few_steps_say_nothing() -> None:
+    assert timings.measured_step(CONFIG, STEPS[:3], ranks=1) is None
+
+
+def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting() -> None:
+    def plan(config: StudyConfig):
+        return planning.answer(config, vram_bytes=8 * GIB, micro_batch=8).plan
+
+    before = plan(CONFIG)
+    assert before.step_s is None and before.run_s is None and "unknown" in time_text(before)
+    found = timings.measured_step(CONFIG, STEPS, ranks=1)
+    assert found is not None
+    timings.remember(found)
+    after = plan(CONFIG)
+    assert after.step_s == pytest.approx(0.40)
+    assert after.run_s == pytest.approx(0.40 * -(-planning.NUM_TRAINING // 32) * 10)
+    assert found.device in time_text(after)
+    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, strategy="zero2_offload_adam32"))
+    assert plan(other).step_s is None
+
+
+def test_a_newer_figure_replaces_the_older_and_the_nearest_micro_batch_answers(empty_store: Path) -> None:
+    for micro_batch, seconds in ((8, 1.0), (8, 2.0), (64, 5.0)):
+        train = dataclasses.replace(CONFIG.train, micro_batch=micro_batch)
+        steps = events(*[(seconds, seconds)] * 4)
+        found = timings.measured_step(dataclasses.replace(CONFIG, train=train), steps, ranks=1)
+        assert found is not None
+        timings.remember(found)
+    known = timings.recall(
+        preset="tiny",
+        strategy=CONFIG.train.strategy,
+        checkpointing=False,
+        micro_batch=16,
+        seq_len_tokens=8,
+        ranks=1,
+    )
+    assert known is not None and known.micro_batch == 8
+    assert known.pass_s_per_record == pytest.approx(2.0 / 32)
+
+
+def test_a_broken_or_unwritable_store_costs_nothing_but_the_times(empty_store: Path) -> None:
+    empty_store.write_text("[{")
+    assert planning.answer(CONFIG, vram_bytes=8 * GIB, micro_batch=8).plan.step_s is None
+    found = timings.measured_step(CONFIG, STEPS, ranks=1)
+    assert found is not None
+    empty_store.unlink()
+    if os.geteuid() != 0:
+        empty_store.parent.chmod(0o500)
+        timings.remember(found)
+        empty_store.parent.chmod(0o700)
+        assert not empty_store.exists()
+    timings.remember(found)
+    assert empty_store.exists()
