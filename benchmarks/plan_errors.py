@@ -1,23 +1,24 @@
-"""What the planner predicts beside what is measured: activations, ledgers, host memory; the error of each.
+"""What the planner predicts beside what is measured: activations, ledgers, host memory, disk; the error of each.
 
 Usage: python benchmarks/plan_errors.py [--json] [--write]
 
-A measurement of the full model is read from `benchmarks/results/full_steps.json` where it is there.
+Measurements of the full model are read from `benchmarks/results/full_steps*.json`, as `full_steps.py` wrote them.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
+from typing import Any
 
 import torch
 from record import RESULTS, ROOT, write_result
 
-from redheart.core.config import FeatureConfig, StudyConfig, resolved
+from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import Planner, Workload, cpu_host_parts, model_sizes
+from redheart.memory.plan import Planner, Workload, cpu_host_parts, disk_parts, model_sizes
 from redheart.memory.trace import cpu_attention, trace_pass
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import scaled
@@ -26,7 +27,9 @@ from redheart.model.network import build
 from redheart.study import planning
 from redheart.train.groups import parameter_groups
 
-FULL_STEPS = RESULTS / "full_steps.json"
+FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32")
+FULL_EPOCH = "full_steps_20"
+"""The run that wrote a state and a snapshot."""
 ENGINE_SCRIPT = ROOT / "tests" / "memory" / "engine_tensors.py"
 HOST_CASES = (("zero2_offload_adam8bit", 8), ("zero2_offload_adam8bit", 4), ("zero2_offload_adam32", 3))
 ENGINE_BATCH, ENGINE_LENGTH = 4, 4
@@ -94,22 +97,59 @@ def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, obje
     }
 
 
-def full_rows(path: Path) -> list[dict[str, object]]:
-    """The full model's measured peak, as `full_steps.py` records it, beside its prediction."""
-    record = json.loads(path.read_text())
-    settings, measured = record["settings"], record["result"]["rss_peak_bytes"]
+def full_config(settings: dict[str, Any]) -> StudyConfig:
+    """The configuration that `full_steps.py` ran with."""
+    train = TrainConfig(strategy=settings["strategy"], micro_batch=settings["micro_batch"])
     features = FeatureConfig(seq_len_tokens=settings["seq_len"])
-    config = resolved(StudyConfig(preset=settings["preset"], features=features))
-    planner = Planner(planning.cpu_workload(config))
-    sizes = planning.sizes_of(config, settings["strategy"])
-    micro_batch = settings["micro_batch"]
-    entries = ledger(planner.workload.sizes, sizes, accumulates=micro_batch < config.train.effective_batch)
-    parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
-    predicted = sum(parts.values())
-    return [
-        {"strategy": settings["strategy"], "micro_batch": micro_batch, "parameters": planner.workload.sizes.total}
-        | {"predicted_bytes": predicted, "measured_bytes": measured, "error": predicted / measured - 1, "parts": parts}
-    ]
+    return resolved(StudyConfig(preset=settings["preset"], epochs=1, features=features, train=train))
+
+
+def recorded(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The committed results of these names, those that are there."""
+    paths = [RESULTS / f"{name}.json" for name in names]
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
+
+
+def full_rows() -> list[dict[str, object]]:
+    """The full model's measured host peaks beside their predictions."""
+    rows = []
+    for record in recorded(FULL_STEPS):
+        config = full_config(record["settings"])
+        micro_batch, strategy = config.train.micro_batch, config.train.strategy
+        planner = Planner(planning.cpu_workload(config))
+        accumulates = micro_batch < config.train.effective_batch
+        entries = ledger(planner.workload.sizes, planning.sizes_of(config, strategy), accumulates=accumulates)
+        parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
+        predicted, measured = sum(parts.values()), record["result"]["rss_peak_bytes"]
+        rows.append(
+            {"strategy": strategy, "micro_batch": micro_batch, "parameters": planner.workload.sizes.total}
+            | {"predicted_bytes": predicted, "measured_bytes": measured, "error": predicted / measured - 1}
+            | {"parts": parts}
+        )
+    return rows
+
+
+def disk_rows() -> list[dict[str, object]]:
+    """A resume state, a snapshot and the features of the full model's epoch beside their predictions."""
+    rows: list[dict[str, object]] = []
+    for record in recorded([FULL_EPOCH]):
+        config = full_config(record["settings"])
+        work = planning.workload(config)
+        sizes = planning.sizes_of(config, config.train.strategy)
+        parts = disk_parts(work, sizes, ledger(work.sizes, sizes, accumulates=False))
+        # A plan keeps room for three states, and its records are the real data set's.
+        share = record["settings"]["records"] / planning.NUM_RECORDS
+        predicted = {
+            "states": parts["resume states"] / 3,
+            "snapshots": parts["module snapshots"],
+            "features": parts["features"] * share,
+        }
+        for name, size in predicted.items():
+            measured = record["result"]["disk_bytes"][name]
+            rows.append(
+                {"what": name, "predicted_bytes": int(size), "measured_bytes": measured, "error": size / measured - 1}
+            )
+    return rows
 
 
 def ledger_rows() -> list[dict[str, object]]:
@@ -139,10 +179,11 @@ def main() -> None:
         "activations": activation_rows(),
         "ledger": ledger_rows(),
         "host": host,
-        "host_full": full_rows(FULL_STEPS) if FULL_STEPS.is_file() else "not measured",
+        "host_full": full_rows(),
+        "disk_full": disk_rows(),
         "device": "no card was at hand: predicted only",
     }
-    tables = {name: rows for name, rows in result.items() if isinstance(rows, list)}
+    tables = {name: rows for name, rows in result.items() if rows and isinstance(rows, list)}
     result["largest_error"] = {name: max(abs(row["error"]) for row in rows) for name, rows in tables.items()}
     if options.write:
         write_result("plan_errors", result, settings=vars(options))

@@ -121,9 +121,15 @@ def test_host_memory_is_predicted_within_five_per_cent(strategy: str, divisor: i
     assert abs(row["error"]) <= 0.05, row
 
 
-@pytest.mark.skipif(not plan_errors.FULL_STEPS.is_file(), reason="no measurement of the full model")
 def test_host_memory_of_full_is_predicted_within_five_per_cent() -> None:
-    rows = plan_errors.full_rows(plan_errors.FULL_STEPS)
-    assert rows
+    rows = plan_errors.full_rows()
+    assert len(rows) == len(plan_errors.FULL_STEPS)
+    for row in rows:
+        assert abs(row["error"]) <= 0.05, row
+
+
+def test_disk_of_full_is_predicted_within_five_per_cent() -> None:
+    rows = plan_errors.disk_rows()
+    assert {row["what"] for row in rows} == {"states", "snapshots", "features"}
     for row in rows:
         assert abs(row["error"]) <= 0.05, row
