@@ -1,6 +1,9 @@
 """Memory of real steps beside the planner's prediction, each configuration in a fresh process.
 
-Usage: python benchmarks/vram.py [--preset P] [--strategies A B] [--micro-batch N] [--cap 8GiB] [--json] [--write]
+Usage: python benchmarks/vram.py [--data FILE] [--preset P] [--strategies A B] [--micro-batch N] [--cap 8GiB]
+       [--json] [--write]
+
+Batches are of the records of --data, else of generated ones, padded to the full length: the most that a step takes.
 
 With `--cap` on a CUDA device every process is held to that budget, context and workspaces subtracted, and the exit
 code is the verdict: 0 all fit, 3 one did not. Without CUDA the same engine runs on the CPU: host memory and times are
@@ -8,28 +11,54 @@ measured, device memory is predicted and marked so.
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 from record import write_result
+
+from redheart.cli import set_environment
+from redheart.core.config import GENERATED, FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 
 STEPS = 2
 
 
-def run_one(preset_name: str, strategy: str, micro_batch: int, length: int, effective_batch: int, cap: int) -> None:
+def study(options: argparse.Namespace, folder: Path) -> StudyConfig:
+    """The study whose records and shapes are run."""
+    return resolved(
+        StudyConfig(
+            data=str(options.data) if options.data else GENERATED,
+            out=folder,
+            preset=options.preset,
+            prepare=PrepareConfig(num_generated=2 * options.effective_batch),
+            features=FeatureConfig(seq_len_tokens=options.seq_len_tokens, encoder="minilm" if options.data else "hash"),
+            train=TrainConfig(effective_batch=options.effective_batch),
+        )
+    )
+
+
+def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder: Path) -> None:
     """Run a few optimizer steps in this process and print what they took."""
     import msgspec
     import torch
+    from torch.nn.functional import pad
 
-    from redheart.core.config import TrainConfig
+    from redheart.data.loader import load_batch
     from redheart.memory import probe
     from redheart.memory.plan import CONTEXT_BYTES, WORKSPACE_BYTES
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
     from redheart.model.network import build
+    from redheart.study import phases, planning
+    from redheart.study.run_folder import RunFolder
     from redheart.train.engine import start_engine
+
+    cap = planning.parse_bytes(options.cap) if options.cap else 0
+    length, effective_batch = options.seq_len_tokens, options.effective_batch
 
     overhead_source = None
     if cap and torch.cuda.is_available():
@@ -41,19 +70,24 @@ def run_one(preset_name: str, strategy: str, micro_batch: int, length: int, effe
         overhead = process - reserved if process else CONTEXT_BYTES + WORKSPACE_BYTES
         overhead_source = "measured" if process else "assumed"
         torch.cuda.set_per_process_memory_fraction(max(0.0, (cap - overhead) / total))
-    dims = preset(preset_name)
-    config = TrainConfig(strategy=strategy, micro_batch=micro_batch, effective_batch=effective_batch)
-    engine = start_engine(build(dims, seed=0), config)
-    generator = torch.Generator().manual_seed(0)
-    mask_BS = torch.ones(micro_batch, length, dtype=torch.bool, device=engine.device)
-    present_BT = torch.ones(micro_batch, sum(dims.outputs), dtype=torch.bool, device=engine.device)
+    config = study(options, folder)
+    data = phases.open_data(config, RunFolder(folder), show_progress=False)
+    prepared = data.prepared
+    dims = preset(options.preset, outputs=prepared.inventory.outputs)
+    engine = start_engine(
+        build(dims, seed=0), dataclasses.replace(config.train, strategy=strategy, micro_batch=micro_batch)
+    )
     steps = []
     for _ in range(STEPS):
         seconds = {"forward_s": 0.0, "backward_s": 0.0, "step_s": 0.0}
         parts = effective_batch // micro_batch
         for part in range(parts):
-            features = torch.randn(micro_batch, length, 768, generator=generator).to(engine.device, engine.dtype)
-            targets = torch.rand(micro_batch, sum(dims.outputs), generator=generator).to(engine.device)
+            rows = prepared.split["train"][part * micro_batch : (part + 1) * micro_batch]
+            batch = load_batch(data.features, prepared.values_NT, prepared.mask_NT, rows)
+            room = length - batch.mask_BS.shape[1]
+            features = pad(batch.features_BSD, (0, 0, 0, room)).to(engine.device, engine.dtype)
+            mask_BS = pad(batch.mask_BS, (0, room)).to(engine.device)
+            targets, present_BT = batch.targets_BT.to(engine.device), batch.target_mask_BT.to(engine.device)
             counts_K = task_counts(present_BT, dims.outputs) * parts
             start = _now(torch)
             predictions = engine.module(features, mask_BS)
@@ -76,16 +110,13 @@ def _now(torch: object) -> float:
     return time.perf_counter()
 
 
-def row(options: argparse.Namespace, strategy: str, cap: int) -> dict[str, object]:
+def row(options: argparse.Namespace, strategy: str, cap: int, folder: Path) -> dict[str, object]:
     """Prediction and measurement of one strategy."""
     import torch
 
-    from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
     from redheart.study import planning
 
-    train = TrainConfig(effective_batch=options.effective_batch)
-    features = FeatureConfig(seq_len_tokens=options.seq_len_tokens)
-    config = resolved(StudyConfig(preset=options.preset, features=features, train=train))
+    config = study(options, folder)
     plan = planning.answer(
         config, vram_bytes=cap or planning.parse_bytes("8GiB"), strategy=strategy, micro_batch=options.micro_batch
     ).plan
@@ -101,8 +132,7 @@ def row(options: argparse.Namespace, strategy: str, cap: int) -> dict[str, objec
             "pcie_bytes_a_step": planning.bus_bytes(config, strategy, plan.accumulation_steps),
         },
     }
-    arguments = [options.preset, strategy, plan.micro_batch, options.seq_len_tokens, options.effective_batch, cap]
-    command = [sys.executable, __file__, "--one", *map(str, arguments)]
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", strategy, str(plan.micro_batch), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -118,16 +148,15 @@ def row(options: argparse.Namespace, strategy: str, cap: int) -> dict[str, objec
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--one"]:
-        preset_name, strategy, *numbers = sys.argv[2:]
-        run_one(preset_name, strategy, *map(int, numbers))
-        return
+    set_environment()
     import torch
 
-    from redheart.study import planning
+    from redheart.study import phases, planning
+    from redheart.study.run_folder import RunFolder
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     has_cuda = torch.cuda.is_available()
+    parser.add_argument("--data", type=Path, default=None, help="file of records; empty: generated ones")
     parser.add_argument("--preset", default="full" if has_cuda else "small", choices=("tiny", "small", "full"))
     parser.add_argument("--strategies", nargs="+", default=None)
     parser.add_argument("--micro-batch", type=int, default=None, help="empty: what the planner picks")
@@ -136,14 +165,22 @@ def main() -> None:
     parser.add_argument("--cap", default=None, help="hold every process to this budget, e.g. 8GiB")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/vram.json")
+    parser.add_argument("--one", nargs=3, metavar=("STRATEGY", "MICRO_BATCH", "FOLDER"), help="run one in this process")
     options = parser.parse_args()
+    if options.one:
+        strategy, micro_batch, folder = options.one
+        run_one(options, strategy, int(micro_batch), Path(folder))
+        return
     cap = planning.parse_bytes(options.cap) if options.cap else 0
     names = options.strategies or [name for name in planning.strategies() if name != "zero3_offload_multi"]
-    rows = [row(options, name, cap) for name in names]
+    with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
+        # The records are prepared before the first measurement, not within it.
+        phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)), show_progress=True)
+        rows = [row(options, name, cap, Path(folder)) for name in names]
     result = {"device": "cuda" if has_cuda else "none: device memory is predicted, host and times are measured"}
     result |= {"preset": options.preset, "rows": rows}
     if options.write:
-        write_result("vram", result, settings=vars(options))
+        write_result("vram", result, settings={**vars(options), "data": options.data and options.data.name})
     print(json.dumps(result, indent=None if options.json else 1))
     # The negative control is there to be refused.
     if cap and has_cuda and any(item["verdict"] != "ran" for item in rows if item["strategy"] != "fp32_adamw"):
