@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors, fsync_path, read_json, write_json
-from redheart.snapshots.tensor_file import TensorFile, read_tensors, verify, write_tensors
+from redheart.snapshots.tensor_file import TensorFile, TensorReader, open_tensors, verify, write_tensors
 
 KEPT_STATES = 2
 
@@ -53,13 +53,13 @@ class State:
     folder: Path
     manifest: StateManifest
 
-    def load_rank(self, rank: int) -> dict[str, Tensor]:
-        """Tensors of one rank, verified.
+    def open_ranks(self) -> list[TensorReader]:
+        """Tensors of every rank, verified, to be read one by one.
 
         Raises:
-            CorruptFile: the file does not match its digest.
+            CorruptFile: a file does not match its digest.
         """
-        return read_tensors(self.folder, self.manifest.files[rank])
+        return [open_tensors(self.folder, entry) for entry in self.manifest.files]
 
 
 def write_state(

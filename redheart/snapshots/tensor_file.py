@@ -2,24 +2,26 @@
 
 The format is 8 bytes of header length, a JSON header, then the tensors' bytes
 (https://github.com/huggingface/safetensors). Own writing, since the library copies all tensors before it writes
-and does not flush: here one tensor is held at a time, and the SHA-256 is taken in the same pass.
+and does not flush: here one tensor is held at a time, and the SHA-256 is taken in the same pass. Own reading, since the
+library maps the whole file into the process, which counts as resident and made a resume's peak larger than a start's.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors, sha256_file
 
-_NAMES = {
+DTYPE_NAMES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
@@ -27,6 +29,9 @@ _NAMES = {
     torch.int64: "I64",
     torch.int32: "I32",
 }
+_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own bound."""
 
 
 class TensorFile(msgspec.Struct, frozen=True):
@@ -49,7 +54,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + size],
         }
@@ -101,18 +106,83 @@ def verify(folder: Path, entry: TensorFile) -> Path:
     return path
 
 
+class TensorReader(Mapping[str, Tensor]):
+    """The tensors of a safetensors file by name; each is read when it is asked for, and nothing is kept.
+
+    Raises:
+        CorruptFile: the file is no safetensors file of tensor types known here, or ends early.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            text = file.read(min(size, MAX_HEADER_BYTES))
+        self._start = 8 + size
+        try:
+            header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            header.pop("__metadata__", None)
+            slices = {name: msgspec.json.decode(item, type=_Slice) for name, item in header.items()}
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CorruptFile("not a safetensors file", where=path, got=error) from error
+        end = path.stat().st_size - self._start
+        for name, item in slices.items():
+            dtype = _DTYPES.get(item.dtype)
+            first, last = item.data_offsets
+            if dtype is None or not 0 <= first <= last <= end:
+                raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
+            if last - first != math.prod(item.shape) * dtype.itemsize or min(item.shape, default=0) < 0:
+                raise CorruptFile("a tensor's size is not its shape's", where=f"{path}, {name}", got=item)
+        self._slices = MappingProxyType(slices)
+
+    def __getitem__(self, name: str) -> Tensor:
+        item = self._slices[name]
+        first, last = item.data_offsets
+        content = torch.empty(last - first, dtype=torch.uint8)
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._start + first)
+            target = content.numpy().data
+            while target and (count := file.readinto(target)):
+                target = target[count:]
+        if target:
+            raise CorruptFile("a file of tensors is cut", where=self._path, got=f"{name} ends early")
+        return content.view(_DTYPES[item.dtype]).reshape(item.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slices)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, without reading it."""
+        return tuple(self._slices[name].shape)
+
+
+class _Slice(msgspec.Struct, frozen=True):
+    """One tensor in the header."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def open_tensors(folder: Path, entry: TensorFile) -> TensorReader:
+    """The tensors of a verified file, to be read one by one.
+
+    Raises:
+        CorruptFile: as `verify`, or the file is no safetensors file.
+    """
+    return TensorReader(verify(folder, entry))
+
+
 def read_tensors(folder: Path, entry: TensorFile) -> dict[str, Tensor]:
     """All tensors of a verified file.
 
     Raises:
         CorruptFile: as `verify`, or the file is no safetensors file.
     """
-    path = verify(folder, entry)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise CorruptFile("not a safetensors file", where=path, got=error) from error
+    return dict(open_tensors(folder, entry))
 
 
 def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, where: object) -> None:

@@ -1,6 +1,7 @@
 """How long a step takes on this machine: kept from finished runs, so that a plan can say hours that were measured.
 
-The figures lie in one file of the user's cache, or where `REDHEART_STEP_TIMES` says. Nothing is extrapolated to another device, preset or strategy.
+The figures lie in one file of the user's cache, or where `REDHEART_STEP_TIMES` says. Nothing is extrapolated to
+another device, preset or strategy.
 """
 
 import os

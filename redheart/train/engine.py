@@ -8,7 +8,7 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from redheart.core.errors import BadInput, CorruptFile
 from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups
 from redheart.train.optimizer import adamw
+from redheart.train.repartition import Repartitioned
 from redheart.train.strategy import Strategy, load_strategy
 
 LARGE_MODEL = 200_000_000
@@ -54,8 +55,11 @@ class Engine(Protocol):
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """This rank's master weights and optimizer states, by name."""
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave; the module's weights follow from the masters."""
+    def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+        """Restore what `state_tensors` gave on every rank of the run, of which there may have been another number.
+
+        The module's weights follow from the masters.
+        """
 
     def host_bytes(self) -> dict[str, int]:
         """Bytes that this rank's optimizer holds on the host, by role."""
@@ -125,9 +129,9 @@ class PlainEngine:
             [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer
         )
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
         _load_state_tensors(
-            [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, tensors
+            [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, ranks[0]
         )
 
     def host_bytes(self) -> dict[str, int]:
@@ -190,8 +194,13 @@ class ZeroEngine:
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from _state_tensors(self._zero.single_partition_of_fp32_groups, self._zero.optimizer)
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        _load_state_tensors(self._zero.single_partition_of_fp32_groups, self._zero.optimizer, tensors)
+    def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+        masters = self._zero.single_partition_of_fp32_groups
+        if len(ranks) == self.world_size:
+            mine = ranks[self.rank]
+        else:
+            mine = Repartitioned(ranks, sizes=[master.numel() for master in masters], rank=self.rank)
+        _load_state_tensors(masters, self._zero.optimizer, mine)
         self._zero.update_lp_params()
 
     def host_bytes(self) -> dict[str, int]:
@@ -261,23 +270,27 @@ def _state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer) -> I
 
 
 def _load_state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Read one tensor at a time: a whole state beside the engine's own would make the peak of a resume."""
+    names: dict[int, list[str]] = {index: [] for index in range(len(masters))}
+    for name in tensors:
+        group, _, key = name.partition(".")
+        if key != "master":
+            names[int(group)].append(name)
     for index, master in enumerate(masters):
         saved = tensors[f"{index}.master"]
         if saved.shape != master.shape:
             raise CorruptFile(
-                "the state belongs to another model or number of ranks",
+                "the state belongs to another model",
                 where=f"{index}.master",
                 got=tuple(saved.shape),
                 expected=tuple(master.shape),
-                mend="resume with the same preset, strategy and number of ranks",
+                mend="resume with the same preset and strategy",
             )
         master.data.copy_(saved)
-        prefix = f"{index}."
+        del saved
         state: dict[str, object] = {}
-        for name, value in tensors.items():
-            key = name.removeprefix(prefix)
-            if not name.startswith(prefix) or key == "master":
-                continue
+        for name in names[index]:
+            key = name.partition(".")[2]
             is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
-            state[key] = int(value) if is_step_count else value.clone()
+            state[key] = int(tensors[name]) if is_step_count else tensors[name]
         optimizer.state[master] = state

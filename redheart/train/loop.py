@@ -94,15 +94,15 @@ class _Run:
         if state is None:
             return 0
         manifest = state.manifest
-        if manifest.run_key != self.settings.key or len(manifest.files) != self.engine.world_size:
+        if manifest.run_key != self.settings.key:
             raise BadInput(
                 "the folder holds another run",
                 where=state.folder,
-                got=f"run {manifest.run_key} on {len(manifest.files)} ranks",
-                expected=f"run {self.settings.key} on {self.engine.world_size} ranks",
+                got=f"run {manifest.run_key}",
+                expected=f"run {self.settings.key}",
                 mend="choose another --out, or resume with the settings that the run was started with",
             )
-        self.engine.load_state_tensors(state.load_rank(self.engine.rank))
+        self.engine.load_state_tensors(state.open_ranks())
         progress = manifest.progress
         self.epoch, self.step_in_epoch, self.step = progress.epoch, progress.step_in_epoch, progress.step
         self.sums, self.counts, self.bad_steps = dict(progress.sums), dict(progress.counts), progress.bad_steps

@@ -96,7 +96,7 @@ def test_two_states_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert sorted(item.name for item in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
     state = newest_state(tmp_path)
     assert state is not None and state.manifest.progress == progress(3)
-    assert torch.equal(state.load_rank(0)["w"], torch.full((4,), 3.0))
+    assert torch.equal(state.open_ranks()[0]["w"], torch.full((4,), 3.0))
 
 
 def test_a_leftover_of_a_killed_save_is_no_state(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert done.stdout.strip() == "74"
     assert [item.name for item in tmp_path.iterdir()] == ["step_00000001"]
     state = newest_state(tmp_path)
-    assert state is not None and state.load_rank(0)["w"].tolist() == [1.0] * 4
+    assert state is not None and state.open_ranks()[0]["w"].tolist() == [1.0] * 4
 
 
 def test_crossover_takes_each_module_from_its_epoch_with_provenance(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def main(strategy: str, num_micro_batches: int) -> None:
         result = engine.step(1e-3)
         steps.append({"loss": total, "grad_norm": result.grad_norm, "applied": result.applied})
     saved = {name: tensor.clone() for name, tensor in engine.state_tensors()}
-    engine.load_state_tensors(saved)
+    engine.load_state_tensors([saved])
     restored = all(torch.equal(tensor, saved[name]) for name, tensor in engine.state_tensors())
     print("RESULT " + json.dumps({"steps": steps, "restored": restored}))
 
