@@ -15,6 +15,11 @@ os.environ["REDHEART_STEP_TIMES"] = str(Path(tempfile.mkdtemp(prefix="redheart-t
 REAL_RECORDS = Path(__file__).parents[2] / "shared" / "data" / "aita_emotions.json.gz"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=200, help="kills of the long test, over all ways to launch")
+    parser.addoption("--summary", type=Path, default=None, help="write a summary of the long tests to this file")
+
+
 @pytest.fixture
 def real_records() -> Path:
     """The file of real records."""

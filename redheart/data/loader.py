@@ -47,6 +47,11 @@ def micro_batches(step_rows: np.ndarray, *, micro_batch: int, rank: int, world_s
     return [mine[start : start + micro_batch] for start in range(0, largest, micro_batch)]
 
 
+def split(parts: list[np.ndarray], micro_batch: int) -> list[np.ndarray]:
+    """Micro-batches cut into smaller ones, in their order."""
+    return [part[start : start + micro_batch] for part in parts for start in range(0, len(part), micro_batch)]
+
+
 def load_batch(features: FeatureCache, values_NT: np.ndarray, mask_NT: np.ndarray, rows: np.ndarray) -> Batch:
     """Read rows into a batch, padded to the longest of them."""
     features_BSD, mask_BS = load_features(features, rows)

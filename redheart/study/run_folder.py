@@ -113,7 +113,7 @@ def _decisive(config: StudyConfig) -> dict[str, object]:
     """
     values = msgspec.to_builtins(config, enc_hook=str)
     del values["out"], values["epochs"]
-    for name in ("num_threads", "state_every_steps", "checkpointing"):
+    for name in ("num_threads", "state_every_steps", "checkpointing", "micro_batch"):
         del values["train"][name]
     return dict(values)
 

@@ -44,9 +44,7 @@ def install(zero: Any, *, accumulates: bool) -> None:
     assert isinstance(zero.optimizer, HostAdamW8bit)
     if not accumulates:
         for partition in zero.single_partition_of_fp32_groups:
-            partition.grad = None
-            partition.grad_dtype = torch.bfloat16
-            partition.grad = torch.zeros(partition.numel(), dtype=torch.bfloat16)
+            _hold_gradient_in(torch.bfloat16, partition)
         # It holds views of the gradients, which keep the replaced float32 ones alive: 4 bytes per parameter.
         zero._get_offload_gradient_dict()
     zero._received = set()
@@ -54,17 +52,29 @@ def install(zero: Any, *, accumulates: bool) -> None:
     zero.step = MethodType(_step, zero)
 
 
+def _hold_gradient_in(dtype: torch.dtype, partition: Tensor) -> None:
+    """Change the type that a partition's gradient is held in; its values stay.
+
+    A step that was planned as one micro-batch is summed in float32 all the same where memory made it several.
+    """
+    grad = partition.grad
+    if grad is not None and grad.dtype != dtype:
+        partition.grad = None
+        partition.grad_dtype = dtype  # type: ignore[attr-defined]
+        partition.grad = grad.to(dtype)
+
+
 def _receive_gradient(zero: Any, param: Tensor, group_idx: int | None = None) -> None:
     """Take a parameter's reduced gradient to the host, adding it to what earlier micro-batches brought."""
     param_id = zero.get_param_id(param)
     group, source_offset, offset, elements = zero.grad_position[param_id]
     source = zero.get_param_gradient_attribute(param).detach().view(-1).narrow(0, source_offset, elements)
-    target = zero.single_partition_of_fp32_groups[group].grad.narrow(0, offset, elements)
+    partition = zero.single_partition_of_fp32_groups[group]
     if param_id in zero._received:
-        assert target.dtype == torch.float32, "several micro-batches would be summed in bf16"
-        target.add_(source.to(target.device))
+        _hold_gradient_in(torch.float32, partition)
+        partition.grad.narrow(0, offset, elements).add_(source.to(partition.device))
     else:
-        target.copy_(source)
+        partition.grad.narrow(0, offset, elements).copy_(source)
         zero._received.add(param_id)
     zero.clear_grad_attribute(param)
 

@@ -2,8 +2,11 @@
 
 import math
 import resource
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,11 @@ import torch
 from torch import Tensor
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import BadInput, Diverged, Interrupted
-from redheart.data.loader import effective_batches, micro_batches
+from redheart.core.errors import BadInput, Diverged, DoesNotFit, Interrupted
+from redheart.data.loader import effective_batches, micro_batches, split
 from redheart.snapshots.module_snapshots import write_snapshot
 from redheart.snapshots.states import Progress, newest_state, write_state
+from redheart.train.background import BackgroundWriter, copies_fit
 from redheart.train.engine import Engine, start_engine
 from redheart.train.events import EventLog
 from redheart.train.interrupt import StopRequest
@@ -50,8 +54,12 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
         DiskError: a state or snapshot could not be written; the older ones are intact.
     """
     engine = start_engine(learner.model, settings.train)
-    run = _Run(learner, settings, engine, folder)
-    with StopRequest() as stop, ProgressDisplay(shown=show_progress and engine.rank == 0) as display:
+    with (
+        StopRequest() as stop,
+        ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
+        BackgroundWriter() as writer,
+    ):
+        run = _Run(learner, settings, engine, folder, writer)
         while run.epoch < settings.epochs and not run.is_at_step_limit():
             steps = run.epoch_steps()
             display.start_epoch(run.epoch + 1, settings.epochs, len(steps), done=run.step_in_epoch)
@@ -60,6 +68,7 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
                 display.step(loss)
                 if stop.pending:
                     run.save_state()
+                    writer.wait()
                     raise Interrupted(
                         "stopped on request; nothing is lost",
                         where=f"step {run.step}, epoch {run.epoch + 1}",
@@ -71,15 +80,17 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
                     run.save_state()
             else:
                 display.end_epoch(run.end_epoch())
-    run.log.close()
+        run.log.close()
 
 
 class _Run:
     """Where a run stands: counters, the running sums of the epoch, the engine and the log."""
 
-    def __init__(self, learner: Learner, settings: RunSettings, engine: Engine, folder: Path):
-        self.learner, self.settings, self.engine, self.folder = learner, settings, engine, folder
+    def __init__(self, learner: Learner, settings: RunSettings, engine: Engine, folder: Path, writer: BackgroundWriter):
+        self.learner, self.settings, self.engine = learner, settings, engine
+        self.folder, self.writer = folder, writer
         self.epoch = self.step_in_epoch = self.step = self.bad_steps = 0
+        self.micro_batch = settings.train.micro_batch
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
         events_bytes = self._resume()
@@ -120,15 +131,22 @@ class _Run:
     def optimizer_step(self, step_rows: np.ndarray) -> float:
         """One step on an effective batch; its loss."""
         start_s = time.perf_counter()
-        engine, train = self.engine, self.settings.train
-        parts = micro_batches(step_rows, micro_batch=train.micro_batch, rank=engine.rank, world_size=engine.world_size)
+        engine = self.engine
+        pending = micro_batches(step_rows, micro_batch=self.micro_batch, rank=engine.rank, world_size=engine.world_size)
         total = torch.zeros((), dtype=torch.float64)
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         self.learner.model.train()
-        for number, rows in enumerate(parts):
-            loss = self.learner.loss(engine.module, rows, step_rows=step_rows)
-            engine.backward(loss.total, last=number == len(parts) - 1)
+        while pending:
+            try:
+                loss = self.learner.loss(engine.module, pending[0], step_rows=step_rows)
+            except torch.OutOfMemoryError:
+                self._halve_micro_batch()
+                # What is accumulated stays: a forward pass that failed has added nothing.
+                pending = split(pending, self.micro_batch)
+                continue
+            pending = pending[1:]
+            self._backward(loss.total, last=not pending)
             total += loss.total.detach().double().cpu()
             _add(sums, loss.sums)
             _add(counts, loss.counts)
@@ -156,6 +174,37 @@ class _Run:
             self._host_memory_logged = True
             self.log.write("host_memory", step=self.step, optimizer_bytes=engine.host_bytes())
         return float(total)
+
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
+        try:
+            self.engine.backward(loss, last=last)
+        except torch.OutOfMemoryError as error:
+            # Some gradients of this micro-batch are in the sum and some are not.
+            raise self._out_of_memory("backward") from error
+
+    def _halve_micro_batch(self) -> None:
+        if self.micro_batch == 1 or self.engine.world_size > 1:
+            # Ranks must take the same number of micro-batches.
+            raise self._out_of_memory("forward")
+        self.micro_batch //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.log.write("out_of_memory", step=self.step, micro_batch=self.micro_batch)
+        print(
+            f"warning: out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _out_of_memory(self, where: str) -> DoesNotFit:
+        smaller = max(1, self.micro_batch // 2)
+        return DoesNotFit(
+            "out of device memory",
+            where=f"{where} pass of step {self.step + 1}",
+            got=f"micro-batch {self.micro_batch} on {self.engine.world_size} ranks",
+            mend=f"run the same command again with --train.micro-batch {smaller} or --train.checkpointing True; "
+            "it goes on from the last state",
+        )
 
     def _count(self, sums: dict[str, float], counts: dict[str, float], loss: float, *, applied: bool) -> None:
         if applied and math.isfinite(loss):
@@ -195,7 +244,7 @@ class _Run:
             first_cycle_steps=self.settings.train.cycle_epochs * steps_per_epoch,
             growth=self.settings.train.cycle_growth,
         ).fraction
-        validation = None
+        validation = write_snapshot_first = None
         if self.engine.rank == 0:
             self.learner.model.eval()
             validation = self.learner.validate(self.learner.model)
@@ -205,7 +254,7 @@ class _Run:
             train_loss, train_task_losses = self.learner.mean_losses(self.sums, self.counts)
             train_module_losses = {name: self.sums[name] / max(1.0, self.counts[name]) for name in self.sums}
             if is_snapshot:
-                self._write_snapshot(validation, position, train_module_losses)
+                write_snapshot_first = self._snapshot(validation, position, train_module_losses)
             self.log.write(
                 "epoch",
                 epoch=self.epoch,
@@ -227,23 +276,27 @@ class _Run:
                 device_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             )
         self.sums, self.counts = {}, {}
-        self.save_state()
+        self.save_state(after=write_snapshot_first)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._epoch_start_s, self._epoch_records = time.perf_counter(), 0
         return validation
 
-    def _write_snapshot(self, validation: Validation, position: float, train_module_losses: dict[str, float]) -> None:
+    def _snapshot(
+        self, validation: Validation, position: float, train_module_losses: dict[str, float]
+    ) -> Callable[[], object]:
+        """The write of the epoch's snapshot, on copies that training does not change."""
         weights = self.learner.model.state_dict()
         modules = {
             name: {
-                key.removeprefix(f"{name}."): tensor.to(torch.bfloat16)
+                key.removeprefix(f"{name}."): tensor.to("cpu", torch.bfloat16, copy=True)
                 for key, tensor in weights.items()
                 if key.startswith(f"{name}.")
             }
             for name in self.learner.modules()
         }
-        write_snapshot(
+        return partial(
+            write_snapshot,
             self.folder / "snapshots",
             modules=modules,
             outputs={name: torch.from_numpy(values) for name, values in validation.outputs.items()},
@@ -255,26 +308,44 @@ class _Run:
             train_module_loss=train_module_losses,
         )
 
-    def save_state(self) -> None:
-        """Write a resume state; all ranks together."""
+    def save_state(self, *, after: Callable[[], object] | None = None) -> None:
+        """Write a resume state, beside the next steps where there is memory for a copy; all ranks together.
+
+        `after` is written before it: a state that counts an epoch must not be there without the epoch's snapshot.
+        """
+        self.writer.wait()
+        tensors = dict(self.engine.state_tensors())
+        # Ranks wait for each other while they write, which a thread must not do while another trains.
+        is_beside = self.engine.world_size == 1 and copies_fit(tensors)
+        if is_beside:
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         progress = Progress(
             epoch=self.epoch,
             step_in_epoch=self.step_in_epoch,
             step=self.step,
-            sums=self.sums,
-            counts=self.counts,
+            sums=dict(self.sums),
+            counts=dict(self.counts),
             bad_steps=self.bad_steps,
             events_bytes=self.log.length_bytes,
         )
-        write_state(
-            self.folder / "states",
-            tensors=dict(self.engine.state_tensors()),
-            progress=progress,
-            run_key=self.settings.key,
-            rank=self.engine.rank,
-            world_size=self.engine.world_size,
-            barrier=self.engine.barrier,
-        )
+
+        def write() -> None:
+            if after:
+                after()
+            write_state(
+                self.folder / "states",
+                tensors=tensors,
+                progress=progress,
+                run_key=self.settings.key,
+                rank=self.engine.rank,
+                world_size=self.engine.world_size,
+                barrier=self.engine.barrier,
+            )
+
+        if is_beside:
+            self.writer.submit(write)
+        else:
+            write()
 
 
 def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:

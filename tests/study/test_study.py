@@ -1,54 +1,13 @@
 """The whole study from the command line, its restarts and its errors."""
 
-import hashlib
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--prepare.num-generated",
-    "160",
-    "--features.encoder",
-    "hash",
-    "--train.learning-rate",
-    "1e-3",
-    "--train.effective-batch",
-    "16",
-]
-
-
-def redheart(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return launch([sys.executable, "-m", "redheart.cli"], *arguments, **options)
-
-
-def launch(command: list[str], *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        timeout=240,
-        **options,  # type: ignore[call-overload]
-    )
-
-
-def weights_digest(run: Path) -> dict[str, str]:
-    """Digests of every weight and resume state of a run."""
-    files = sorted((run / "train").rglob("*.safetensors"))
-    assert files
-    return {str(item.relative_to(run)): hashlib.sha256(item.read_bytes()).hexdigest() for item in files}
+from launching import LAUNCHERS, PYTHON, SMALL, TWO_RANKS, launch, redheart, start, wait_for_steps, weights_digest
 
 
 def test_run_goes_from_records_to_report_and_again_to_the_same(tmp_path: Path) -> None:
@@ -89,15 +48,9 @@ def generated_row(index: int) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    done = launch([sys.executable, "launch/train.py"], *SMALL, "--epochs", 2, "--out", run)
+    done = launch(PYTHON, *SMALL, "--epochs", 2, "--out", run)
     assert done.returncode == 0, done.stderr[-2000:]
     return weights_digest(run)
-
-
-LAUNCHERS = {
-    "accelerate": ["accelerate", "launch", "--config_file", "launch/accelerate.yaml", "launch/train.py"],
-    "deepspeed": ["deepspeed", "--num_gpus", "1", "launch/train.py"],
-}
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -108,9 +61,9 @@ def test_launchers_give_the_same_bytes(name: str, unbroken: dict[str, str], tmp_
 
 
 def test_two_ranks_reach_the_same_loss(unbroken: dict[str, str], tmp_path: Path) -> None:
-    done = launch(["deepspeed", "--num_gpus", "2", "launch/train.py"], *SMALL, "--epochs", 2, "--out", tmp_path / "two")
+    done = launch(TWO_RANKS, *SMALL, "--epochs", 2, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
-    one = launch([sys.executable, "launch/train.py"], *SMALL, "--epochs", 2, "--out", tmp_path / "one")
+    one = launch(PYTHON, *SMALL, "--epochs", 2, "--out", tmp_path / "one")
     assert one.returncode == 0
     losses = [
         [
@@ -127,19 +80,15 @@ def test_two_ranks_reach_the_same_loss(unbroken: dict[str, str], tmp_path: Path)
 
 def test_killed_and_terminated_runs_end_with_the_same_bytes(unbroken: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "launch/train.py", *SMALL, "--epochs", "2", "--out", str(run)]
-    command += ["--train.state-every-steps", "3"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*PYTHON, *SMALL, "--epochs", "2", "--out", str(run), "--train.state-every-steps", "3"]
     codes = []
     for number, wanted_steps in ((signal.SIGKILL, 5), (signal.SIGTERM, 11)):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        process = start(command)
         wait_for_steps(run, wanted_steps, process)
         process.send_signal(number)
         codes.append(process.wait(120))
     assert codes[0] == -signal.SIGKILL and codes[1] == 75
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = launch(command)
     assert done.returncode == 0, done.stderr[-2000:]
     snapshots = {name: value for name, value in weights_digest(run).items() if "snapshots" in name}
     assert snapshots == {name: value for name, value in unbroken.items() if "snapshots" in name}
@@ -147,15 +96,6 @@ def test_killed_and_terminated_runs_end_with_the_same_bytes(unbroken: dict[str, 
     assert weights_digest(run)[final_states] == unbroken[final_states]
     steps = [json.loads(line).get("step") for line in (run / "train" / "events.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-
-
-def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
-    events = run / "train" / "events.jsonl"
-    deadline = time.monotonic() + 180
-    while not events.exists() or events.read_text().count('"step", "epoch"') < steps:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +121,7 @@ def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes]) -> N
     ],
 )
 def test_bad_input_is_one_clear_error(arguments: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
-    done = launch([sys.executable, "-m", "redheart.cli"], *arguments, *out_of(arguments, tmp_path))
+    done = redheart(*arguments, *out_of(arguments, tmp_path))
     assert done.returncode == code, done.stderr
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
@@ -224,7 +164,7 @@ def test_a_full_disk_ends_with_74_and_nothing_half_written(tmp_path: Path) -> No
 
     run = tmp_path / "run"
     arguments = ("train", *SMALL, "--train.strategy", "plain", "--out", run)
-    done = launch([sys.executable, "-m", "redheart.cli"], *arguments, preexec_fn=no_large_files)
+    done = redheart(*arguments, preexec_fn=no_large_files)
     assert done.returncode == 74, done.stderr
     assert "cannot write" in done.stderr and "Traceback" not in done.stderr
     assert str(run / "features") in done.stderr

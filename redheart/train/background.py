@@ -1,0 +1,54 @@
+"""Saving beside training: one thread writes copies while the next steps run, where there is memory for the copies."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import psutil
+from torch import Tensor
+
+ROOM_FOR_COPIES = 3
+"""Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
+machine's memory; what was planned for the run is held by then."""
+
+
+class BackgroundWriter:
+    """Runs one write at a time in a thread; a second one waits for the first.
+
+    An error of a write is raised by the next `submit`, or at the end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+        if error is None:
+            self.wait()
+
+    def submit(self, write: Callable[[], None]) -> None:
+        """Write once the write before has ended."""
+        self.wait()
+        self._pending = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            DiskError: the last write failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def copies_fit(*groups: Mapping[str, Tensor]) -> bool:
+    """Whether there is memory to copy these tensors and let training go on."""
+    size = sum(tensor.nbytes for tensors in groups for tensor in tensors.values())
+    return ROOM_FOR_COPIES * size < psutil.virtual_memory().available

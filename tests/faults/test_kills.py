@@ -1,0 +1,128 @@
+"""SIGKILL at random instants: what is resumed ends with the same bytes as what was never broken."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from launching import LAUNCHERS, PYTHON, SMALL, events, launch, start, weights_digest
+
+from redheart.core.files import write_json
+
+PLAIN = [*PYTHON, "--train.strategy", "plain"]
+WAYS = {"python, plain": PLAIN, "python": PYTHON, **LAUNCHERS}
+SETTINGS = [*SMALL, "--epochs", "4", "--train.state-every-steps", "1"]
+LONGEST_TRAINING_S = 1.2
+SHARE_AT_START = 0.2
+"""Share of the kills that come at any time after the start; the others come once training is under way."""
+
+
+@dataclass
+class Tally:
+    """What a way to launch went through."""
+
+    kills: int = 0
+    kills_while_saving: int = 0
+    resumes: int = 0
+    runs: int = 0
+    lost: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def kill_and_resume(way: str, *, kills: int, folder: Path, unbroken: Path, seed: int) -> Tally:
+    """Kill runs until `kills` are reached, each run resumed until it ends, and compare every end."""
+    tally, random_ = Tally(), random.Random(seed)
+    begin_s = time.monotonic()
+    while tally.kills < kills:
+        run = folder / f"run_{tally.runs}"
+        tally.runs += 1
+        command = [*WAYS[way], *SETTINGS, "--out", str(run)]
+        while tally.kills < kills and _killed(command, run, random_):
+            tally.kills += 1
+            tally.kills_while_saving += any((run / "train").glob("*/.*"))
+            tally.resumes += 1
+        done = launch(command)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if weights_digest(run) != weights_digest(unbroken) or events(run) != events(unbroken):
+            tally.lost.append(run.name)
+    tally.seconds = round(time.monotonic() - begin_s, 1)
+    return tally
+
+
+def _killed(command: list[str], run: Path, random_: random.Random) -> bool:
+    """Start the run and kill it at a random instant; False if it came to its end before."""
+    before = _newest_change(run)
+    process = start(command)
+    deadline = time.monotonic() + 120
+    if random_.random() >= SHARE_AT_START:
+        while process.poll() is None and _newest_change(run) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        delay_s = random_.uniform(0, LONGEST_TRAINING_S)
+    else:
+        delay_s = random_.uniform(0, 6)
+    try:
+        code = process.wait(delay_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        return True
+    assert code == 0, process.stderr.read().decode()[-3000:] if process.stderr else ""
+    return False
+
+
+def _newest_change(run: Path) -> int:
+    path = run / "train" / "states"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that nothing happened to, with DeepSpeed and without."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    for way in ("python, plain", "python"):
+        done = launch([*WAYS[way], *SETTINGS, "--out", str(folder / way)])
+        assert done.returncode == 0, done.stderr[-3000:]
+    return {way: folder / ("python, plain" if "plain" in way else "python") for way in WAYS}
+
+
+@pytest.mark.parametrize(("way", "kills"), [("python, plain", 4), ("python", 3), ("accelerate", 2), ("deepspeed", 1)])
+def test_a_killed_run_ends_with_the_same_bytes(way: str, kills: int, unbroken: dict[str, Path], tmp_path: Path) -> None:
+    tally = kill_and_resume(way, kills=kills, folder=tmp_path, unbroken=unbroken[way], seed=kills)
+    assert tally.kills == kills and not tally.lost
+
+
+@pytest.mark.long
+def test_many_kills_lose_nothing(unbroken: dict[str, Path], tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    wanted: int = request.config.getoption("--kills")
+    shares = {"python, plain": 0.4, "python": 0.3, "accelerate": 0.15, "deepspeed": 0.15}
+    tallies = {}
+    for way, share in shares.items():
+        kills = round(wanted * share)
+        tallies[way] = kill_and_resume(way, kills=kills, folder=tmp_path / way, unbroken=unbroken[way], seed=wanted)
+        print(way, tallies[way], flush=True)
+        _write_summary(request.config.getoption("--summary"), tallies)
+    assert sum(tally.kills for tally in tallies.values()) >= wanted
+    assert not any(tally.lost for tally in tallies.values())
+
+
+def _write_summary(path: Path | None, tallies: dict[str, Tally]) -> None:
+    if path is None:
+        return
+    import sys
+
+    sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+    from record import result_record
+
+    total = {
+        "kills": sum(tally.kills for tally in tallies.values()),
+        "kills_while_saving": sum(tally.kills_while_saving for tally in tallies.values()),
+        "resumes": sum(tally.resumes for tally in tallies.values()),
+        "losses": sum(len(tally.lost) for tally in tallies.values()),
+    }
+    by_way = {way: vars(tally) for way, tally in tallies.items()}
+    write_json(path, result_record("faults", {**total, "ways": by_way}, settings={"epochs": 4, "state_every_steps": 1}))

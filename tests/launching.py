@@ -1,0 +1,98 @@
+"""Real processes of small runs: how they are started, watched and compared."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--prepare.num-generated",
+    "160",
+    "--features.encoder",
+    "hash",
+    "--train.learning-rate",
+    "1e-3",
+    "--train.effective-batch",
+    "16",
+]
+PYTHON = [sys.executable, "launch/train.py"]
+LAUNCHERS = {
+    "accelerate": ["accelerate", "launch", "--config_file", "launch/accelerate.yaml", "launch/train.py"],
+    "deepspeed": ["deepspeed", "--num_gpus", "1", "launch/train.py"],
+}
+TWO_RANKS = ["deepspeed", "--num_gpus", "2", "launch/train.py"]
+MEASURED = (
+    "forward_backward_s",
+    "step_s",
+    "samples_per_s",
+    "epoch_s",
+    "host_rss_peak_bytes",
+    "device_peak_bytes",
+)
+"""Fields of events that no two runs share."""
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what a launcher sets, and with this interpreter's launchers first."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    kept["PYTHONPATH"] = str(ROOT)
+    return kept
+
+
+def launch(command: list[str], *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end from the root of the checkout."""
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=240,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+def start(command: list[str], *arguments: object) -> subprocess.Popen[bytes]:
+    """Start a command in a process group of its own."""
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def redheart(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    return launch([sys.executable, "-m", "redheart.cli"], *arguments, **options)
+
+
+def weights_digest(run: Path) -> dict[str, str]:
+    """Digests of every weight and resume state of a run."""
+    files = sorted((run / "train").rglob("*.safetensors"))
+    assert files
+    return {str(item.relative_to(run)): hashlib.sha256(item.read_bytes()).hexdigest() for item in files}
+
+
+def events(run: Path) -> list[dict[str, object]]:
+    """The event log without what is measured, which no two runs share."""
+    entries = [json.loads(line) for line in (run / "train" / "events.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in entry.items() if name not in MEASURED} for entry in entries]
+    return [entry for entry in kept if entry["event"] in ("step", "epoch")]
+
+
+def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
+    """Return once the event log of a run holds that many optimizer steps."""
+    path = run / "train" / "events.jsonl"
+    deadline = time.monotonic() + 180
+    while not path.exists() or path.read_text().count('"step", "epoch"') < steps:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,196 @@
+"""What a run does when a loss is no number, memory runs out or a save fails: nothing is lost, one clear error."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from redheart.core.config import TrainConfig
+from redheart.core.errors import DiskError, Diverged, DoesNotFit
+from redheart.snapshots.states import newest_state
+from redheart.train import loop
+from redheart.train.events import read_events
+from redheart.train.learner import MicroLoss, Validation
+from redheart.train.loop import RunSettings, train
+
+RECORDS, BATCH = 32, 8
+STEPS_PER_EPOCH = RECORDS // BATCH
+
+
+class Line:
+    """A straight line through made-up records; `fault` sees the number of every forward call and may break it."""
+
+    def __init__(self, fault: Callable[[int, Tensor], Tensor] = lambda call, loss: loss):
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.ModuleDict({"line": nn.Linear(3, 1)})
+        self._x = torch.randn(RECORDS, 3)
+        self._y = self._x @ torch.tensor([1.0, -2.0, 0.5])
+        self._fault, self._calls = fault, 0
+        self.sizes: list[int] = []
+
+    def modules(self) -> Sequence[str]:
+        return ["line"]
+
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(epoch).permutation(RECORDS)
+
+    def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
+        self._calls += 1
+        self.sizes.append(len(rows))
+        errors = (module["line"](self._x[rows])[:, 0] - self._y[rows]) ** 2  # type: ignore[index]
+        total = self._fault(self._calls, errors.sum() / len(step_rows))
+        return MicroLoss(total, {"line": errors.detach().sum()}, {"line": torch.tensor(float(len(rows)))})
+
+    def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
+        return sums["line"] / max(1.0, counts["line"]), {}
+
+    def validate(self, module: nn.Module) -> Validation:
+        return Validation(0.0, {}, {"line": 0.0}, {}, {"line": np.zeros((2, 1), np.float32)})
+
+
+def run(folder: Path, learner: Line, *, epochs: int = 2, micro_batch: int = BATCH) -> list[dict[str, object]]:
+    config = TrainConfig(
+        strategy="plain", effective_batch=BATCH, micro_batch=micro_batch, cycle_epochs=1, state_every_steps=1
+    )
+    train(learner, RunSettings(config, epochs, 1e-2, "key"), folder=folder)
+    return read_events(folder / "events.jsonl", "step")
+
+
+def nan_at(*calls: int) -> Callable[[int, Tensor], Tensor]:
+    return lambda call, loss: loss * torch.nan if call in calls else loss
+
+
+def nan_gradient_at(*calls: int) -> Callable[[int, Tensor], Tensor]:
+    def fault(call: int, loss: Tensor) -> Tensor:
+        if call in calls:
+            loss.register_hook(lambda grad: grad * torch.inf)
+        return loss
+
+    return fault
+
+
+@pytest.mark.parametrize("planted", [nan_at, nan_gradient_at])
+def test_a_step_that_is_no_number_changes_nothing_and_the_run_goes_on(
+    planted: Callable[..., Callable[[int, Tensor], Tensor]], tmp_path: Path
+) -> None:
+    clean = run(tmp_path / "clean", Line())
+    broken = run(tmp_path / "broken", Line(planted(3)))
+    assert [step["applied"] for step in broken] == [number != 2 for number in range(len(clean))]
+    assert [step["loss"] for step in broken[:2]] == [step["loss"] for step in clean[:2]]
+    # The skipped step is counted, its rate is spent.
+    assert [step["learning_rate"] for step in broken] == [step["learning_rate"] for step in clean]
+
+
+@pytest.mark.parametrize("planted", [nan_at, nan_gradient_at])
+def test_three_in_a_row_end_the_run_and_the_last_good_state_is_intact(
+    planted: Callable[..., Callable[[int, Tensor], Tensor]], tmp_path: Path
+) -> None:
+    with pytest.raises(Diverged) as ended:
+        run(tmp_path, Line(planted(4, 5, 6)))
+    assert ended.value.exit_code == 4
+    state = newest_state(tmp_path / "states")
+    assert state is not None
+    weights = state.open_ranks()[0]["0.master"]
+    assert weights.isfinite().all()
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path: Path) -> None:
+    assert len(run(tmp_path, Line(nan_at(1, 2, 4, 5, 7, 8)))) == 2 * STEPS_PER_EPOCH
+
+
+def out_of_memory_above(size: int, learner: list[Line]) -> Callable[[int, Tensor], Tensor]:
+    def fault(call: int, loss: Tensor) -> Tensor:
+        if learner[0].sizes[-1] > size:
+            raise torch.OutOfMemoryError("planted")
+        return loss
+
+    return fault
+
+
+def test_out_of_memory_in_forward_halves_the_micro_batch_and_keeps_the_effective_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = run(tmp_path / "small", Line(), micro_batch=2)
+    holder: list[Line] = []
+    holder.append(Line(out_of_memory_above(2, holder)))
+    halved = run(tmp_path / "halved", holder[0])
+    assert [step["loss"] for step in halved] == [step["loss"] for step in small]
+    assert holder[0].sizes[:6] == [8, 4, 2, 2, 2, 2]
+    noted = read_events(tmp_path / "halved" / "events.jsonl", "out_of_memory")
+    assert [event["micro_batch"] for event in noted] == [4, 2]
+    assert capfd.readouterr().err.count("warning: out of device memory") == 2
+
+
+def test_out_of_memory_in_the_middle_of_a_step_keeps_what_is_accumulated(tmp_path: Path) -> None:
+    small = run(tmp_path / "small", Line(), micro_batch=2)
+
+    def fault(call: int, loss: Tensor) -> Tensor:
+        if call == 2:
+            raise torch.OutOfMemoryError("planted")
+        return loss
+
+    learner = Line(fault)
+    broken = run(tmp_path / "broken", learner, micro_batch=4)
+    assert learner.sizes[:4] == [4, 4, 2, 2]
+    # The first half was summed in another order: float32 rounding.
+    assert [step["loss"] for step in broken] == pytest.approx([step["loss"] for step in small], rel=1e-5)
+
+
+def test_one_record_that_does_not_fit_is_a_clear_error(tmp_path: Path) -> None:
+    holder: list[Line] = []
+    holder.append(Line(out_of_memory_above(0, holder)))
+    with pytest.raises(DoesNotFit, match="out of device memory") as refused:
+        run(tmp_path, holder[0])
+    assert refused.value.exit_code == 3
+
+
+def test_out_of_memory_in_backward_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
+    def fault(call: int, loss: Tensor) -> Tensor:
+        def fail(grad: Tensor) -> None:
+            raise torch.OutOfMemoryError("planted")
+
+        if call == 3:
+            loss.register_hook(fail)
+        return loss
+
+    with pytest.raises(DoesNotFit, match="micro-batch 4"):
+        run(tmp_path, Line(fault))
+    state = newest_state(tmp_path / "states")
+    assert state is not None and state.manifest.progress.step == 2
+    resumed = run(tmp_path, Line(), micro_batch=4)
+    assert len(resumed) == 2 * STEPS_PER_EPOCH
+
+
+def test_a_save_that_fails_beside_training_ends_the_run_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = loop.write_state
+
+    def full_disk(root: Path, **given: object) -> None:
+        if given["progress"].step == 3:  # type: ignore[attr-defined]
+            raise DiskError("cannot write: no space left on the disk", where=root)
+        write(root, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "write_state", full_disk)
+    with pytest.raises(DiskError):
+        run(tmp_path, Line())
+    state = newest_state(tmp_path / "states")
+    assert state is not None and state.manifest.progress.step == 2
+
+
+def test_saving_beside_training_and_in_line_give_the_same_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "beside", Line())
+    monkeypatch.setattr(loop, "copies_fit", lambda *groups: False)
+    run(tmp_path / "in_line", Line())
+    files = {
+        name: sorted(item.relative_to(tmp_path / name) for item in (tmp_path / name).rglob("*.safetensors"))
+        for name in ("beside", "in_line")
+    }
+    assert files["beside"] == files["in_line"] and files["beside"]
+    for item in files["beside"]:
+        assert (tmp_path / "beside" / item).read_bytes() == (tmp_path / "in_line" / item).read_bytes()
