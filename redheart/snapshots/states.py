@@ -33,6 +33,8 @@ class Progress(msgspec.Struct, frozen=True):
     counts: dict[str, float]
     bad_steps: int
     """Steps in a row that were skipped for a non-finite loss or gradient."""
+    grad_norm: float | None
+    """Of the last step, None where it was not finite; the epoch's event repeats it."""
     events_bytes: int
     """Length of the event log; what lies behind was written after this state and is written again."""
 

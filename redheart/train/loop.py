@@ -74,10 +74,10 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
                         where=f"step {run.step}, epoch {run.epoch + 1}",
                         mend="run the same command again to go on",
                     )
-                if run.is_at_step_limit():
-                    break
                 if settings.train.state_every_steps and run.step % settings.train.state_every_steps == 0:
                     run.save_state()
+                if run.is_at_step_limit():
+                    break
             else:
                 display.end_epoch(run.end_epoch())
         run.log.close()
@@ -93,11 +93,11 @@ class _Run:
         self.micro_batch = settings.train.micro_batch
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
+        self._grad_norm: float | None = None
         events_bytes = self._resume()
         self.log = EventLog(folder / "events.jsonl" if engine.rank == 0 else None, length_bytes=events_bytes)
         self._epoch_start_s = time.perf_counter()
         self._epoch_records = 0
-        self._grad_norm = math.nan
         self._host_memory_logged = False
 
     def _resume(self) -> int:
@@ -117,6 +117,7 @@ class _Run:
         progress = manifest.progress
         self.epoch, self.step_in_epoch, self.step = progress.epoch, progress.step_in_epoch, progress.step
         self.sums, self.counts, self.bad_steps = dict(progress.sums), dict(progress.counts), progress.bad_steps
+        self._grad_norm = progress.grad_norm
         return progress.events_bytes
 
     def is_at_step_limit(self) -> bool:
@@ -158,13 +159,13 @@ class _Run:
         self.step += 1
         self.step_in_epoch += 1
         self._epoch_records += len(step_rows)
-        self._grad_norm = result.grad_norm
+        self._grad_norm = _finite(result.grad_norm)
         self.log.write(
             "step",
             epoch=self.epoch + 1,
             step=self.step,
             loss=_finite(float(total)),
-            grad_norm=_finite(result.grad_norm),
+            grad_norm=self._grad_norm,
             learning_rate=rate,
             applied=result.applied,
             forward_backward_s=round(forward_backward_s, 4),
@@ -266,7 +267,7 @@ class _Run:
                 train_module_loss=train_module_losses,
                 val_module_loss=validation.module_losses,
                 val_metrics=validation.metrics,
-                grad_norm=_finite(self._grad_norm),
+                grad_norm=self._grad_norm,
                 learning_rate=rate,
                 cycle_position=position,
                 snapshot=is_snapshot,
@@ -326,6 +327,7 @@ class _Run:
             sums=dict(self.sums),
             counts=dict(self.counts),
             bad_steps=self.bad_steps,
+            grad_norm=self._grad_norm,
             events_bytes=self.log.length_bytes,
         )
 

@@ -27,7 +27,14 @@ TENSORS = {
 
 def progress(step: int) -> Progress:
     return Progress(
-        epoch=0, step_in_epoch=step, step=step, sums={"x": 0.1}, counts={"x": 3.0}, bad_steps=0, events_bytes=9
+        epoch=0,
+        step_in_epoch=step,
+        step=step,
+        sums={"x": 0.1},
+        counts={"x": 3.0},
+        bad_steps=0,
+        grad_norm=0.5,
+        events_bytes=9,
     )
 
 

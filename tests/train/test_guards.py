@@ -194,3 +194,19 @@ def test_saving_beside_training_and_in_line_give_the_same_files(
     assert files["beside"] == files["in_line"] and files["beside"]
     for item in files["beside"]:
         assert (tmp_path / "beside" / item).read_bytes() == (tmp_path / "in_line" / item).read_bytes()
+
+
+def test_an_epoch_that_ends_after_a_resume_is_logged_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    run(tmp_path / "whole", Line())
+    config = TrainConfig(
+        strategy="plain", effective_batch=BATCH, micro_batch=BATCH, cycle_epochs=1, state_every_steps=1
+    )
+    settings = RunSettings(config, 2, 1e-2, "key", max_steps=STEPS_PER_EPOCH)
+    train(Line(), settings, folder=tmp_path / "run")
+    run(tmp_path / "run", Line())
+    kept = ("epoch", "step", "train_loss", "grad_norm", "learning_rate")
+    logged = {
+        name: [{key: event[key] for key in kept} for event in read_events(tmp_path / name / "events.jsonl", "epoch")]
+        for name in ("whole", "run")
+    }
+    assert logged["run"] == logged["whole"]
