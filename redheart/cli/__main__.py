@@ -1,0 +1,5 @@
+"""`python -m redheart.cli`."""
+
+from redheart.cli import main
+
+main()

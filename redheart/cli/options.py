@@ -1,0 +1,28 @@
+"""What the commands share: option types, parsing, printing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+RunPath = Annotated[Path, tyro.conf.Positional]
+
+
+def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
+    """The options of a command from its arguments; a wrong one ends the process with a usage message."""
+    prog = f"redheart {command}"
+    if default is None:
+        return tyro.cli(kind, args=list(arguments), prog=prog)
+    return tyro.cli(kind, args=list(arguments), prog=prog, default=default)
+
+
+def print_json(value: object, one_line: bool) -> None:
+    """Print a result as JSON: on one line for machines, indented for people."""
+    import json
+
+    import msgspec
+
+    print(json.dumps(msgspec.to_builtins(value), indent=None if one_line else 1, ensure_ascii=False))

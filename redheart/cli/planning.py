@@ -1,0 +1,97 @@
+"""`model`, `plan`, `doctor`: what can be answered before a run."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from redheart.cli.options import Flag, parse, print_json
+from redheart.core.config import Preset, StudyConfig, resolved
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Print the parameter ledger of a preset; `full` is held against the design's table."""
+
+    preset: Preset = "full"
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Does a run fit: device memory by moment, host memory, disk; nothing is allocated and no GPU is needed."""
+
+    vram: str = "8GiB"
+    """Memory of the card."""
+    strategy: str | None = None
+    """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
+    preset: Preset = "full"
+    seq_len_tokens: int = 128
+    """Token sequence length."""
+    micro_batch: int = 0
+    """Records per forward pass; 0 chooses."""
+    effective_batch: int = 64
+    epochs: int = 60
+    checkpointing: Flag = False
+    ranks: int = 1
+    """Devices, for the strategies that divide the work."""
+    figure: Path | None = None
+    """Draw the memory of one step, stacked by category, into this PNG."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Examine this machine: versions, compiler, GPU and driver, memory, disk, WSL, /dev/shm."""
+
+    out: Path = Path(".")
+    """Folder that runs will be written to."""
+    json: Flag = False
+
+
+def model(arguments: Sequence[str]) -> None:
+    from redheart.model.ledger import ledger_text
+
+    options = parse(ModelOptions, arguments, "model")
+    print(ledger_text(options.preset, as_json=options.json))
+
+
+def plan(arguments: Sequence[str]) -> None:
+    from redheart.core.config import FeatureConfig, TrainConfig
+    from redheart.study import plan_output, planning
+
+    options = parse(PlanOptions, arguments, "plan")
+    config = StudyConfig(
+        preset=options.preset,
+        epochs=options.epochs,
+        features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
+        train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
+    )
+    answer = planning.answer(
+        resolved(config),
+        vram_bytes=planning.parse_bytes(options.vram),
+        strategy=options.strategy,
+        micro_batch=options.micro_batch or None,
+        ranks=options.ranks,
+    )
+    if options.figure:
+        plan_output.draw_step(answer.replay, options.figure)
+    if options.json:
+        print_json(plan_output.plan_fields(answer), True)
+    else:
+        plan_output.print_plan(answer)
+    planning.refuse_unless_fits(answer)
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    from redheart.study.doctor import examine
+
+    options = parse(DoctorOptions, arguments, "doctor")
+    findings = examine(options.out)
+    if options.json:
+        print_json(findings, True)
+    else:
+        for item in findings:
+            print(f"{item.verdict:<5}{item.name:<14}{item.found}" + (f"\n{'':<19}-> {item.mend}" if item.mend else ""))
+    if any(item.verdict == "bad" for item in findings):
+        sys.exit(2)

@@ -1,0 +1,79 @@
+"""`sweet-spot`, `crossover`, `evaluate`, `report`: what a finished run is turned into."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from redheart.cli.options import Flag, RunPath, parse, print_json
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Work on a run that is there."""
+
+    run: RunPath
+    """Folder of the run."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class SweetSpotOptions:
+    """Choose the best epochs of every module group."""
+
+    run: RunPath
+    """Folder of the run."""
+    strategy: str | None = None
+    """Selection strategy; empty takes the run's."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluate the final model on the run's test split, or on another labelled file."""
+
+    run: RunPath
+    """Folder of the run."""
+    data: Path | None = None
+    """A labelled file that the run has never seen."""
+    json: Flag = False
+
+
+def sweet_spot(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder, selection
+
+    options = parse(SweetSpotOptions, arguments, "sweet-spot")
+    folder, config = run_folder.load(options.run)
+    data = phases.open_data(config, folder, show_progress=True)
+    print_json(
+        selection.run_sweet_spot(folder, data, strategy=options.strategy or config.select.strategy), options.json
+    )
+
+
+def crossover(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder, selection
+
+    options = parse(RunOptions, arguments, "crossover")
+    folder, config = run_folder.load(options.run)
+    data = phases.open_data(config, folder, show_progress=True)
+    print_json(selection.run_crossover(config, folder, data), options.json)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    from redheart.study import phases, run_folder, selection
+
+    options = parse(EvaluateOptions, arguments, "evaluate")
+    folder, config = run_folder.load(options.run)
+    if options.data is None:
+        data = phases.open_data(config, folder, show_progress=True)
+        print_json(selection.run_evaluation(config, folder, data), options.json)
+    else:
+        inventory = selection.inventory_of(folder)
+        print_json(selection.evaluate_file(config, folder, inventory, options.data), options.json)
+
+
+def report(arguments: Sequence[str]) -> None:
+    from redheart.study import pipeline, run_folder
+
+    options = parse(RunOptions, arguments, "report")
+    folder, config = run_folder.load(options.run)
+    print(pipeline.make_report(config, folder))
