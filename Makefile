@@ -37,7 +37,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	  $(BIN)/pip install --quiet torch==$(TORCH)+cpu || \
 	  $(BIN)/pip install --quiet torch==$(TORCH)+cpu --index-url $(CPU_INDEX); \
 	fi
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 clean:

@@ -7,6 +7,7 @@ gradient, the update, and the bf16 copy of the weights.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -87,6 +88,8 @@ def whole_path(optimizer: torch.optim.Optimizer, master: Tensor, grad: Tensor) -
 
 
 def deepspeed_adam(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    # Without it DeepSpeed says on standard output that it found no other device.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     optimizer = DeepSpeedCPUAdam([master], lr=1e-4, adamw_mode=True)
