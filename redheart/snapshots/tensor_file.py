@@ -34,13 +34,15 @@ MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
 
 
-class TensorFile(msgspec.Struct, frozen=True):
+class TensorFile(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a manifest knows of one file of tensors."""
 
     file: str
     sha256: str
     bytes: int
     num_elements: int
+    base: str | None = None
+    """Folder of the snapshot that the file holds differences to."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
