@@ -27,7 +27,8 @@ lint: install
 install: $(VENV)/installed
 
 # With an NVIDIA GPU the package index's CUDA build of torch, elsewhere the CPU build:
-# from where pip is already configured to look, else from PyTorch's own index.
+# from where pip is already configured to look, else from PyTorch's own index. torchao is only compared with: it lies
+# beside the environment, for it prints warnings in every process that loads transformers.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Red Heart needs Python 3.11 or newer; try: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,7 +38,8 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	  $(BIN)/pip install --quiet torch==$(TORCH)+cpu || \
 	  $(BIN)/pip install --quiet torch==$(TORCH)+cpu --index-url $(CPU_INDEX); \
 	fi
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --upgrade --target $(VENV)/bench torchao
 	touch $@
 
 clean:

@@ -9,8 +9,10 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 from record import write_result
@@ -113,6 +115,7 @@ def bitsandbytes_8bit(master: Tensor, grad: Tensor) -> tuple[Callable[[], None],
 
 
 def torchao_8bit(master: Tensor, grad: Tensor) -> tuple[Callable[[], None], object]:
+    sys.path.append(str(Path(sys.prefix) / "bench"))  # where the Makefile puts it
     from torchao.optim import AdamW8bit
 
     optimizer = AdamW8bit([master], lr=1e-4)
