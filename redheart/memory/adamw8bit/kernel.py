@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import library_path
+from redheart.memory.adamw8bit.build import NoKernel, library_path
 
 BLOCK = 256
 
@@ -152,8 +152,10 @@ class Kernel:
 @cache
 def kernels() -> tuple[Kernel, ...]:
     """All paths that this processor runs, the fastest last; empty where nothing could be compiled."""
-    path = library_path()
-    return () if path is None else load_kernels(str(path))
+    try:
+        return load_kernels(str(library_path()))
+    except NoKernel:
+        return ()
 
 
 def load_kernels(path: str) -> tuple[Kernel, ...]:
