@@ -1,6 +1,7 @@
 """Files that are either whole or not there: temp, fsync, rename, fsync of the folder, SHA-256.
 
-A crash at any instant leaves either the old content or the new one under the final name.
+A crash at any instant leaves either the old content or the new one under the final name, and at most a hidden
+`.NAME.….partial` beside it. What a run's results rest on is sealed: its last line is the digest of all before it.
 """
 
 import errno
@@ -16,9 +17,12 @@ from typing import TypeVar
 
 import msgspec
 
-from redheart.core.errors import BadInput, DiskError
+from redheart.core.errors import BadInput, CorruptFile, DiskError
 
 T = TypeVar("T")
+PARTIAL = ".partial"
+_SEAL = ',\n "sha256": "{}"\n}}\n'
+_SEAL_BYTES = len(_SEAL.format("0" * 64))
 
 _DISK_ERRNOS = {
     errno.ENOSPC: "no space left on the disk",
@@ -32,14 +36,15 @@ _DISK_ERRNOS = {
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's write errors under `path` into one `DiskError`."""
+    """Turn the operating system's errors while writing under `path` into one `DiskError`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRNOS:
+        # Some libraries raise an OSError of their own, which no call of the system stands behind.
+        if error.errno is None:
             raise
         raise DiskError(
-            f"cannot write: {_DISK_ERRNOS[error.errno]}",
+            f"cannot write: {_DISK_ERRNOS.get(error.errno, str(error.strerror).lower())}",
             where=path,
             mend="free some space or choose another folder, then run the same command again; nothing was lost",
         ) from error
@@ -68,7 +73,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -88,10 +93,45 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(msgspec.to_builtins(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def _indented(value: object) -> str:
+    return json.dumps(msgspec.to_builtins(value), indent=1, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, atomically; keys keep their order so that people can read it."""
-    text = json.dumps(msgspec.to_builtins(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, _indented(value).encode() + b"\n")
+
+
+def write_sealed(path: Path, value: object) -> None:
+    """Write an object as `write_json` does, with a last key `sha256`: the digest of the bytes before it.
+
+    A flipped digit in plain JSON reads as another number; here every changed byte is found by `read_sealed`.
+    """
+    text = _indented(value)
+    assert text.endswith("\n}"), "an object with at least one key"
+    body = text.removesuffix("\n}").encode()
+    write_bytes(path, body + _SEAL.format(hashlib.sha256(body).hexdigest()).encode())
+
+
+def read_sealed(path: Path, kind: type[T]) -> T:
+    """Read what `write_sealed` wrote.
+
+    Raises:
+        BadInput: there is no such file, or its content is not a `kind`, as of another version.
+        CorruptFile: its bytes are not those that were written.
+    """
+    content = _content(path)
+    body, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+    found = hashlib.sha256(body).hexdigest()
+    if seal != _SEAL.format(found).encode():
+        raise CorruptFile(
+            "the file was changed or cut since it was written",
+            where=path,
+            got=f"SHA-256 {found}",
+            expected=seal.decode(errors="replace").strip(",\n }"),
+            mend="restore it from a copy, or make it again",
+        )
+    return _decoded(path, body + b"\n}", kind)
 
 
 def read_json(path: Path, kind: type[T]) -> T:
@@ -100,22 +140,42 @@ def read_json(path: Path, kind: type[T]) -> T:
     Raises:
         BadInput: there is no such file, or its content is not a `kind`.
     """
+    return _decoded(path, _content(path), kind)
+
+
+def _content(path: Path) -> bytes:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return path.read_bytes()
     except FileNotFoundError:
         raise BadInput(
             "file not found", where=path, mend="check the path; a run's files are made by `redheart run`"
         ) from None
-    except IsADirectoryError:
-        raise BadInput("a folder stands where a file was expected", where=path) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInput("the file cannot be read", where=path, got=error.strerror) from error
+
+
+def _decoded(path: Path, content: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    # msgspec's own errors are ValueErrors, as is invalid UTF-8.
+    except (ValueError, RecursionError) as error:
         raise BadInput(
             "file is not readable as JSON of the expected form",
             where=path,
             got=error,
             expected=getattr(kind, "__name__", str(kind)),
-            mend="the file was changed or cut; make it again or restore it",
+            mend="the file was changed or cut, or is of another version; make it again or restore it",
         ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the `.partial` files and folders that killed processes left in a folder.
+
+    The caller holds the lock under which they are written: what another process is still writing looks the same.
+    """
+    with disk_errors(folder):
+        for item in folder.glob(f".*{PARTIAL}"):
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 @contextmanager
@@ -130,7 +190,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         try:
             temporary.chmod(0o755)
             yield temporary
@@ -139,7 +199,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             fsync_path(temporary)
             replaced = None
             if path.exists():
-                replaced = temporary.with_name(temporary.name + ".replaced")
+                replaced = temporary.with_name(temporary.name.removesuffix(PARTIAL) + ".replaced" + PARTIAL)
                 path.rename(replaced)
             temporary.rename(path)
             fsync_path(path.parent)

@@ -18,7 +18,7 @@ import numpy as np
 
 from redheart.core.config import FeatureConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import disk_errors, new_folder, read_json, sha256_file, write_bytes, write_json
+from redheart.core.files import disk_errors, new_folder, read_sealed, sha256_file, write_bytes, write_sealed
 from redheart.data.encoders import FEATURE_WIDTH, Encoder, average_to, open_encoder
 from redheart.data.records import Record
 
@@ -103,7 +103,7 @@ def open_features(folder: Path) -> FeatureCache:
     Raises:
         CorruptFile: its size or offsets do not match the manifest.
     """
-    manifest = read_json(folder / "manifest.json", FeatureManifest)
+    manifest = read_sealed(folder / "manifest.json", FeatureManifest)
     states, offsets = folder / "states.f16", folder / "offsets.i64"
     expected_bytes = manifest.num_states * FEATURE_WIDTH * 2
     found_bytes = states.stat().st_size if states.exists() else 0
@@ -157,7 +157,7 @@ def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, c
             states_sha256=sha256_file(temporary / "states.f16"),
             offsets_sha256=sha256_file(temporary / "offsets.i64"),
         )
-        write_json(temporary / "manifest.json", manifest)
+        write_sealed(temporary / "manifest.json", manifest)
 
 
 def _progress(items: Any, *, total: int, shown: bool) -> Any:

@@ -11,7 +11,15 @@ from safetensors.numpy import load_file, save
 
 from redheart.core.config import PrepareConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import new_folder, read_json, sha256_file, write_bytes, write_json
+from redheart.core.files import (
+    new_folder,
+    read_json,
+    read_sealed,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 from redheart.data.generator import generate
 from redheart.data.inventory import Inventory
 from redheart.data.near_duplicates import clusters, keep_first, near_duplicate_pairs
@@ -86,7 +94,7 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int)
     key = digest({"version": 1, "source": origin.sha256, "config": config, "seed": seed})
     manifest_path = out / "manifest.json"
     if manifest_path.exists():
-        manifest = read_json(manifest_path, Manifest)
+        manifest = read_sealed(manifest_path, Manifest)
         if manifest.key == key:
             return load_prepared(out).manifest
     parsed = parse_rows(source or Path("generated.json"), kind, rows)
@@ -137,7 +145,7 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int)
             inventory=parsed.inventory,
             files={item.name: sha256_file(item) for item in sorted(folder.iterdir())},
         )
-        write_json(folder / "manifest.json", manifest)
+        write_sealed(folder / "manifest.json", manifest)
     return manifest
 
 
@@ -148,7 +156,7 @@ def load_prepared(folder: Path) -> Prepared:
         BadInput: there is no prepared folder.
         CorruptFile: a file does not match the manifest.
     """
-    manifest = read_json(folder / "manifest.json", Manifest)
+    manifest = read_sealed(folder / "manifest.json", Manifest)
     for name, expected in manifest.files.items():
         path = folder / name
         found = sha256_file(path) if path.exists() else "no file"

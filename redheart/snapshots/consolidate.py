@@ -7,7 +7,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from redheart.core.files import new_folder, read_json, write_json
+from redheart.core.files import new_folder, read_sealed, write_sealed
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.tensor_file import TensorFile, copy_into, read_tensors, write_tensors
 
@@ -46,7 +46,7 @@ def assemble(out: Path, *, choice: Mapping[str, Sequence[int]], snapshots: Seque
             sources = [snapshot.manifest.modules[name].sha256 for snapshot in chosen]
             parts[name] = Part(list(epochs), sources, weights)
         assembly = Assembly(parts)
-        write_json(folder / "manifest.json", assembly)
+        write_sealed(folder / "manifest.json", assembly)
     return assembly
 
 
@@ -56,7 +56,7 @@ def load_assembly(model: nn.Module, folder: Path) -> Assembly:
     Raises:
         CorruptFile: a file does not match its digest, or a tensor does not fit; it is named.
     """
-    assembly = read_json(folder / "manifest.json", Assembly)
+    assembly = read_sealed(folder / "manifest.json", Assembly)
     found: dict[str, Tensor] = {}
     for name, part in assembly.modules.items():
         found |= {f"{name}.{key}": tensor for key, tensor in read_tensors(folder, part.weights).items()}

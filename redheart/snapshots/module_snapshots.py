@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from redheart.core.files import new_folder, read_json, write_json
+from redheart.core.files import new_folder, read_sealed, write_sealed
 from redheart.snapshots.tensor_file import TensorFile, read_tensors, write_tensors
 
 _OUTPUTS = "outputs"
@@ -82,11 +82,11 @@ def write_snapshot(
             },
             outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
         )
-        write_json(temporary / "manifest.json", manifest)
+        write_sealed(temporary / "manifest.json", manifest)
     return Snapshot(folder, manifest)
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:
     """All snapshots below `root`, by epoch."""
-    folders = sorted(root.glob("epoch_*"))
-    return [Snapshot(folder, read_json(folder / "manifest.json", SnapshotManifest)) for folder in folders]
+    folders = sorted(root.glob(f"epoch_{'[0-9]' * 4}"))
+    return [Snapshot(folder, read_sealed(folder / "manifest.json", SnapshotManifest)) for folder in folders]

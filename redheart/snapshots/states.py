@@ -1,7 +1,8 @@
 """Resume states: everything for a bit-exact continuation; the last two are kept.
 
 Every rank writes a file of its own; rank 0 writes the manifest last and renames the folder. Nothing older is
-removed before the new state has been read back and matches its digests.
+removed before the new state has been read back and matches its digests. A state that has been damaged since is passed
+over for the one before: training is deterministic, so that the same bytes come out and only time is lost.
 """
 
 import shutil
@@ -12,8 +13,8 @@ from pathlib import Path
 import msgspec
 from torch import Tensor
 
-from redheart.core.errors import CorruptFile
-from redheart.core.files import disk_errors, fsync_path, read_json, write_json
+from redheart.core.errors import BadInput, CorruptFile, RedHeartError
+from redheart.core.files import PARTIAL, disk_errors, fsync_path, read_json, read_sealed, write_json, write_sealed
 from redheart.snapshots.tensor_file import TensorFile, TensorReader, open_tensors, verify, write_tensors
 
 KEPT_STATES = 2
@@ -50,18 +51,14 @@ class StateManifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class State:
-    """One resume state on disk."""
+    """One resume state on disk whose files matched their digests when it was opened."""
 
     folder: Path
     manifest: StateManifest
-
-    def open_ranks(self) -> list[TensorReader]:
-        """Tensors of every rank, verified, to be read one by one.
-
-        Raises:
-            CorruptFile: a file does not match its digest.
-        """
-        return [open_tensors(self.folder, entry) for entry in self.manifest.files]
+    ranks: list[TensorReader]
+    """Tensors of every rank, to be read one by one."""
+    refused: list[RedHeartError]
+    """What is wrong with each newer state that was passed over."""
 
 
 def write_state(
@@ -80,7 +77,7 @@ def write_state(
         DiskError: the disk is full, read-only or over its quota; older states are untouched.
     """
     folder = root / f"step_{progress.step:08d}"
-    temporary = root / f".{folder.name}.partial"
+    temporary = root / f".{folder.name}{PARTIAL}"
     with disk_errors(root):
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -89,43 +86,68 @@ def write_state(
         try:
             entry = write_tensors(temporary / f"rank_{rank}.safetensors", tensors)
             write_json(temporary / f"rank_{rank}.json", entry)
+            barrier()
+            if rank == 0:
+                _finish(temporary, folder, progress=progress, run_key=run_key, world_size=world_size)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         barrier()
-        if rank == 0:
-            entries = [read_json(temporary / f"rank_{item}.json", TensorFile) for item in range(world_size)]
-            write_json(temporary / "manifest.json", StateManifest(progress, run_key, entries))
-            for entry in entries:
-                verify(temporary, entry)
-            fsync_path(temporary)
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-            fsync_path(root)
-            for old in _folders(root)[:-KEPT_STATES]:
-                shutil.rmtree(old)
-        barrier()
+
+
+def _finish(temporary: Path, folder: Path, *, progress: Progress, run_key: str, world_size: int) -> None:
+    parts = [temporary / f"rank_{rank}.json" for rank in range(world_size)]
+    entries = [read_json(part, TensorFile) for part in parts]
+    for part in parts:
+        part.unlink()
+    write_sealed(temporary / "manifest.json", StateManifest(progress, run_key, entries))
+    for entry in entries:
+        verify(temporary, entry)
+    fsync_path(temporary)
+    # The last step of an epoch may have a state already, from before the epoch was counted.
+    replaced = temporary.with_name(f".{folder.name}.replaced{PARTIAL}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    temporary.rename(folder)
+    fsync_path(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for other in _folders(folder.parent):
+        # One of a later step was damaged when this run went on from before it.
+        if other > folder:
+            shutil.rmtree(other)
+    for old in _folders(folder.parent)[:-KEPT_STATES]:
+        shutil.rmtree(old)
 
 
 def newest_state(root: Path) -> State | None:
     """The newest state below `root` that can be read, or None where there is none.
 
+    One with a missing, cut or changed file is passed over and stands among `refused`: the state before it leads to the
+    same bytes. Where none is left, starting again from nothing is for the user to decide.
+
     Raises:
-        CorruptFile: there are states, and the newest does not match its digests; the file is named.
+        CorruptFile: there are states, and none matches its digests; the files are named.
     """
-    folders = _folders(root)
-    if not folders:
-        return None
-    folder = folders[-1]
-    if not (folder / "manifest.json").is_file():
+    refused: list[RedHeartError] = []
+    for folder in reversed(_folders(root)):
+        try:
+            manifest = read_sealed(folder / "manifest.json", StateManifest)
+            ranks = [open_tensors(folder, entry) for entry in manifest.files]
+        except (BadInput, CorruptFile) as error:
+            refused.append(error)
+        else:
+            return State(folder, manifest, ranks, refused)
+    if refused:
         raise CorruptFile(
-            "a resume state has no manifest",
-            where=folder,
-            mend="remove this folder to resume from the state before it",
+            "no resume state can be read",
+            where=root,
+            got="; ".join(f"{error.where}: {error.what}" for error in refused),
+            mend="restore one from a copy, or remove this folder to train again from the start",
         )
-    return State(folder, read_json(folder / "manifest.json", StateManifest))
+    return None
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(root.glob("step_*"))
+    """Folders of states, the oldest first; a copy that somebody made beside them has another name."""
+    return sorted(root.glob(f"step_{'[0-9]' * 8}"))

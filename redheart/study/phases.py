@@ -13,7 +13,7 @@ import msgspec
 
 from redheart.core.config import StudyConfig, digest
 from redheart.core.errors import BadInput, RedHeartError
-from redheart.core.files import read_json, write_bytes, write_json
+from redheart.core.files import read_sealed, write_bytes, write_sealed
 from redheart.core.lock import folder_lock
 from redheart.data.features import FeatureCache, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
@@ -112,7 +112,7 @@ def run_sweep(config: StudyConfig, folder: RunFolder) -> Sweep:
     path = folder.sweep / "sweep.json"
     key = digest({"sweep": config.sweep, "train": config.train, "seed": config.seed, "dims": preset(config.preset)})
     if path.is_file():
-        old = read_json(path, Sweep)
+        old = read_sealed(path, Sweep)
         if old.key == key:
             return old
     trials = []
@@ -126,7 +126,7 @@ def run_sweep(config: StudyConfig, folder: RunFolder) -> Sweep:
     if not scored:
         raise RedHeartError("every learning rate of the sweep failed", where=folder.sweep, got=trials[0].status)
     sweep = Sweep(key, trials, min(scored, key=lambda rate: scored[rate]))
-    write_json(path, sweep)
+    write_sealed(path, sweep)
     return sweep
 
 
@@ -205,4 +205,4 @@ def _sweep_result(folder: RunFolder) -> Sweep:
             expected="a number, or the result of a sweep in the run's folder",
             mend="give --train.learning-rate 1e-4, or run `redheart sweep` first",
         )
-    return read_json(path, Sweep)
+    return read_sealed(path, Sweep)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from redheart.core.config import StudyConfig
-from redheart.core.files import read_json
+from redheart.core.files import read_sealed
 from redheart.core.lock import folder_lock
 from redheart.data.prepare import Manifest
 from redheart.model.dims import preset
@@ -62,7 +62,7 @@ def run_study(config: StudyConfig) -> Path:
 
 def make_report(config: StudyConfig, folder: RunFolder) -> Path:
     """Write the report from the files of the run, whatever phases have run."""
-    manifest = read_json(folder.data / "manifest.json", Manifest)
+    manifest = read_sealed(folder.data / "manifest.json", Manifest)
     model = build(preset(config.preset, outputs=manifest.inventory.outputs), seed=config.seed, device="meta")
     sweep = _if_there(folder.sweep / "sweep.json", Sweep)
     return write_report(
@@ -79,7 +79,7 @@ def make_report(config: StudyConfig, folder: RunFolder) -> Path:
 
 
 def _if_there(path: Path, kind: type[T]) -> T | None:
-    return read_json(path, kind) if path.is_file() else None
+    return read_sealed(path, kind) if path.is_file() else None
 
 
 def _say(phase: str, text: str) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from redheart.core.config import GENERATED, StudyConfig, digest
 from redheart.core.errors import BadInput
-from redheart.core.files import read_json, write_json
+from redheart.core.files import read_sealed, write_sealed
 
 
 class SavedConfig(msgspec.Struct, frozen=True):
@@ -70,7 +70,7 @@ def start(config: StudyConfig) -> RunFolder:
     folder = RunFolder(config.out)
     saved = SavedConfig(digest(_decisive(config)), msgspec.to_builtins(config, enc_hook=str))
     if folder.config.exists():
-        old = read_json(folder.config, SavedConfig)
+        old = read_sealed(folder.config, SavedConfig)
         if old.key != saved.key:
             changed = _differences(old.config, saved.config)
             raise BadInput(
@@ -79,7 +79,7 @@ def start(config: StudyConfig) -> RunFolder:
                 got="; ".join(changed),
                 mend="choose another --out, or repeat the settings that the run was started with",
             )
-    write_json(folder.config, saved)
+    write_sealed(folder.config, saved)
     return folder
 
 
@@ -92,7 +92,7 @@ def load(root: Path) -> tuple[RunFolder, StudyConfig]:
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise BadInput("there is no run in this folder", where=root, mend="make one with `redheart run --out FOLDER`")
-    saved = read_json(folder.config, SavedConfig)
+    saved = read_sealed(folder.config, SavedConfig)
 
     def decode(kind: type, value: object) -> object:
         return Path(str(value)) if kind is Path else value

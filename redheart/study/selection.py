@@ -7,7 +7,7 @@ import numpy as np
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
-from redheart.core.files import read_json, write_json
+from redheart.core.files import read_sealed, write_sealed
 from redheart.core.seeds import stream_seed
 from redheart.data.features import make_features
 from redheart.data.inventory import Inventory
@@ -69,13 +69,13 @@ def run_sweet_spot(folder: RunFolder, data: StudyData, *, strategy: str) -> Swee
     snapshots = _snapshots(folder)
     modules = list(snapshots[0].manifest.modules)
     spot = find_sweet_spot(_problem(snapshots, modules, data.prepared), strategy)
-    write_json(folder.select / "sweet_spot.json", spot)
+    write_sealed(folder.select / "sweet_spot.json", spot)
     return spot
 
 
 def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Crossover:
     """Assemble the chosen model and the best single snapshot, and compare them on the confirm half."""
-    spot = read_json(folder.select / "sweet_spot.json", SweetSpot)
+    spot = read_sealed(folder.select / "sweet_spot.json", SweetSpot)
     snapshots = _snapshots(folder)
     choices = {
         "crossover": spot.modules,
@@ -104,7 +104,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
         verdict=verdict(confirm, candidate="crossover", reference="best single snapshot"),
         recommended="crossover" if confirm.is_evidence else "best_single",
     )
-    write_json(folder.select / "crossover.json", crossover)
+    write_sealed(folder.select / "crossover.json", crossover)
     return crossover
 
 
@@ -127,7 +127,7 @@ def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> E
     baselines = fit_baselines(data.prepared, data.features, text_chars=config.features.text_chars)
     gain = paired_gain(losses["best_single"], losses["crossover"], seed=stream_seed(config.seed, "gain", "test"))
     result = EvaluationResult(crossover.recommended, models, baselines, gain)
-    write_json(folder.evaluation / "evaluation.json", result)
+    write_sealed(folder.evaluation / "evaluation.json", result)
     return result
 
 
@@ -163,7 +163,7 @@ def _crossover(folder: RunFolder) -> Crossover:
     path = folder.select / "crossover.json"
     if not path.is_file():
         raise BadInput("the run has no crossover yet", where=path, mend="run `redheart crossover RUN` first")
-    return read_json(path, Crossover)
+    return read_sealed(path, Crossover)
 
 
 def _snapshots(folder: RunFolder) -> list[Snapshot]:
@@ -224,4 +224,4 @@ def _renamed(record: Record, found: Inventory, expected: Inventory, path: Path) 
 
 def inventory_of(folder: RunFolder) -> Inventory:
     """The target inventory that a run was made with."""
-    return read_json(folder.data / "manifest.json", Manifest).inventory
+    return read_sealed(folder.data / "manifest.json", Manifest).inventory

@@ -105,6 +105,14 @@ class _Run:
         if state is None:
             return 0
         manifest = state.manifest
+        if self.engine.rank == 0:
+            for error in state.refused:
+                print(
+                    f"warning: a damaged resume state is passed over; going on from {state.folder.name}, which leads "
+                    f"to the same result\n  {error}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if manifest.run_key != self.settings.key:
             raise BadInput(
                 "the folder holds another run",
@@ -113,7 +121,7 @@ class _Run:
                 expected=f"run {self.settings.key}",
                 mend="choose another --out, or resume with the settings that the run was started with",
             )
-        self.engine.load_state_tensors(state.open_ranks())
+        self.engine.load_state_tensors(state.ranks)
         progress = manifest.progress
         self.epoch, self.step_in_epoch, self.step = progress.epoch, progress.step_in_epoch, progress.step
         self.sums, self.counts, self.bad_steps = dict(progress.sums), dict(progress.counts), progress.bad_steps

@@ -6,8 +6,17 @@ from pathlib import Path
 import pytest
 
 from redheart.core.config import StudyConfig, digest, load_toml
-from redheart.core.errors import BadInput, DiskError
-from redheart.core.files import disk_errors, new_folder, read_json, write_json
+from redheart.core.errors import BadInput, CorruptFile, DiskError
+from redheart.core.files import (
+    disk_errors,
+    new_folder,
+    read_json,
+    read_sealed,
+    remove_leftovers,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
 from redheart.core.seeds import stream_seed
 
 
@@ -24,6 +33,45 @@ def test_json_round_trip_and_broken_file(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json", dict)
     with pytest.raises(BadInput, match="file not found"):
         read_json(tmp_path / "b.json", dict)
+
+
+def test_a_sealed_file_is_json_and_every_changed_byte_is_found(tmp_path: Path) -> None:
+    path, value = tmp_path / "a.json", {"b": 1.5, "a": ["é", None], "c": {"d": -1e-9}}
+    write_sealed(path, value)
+    assert read_sealed(path, dict) == value
+    assert {name: item for name, item in read_json(path, dict).items() if name != "sha256"} == value
+    content = path.read_bytes()
+    broken = [content[:position] for position in range(len(content))]
+    broken += [
+        content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+        for at in range(len(content))
+        for bit in range(8)
+    ]
+    broken += [content + b" ", content + content, b"", b"{}", b'{"b": 1.5}\n']
+    for changed in broken:
+        path.write_bytes(changed)
+        with pytest.raises(CorruptFile, match=r"a\.json"):
+            read_sealed(path, dict)
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="of another version"):
+        read_sealed(path, list)
+
+
+def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("kept", ".kept", ".lock", "kept.partial"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".run.x.partial").mkdir()
+    (tmp_path / ".run.x.partial" / "half").write_text("x")
+    (tmp_path / ".a.json.y.partial").write_text("x")
+    remove_leftovers(tmp_path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".kept", ".lock", "kept", "kept.partial"]
+
+
+def test_a_folder_in_the_way_is_a_disk_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file" / "a.json", tmp_path / ("n" * 300)):
+        with pytest.raises(DiskError, match="cannot write"):
+            write_bytes(path, b"x")
 
 
 def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """States and snapshots are whole or not there, verified when read, and assembled strictly."""
 
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,7 @@ def test_two_states_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert sorted(item.name for item in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
     state = newest_state(tmp_path)
     assert state is not None and state.manifest.progress == progress(3)
-    assert torch.equal(state.open_ranks()[0]["w"], torch.full((4,), 3.0))
+    assert torch.equal(state.ranks[0]["w"], torch.full((4,), 3.0))
 
 
 def test_a_leftover_of_a_killed_save_is_no_state(tmp_path: Path) -> None:
@@ -115,6 +117,50 @@ def test_a_leftover_of_a_killed_save_is_no_state(tmp_path: Path) -> None:
     assert state is not None and state.manifest.progress.step == 1
     save(tmp_path, 2)
     assert not partial.exists()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rank_0.safetensors"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_damaged_state_is_passed_over_for_the_one_before(
+    name: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    damage(tmp_path / "step_00000003" / name)
+    state = newest_state(tmp_path)
+    assert state is not None and state.manifest.progress.step == 2
+    assert [str(error.where) for error in state.refused] == [str(tmp_path / "step_00000003" / name)]
+    # The damaged one takes no good state's place while the run comes back to where it was.
+    save(tmp_path, 3 if name == "manifest.json" else 2)
+    state = newest_state(tmp_path)
+    assert state is not None and not state.refused
+    assert len(list(tmp_path.iterdir())) == (2 if name == "manifest.json" else 1)
+
+
+def test_a_run_without_any_readable_state_says_so_and_touches_nothing(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save(tmp_path, step)
+    flip(tmp_path / "step_00000001" / "rank_0.safetensors")
+    flip(tmp_path / "step_00000002" / "manifest.json")
+    with pytest.raises(CorruptFile, match="train again from the start") as refused:
+        newest_state(tmp_path)
+    for name in ("step_00000001/rank_0.safetensors", "step_00000002/manifest.json"):
+        assert name in str(refused.value)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_copies_that_somebody_made_are_no_states(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    shutil.copytree(tmp_path / "step_00000001", tmp_path / "step_00000001.bak")
+    for step in (2, 3, 4):
+        save(tmp_path, step)
+    assert (tmp_path / "step_00000001.bak").is_dir() and len(list(tmp_path.iterdir())) == 3
 
 
 FULL_DISK = """
@@ -145,7 +191,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert done.stdout.strip() == "74"
     assert [item.name for item in tmp_path.iterdir()] == ["step_00000001"]
     state = newest_state(tmp_path)
-    assert state is not None and state.open_ranks()[0]["w"].tolist() == [1.0] * 4
+    assert state is not None and state.ranks[0]["w"].tolist() == [1.0] * 4
 
 
 def test_crossover_takes_each_module_from_its_epoch_with_provenance(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_three_in_a_row_end_the_run_and_the_last_good_state_is_intact(
     assert ended.value.exit_code == 4
     state = newest_state(tmp_path / "states")
     assert state is not None
-    weights = state.open_ranks()[0]["0.master"]
+    weights = state.ranks[0]["0.master"]
     assert weights.isfinite().all()
 
 
