@@ -32,6 +32,7 @@ MEASURED = (
     "epoch_s",
     "host_rss_peak_bytes",
     "device_peak_bytes",
+    "chain",
 )
 """Fields of events that no two runs share."""
 

@@ -7,6 +7,7 @@ over for the one before: training is deterministic, so that the same bytes come 
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,15 @@ def newest_state(root: Path) -> State | None:
             mend="restore one from a copy, or remove this folder to train again from the start",
         )
     return None
+
+
+def least_events_bytes(root: Path) -> int:
+    """How long the event log beside the states below `root` is at least: 0 where no state says it."""
+    for folder in reversed(_folders(root)):
+        # What is wrong with a state is for those to say who want to resume from it.
+        with suppress(BadInput, CorruptFile):
+            return read_sealed(folder / "manifest.json", StateManifest).progress.events_bytes
+    return 0
 
 
 def _folders(root: Path) -> list[Path]:

@@ -80,6 +80,7 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
                     break
             else:
                 display.end_epoch(run.end_epoch())
+        writer.wait()
         run.log.close()
 
 
@@ -342,6 +343,7 @@ class _Run:
         def write() -> None:
             if after:
                 after()
+            self.log.to_disk()
             write_state(
                 self.folder / "states",
                 tensors=tensors,
