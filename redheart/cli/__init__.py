@@ -4,6 +4,7 @@ A command's module is imported when it is called, so that `redheart --help` answ
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `redheart`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     set_environment()
+    # As Ctrl-C does: outside of training there is nothing to finish, and the next start goes on after the last file.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_help())
@@ -43,12 +46,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
             getattr(module, arguments[0].replace("-", "_"))(arguments[1:])
         else:
             raise BadInput("unknown command", got=arguments[0], expected=", ".join(COMMANDS))
+        # What stands in the buffer may not fit on a full disk.
+        sys.stdout.flush()
     except RedHeartError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error, error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(75)
+        _end("interrupted; run the same command again to go on", 75)
+    except BrokenPipeError:
+        # Whoever read the output wants no more of it, as `| head` does.
+        _silence_stdout()
+        sys.exit(141)
+    except OSError as error:
+        # The system refused to read or write something; a library's own message stands in for a missing number.
+        _end(f"the system refused: {error}", 74)
+
+
+def _end(message: object, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    _silence_stdout()
+    sys.exit(code)
+
+
+def _silence_stdout() -> None:
+    """Python flushes what is left at its end, and a full disk or closed pipe would print a traceback there."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

@@ -42,31 +42,31 @@ def sweet_spot(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder, selection
 
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
-    folder, config = run_folder.load(options.run)
-    data = phases.open_data(config, folder, show_progress=True)
-    print_json(
-        selection.run_sweet_spot(folder, data, strategy=options.strategy or config.select.strategy), options.json
-    )
+    with run_folder.opened(options.run) as (folder, config):
+        data = phases.load_data(config, folder, show_progress=True)
+        spot = selection.run_sweet_spot(folder, data, strategy=options.strategy or config.select.strategy)
+    print_json(spot, options.json)
 
 
 def crossover(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder, selection
 
     options = parse(RunOptions, arguments, "crossover")
-    folder, config = run_folder.load(options.run)
-    data = phases.open_data(config, folder, show_progress=True)
-    print_json(selection.run_crossover(config, folder, data), options.json)
+    with run_folder.opened(options.run) as (folder, config):
+        data = phases.load_data(config, folder, show_progress=True)
+        print_json(selection.run_crossover(config, folder, data), options.json)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder, selection
 
     options = parse(EvaluateOptions, arguments, "evaluate")
-    folder, config = run_folder.load(options.run)
     if options.data is None:
-        data = phases.open_data(config, folder, show_progress=True)
-        print_json(selection.run_evaluation(config, folder, data), options.json)
+        with run_folder.opened(options.run) as (folder, config):
+            data = phases.load_data(config, folder, show_progress=True)
+            print_json(selection.run_evaluation(config, folder, data), options.json)
     else:
+        folder, config = run_folder.load(options.run)
         inventory = selection.inventory_of(folder)
         print_json(selection.evaluate_file(config, folder, inventory, options.data), options.json)
 

@@ -55,9 +55,9 @@ def sweep(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
 
     config = _study(arguments, "sweep")
-    folder = run_folder.start(config)
-    phases.open_data(config, folder, show_progress=True)
-    print(f"learning rate {phases.run_sweep(config, folder).best_rate:g}")
+    with run_folder.claimed(config) as folder:
+        phases.open_data(config, folder, show_progress=True)
+        print(f"learning rate {phases.run_sweep(config, folder).best_rate:g}")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -66,15 +66,17 @@ def train(arguments: Sequence[str]) -> None:
     rest, force = _without_force([item for item in arguments if not item.startswith("--local_rank")])
     config = _study(rest, "train")
     _check(config, force)
-    folder = run_folder.start(config)
-    data = phases.open_data(config, folder, show_progress=True)
-    phases.run_training(config, folder, data, show_progress=True)
+    with run_folder.claimed(config) as folder:
+        data = phases.open_data(config, folder, show_progress=True)
+        phases.run_training(config, folder, data, show_progress=True)
 
 
 def trial(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
+    from redheart.train.interrupt import stop_with_parent
 
     options = parse(TrialOptions, arguments, "trial")
+    stop_with_parent()
     folder, config = run_folder.load(options.run)
     phases.run_trial(config, folder, phases.open_data(config, folder, show_progress=False), options.rate)
 

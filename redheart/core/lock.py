@@ -25,7 +25,7 @@ def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode() or "unknown"
+            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             raise BadInput(
                 "another process works in this folder",
                 where=folder,

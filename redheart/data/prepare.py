@@ -74,13 +74,15 @@ class Prepared:
     split: dict[str, np.ndarray]
 
 
-def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int) -> Manifest:
+def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int, replace: bool = True) -> Manifest:
     """Prepare a file of records, or generated ones where `source` is None, into the folder `out`.
 
-    A folder that was made from the same content with the same settings is kept as it is.
+    A folder that was made from the same content with the same settings is kept as it is; one of other content is
+    replaced, unless `replace` is False.
 
     Raises:
-        BadInput: the file or its records are malformed; all problems are listed.
+        BadInput: the file or its records are malformed; all problems are listed. Or the folder holds other content
+            and must not be replaced.
         DiskError: the folder cannot be written; nothing is left of it.
     """
     best_reachable = None
@@ -97,6 +99,14 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int)
         manifest = read_sealed(manifest_path, Manifest)
         if manifest.key == key:
             return load_prepared(out).manifest
+        if not replace:
+            raise BadInput(
+                "the records are not those that this run was started with",
+                where=source or "generated records",
+                got=f"SHA-256 {origin.sha256}",
+                expected=manifest.source.sha256,
+                mend="restore the file, or choose another --out for the changed one",
+            )
     parsed = parse_rows(source or Path("generated.json"), kind, rows)
     if parsed.problems and not config.skip_invalid:
         raise _invalid(source, parsed)
@@ -159,7 +169,7 @@ def load_prepared(folder: Path) -> Prepared:
     manifest = read_sealed(folder / "manifest.json", Manifest)
     for name, expected in manifest.files.items():
         path = folder / name
-        found = sha256_file(path) if path.exists() else "no file"
+        found = sha256_file(path) if path.is_file() else "no file"
         if found != expected:
             raise CorruptFile(
                 "a prepared file is damaged",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from redheart.core.errors import Diverged
 from redheart.data.features import FeatureCache
 from redheart.data.loader import epoch_order, load_batch, load_features
 from redheart.data.prepare import Prepared
@@ -114,6 +115,9 @@ def predict_rows(
     """Outputs of every predictor on rows, float32, in their order.
 
     Rows of similar length are run together, so that little is computed for padding.
+
+    Raises:
+        Diverged: an output is not finite. In a loss it would look like a target that is absent.
     """
     lengths = features.offsets_N[rows + 1] - features.offsets_N[rows]
     order = np.argsort(lengths, kind="stable")
@@ -124,4 +128,12 @@ def predict_rows(
         predictions = module(features_BSD.to(parameter), mask_BS.to(parameter.device))
         parts.append({name: value.float().cpu() for name, value in predictions.items()})
     back = np.argsort(order)
-    return {name: torch.cat([part[name] for part in parts]).numpy()[back] for name in parts[0]}
+    outputs = {name: torch.cat([part[name] for part in parts]).numpy()[back] for name in parts[0]}
+    wrong = [name for name, values in outputs.items() if not np.isfinite(values).all()]
+    if wrong:
+        raise Diverged(
+            "the model's outputs are not finite",
+            got=", ".join(wrong),
+            mend="lower --train.learning-rate; the states from before are intact",
+        )
+    return outputs

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.config import StudyConfig, digest
-from redheart.core.errors import BadInput, RedHeartError
-from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
+from redheart.core.files import read_sealed, remove_leftovers, write_bytes, write_sealed
 from redheart.core.lock import folder_lock
 from redheart.data.features import FeatureCache, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
@@ -25,6 +25,8 @@ from redheart.study.learner import EmotionLearner
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.events import read_events
 from redheart.train.loop import RunSettings, train
+
+_TRIAL_ERRORS = {kind.exit_code: kind for kind in (DoesNotFit, DiskError, Interrupted)}
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -58,11 +60,19 @@ def open_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
     """Prepare the records and compute the features, or open what is there."""
     # The ranks of one host meet here: the first one works, the others then find it done.
     with folder_lock(folder.root, name="data", wait=True):
-        prepare(source_path(config), out=folder.data, config=config.prepare, seed=config.seed)
-        prepared = load_prepared(folder.data)
-        features = make_features(
-            prepared.records, config=config.features, root=folder.features, show_progress=show_progress
-        )
+        if os.environ.get("RANK", "0") == "0":
+            # The other ranks write nothing here without this lock.
+            remove_leftovers(folder.root)
+        prepare(source_path(config), out=folder.data, config=config.prepare, seed=config.seed, replace=False)
+    return load_data(config, folder, show_progress=show_progress)
+
+
+def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) -> StudyData:
+    """The prepared records of a run and their features, without the file that they came from."""
+    prepared = load_prepared(folder.data)
+    features = make_features(
+        prepared.records, config=config.features, root=folder.features, show_progress=show_progress
+    )
     return StudyData(prepared, features)
 
 
@@ -95,19 +105,23 @@ def run_training(
 
 def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float) -> None:
     """One trial of the sweep: same initial weights, data order, batch and precision as the main run."""
-    _train_at(config, data, rate, config.sweep.epochs, trial_folder(folder, rate), snapshots=False)
+    out = trial_folder(folder, rate)
+    # A trial whose sweep was killed stops soon: it is waited for.
+    with folder_lock(out, name="trial", wait=True):
+        _train_at(config, data, rate, config.sweep.epochs, out, snapshots=False)
 
 
 def trial_folder(folder: RunFolder, rate: float) -> Path:
     """Where a trial lies."""
-    return folder.sweep / f"rate_{rate:g}"
+    return folder.sweep / f"rate_{rate!r}"
 
 
 def run_sweep(config: StudyConfig, folder: RunFolder) -> Sweep:
     """Try every rate in a process of its own and write the result; finished trials are not repeated.
 
     Raises:
-        RedHeartError: every trial failed.
+        Diverged: no rate has a finite score.
+        RedHeartError: a trial failed for another reason; its error is said.
     """
     path = folder.sweep / "sweep.json"
     key = digest({"sweep": config.sweep, "train": config.train, "seed": config.seed, "dims": preset(config.preset)})
@@ -119,12 +133,12 @@ def run_sweep(config: StudyConfig, folder: RunFolder) -> Sweep:
     for rate in config.sweep.rates:
         trial = _run_trial_process(config, folder, rate)
         trials.append(trial)
-        _write_csv(folder.sweep / f"rate_{rate:g}.csv", trial)
+        _write_csv(folder.sweep / f"rate_{rate!r}.csv", trial)
         score = f"score {trial.score:.5f}" if trial.score is not None else trial.status
         print(f"sweep: rate {rate:g}: {score}", flush=True)
     scored = {trial.rate: trial.score for trial in trials if trial.score is not None}
     if not scored:
-        raise RedHeartError("every learning rate of the sweep failed", where=folder.sweep, got=trials[0].status)
+        raise Diverged("every learning rate of the sweep failed", where=folder.sweep, got=trials[0].status)
     sweep = Sweep(key, trials, min(scored, key=lambda rate: scored[rate]))
     write_sealed(path, sweep)
     return sweep
@@ -167,21 +181,43 @@ def _train_at(
         seed=config.seed,
         micro_batch=config.train.micro_batch,
     )
+    if os.environ.get("RANK", "0") == "0":
+        for part in (out, out / "states", out / "snapshots"):
+            remove_leftovers(part)
     train(learner, settings, folder=out, show_progress=show_progress)
 
 
 def _run_trial_process(config: StudyConfig, folder: RunFolder, rate: float) -> Trial:
     out = trial_folder(folder, rate)
     if len(read_events(out / "events.jsonl", "epoch")) < config.sweep.epochs:
-        command = [sys.executable, "-m", "redheart.cli", "trial", str(folder.root), f"{rate:g}"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-        if done.returncode != 0:
-            reason = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-            return Trial(rate, reason[-1] if reason else f"exit code {done.returncode}", None, [], [])
+        code, text = _trial_process([sys.executable, "-m", "redheart.cli", "trial", str(folder.root), repr(rate)])
+        said = text.rpartition("error: ")[2].strip() or f"the process ended with code {code}"
+        if code == Diverged.exit_code:
+            return Trial(rate, f"error: {said.splitlines()[0]}", None, [], [])
+        if code != 0:
+            # A full disk or a stop says nothing about the rate.
+            raise _TRIAL_ERRORS.get(code, RedHeartError)(
+                "a trial of the sweep failed",
+                where=f"learning rate {rate!r}",
+                got=said,
+                mend="run the same command again once that is mended; it goes on where it stopped",
+            )
     epochs = read_events(out / "events.jsonl", "epoch")
     val = [float(str(event["val_loss"])) for event in epochs]
     training = [float(str(event["train_loss"])) for event in epochs]
     return Trial(rate, "done", _score(config, val, training), val, training)
+
+
+def _trial_process(command: list[str]) -> tuple[int, str]:
+    """Exit code and error output of a trial; asked to stop, it is asked too, and may save."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, text = process.communicate()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.communicate()
+            raise
+    return process.returncode, text
 
 
 def _score(config: StudyConfig, val: Sequence[float], training: Sequence[float]) -> float | None:

@@ -6,7 +6,6 @@ from typing import TypeVar
 
 from redheart.core.config import StudyConfig
 from redheart.core.files import read_sealed
-from redheart.core.lock import folder_lock
 from redheart.data.prepare import Manifest
 from redheart.model.dims import preset
 from redheart.model.ledger import count
@@ -28,8 +27,7 @@ def run_study(config: StudyConfig) -> Path:
     Raises:
         RedHeartError: a phase failed; run the same command again once the cause is mended.
     """
-    folder = run_folder.start(config)
-    with folder_lock(folder.root, name="run", wait=False):
+    with run_folder.claimed(config) as folder:
         _say("prepare", f"records from {config.data}")
         data = open_data(config, folder, show_progress=True)
         manifest = data.prepared.manifest

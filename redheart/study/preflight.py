@@ -1,5 +1,8 @@
 """Before a run allocates anything: device memory where there is a card, host memory and disk everywhere."""
 
+import os
+from contextlib import suppress
+
 import psutil
 
 from redheart.core.config import StudyConfig
@@ -47,7 +50,13 @@ def check_run(config: StudyConfig) -> str:
 
 def _already_written(config: StudyConfig) -> int:
     """What a run that goes on has on disk already is part of what it was planned to take."""
-    return sum(path.stat().st_size for path in config.out.rglob("*") if path.is_file()) if config.out.exists() else 0
+    size = 0
+    for folder, _, names in os.walk(config.out):
+        for name in names:
+            # Another process may be at work here; it is refused at the lock, not here.
+            with suppress(OSError):
+                size += os.stat(os.path.join(folder, name)).st_size
+    return size
 
 
 def _refuse(what: str, wanted_bytes: int, there_bytes: int, mend: str) -> None:

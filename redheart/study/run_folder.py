@@ -1,6 +1,9 @@
 """Where a run keeps what, and what its folder was started with."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import msgspec
 
 from redheart.core.config import GENERATED, StudyConfig, digest
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed, write_sealed
+from redheart.core.files import read_sealed, remove_leftovers, write_sealed
+from redheart.core.lock import folder_lock
 
 
 class SavedConfig(msgspec.Struct, frozen=True):
@@ -61,13 +65,43 @@ class RunFolder:
         return self.root / "report"
 
 
+@contextmanager
+def claimed(config: StudyConfig) -> Iterator[RunFolder]:
+    """A run's folder, started with a configuration or recognised as this configuration's, for this run alone.
+
+    The first rank holds the folder's lock inside the block, for the others of its run.
+
+    Raises:
+        BadInput: another run works in the folder, or it was started with other settings; they are named.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield RunFolder(config.out)
+        return
+    with folder_lock(config.out, name="run", wait=False):
+        yield start(config)
+
+
+@contextmanager
+def opened(root: Path) -> Iterator[tuple[RunFolder, StudyConfig]]:
+    """A run's folder and configuration, as `load` gives them, for one process that writes results into it.
+
+    Raises:
+        BadInput: there is no run in this folder, or another process works in it.
+    """
+    folder, config = load(root)
+    with folder_lock(root, name="run", wait=False):
+        yield folder, config
+
+
 def start(config: StudyConfig) -> RunFolder:
-    """Claim a run's folder for a configuration, or recognise it as this configuration's.
+    """Write the configuration into a run's folder, or recognise it as this configuration's.
 
     Raises:
         BadInput: the folder was started with other settings; they are named.
     """
     folder = RunFolder(config.out)
+    for part in (folder.sweep, folder.select, folder.evaluation, folder.report):
+        remove_leftovers(part)
     saved = SavedConfig(digest(_decisive(config)), msgspec.to_builtins(config, enc_hook=str))
     if folder.config.exists():
         old = read_sealed(folder.config, SavedConfig)

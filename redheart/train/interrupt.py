@@ -1,6 +1,9 @@
 """Being asked to stop: SIGTERM and Ctrl-C are remembered until the step is finished."""
 
+import ctypes
+import os
 import signal
+import sys
 from types import FrameType, TracebackType
 
 
@@ -25,3 +28,15 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent() -> None:
+    """Ask for SIGTERM when the process that started this one dies (on Linux; elsewhere nothing happens)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            signal.raise_signal(signal.SIGTERM)

@@ -66,7 +66,7 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
             for step_rows in steps[run.step_in_epoch :]:
                 loss = run.optimizer_step(step_rows)
                 display.step(loss)
-                if stop.pending:
+                if run.is_on_any_rank(stop.pending):
                     run.save_state()
                     writer.wait()
                     raise Interrupted(
@@ -132,6 +132,12 @@ class _Run:
     def is_at_step_limit(self) -> bool:
         """Whether the number of steps asked for is reached."""
         return self.settings.max_steps is not None and self.step >= self.settings.max_steps
+
+    def is_on_any_rank(self, wanted: bool) -> bool:
+        """Whether any rank wants this: a signal reaches them in different steps, and they must stop in the same."""
+        if self.engine.world_size == 1:
+            return wanted
+        return float(self.engine.sum_over_ranks(torch.tensor(float(wanted), dtype=torch.float64))) > 0
 
     def epoch_steps(self) -> list[np.ndarray]:
         """The rows of every optimizer step of the current epoch."""
@@ -225,12 +231,14 @@ class _Run:
             return
         self.bad_steps += 1
         if self.bad_steps >= MAX_BAD_STEPS:
-            raise Diverged(
-                f"the loss or its gradient was not finite {MAX_BAD_STEPS} steps in a row",
-                where=f"epoch {self.epoch + 1}, step {self.step + 1}",
-                got=f"loss {loss}",
-                mend="lower --train.learning-rate; the states from before are intact",
-            )
+            raise self._diverged(f"the loss or its gradient was not finite {MAX_BAD_STEPS} steps in a row")
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            what,
+            where=f"epoch {self.epoch + 1}, step {self.step + 1}",
+            mend="lower --train.learning-rate; the states from before are intact",
+        )
 
     def _learning_rate(self, step: int) -> float:
         train = self.settings.train
@@ -244,6 +252,8 @@ class _Run:
 
     def end_epoch(self) -> Validation | None:
         """Validate, write the snapshot, the epoch's event and a state; count the epoch."""
+        if not self.sums:
+            raise self._diverged("no step of the epoch had a finite loss and gradient")
         seconds = time.perf_counter() - self._epoch_start_s
         steps_per_epoch = len(self.epoch_steps())
         rate = self._learning_rate(self.step - 1)
@@ -258,6 +268,8 @@ class _Run:
         if self.engine.rank == 0:
             self.learner.model.eval()
             validation = self.learner.validate(self.learner.model)
+            if not math.isfinite(validation.loss):
+                raise self._diverged(f"the validation loss is {validation.loss}")
             is_snapshot = self.settings.snapshots and (
                 self.epoch % self.settings.train.snapshot_every == 0 or self.epoch == self.settings.epochs
             )

@@ -52,13 +52,38 @@ def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest
         make_features(records, config=HASHED, root=tmp_path / "other")
     assert len(list(partial.iterdir())) == 1
     monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", encode)
+    (chunk,) = partial.iterdir()
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(bytes(content))
     resumed = make_features(records, config=HASHED, root=tmp_path / "other")
     assert np.array_equal(resumed.states_RD, whole) and not partial.exists()
 
-    with (folder / "states.f16").open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(CorruptFile, match="damaged"):
-        open_features(folder)
+    for name in ("states.f16", "offsets.i64", "manifest.json"):
+        content = (folder / name).read_bytes()
+        middle = len(content) // 2
+        (folder / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(CorruptFile, match=name):
+            open_features(folder)
+        (folder / name).write_bytes(content)
+
+
+def test_states_that_are_no_numbers_are_refused_with_their_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
+    records = load_prepared(tmp_path / "data").records
+    encode = type(open_encoder("hash")).encode
+
+    def broken(self: object, texts: list[str]) -> list[np.ndarray]:
+        states = encode(self, texts)
+        states[7][0, 3] = np.nan
+        states[9][0, 3] = 1e6  # Beyond float16.
+        return states
+
+    monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", broken)
+    with pytest.raises(BadInput, match="record 7 of the prepared ones and 1 near it"):
+        make_features(records, config=HASHED, root=tmp_path / "features")
 
 
 def test_other_texts_or_settings_have_another_cache(tmp_path: Path) -> None:
