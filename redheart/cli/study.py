@@ -48,6 +48,7 @@ def prepare(arguments: Sequence[str]) -> None:
     from redheart.data.prepare import prepare as run_prepare
 
     options = parse(PrepareOptions, arguments, "prepare")
+    resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
     print_json(run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed), options.json)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import tomllib
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -121,24 +122,70 @@ class StudyConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
 
 
+_MANY = 10**9
+"""Above every number of records, epochs, steps or tokens that is meant."""
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, _MANY),
+    "seed": (-(2**62), 2**62),
+    "prepare.duplicate_similarity": (0, 1),
+    "prepare.num_generated": (1, _MANY),
+    "features.seq_len_tokens": (1, _MANY),
+    "features.text_chars": (1, _MANY),
+    "train.effective_batch": (1, _MANY),
+    "train.micro_batch": (0, _MANY),
+    "train.weight_decay": (0, 1e9),
+    "train.beta1": (0, 1 - 1e-9),
+    "train.beta2": (0, 1 - 1e-9),
+    "train.clip_norm": (1e-9, 1e9),
+    "train.eta_min": (0, 1e9),
+    "train.cycle_epochs": (1, _MANY),
+    "train.cycle_growth": (1, _MANY),
+    "train.snapshot_every": (1, _MANY),
+    "train.state_every_steps": (0, _MANY),
+    "train.num_threads": (0, 1024),
+    "sweep.epochs": (1, _MANY),
+    "sweep.score_epochs": (1, _MANY),
+    "sweep.gap_weight": (0, 1e9),
+}
+_RATES = (1e-12, 1e3)
+
+
 def resolved(config: StudyConfig) -> StudyConfig:
     """The configuration with every value that depends on others filled in.
 
     Raises:
-        BadInput: a number is out of its range.
+        BadInput: a number is out of its range or a path cannot be a path; all of them are named.
     """
-    train = config.train
-    for name in ("effective_batch", "cycle_epochs", "cycle_growth", "snapshot_every"):
-        if getattr(train, name) < 1:
-            raise BadInput("number out of range", where=f"train.{name}", got=getattr(train, name), expected="1 or more")
-    if config.epochs < 1 or config.sweep.epochs < 1:
-        raise BadInput(
-            "number of epochs out of range", got=min(config.epochs, config.sweep.epochs), expected="1 or more"
-        )
-    if train.micro_batch < 0:
-        raise BadInput("number out of range", where="train.micro_batch", got=train.micro_batch, expected="0 or more")
-    micro_batch = train.micro_batch or (16 if config.preset == "full" else train.effective_batch)
-    return dataclasses.replace(config, train=dataclasses.replace(train, micro_batch=micro_batch))
+    wrong = [
+        f"{name} = {value}, expected {low:g} to {high:g}"
+        for name, (low, high) in _RANGES.items()
+        # NaN is in no range.
+        if not low <= (value := attrgetter(name)(config)) <= high
+    ]
+    rates = {f"sweep.rates[{index}]": rate for index, rate in enumerate(config.sweep.rates)}
+    if config.train.learning_rate is not None:
+        rates["train.learning_rate"] = config.train.learning_rate
+    low, high = _RATES
+    wrong += [
+        f"{name} = {rate}, expected {low:g} to {high:g}" for name, rate in rates.items() if not low <= rate <= high
+    ]
+    if not config.sweep.rates or len(set(config.sweep.rates)) < len(config.sweep.rates):
+        wrong.append("sweep.rates, expected one or more different rates")
+    paths = {"data": config.data, "out": str(config.out), "features.encoder": config.features.encoder}
+    wrong += [f"{name} = {value!r}, expected a path in UTF-8" for name, value in paths.items() if not _is_path(value)]
+    if wrong:
+        raise BadInput("settings out of range", where="; ".join(wrong), mend="`redheart run --help` lists all settings")
+    micro_batch = config.train.micro_batch or (16 if config.preset == "full" else config.train.effective_batch)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
+
+
+def _is_path(text: str) -> bool:
+    """Whether the system could open it and a run's JSON files could hold it."""
+    try:
+        return bool(text) and b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def digest(value: object) -> str:
@@ -156,7 +203,10 @@ def load_toml(path: Path) -> StudyConfig:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput("configuration file not found", where=path, mend="check the path of --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInput("configuration file cannot be read", where=path, got=error.strerror) from error
+    # Invalid UTF-8 and numbers of thousands of digits are ValueErrors too.
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise BadInput("configuration file is not TOML", where=path, got=error) from error
     _refuse_unknown_keys(raw, StudyConfig, path, prefix="")
     try:
@@ -168,7 +218,7 @@ def load_toml(path: Path) -> StudyConfig:
 def _decode_path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(kind)
+    raise TypeError(f"expected a path in quotes, got {value!r}")
 
 
 def _refuse_unknown_keys(raw: dict[str, object], kind: type, path: Path, *, prefix: str) -> None:

@@ -27,6 +27,10 @@ class Record(msgspec.Struct, frozen=True):
     timestamp: str | None = None
 
 
+class RepeatedKeys(dict[str, object]):
+    """An object of a file in which a key stands twice; which of its values was meant nobody knows."""
+
+
 class Row(msgspec.Struct, frozen=True):
     """A record as it stands in its file."""
 
@@ -68,10 +72,10 @@ def _read_text(path: Path) -> str:
         raise BadInput("file not found", where=path, mend="check the path of --data") from None
     except IsADirectoryError:
         raise BadInput("a folder stands where a file of records was expected", where=path) from None
-    except PermissionError:
-        raise BadInput("no permission to read the file", where=path) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadInput("the gzip file is cut or damaged", where=path, got=error, mend="fetch it again") from error
+    except OSError as error:
+        raise BadInput("the file cannot be read", where=path, got=error.strerror) from error
     if len(content) > MAX_BYTES:
         raise BadInput(
             "the file is too large", where=path, expected=f"at most {MAX_BYTES} bytes unpacked", mend="split the file"
@@ -90,9 +94,14 @@ def _read_text(path: Path) -> str:
 
 def _parse(text: str, where: str) -> object:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise BadInput("not valid JSON", where=where, got=error, mend="correct or remove it") from error
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else RepeatedKeys(pairs)
 
 
 def _array(path: Path, text: str) -> Iterator[Row]:

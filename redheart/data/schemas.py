@@ -11,7 +11,7 @@ import msgspec
 
 from redheart.core.errors import BadInput
 from redheart.data.inventory import BENTHAM, EMOTIONS, SURD, Inventory, make_inventory
-from redheart.data.records import Record, Row
+from redheart.data.records import Record, RepeatedKeys, Row
 
 # Seven numbers rounded to two places may miss 1 by 0.035; anything further was not meant as a distribution.
 SUM_TOLERANCE = 0.036
@@ -50,13 +50,14 @@ class _Fields:
 
     def wrong(self, field: str, got: object, expected: str) -> None:
         text = repr(got)
-        self.problems.append(
-            Problem(self._where, str(self.id), field, text if len(text) <= 60 else text[:57] + "...", expected)
-        )
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        self.problems.append(Problem(self._where, _encodable(str(self.id)), _encodable(field), shown, expected))
 
     def text(self, field: str, *, required: bool = False) -> str:
         value = self._value.get(field, None if required else "")
         if isinstance(value, str) and (value.strip() or not required):
+            if _encodable(value) != value:
+                self.wrong(field, value, "text in Unicode; half of a surrogate pair stands alone")
             return value
         self.wrong(field, value, "a non-empty string" if required else "a string")
         return ""
@@ -131,7 +132,12 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
 
 
 def _is_surd(value: object) -> bool:
-    return isinstance(value, dict) and len(value) > 0
+    return isinstance(value, dict) and len(value) > 0 and all(_encodable(name) == name for name in value)
+
+
+def _encodable(text: str) -> str:
+    """The text, with halves of surrogate pairs, as an escape in JSON can give, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _collect(
@@ -161,6 +167,9 @@ def _open(row: Row) -> tuple[_Fields | None, list[Problem]]:
         return None, [Problem(row.where, "?", "record", type(row.value).__name__, "an object")]
     fields = _Fields(row, row.value)
     fields.text("id", required=True)
+    for name, value in (("record", row.value), *row.value.items()):
+        if isinstance(value, RepeatedKeys):
+            fields.wrong(name, "a key that stands twice", "every key once")
     return fields, fields.problems
 
 
@@ -252,7 +261,18 @@ def _goemotions_classes(path: Path) -> tuple[str, ...]:
             got="no such file",
             expected="one class name a line",
         )
-    return tuple(labels.read_text(encoding="utf-8").split())
+    try:
+        classes = tuple(labels.read_text(encoding="utf-8").split())
+    except (UnicodeDecodeError, OSError) as error:
+        raise BadInput("the class names cannot be read", where=labels, got=error) from error
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise BadInput(
+            "the class names are not a list of classes",
+            where=labels,
+            got=", ".join(classes) or "nothing",
+            expected="two or more different names, one a line",
+        )
+    return classes
 
 
 def _goemotions(row: Row, classes: tuple[str, ...]) -> tuple[Record | None, list[Problem]]:
@@ -262,7 +282,8 @@ def _goemotions(row: Row, classes: tuple[str, ...]) -> tuple[Record | None, list
         return None, [Problem(row.where, "?", "record", f"{len(cells)} columns", "text, class ids, id")]
     text, ids, name = cells
     chosen = ids.split(",")
-    if not all(item.isdecimal() and int(item) < len(classes) for item in chosen):
+    # Python refuses to read numbers of thousands of digits.
+    if not all(item.isdecimal() and len(item) < 10 and int(item) < len(classes) for item in chosen):
         return None, [Problem(row.where, name, "class ids", repr(ids), f"numbers from 0 to {len(classes) - 1}")]
     if not text.strip() or not name.strip():
         return None, [Problem(row.where, name or "?", "text or id", "empty", "a non-empty string")]

@@ -1,11 +1,11 @@
 """Training strategies by name: a DeepSpeed configuration and the number format of the optimizer's states."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
+from redheart.core.files import read_json
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 PLAIN = "plain"
@@ -47,7 +47,7 @@ def load_strategy(config: TrainConfig) -> Strategy:
     if not path.is_file():
         known = ", ".join([*sorted(item.stem for item in FOLDER.glob("*.json")), PLAIN])
         raise BadInput("unknown strategy", where="--train.strategy", got=name, expected=known)
-    deepspeed = json.loads(path.read_text())
+    deepspeed = read_json(path, dict[str, object])
     deepspeed["train_micro_batch_size_per_gpu"] = config.micro_batch
     deepspeed["gradient_clipping"] = config.clip_norm
     return Strategy(name, 8 if "8bit" in name else 32, deepspeed)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from redheart.core.config import StudyConfig, digest, load_toml
+from redheart.core.config import StudyConfig, SweepConfig, TrainConfig, digest, load_toml, resolved
 from redheart.core.errors import BadInput, CorruptFile, DiskError
 from redheart.core.files import (
     disk_errors,
@@ -106,6 +106,44 @@ def test_toml_keeps_defaults_and_digest_sees_changes(tmp_path: Path) -> None:
     assert config.out == Path("runs/x") and config.train.learning_rate == 1e-4
     assert config.train.effective_batch == StudyConfig().train.effective_batch
     assert digest({"a": 1}) == digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"epochs = " + b"9" * 5000,
+        b"x = " + b"[" * 20_000,
+        b"\xff = 1",
+        b'out = "\\ud800"',
+        b"epochs = 1\nepochs = 2",
+        b"=",
+        b"out = 3",
+    ],
+)
+def test_configuration_files_that_are_none_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "study.toml"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"study\.toml"):
+        load_toml(path)
+    with pytest.raises(BadInput, match="cannot be read"):
+        load_toml(tmp_path)
+
+
+def test_all_settings_out_of_range_are_named_at_once() -> None:
+    nan = float("nan")
+    config = StudyConfig(
+        epochs=0,
+        data="a\0b",
+        out=Path("a\udcffb"),
+        train=TrainConfig(learning_rate=nan, beta2=1.0, clip_norm=float("inf"), effective_batch=10**30),
+        sweep=SweepConfig(rates=(1e-4, -1.0, 1e-4)),
+    )
+    with pytest.raises(BadInput, match="settings out of range") as refused:
+        resolved(config)
+    for name in ("epochs", "data", "out", "train.learning_rate", "train.beta2", "train.clip_norm", "sweep.rates[1]"):
+        assert f"{name} = " in str(refused.value)
+    assert "different rates" in str(refused.value) and "train.effective_batch" in str(refused.value)
+    assert "train.beta1" not in str(refused.value)
 
 
 def test_streams_differ_by_name_and_are_stable() -> None:

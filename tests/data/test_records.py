@@ -139,14 +139,60 @@ def test_forty_planted_faults_are_all_reported_at_once(tmp_path: Path) -> None:
         ("a.json.gz", b"[]", "cut or damaged"),
         ("a.jsonl", b'{"id": 1}\n{', "line 2"),
         ("a.csv", b"id,text", "unknown kind of file"),
+        ("a.json/b.json", None, "cannot be read"),
         ("a.tsv", b"x\t1\ta", "class names"),
     ],
 )
-def test_unreadable_files_say_what_is_wrong(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_unreadable_files_say_what_is_wrong(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is None:
+        path.parent.write_bytes(b"[]")
+    else:
+        path.write_bytes(content)
     with pytest.raises(BadInput, match=message):
         parse(path)
+
+
+@pytest.mark.parametrize("classes", [b"", b"joy", b"joy joy", b"joy\n\xff"])
+def test_class_names_that_are_none_are_refused(tmp_path: Path, classes: bytes) -> None:
+    (tmp_path / "labels.txt").write_bytes(classes)
+    (tmp_path / "a.tsv").write_bytes(b"x\t0\ta")
+    with pytest.raises(BadInput, match=r"labels\.txt"):
+        parse(tmp_path / "a.tsv")
+
+
+def test_what_json_allows_and_nobody_can_mean_is_a_problem_of_its_record(tmp_path: Path) -> None:
+    good = json.dumps(real_row(0))
+    rows = [
+        good,
+        good.replace('"r0"', '"r1"').replace('"title": "t"', '"title": "half \\ud800"'),
+        good.replace('"r0"', '"r2\\udfff"'),
+        good.replace('"r0"', '"r3"').replace('"title": "t"', '"title": "t", "title": "u"'),
+        good.replace('"r0"', '"r4"').replace('"risk"', '"selection": 0.1, "risk"'),
+        good.replace('"r0"', '"r5"').replace('"risk"', '"\\ud800"'),
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(rows))
+    found = {(problem.where, problem.field) for problem in parse(path).problems}
+    assert found == {
+        ("line 2", "title"),
+        ("line 3", "id"),
+        ("line 4", "record"),
+        ("line 5", "surd_metrics"),
+        ("line 6", "surd_metrics.\\ud800"),
+    }
+    # Problems are printed and kept, whatever stands in them.
+    (tmp_path / "b.jsonl").write_text(
+        "\n".join([*(good.replace("r0", f"s{n}").replace("whole post 0", str(n) * 9) for n in range(60)), *rows])
+    )
+    prepare(tmp_path / "b.jsonl", out=tmp_path / "out", config=PrepareConfig(skip_invalid=True), seed=0)
+    assert len((tmp_path / "out" / "invalid.jsonl").read_text().splitlines()) == 5
+
+
+def test_a_class_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("joy anger")
+    (tmp_path / "a.tsv").write_text(f"x\t0\ta\ny\t{'9' * 5000}\tb")
+    assert [problem.field for problem in parse(tmp_path / "a.tsv").problems] == ["class ids"]
 
 
 def test_missing_file(tmp_path: Path) -> None:
