@@ -179,6 +179,31 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file that appears under its final name only when the block has ended without an error.
+
+    Yields the name of a sibling to write to, which must not be there yet. An existing file at `path` is replaced.
+
+    Raises:
+        BadInput: a folder stands at `path`.
+        DiskError: the disk is full, read-only or over its quota.
+    """
+    if path.is_dir():
+        raise BadInput("a folder stands where a file was to be written", where=path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        try:
+            yield temporary
+            fsync_path(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_path(path.parent)
+
+
+@contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder that appears under its final name only when the block has ended without an error.
 

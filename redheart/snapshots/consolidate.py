@@ -7,6 +7,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from redheart.core.errors import BadInput
 from redheart.core.files import new_folder, read_sealed, write_sealed
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.tensor_file import TensorFile, copy_into, read_tensors, write_tensors
@@ -18,7 +19,7 @@ class Part(msgspec.Struct, frozen=True):
     epochs: list[int]
     """The snapshot it was taken from, or those it is the mean of."""
     sources: list[str]
-    """SHA-256 of their files."""
+    """SHA-256 of their files as safetensors, compressed since or not."""
     weights: TensorFile
 
 
@@ -34,6 +35,7 @@ def assemble(out: Path, *, choice: Mapping[str, Sequence[int]], snapshots: Seque
     One module is held in memory at a time.
 
     Raises:
+        BadInput: a chosen epoch has no snapshot.
         CorruptFile: a file of a snapshot does not match its digest.
         DiskError: the model cannot be written.
     """
@@ -41,9 +43,17 @@ def assemble(out: Path, *, choice: Mapping[str, Sequence[int]], snapshots: Seque
     parts = {}
     with new_folder(out) as folder:
         for name, epochs in choice.items():
+            if missing := [epoch for epoch in epochs if epoch not in by_epoch]:
+                raise BadInput(
+                    "a chosen snapshot is not there",
+                    where=name,
+                    got=f"epochs {', '.join(map(str, by_epoch))}",
+                    expected=f"epoch {missing[0]}",
+                    mend="choose again among those that are there: `redheart sweet-spot RUN`",
+                )
             chosen = [by_epoch[epoch] for epoch in epochs]
             weights = write_tensors(folder / f"{name}.safetensors", _mean_module(chosen, name))
-            sources = [snapshot.manifest.modules[name].sha256 for snapshot in chosen]
+            sources = [snapshot.manifest.modules[name].content_sha256 for snapshot in chosen]
             parts[name] = Part(list(epochs), sources, weights)
         assembly = Assembly(parts)
         write_sealed(folder / "manifest.json", assembly)

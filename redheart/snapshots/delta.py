@@ -24,7 +24,7 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors
-from redheart.snapshots.tensor_file import MAX_HEADER_BYTES, TensorFile
+from redheart.snapshots.tensor_file import MAX_HEADER_BYTES, Delta, TensorFile, TensorSpec
 
 SUFFIX = ".delta"
 LEVEL = 1
@@ -39,21 +39,24 @@ class _Frames(msgspec.Struct, frozen=True):
     has_base: bool
 
 
-def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], *, base_name: str) -> TensorFile:
+def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], *, delta: Delta) -> TensorFile:
     """Write bf16 tensors as differences to those of the same name and shape in `base`; others are only compressed.
 
+    The compressed planes are held until all are there: a third of the tensors' bytes.
+
     Args:
-        path: a new file; the folder around it decides when it appears.
-        tensors: what is to be read back, bf16.
+        path: a new file; who names it decides when it counts.
+        tensors: what is to be read back, bf16; one is held at a time.
         base: the tensors of another snapshot; may be empty.
-        base_name: folder of that snapshot, kept in the entry.
+        delta: what they belong to, kept in the entry.
 
     Raises:
         DiskError: the disk is full, read-only or over its quota.
     """
     compressor = zstandard.ZstdCompressor(level=LEVEL)
-    header, planes, offset = {}, [], 0
+    header, planes, offset, num_elements = {}, [], 0, 0
     for name, tensor in tensors.items():
+        num_elements += tensor.numel()
         assert tensor.dtype == torch.bfloat16, name
         older = base[name] if name in base else None  # noqa: SIM401 - the value would be read twice
         if older is not None and older.shape != tensor.shape:
@@ -77,8 +80,8 @@ def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Te
         file=path.name,
         sha256=digest.hexdigest(),
         bytes=8 + len(text) + offset,
-        num_elements=sum(tensor.numel() for tensor in tensors.values()),
-        base=base_name if base else None,
+        num_elements=num_elements,
+        delta=delta,
     )
 
 
@@ -105,6 +108,10 @@ class DeltaReader(Mapping[str, Tensor]):
             if len(item.frames) != _PLANES or not inside or min(item.shape, default=0) < 0:
                 raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
         self._header = MappingProxyType(header)
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
+            {name: TensorSpec(torch.bfloat16, tuple(item.shape)) for name, item in header.items()}
+        )
+        """Types and shapes of all tensors."""
 
     def __getitem__(self, name: str) -> Tensor:
         item = self._header[name]

@@ -1,16 +1,34 @@
-"""Module snapshots: bf16 weights of every module in a file of its own, and its outputs on the validation records."""
+"""Module snapshots: bf16 weights of every module in a file of its own, and its outputs on the validation records.
 
+A module's file is a safetensors file, or holds differences to an earlier snapshot's (see `compress.py`); readers need
+not know which. A file that is the same as the snapshot before's is a hard link to it.
+"""
+
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from torch import Tensor
 
+from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import new_folder, read_sealed, write_sealed
-from redheart.snapshots.tensor_file import TensorFile, read_tensors, write_tensors
+from redheart.snapshots.delta import DeltaReader
+from redheart.snapshots.tensor_file import (
+    Delta,
+    TensorFile,
+    TensorReader,
+    open_tensors,
+    read_tensors,
+    verify,
+    write_tensors,
+)
 
+MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"
+_PATTERN = f"epoch_{'[0-9]' * 4}"
 
 
 class SnapshotManifest(msgspec.Struct, frozen=True):
@@ -38,13 +56,58 @@ class Snapshot:
     def epoch(self) -> int:
         return self.manifest.epoch
 
+    @property
+    def files(self) -> list[TensorFile]:
+        """What the manifest knows of every file of the snapshot."""
+        return [*self.manifest.modules.values(), self.manifest.outputs]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it can be read without another snapshot."""
+        return not any(entry.delta for entry in self.files)
+
     def load_module(self, name: str) -> dict[str, Tensor]:
         """Weights of one module, by name within it, verified.
 
         Raises:
-            CorruptFile: the file does not match its digest.
+            CorruptFile: the file, or one that it holds differences to, does not match its digest.
         """
-        return read_tensors(self.folder, self.manifest.modules[name])
+        return dict(self.open_module(name))
+
+    def open_module(self, name: str) -> TensorReader | DeltaReader:
+        """As `load_module`, each tensor read when it is asked for."""
+        entry = self.manifest.modules[name]
+        if entry.delta is None:
+            return open_tensors(self.folder, entry)
+        path = verify(self.folder, entry)
+        return DeltaReader(path, self.base_of(entry.delta, name).open_module(name))
+
+    def base_of(self, delta: Delta, name: str) -> "Snapshot":
+        """The snapshot that one module's differences belong to.
+
+        Raises:
+            CorruptFile: it is not there, or holds other weights than those that the differences were taken to.
+        """
+        folder = self.folder.parent / delta.base
+        if not (folder.match(_PATTERN) and folder.parent == self.folder.parent and (folder / MANIFEST).is_file()):
+            raise CorruptFile(
+                "the snapshot that another one holds differences to is missing",
+                where=f"{self.folder}, {name}",
+                expected=folder,
+                mend="restore it; without it this snapshot cannot be read",
+            )
+        base = open_snapshot(folder)
+        found = base.manifest.modules.get(name)
+        # A later snapshot as base could go round in a circle.
+        if base.epoch >= self.epoch or found is None or found.content_sha256 != delta.base_sha256:
+            raise CorruptFile(
+                "a snapshot holds differences to other weights than those that are there",
+                where=f"{self.folder}, {name}",
+                got=f"SHA-256 {found.content_sha256 if found else 'none'} in {folder}",
+                expected=delta.base_sha256,
+                mend="restore that snapshot, or train on: a resumed run writes both anew",
+            )
+        return base
 
     def load_outputs(self) -> dict[str, Tensor]:
         """Outputs of every predictor on the validation records, float32, verified."""
@@ -82,11 +145,54 @@ def write_snapshot(
             },
             outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
         )
-        write_sealed(temporary / "manifest.json", manifest)
+        earlier = [path for path in snapshot_folders(root) if path.name < folder.name]
+        # A broken manifest of old must not end a run.
+        with suppress(RedHeartError):
+            link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
+        write_sealed(temporary / MANIFEST, manifest)
     return Snapshot(folder, manifest)
+
+
+def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
+    """Turn files that are the same as `other`'s into hard links to them, as those of a frozen module; bytes saved.
+
+    The bytes under every name stay what they are at any instant. A file system without links keeps two files.
+    """
+    saved_bytes = 0
+    for name, entry in snapshot.manifest.modules.items():
+        twin = other.manifest.modules.get(name) if other else None
+        if other is None or twin is None or entry.delta or twin.delta or twin.sha256 != entry.sha256:
+            continue
+        source, target = other.folder / twin.file, snapshot.folder / entry.file
+        if source.is_file() and source.samefile(target):
+            continue
+        temporary = target.with_name(f".{target.name}.link")
+        temporary.unlink(missing_ok=True)
+        try:
+            # What has rotted since it was written must not take the place of what was not.
+            os.link(verify(other.folder, twin), temporary)
+        except (OSError, CorruptFile):
+            continue
+        temporary.replace(target)
+        saved_bytes += entry.bytes
+    return saved_bytes
+
+
+def open_snapshot(folder: Path) -> Snapshot:
+    """One snapshot by its folder.
+
+    Raises:
+        BadInput: its manifest is missing.
+        CorruptFile: its manifest was changed.
+    """
+    return Snapshot(folder, read_sealed(folder / MANIFEST, SnapshotManifest))
+
+
+def snapshot_folders(root: Path) -> list[Path]:
+    """Folders of all snapshots below `root`, by epoch."""
+    return sorted(root.glob(_PATTERN))
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:
     """All snapshots below `root`, by epoch."""
-    folders = sorted(root.glob(f"epoch_{'[0-9]' * 4}"))
-    return [Snapshot(folder, read_sealed(folder / "manifest.json", SnapshotManifest)) for folder in folders]
+    return [open_snapshot(folder) for folder in snapshot_folders(root)]

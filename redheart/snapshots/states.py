@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 from torch import Tensor
@@ -41,6 +42,15 @@ class Progress(msgspec.Struct, frozen=True):
     """Length of the event log; what lies behind was written after this state and is written again."""
 
 
+class ParameterPlace(msgspec.Struct, frozen=True):
+    """Where a parameter lies in the flat masters of its group, all ranks' parts one behind the other."""
+
+    group: int
+    offset: int
+    """Elements before it."""
+    shape: list[int]
+
+
 class StateManifest(msgspec.Struct, frozen=True):
     """What a state holds; written last."""
 
@@ -48,6 +58,8 @@ class StateManifest(msgspec.Struct, frozen=True):
     run_key: str
     """Digest of the settings that decide the run's result."""
     files: list[TensorFile]
+    parameters: dict[str, ParameterPlace] = {}
+    """By the parameter's name in the model, in its order; empty in states of old, which only a run can read."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ def write_state(
     rank: int,
     world_size: int,
     barrier: Callable[[], None],
+    parameters: Mapping[str, ParameterPlace] = MappingProxyType({}),
 ) -> None:
     """Write this rank's part of a state; every rank calls it.
 
@@ -89,20 +102,20 @@ def write_state(
             write_json(temporary / f"rank_{rank}.json", entry)
             barrier()
             if rank == 0:
-                _finish(temporary, folder, progress=progress, run_key=run_key, world_size=world_size)
+                parts = [temporary / f"rank_{item}.json" for item in range(world_size)]
+                entries = [read_json(part, TensorFile) for part in parts]
+                for part in parts:
+                    part.unlink()
+                _finish(temporary, folder, StateManifest(progress, run_key, entries, dict(parameters)))
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         barrier()
 
 
-def _finish(temporary: Path, folder: Path, *, progress: Progress, run_key: str, world_size: int) -> None:
-    parts = [temporary / f"rank_{rank}.json" for rank in range(world_size)]
-    entries = [read_json(part, TensorFile) for part in parts]
-    for part in parts:
-        part.unlink()
-    write_sealed(temporary / "manifest.json", StateManifest(progress, run_key, entries))
-    for entry in entries:
+def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
+    write_sealed(temporary / "manifest.json", manifest)
+    for entry in manifest.files:
         verify(temporary, entry)
     fsync_path(temporary)
     # The last step of an epoch may have a state already, from before the epoch was counted.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,16 +22,32 @@ from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors, sha256_file
 
 DTYPE_NAMES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.uint8: "U8",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a file of differences belongs to."""
+
+    base: str
+    """Folder of the snapshot that the differences are to."""
+    base_sha256: str
+    """SHA-256 of that snapshot's own safetensors file of the same module."""
+    content_sha256: str
+    """SHA-256 of the safetensors file that stands here once the differences are put together."""
+    content_bytes: int
 
 
 class TensorFile(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -41,8 +57,41 @@ class TensorFile(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: str
     bytes: int
     num_elements: int
-    base: str | None = None
-    """Folder of the snapshot that the file holds differences to."""
+    delta: Delta | None = None
+    """Set where the file holds differences to another snapshot's."""
+
+    @property
+    def content_sha256(self) -> str:
+        """SHA-256 of the tensors as a safetensors file, compressed or not."""
+        return self.delta.content_sha256 if self.delta else self.sha256
+
+    @property
+    def content_bytes(self) -> int:
+        """Size of the tensors as a safetensors file."""
+        return self.delta.content_bytes if self.delta else self.bytes
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Type and shape of a tensor that need not be there yet."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """Type and shape of a tensor."""
+    return TensorSpec(tensor.dtype, tuple(tensor.shape))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
@@ -51,35 +100,70 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
     Raises:
         DiskError: the disk is full, read-only or over its quota.
     """
-    header: dict[str, object] = {}
-    offset = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    return write_stream(path, {name: spec_of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__)
+
+
+def write_stream(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> TensorFile:
+    """As `write_tensors`, for tensors that are made when they are asked for; one is held at a time.
+
+    Args:
+        path: a new file.
+        specs: what will be written, in its order.
+        read: gives a tensor of exactly that type and shape.
+        metadata: the format's own free text by key.
+
+    Raises:
+        DiskError: the disk is full, read-only or over its quota.
+    """
+    digest, size = hashlib.sha256(), 0
     with disk_errors(path), path.open("wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text):
+        for block in _blocks(specs, read, metadata):
             digest.update(block)
-            file.write(block)
-        for tensor in tensors.values():
-            content = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
-            digest.update(content)
-            file.write(content)
+            size += file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return TensorFile(
         file=path.name,
         sha256=digest.hexdigest(),
-        bytes=8 + len(text) + offset,
-        num_elements=sum(tensor.numel() for tensor in tensors.values()),
+        bytes=size,
+        num_elements=sum(spec.num_elements for spec in specs.values()),
     )
+
+
+def content_sha256(specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]) -> str:
+    """SHA-256 of the file that `write_stream` would write."""
+    digest = hashlib.sha256()
+    for block in _blocks(specs, read, None):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(
+    specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], metadata: Mapping[str, str] | None
+) -> Iterator[bytes | memoryview]:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, spec in specs.items():
+        header[name] = {
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + spec.bytes],
+        }
+        offset += spec.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name, spec in specs.items():
+        tensor = read(name)
+        assert spec_of(tensor) == spec, name
+        yield tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def verify(folder: Path, entry: TensorFile) -> Path:
@@ -89,6 +173,8 @@ def verify(folder: Path, entry: TensorFile) -> Path:
         CorruptFile: it is missing, cut or changed; the file is named.
     """
     path = folder / entry.file
+    if Path(entry.file).name != entry.file:
+        raise CorruptFile("a manifest names a file of another folder", where=folder, got=entry.file)
     if not path.is_file():
         raise CorruptFile(
             "a file of tensors is missing", where=path, mend="restore it, or use another snapshot or state"
@@ -136,10 +222,24 @@ class TensorReader(Mapping[str, Tensor]):
             if last - first != math.prod(item.shape) * dtype.itemsize or min(item.shape, default=0) < 0:
                 raise CorruptFile("a tensor's size is not its shape's", where=f"{path}, {name}", got=item)
         self._slices = MappingProxyType(slices)
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
+            {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
+        )
+        """Types and shapes of all tensors."""
 
     def __getitem__(self, name: str) -> Tensor:
         item = self._slices[name]
-        first, last = item.data_offsets
+        return self._read(name, *item.data_offsets).reshape(item.shape)
+
+    def part(self, name: str, elements: slice) -> Tensor:
+        """Some elements of a tensor seen as flat, without reading the others; those beyond its end are left out."""
+        item = self._slices[name]
+        size = _DTYPES[item.dtype].itemsize
+        start, stop, _ = elements.indices(math.prod(item.shape))
+        first = item.data_offsets[0]
+        return self._read(name, first + start * size, first + max(start, stop) * size)
+
+    def _read(self, name: str, first: int, last: int) -> Tensor:
         content = torch.empty(last - first, dtype=torch.uint8)
         with self._path.open("rb", buffering=0) as file:
             file.seek(self._start + first)
@@ -148,17 +248,13 @@ class TensorReader(Mapping[str, Tensor]):
                 target = target[count:]
         if target:
             raise CorruptFile("a file of tensors is cut", where=self._path, got=f"{name} ends early")
-        return content.view(_DTYPES[item.dtype]).reshape(item.shape)
+        return content.view(_DTYPES[self._slices[name].dtype])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slices)
 
     def __len__(self) -> int:
         return len(self._slices)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        return tuple(self._slices[name].shape)
 
 
 class _Slice(msgspec.Struct, frozen=True):

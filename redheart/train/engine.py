@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.snapshots.states import ParameterPlace
 from redheart.train.fused_step import install
-from redheart.train.groups import parameter_groups
+from redheart.train.groups import parameter_groups, parameter_places
 from redheart.train.optimizer import adamw
 from redheart.train.repartition import Repartitioned
 from redheart.train.strategy import Strategy, load_strategy
@@ -45,6 +46,8 @@ class Engine(Protocol):
     world_size: int
     device: torch.device
     dtype: torch.dtype
+    places: dict[str, ParameterPlace]
+    """Where every parameter lies in the masters of `state_tensors`."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate gradients; `last` marks the last micro-batch of the step."""
@@ -110,6 +113,8 @@ class PlainEngine:
             lr=0.0,
             betas=(config.beta1, config.beta2),
         )
+        parameters = [item for group in self._optimizer.param_groups for item in group["params"]]
+        self.places = parameter_places(module, [[item] for item in parameters], [[0]] * len(parameters))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
@@ -174,6 +179,9 @@ class ZeroEngine:
         if strategy.state_bits == 8 and strategy.offloads:
             install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
+        self.places = parameter_places(
+            module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets
+        )
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device, self.dtype = prepared.device, torch.bfloat16

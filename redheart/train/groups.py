@@ -4,11 +4,12 @@ ZeRO flattens every group into one tensor, and an optimizer's temporaries are as
 keeps both small.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
+from redheart.snapshots.states import ParameterPlace
 
 MAX_GROUP_ELEMENTS = 16_777_216
 
@@ -35,6 +36,28 @@ def parameter_groups(
         for parameters, decay, bits in ((large, weight_decay, 8), (small, weight_decay, 32), (others, 0.0, 32))
         for part in _bounded(parameters, max_elements)
     ]
+
+
+def parameter_places(
+    module: nn.Module, groups: Sequence[Sequence[nn.Parameter]], offsets: Sequence[Sequence[int]]
+) -> dict[str, ParameterPlace]:
+    """Where every parameter of a module lies in its group's flat tensor, in the module's order.
+
+    Args:
+        module: names them; one that is used twice is there under both names.
+        groups: the parameters as the engine flattened them.
+        offsets: elements before each of them.
+    """
+    places = {
+        id(parameter): (index, offset)
+        for index, (group, starts) in enumerate(zip(groups, offsets, strict=True))
+        for parameter, offset in zip(group, starts, strict=True)
+    }
+    return {
+        name: ParameterPlace(*places[id(parameter)], list(parameter.shape))
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if id(parameter) in places
+    }
 
 
 def _bounded(parameters: list[nn.Parameter], max_elements: int) -> Iterator[list[nn.Parameter]]:

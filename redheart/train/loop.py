@@ -364,6 +364,7 @@ class _Run:
                 rank=self.engine.rank,
                 world_size=self.engine.world_size,
                 barrier=self.engine.barrier,
+                parameters=self.engine.places,
             )
 
         if is_beside:

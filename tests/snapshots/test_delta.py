@@ -13,8 +13,9 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.snapshots.delta import DeltaReader, write_delta
-from redheart.snapshots.tensor_file import verify
+from redheart.snapshots.tensor_file import Delta, content_sha256, spec_of, verify, write_tensors
 
+BASE = Delta(base="epoch_0002", base_sha256="b", content_sha256="c", content_bytes=1)
 PATTERNS = hnp.arrays(np.uint16, st.integers(0, 300))
 
 
@@ -33,9 +34,9 @@ def test_every_pattern_of_bits_comes_back(data: st.DataObject, new: np.ndarray, 
     old = data.draw(hnp.arrays(np.uint16, len(new)))
     tensors = {"w": from_bits(new), "only_new": from_bits(new[::-1].copy())}
     base = {"w": from_bits(old), "only_old": from_bits(old)}
-    entry = write_delta(folder / "m.delta", tensors, base, base_name="epoch_0002")
+    entry = write_delta(folder / "m.delta", tensors, base, delta=BASE)
     found = DeltaReader(verify(folder, entry), base)
-    assert list(found) == list(tensors) and entry.base == "epoch_0002"
+    assert list(found) == list(tensors) and entry.delta == BASE
     for name, tensor in tensors.items():
         assert same_bits(found[name], tensor)
 
@@ -44,7 +45,7 @@ def test_all_patterns_against_all_kinds_of_neighbours(tmp_path: Path) -> None:
     every = np.arange(65536, dtype=np.uint16)
     for number, old in enumerate((every, every[::-1].copy(), np.roll(every, 1), np.zeros_like(every), every ^ 0x8000)):
         path = tmp_path / f"{number}.delta"
-        write_delta(path, {"w": from_bits(every)}, {"w": from_bits(old)}, base_name="b")
+        write_delta(path, {"w": from_bits(every)}, {"w": from_bits(old)}, delta=BASE)
         assert same_bits(DeltaReader(path, {"w": from_bits(old)})["w"], from_bits(every))
 
 
@@ -54,16 +55,16 @@ def test_close_weights_take_less_than_half_and_shapes_that_changed_are_kept_whol
     new = old * (1 + 0.01 * torch.randn(64, 1024, generator=generator))
     tensors = {"w": new.bfloat16(), "reshaped": new.bfloat16()}
     base = {"w": old.bfloat16(), "reshaped": old.bfloat16().reshape(-1)}
-    entry = write_delta(tmp_path / "m.delta", {"w": tensors["w"]}, base, base_name="b")
+    entry = write_delta(tmp_path / "m.delta", {"w": tensors["w"]}, base, delta=BASE)
     assert entry.bytes < 0.5 * tensors["w"].nbytes
-    write_delta(tmp_path / "n.delta", tensors, base, base_name="b")
+    write_delta(tmp_path / "n.delta", tensors, base, delta=BASE)
     assert same_bits(DeltaReader(tmp_path / "n.delta", base)["reshaped"], tensors["reshaped"])
 
 
 def test_a_broken_file_or_another_base_is_refused(tmp_path: Path) -> None:
     tensors, base = {"w": torch.randn(500).bfloat16()}, {"w": torch.randn(500).bfloat16()}
     path = tmp_path / "m.delta"
-    entry = write_delta(path, tensors, base, base_name="b")
+    entry = write_delta(path, tensors, base, delta=BASE)
     content = path.read_bytes()
     for position in range(0, len(content), 7):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
@@ -77,3 +78,15 @@ def test_a_broken_file_or_another_base_is_refused(tmp_path: Path) -> None:
         DeltaReader(path, {"w": base["w"][:100]})["w"]
     with pytest.raises(CorruptFile, match="cannot be read"):
         DeltaReader(path, {})["w"]
+
+
+def test_put_together_they_are_the_same_file(tmp_path: Path) -> None:
+    tensors = {"b": torch.randn(5, 3).bfloat16(), "a": torch.zeros(0, 2).bfloat16(), "c": torch.tensor(1.0).bfloat16()}
+    original = write_tensors(tmp_path / "m.safetensors", tensors)
+    write_delta(tmp_path / "m.delta", tensors, {"b": torch.randn(5, 3).bfloat16()}, delta=BASE)
+    reader = DeltaReader(tmp_path / "m.delta", {"b": torch.randn(5, 3).bfloat16()})
+    assert reader.specs == {name: spec_of(tensor) for name, tensor in tensors.items()}
+    assert content_sha256(reader.specs, reader.__getitem__) != original.sha256
+    write_delta(tmp_path / "m.delta", tensors, {}, delta=BASE)
+    reader = DeltaReader(tmp_path / "m.delta", {})
+    assert content_sha256(reader.specs, reader.__getitem__) == original.sha256

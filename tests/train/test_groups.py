@@ -4,7 +4,8 @@ from torch import nn
 
 from redheart.model.dims import preset
 from redheart.model.network import build
-from redheart.train.groups import MAX_GROUP_ELEMENTS, parameter_groups
+from redheart.snapshots.states import ParameterPlace
+from redheart.train.groups import MAX_GROUP_ELEMENTS, parameter_groups, parameter_places
 
 
 def test_groups_cover_every_parameter_once_and_respect_the_bound() -> None:
@@ -24,3 +25,12 @@ def test_only_matrices_decay_and_only_large_ones_have_8_bit_states() -> None:
     assert small["params"] == [model[2].weight] and (small["weight_decay"], small["state_bits"]) == (0.01, 32)
     assert others["params"] == [model[0].bias, model[1].weight, model[2].bias]
     assert (others["weight_decay"], others["state_bits"]) == (0.0, 32)
+
+
+def test_places_follow_the_order_that_an_engine_flattened_in_and_know_both_names_of_a_tied_weight() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 3), nn.Linear(2, 2, bias=False))
+    model[2].weight = model[0].weight
+    places = parameter_places(model, [[model[1].bias, model[0].weight], [model[1].weight]], [[0, 3], [0]])
+    assert list(places) == ["0.weight", "1.weight", "1.bias", "2.weight"]
+    assert places["0.weight"] == places["2.weight"] == ParameterPlace(0, 3, [2, 2])
+    assert places["1.weight"] == ParameterPlace(1, 0, [3, 2]) and places["1.bias"] == ParameterPlace(0, 0, [3])

@@ -1,0 +1,133 @@
+"""A whole model as one safetensors file: from a snapshot in bf16, or from a resume state's float32 masters."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+import torch
+from torch import Tensor
+
+from redheart.core.errors import BadInput
+from redheart.core.files import new_file
+from redheart.snapshots.masters import Masters
+from redheart.snapshots.module_snapshots import Snapshot
+from redheart.snapshots.states import State
+from redheart.snapshots.tensor_file import TensorSpec, write_stream
+
+DtypeName = Literal["fp32", "bf16"]
+DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SUFFIX = ".safetensors"
+
+
+class SingleFile(msgspec.Struct, frozen=True):
+    """A model that was written as one file."""
+
+    file: str
+    sha256: str
+    bytes: int
+    num_tensors: int
+    num_elements: int
+    dtype: str
+    source: str
+    """The folder or file that it was made from."""
+
+
+class Tensors(Protocol):
+    """Tensors by name, of known types and shapes, each read when it is asked for."""
+
+    specs: Mapping[str, TensorSpec]
+
+    def __getitem__(self, name: str, /) -> Tensor: ...
+
+
+class SnapshotTensors(Mapping[str, Tensor]):
+    """All tensors of a snapshot by their names in the model, verified; one is read at a time."""
+
+    def __init__(self, snapshot: Snapshot):
+        self._modules = {name: snapshot.open_module(name) for name in snapshot.manifest.modules}
+        self._keys = {
+            f"{module}.{key}": (module, key) for module, reader in self._modules.items() for key in reader.specs
+        }
+        self.specs: Mapping[str, TensorSpec] = {
+            name: self._modules[module].specs[key] for name, (module, key) in self._keys.items()
+        }
+        """Types and shapes of all tensors."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        module, key = self._keys[name]
+        return self._modules[module][key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def consolidate_snapshot(
+    snapshot: Snapshot, out: Path, *, dtype: DtypeName, on_tensor: Callable[[int], object] = lambda _: None
+) -> SingleFile:
+    """Write a snapshot's model as one file.
+
+    Args:
+        snapshot: compressed or not.
+        out: a `.safetensors` file; it appears whole or not at all.
+        dtype: bf16 is what the snapshot holds.
+        on_tensor: told the bytes of every tensor when it is written.
+
+    Raises:
+        BadInput: `out` is no `.safetensors` file.
+        CorruptFile: a file of the snapshot does not match its digest.
+        DiskError: the file cannot be written.
+    """
+    provenance = {"epoch": str(snapshot.epoch), "step": str(snapshot.manifest.step), "from": "snapshot"}
+    return write_model(
+        out,
+        SnapshotTensors(snapshot),
+        dtype=DTYPES[dtype],
+        source=snapshot.folder,
+        provenance=provenance,
+        on_tensor=on_tensor,
+    )
+
+
+def consolidate_state(
+    state: State, out: Path, *, dtype: DtypeName, on_tensor: Callable[[int], object] = lambda _: None
+) -> SingleFile:
+    """As `consolidate_snapshot`, from the float32 masters of a resume state of any number of ranks."""
+    progress = state.manifest.progress
+    provenance = {"epoch": str(progress.epoch), "step": str(progress.step), "from": "resume state"}
+    return write_model(
+        out, Masters(state), dtype=DTYPES[dtype], source=state.folder, provenance=provenance, on_tensor=on_tensor
+    )
+
+
+def write_model(
+    out: Path,
+    tensors: Tensors,
+    *,
+    dtype: torch.dtype | None,
+    source: Path,
+    provenance: Mapping[str, str],
+    on_tensor: Callable[[int], object] = lambda _: None,
+) -> SingleFile:
+    """Write tensors as one file, tensor by tensor; floating-point ones in `dtype`, or as they are where it is None."""
+    if out.suffix != SUFFIX:
+        raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
+    specs = {
+        name: TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
+        for name, spec in tensors.specs.items()
+    }
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name].to(specs[name].dtype)
+        on_tensor(tensor.nbytes)
+        return tensor
+
+    with new_file(out) as temporary:
+        entry = write_stream(temporary, specs, read, metadata={"format": "pt", **provenance})
+    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+    return SingleFile(
+        str(out), entry.sha256, entry.bytes, len(specs), entry.num_elements, ", ".join(found), str(source)
+    )

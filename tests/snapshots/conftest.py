@@ -1,0 +1,23 @@
+"""Runs that really trained, made once for all tests of what a run leaves on disk."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from launching import PYTHON, SMALL, TWO_RANKS, launch
+
+WAYS = {"plain": [*PYTHON, "--train.strategy", "plain"], "zero2, 1 rank": PYTHON, "zero2, 2 ranks": TWO_RANKS}
+
+
+def _trained(command: list[str], folder: Path, *arguments: object) -> Path:
+    done: subprocess.CompletedProcess[str] = launch(
+        command, *SMALL, "--train.snapshot-every", 1, "--epochs", 2, *arguments, "--out", folder
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def trained_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs with a snapshot of each; not to be changed."""
+    return _trained(WAYS[request.param], tmp_path_factory.mktemp("trained") / "run")
