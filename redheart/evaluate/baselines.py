@@ -1,87 +1,137 @@
 """What simple models reach on the same split: constant, TF-IDF, and a linear probe on the pooled features.
 
-All are fitted on the training records; ridge strengths are chosen on the select half of the validation records.
+All are fitted on the training records; strengths, and ridge or logistic for the emotion, are chosen on the select half
+of the validation records.
+
+Shape suffixes: N records, T target columns, G some of them, O targets of a task, D inputs.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import issparse
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from redheart.data.features import FeatureCache, input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Prepared
+from redheart.evaluate import metrics
 from redheart.evaluate.evaluation import Evaluation, evaluate_predictions
+from redheart.evaluate.linear import Inputs, logistic_path, ridge_path
 
 _RIDGE_STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+# TF-IDF rows have unit length and standardised features a length of about 28, so their best strengths lie far apart.
+_LOGISTIC_STRENGTHS = {True: (0.03, 0.1, 0.3, 1.0), False: (100.0, 300.0, 1000.0, 3000.0)}
 # Keeps the logarithm of a predicted share finite.
 _SMALLEST_SHARE = 0.01
 
-# Dense or sparse rows; scipy.sparse has no types.
-Inputs = Any
+CHECKED = ("val_select", "test")
+"""Parts that every baseline predicts."""
+
+Predictions = dict[str, np.ndarray]
+"""By task: emotion logits (N, C), values in 0-1 (N, O)."""
 
 
 def fit_baselines(prepared: Prepared, features: FeatureCache, *, text_chars: int) -> dict[str, Evaluation]:
     """Evaluate every baseline on the test split; by name."""
+    found = linear_baselines(prepared, features, text_chars=text_chars)
+    return {name: evaluate_on(prepared, parts["test"], "test") for name, parts in found.items()}
+
+
+def linear_baselines(
+    prepared: Prepared, features: FeatureCache, *, text_chars: int
+) -> dict[str, dict[str, Predictions]]:
+    """Predictions of every linear baseline: by name, then part."""
     texts = [input_text(record, text_chars=text_chars) for record in prepared.records]
     train = prepared.split["train"]
     vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=50_000)
     vectorizer.fit([texts[row] for row in train])
-    pooled_ND = np.stack([features.row(index).astype(np.float32).mean(0) for index in range(len(features))])
-    scaled_ND = StandardScaler().fit(pooled_ND[train]).transform(pooled_ND)
-    return {
-        "constant": _evaluate(prepared, _constant(prepared)),
-        "TF-IDF + ridge": _evaluate(prepared, _ridge(prepared, vectorizer.transform(texts))),
-        "linear probe": _evaluate(prepared, _ridge(prepared, scaled_ND)),
+    pooled_ND = pooled_features(features)
+    found = {
+        "constant": _constant(prepared),
+        "TF-IDF + linear": _linear(prepared, vectorizer.transform(texts)),
+        "linear probe": _linear(prepared, StandardScaler().fit(pooled_ND[train]).transform(pooled_ND)),
     }
+    if features.manifest.summary_width:
+        found["linear probe, all layers"] = _linear(prepared, features.pooled_NP.astype(np.float32))
+    return found
 
 
-def _evaluate(prepared: Prepared, predictions: dict[str, np.ndarray]) -> Evaluation:
-    rows = prepared.split["test"]
+def pooled_features(features: FeatureCache) -> np.ndarray:
+    """Mean of the encoder's last states over the tokens of every record, (N, W) float32."""
+    width = features.manifest.state_width
+    if features.manifest.summary_width:
+        return features.summaries_NL[:, -width:]
+    return np.stack([features.row(index).astype(np.float32).mean(0) for index in range(len(features))])
+
+
+def evaluate_on(prepared: Prepared, predictions: Predictions, part: str) -> Evaluation:
+    """Evaluate predictions of a part of the split."""
+    rows = prepared.split[part]
     return evaluate_predictions(predictions, prepared.values_NT[rows], prepared.mask_NT[rows], prepared.inventory)
 
 
-def _constant(prepared: Prepared) -> dict[str, np.ndarray]:
-    train, test = prepared.split["train"], prepared.split["test"]
+def _constant(prepared: Prepared) -> dict[str, Predictions]:
+    train = prepared.split["train"]
     means_T = [
         prepared.values_NT[train, column][prepared.mask_NT[train, column]].mean()
         if prepared.mask_NT[train, column].any()
         else 0.0
         for column in range(prepared.inventory.num_targets)
     ]
-    return as_predictions(np.tile(means_T, (len(test), 1)), prepared.inventory)
+    return {
+        part: as_predictions(np.tile(means_T, (len(prepared.split[part]), 1)), prepared.inventory) for part in CHECKED
+    }
 
 
-def _ridge(prepared: Prepared, inputs_ND: Inputs) -> dict[str, np.ndarray]:
-    train, select, test = (prepared.split[part] for part in ("train", "val_select", "test"))
+def _linear(prepared: Prepared, inputs_ND: Inputs) -> dict[str, Predictions]:
+    train, select = prepared.split["train"], prepared.split["val_select"]
     columns = [column for column in range(prepared.inventory.num_targets) if prepared.mask_NT[train, column].any()]
-    predicted_NT = np.zeros((len(test), prepared.inventory.num_targets))
+    rows = np.concatenate([prepared.split[part] for part in CHECKED])
+    predicted_NT = np.zeros((len(rows), prepared.inventory.num_targets))
     for group in _columns_of_equal_rows(prepared.mask_NT[train], columns):
         present = train[prepared.mask_NT[train, group[0]]]
-        checked = select[prepared.mask_NT[select, group[0]]]
-        fits = [
-            Ridge(strength, solver="lsqr" if isinstance(inputs_ND, csr_matrix) else "auto").fit(
-                inputs_ND[present], prepared.values_NT[np.ix_(present, group)]
-            )
-            for strength in _RIDGE_STRENGTHS
-        ]
-        errors_SG = [
-            np.square(_table(fit.predict(inputs_ND[checked])) - prepared.values_NT[np.ix_(checked, group)]).mean(0)
-            for fit in fits
-        ]
-        best_G = np.argmin(errors_SG, axis=0)
+        checked = np.asarray(prepared.mask_NT[select, group[0]])
+        path = ridge_path(
+            inputs_ND[present],
+            prepared.values_NT[np.ix_(present, group)],
+            inputs_ND[rows],
+            strengths=_RIDGE_STRENGTHS,
+        )
+        truth_NG = prepared.values_NT[np.ix_(select[checked], group)]
+        errors_SG = np.array([np.square(found_NG[: len(select)][checked] - truth_NG).mean(0) for found_NG in path])
         # One strength for a whole distribution, one for each value.
-        emotion = prepared.inventory.columns("emotion")
-        of_emotion = [index for index, column in enumerate(group) if column < emotion.stop]
-        if of_emotion:
-            best_G[of_emotion] = np.argmin(np.array(errors_SG)[:, of_emotion].sum(1))
-        for index, column in enumerate(group):
-            predicted_NT[:, column] = _table(fits[best_G[index]].predict(inputs_ND[test]))[:, index]
-    return as_predictions(predicted_NT, prepared.inventory)
+        emotion = [index for index, column in enumerate(group) if column < prepared.inventory.columns("emotion").stop]
+        errors_SG[:, emotion] = errors_SG[:, emotion].sum(1, keepdims=True)
+        for index, best in enumerate(np.argmin(errors_SG, axis=0)):
+            predicted_NT[:, group[index]] = path[best][:, index]
+    predictions = as_predictions(predicted_NT, prepared.inventory)
+    _take_logistic_if_better(prepared, inputs_ND, rows, predictions)
+    ends = np.cumsum([len(prepared.split[part]) for part in CHECKED])[:-1]
+    cut = {task: np.split(values_NO, ends) for task, values_NO in predictions.items()}
+    return {part: {task: pieces[index] for task, pieces in cut.items()} for index, part in enumerate(CHECKED)}
+
+
+def _take_logistic_if_better(prepared: Prepared, inputs_ND: Inputs, rows: np.ndarray, predictions: Predictions) -> None:
+    columns = prepared.inventory.columns("emotion")
+    labelled_N = np.asarray(prepared.mask_NT[:, columns].all(1))
+    train, select = prepared.split["train"], prepared.split["val_select"]
+    present, checked = train[labelled_N[train]], labelled_N[select]
+    if not len(present) or not checked.any():
+        return
+    targets_NC = prepared.values_NT[select[checked]][:, columns]
+
+    def loss(logits_NC: np.ndarray) -> float:
+        return float(metrics.soft_cross_entropy(logits_NC[: len(select)][checked], targets_NC).mean())
+
+    path = logistic_path(
+        inputs_ND[present],
+        prepared.values_NT[present][:, columns].astype(np.float64),
+        inputs_ND[rows],
+        strengths=_LOGISTIC_STRENGTHS[issparse(inputs_ND)],
+    )
+    predictions["emotion"] = min([predictions["emotion"], *path], key=loss)
 
 
 def _columns_of_equal_rows(mask_NT: np.ndarray, columns: Sequence[int]) -> list[list[int]]:
@@ -91,11 +141,7 @@ def _columns_of_equal_rows(mask_NT: np.ndarray, columns: Sequence[int]) -> list[
     return list(groups.values())
 
 
-def _table(values: np.ndarray) -> np.ndarray:
-    return values[:, None] if values.ndim == 1 else values
-
-
-def as_predictions(values_NT: np.ndarray, inventory: Inventory) -> dict[str, np.ndarray]:
+def as_predictions(values_NT: np.ndarray, inventory: Inventory) -> Predictions:
     """Predicted targets as predictions by task: shares become logits, values stay within 0-1."""
     predictions = {}
     for task in inventory.tasks:

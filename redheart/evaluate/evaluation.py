@@ -84,8 +84,26 @@ def _values(
         found[f"r2.{name}"] = _interval(pair, metrics.r_squared, name, seed=seed)
         found[f"mae.{name}"] = _interval((np.abs(pair[0] - pair[1]),), _mean, name, seed=seed)
     if found:
-        found["r2"] = Estimate(float(np.mean([found[key].value for key in found if key.startswith("r2.")])))
+        shown = [index for index, name in enumerate(names) if f"r2.{name}" in found]
+        found["r2"] = _mean_r_squared(predictions_NO[:, shown], targets_NO[:, shown], mask_NO[:, shown], seed=seed)
     return found
+
+
+def _mean_r_squared(predictions_NO: np.ndarray, targets_NO: np.ndarray, mask_NO: np.ndarray, *, seed: int) -> Estimate:
+    """Mean over the targets of their R2; a resample draws records, each with all the targets that it has."""
+
+    def mean_over_targets(rows_N: np.ndarray) -> float:
+        pairs = [
+            (targets_NO[rows_N[mask_NO[rows_N, index]], index], predictions_NO[rows_N[mask_NO[rows_N, index]], index])
+            for index in range(targets_NO.shape[1])
+        ]
+        return float(np.nanmean([metrics.r_squared(*pair) for pair in pairs if len(pair[0])]))
+
+    random = np.random.default_rng(stream_seed(seed, "bootstrap", "mean r2"))
+    num_rows = len(targets_NO)
+    draws = [mean_over_targets(random.integers(0, num_rows, num_rows)) for _ in range(_RESAMPLES)]
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Estimate(mean_over_targets(np.arange(num_rows)), float(low), float(high))
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:

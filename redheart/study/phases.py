@@ -71,7 +71,12 @@ def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
     """The prepared records of a run and their features, without the file that they came from."""
     prepared = load_prepared(folder.data)
     features = make_features(
-        prepared.records, config=config.features, root=folder.features, show_progress=show_progress
+        prepared.records,
+        config=config.features,
+        root=folder.features,
+        fit=folder.summary_fit,
+        train=prepared.split["train"],
+        show_progress=show_progress,
     )
     return StudyData(prepared, features)
 
@@ -158,7 +163,7 @@ def _train_at(
     key = digest(
         {
             "data": data.prepared.manifest.key,
-            "features": data.features.manifest.key,
+            "features": data.features.key,
             "dims": preset(config.preset, outputs=data.prepared.inventory.outputs),
             "seed": config.seed,
             "rate": rate,

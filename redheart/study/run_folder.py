@@ -41,6 +41,10 @@ class RunFolder:
         return self.root / "features"
 
     @property
+    def summary_fit(self) -> Path:
+        return self.features / "summary_fit.safetensors"
+
+    @property
     def sweep(self) -> Path:
         return self.root / "sweep"
 

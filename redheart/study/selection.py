@@ -144,7 +144,9 @@ def evaluate_file(config: StudyConfig, folder: RunFolder, inventory: Inventory, 
         raise BadInput(f"{len(parsed.problems)} problems in {parsed.num_invalid} records\n{listing}", where=path)
     records = [_renamed(record, parsed.inventory, inventory, path) for record in parsed.records]
     values_NT, mask_NT = target_arrays(records, inventory)
-    features = make_features(records, config=config.features, root=folder.evaluation / "features", show_progress=True)
+    features = make_features(
+        records, config=config.features, root=folder.evaluation / "features", fit=folder.summary_fit, show_progress=True
+    )
     model = load_final(config, folder, inventory, _crossover(folder).recommended)
     outputs = predict_rows(model, features, np.arange(len(records)), micro_batch=config.train.micro_batch)
     return evaluate_predictions(

@@ -8,12 +8,13 @@ import torch
 
 from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.data.encoders import average_to, open_encoder
+from redheart.data.encoders import Encoded, average_to, open_encoder
 from redheart.data.features import make_features, open_features
 from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
 from redheart.data.prepare import load_prepared, prepare
 
 HASHED = FeatureConfig(encoder="hash", seq_len_tokens=16)
+NO_FIT = Path("an encoder 768 wide needs none")
 
 
 def test_averaging_reads_every_state_once() -> None:
@@ -29,15 +30,15 @@ def test_averaging_reads_every_state_once() -> None:
 def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=300), seed=0)
     records = load_prepared(tmp_path / "data").records
-    cache = make_features(records, config=HASHED, root=tmp_path / "features")
+    cache = make_features(records, config=HASHED, root=tmp_path / "features", fit=NO_FIT)
     assert len(cache) == len(records) and cache.row(0).shape[1] == 768
-    whole = np.array(cache.states_RD)
+    whole = np.array(cache.states_RW)
     folder = tmp_path / "features" / cache.manifest.key
 
     calls = []
     encode = type(open_encoder("hash")).encode
     monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", lambda s, t: calls.append(len(t)) or encode(s, t))
-    make_features(records, config=HASHED, root=tmp_path / "features")
+    make_features(records, config=HASHED, root=tmp_path / "features", fit=NO_FIT)
     assert calls == []
     partial = tmp_path / "other" / f"{cache.manifest.key}.partial"
 
@@ -49,22 +50,23 @@ def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", killed)
     with pytest.raises(KeyboardInterrupt):
-        make_features(records, config=HASHED, root=tmp_path / "other")
+        make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT)
     assert len(list(partial.iterdir())) == 1
     monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", encode)
     (chunk,) = partial.iterdir()
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 1
     chunk.write_bytes(bytes(content))
-    resumed = make_features(records, config=HASHED, root=tmp_path / "other")
-    assert np.array_equal(resumed.states_RD, whole) and not partial.exists()
+    resumed = make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT)
+    assert np.array_equal(resumed.states_RW, whole) and not partial.exists()
 
-    for name in ("states.f16", "offsets.i64", "manifest.json"):
+    for name in ("states.f16", "offsets.i64", "summaries.f32", "manifest.json"):
         content = (folder / name).read_bytes()
         middle = len(content) // 2
-        (folder / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        changed = content[middle : middle + 1].translate(bytes(range(1, 256)) + b"\0") or b"x"
+        (folder / name).write_bytes(content[:middle] + changed + content[middle + 1 :])
         with pytest.raises(CorruptFile, match=name):
-            open_features(folder)
+            open_features(folder, fit=NO_FIT)
         (folder / name).write_bytes(content)
 
 
@@ -75,22 +77,22 @@ def test_states_that_are_no_numbers_are_refused_with_their_record(
     records = load_prepared(tmp_path / "data").records
     encode = type(open_encoder("hash")).encode
 
-    def broken(self: object, texts: list[str]) -> list[np.ndarray]:
-        states = encode(self, texts)
-        states[7][0, 3] = np.nan
-        states[9][0, 3] = 1e6  # Beyond float16.
-        return states
+    def broken(self: object, texts: list[str]) -> list[Encoded]:
+        encoded = encode(self, texts)
+        encoded[7].states_SW[0, 3] = np.nan
+        encoded[9].states_SW[0, 3] = 1e6  # Beyond float16.
+        return encoded
 
     monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", broken)
     with pytest.raises(BadInput, match="record 7 of the prepared ones and 1 near it"):
-        make_features(records, config=HASHED, root=tmp_path / "features")
+        make_features(records, config=HASHED, root=tmp_path / "features", fit=NO_FIT)
 
 
 def test_other_texts_or_settings_have_another_cache(tmp_path: Path) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
     records = load_prepared(tmp_path / "data").records
     keys = {
-        make_features(part, config=config, root=tmp_path / "f").manifest.key
+        make_features(part, config=config, root=tmp_path / "f", fit=NO_FIT).manifest.key
         for part in (records, records[1:])
         for config in (HASHED, FeatureConfig(encoder="hash", seq_len_tokens=8))
     }
@@ -107,17 +109,18 @@ def test_minilm_states_do_not_depend_on_their_company() -> None:
     long_text = "I told my sister that I would not come to the wedding. " * 40
     texts = ["short", long_text, ""]
     together = encoder.encode(texts)
-    assert [item.shape[1] for item in together] == [768] * 3
-    assert len(together[1]) > 400 and len(together[2]) == 1
-    for text, states_SD in zip(texts, together, strict=True):
-        np.testing.assert_allclose(encoder.encode([text])[0], states_SD, atol=2e-4)
-    assert np.mean(together[1][0, 384:] ** 2) == pytest.approx(1.0, rel=1e-4)
+    assert [item.states_SW.shape[1] for item in together] == [384] * 3
+    assert len(together[1].states_SW) > 400 and len(together[2].states_SW) == 1
+    for text, item in zip(texts, together, strict=True):
+        alone = encoder.encode([text])[0]
+        np.testing.assert_allclose(alone.states_SW, item.states_SW, atol=2e-4)
+        np.testing.assert_allclose(alone.summary_L, item.summary_L, atol=2e-4)
 
 
 def test_batches_are_padded_and_masked(tmp_path: Path) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
     prepared = load_prepared(tmp_path / "data")
-    cache = make_features(prepared.records, config=HASHED, root=tmp_path / "features")
+    cache = make_features(prepared.records, config=HASHED, root=tmp_path / "features", fit=NO_FIT)
     rows = np.array([3, 0, 7])
     batch = load_batch(cache, prepared.values_NT, prepared.mask_NT, rows)
     assert batch.mask_BS.sum(1).tolist() == [len(cache.row(row)) for row in rows]

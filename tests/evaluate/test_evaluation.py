@@ -61,6 +61,11 @@ def test_evaluation_masks_what_is_absent_and_brackets_its_values() -> None:
     }
     regret = found.tasks["regret"]["r2.regret_factor"]
     assert regret.value == pytest.approx(r2_score(values_NT[:40, 17], predictions["regret"][:40, 0]), rel=1e-5)
+    bentham = found.tasks["bentham"]
+    mean = np.mean([bentham[name].value for name in bentham if name.startswith("r2.")])
+    assert bentham["r2"].value == pytest.approx(mean, rel=1e-12)
+    assert bentham["r2"].low is not None and bentham["r2"].high is not None
+    assert bentham["r2"].low < mean < bentham["r2"].high
     kl = found.tasks["emotion"]["kl"]
     assert kl.low is not None and kl.high is not None and kl.low < kl.value < kl.high
     mask_NT[:, 18:] = False
