@@ -4,6 +4,7 @@ Shape suffixes: B batch, S tokens, W backbone width, O outputs of a task, P vect
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,30 @@ from redheart.model.modules import (
 
 # Task states, neural and advanced experts, the DSP's expert, and the vectors of the two relating phases.
 NUM_VECTORS = 3 * len(TASKS) + 3
+RELATIONS = ("phases.empathy", "phases.community")
+
+Signals = dict[str, Tensor]
+"""What a node hands on, by kind: `states` (B, S, W), `vectors` (B, P, W), `expert` (B, W), `prediction` (B, O) and
+`trajectory` (B, S, O)."""
+
+
+def _wiring() -> dict[str, tuple[str, ...]]:
+    nodes: dict[str, tuple[str, ...]] = {"backbone": ()}
+    for task in TASKS:
+        nodes[f"neural.{task}"] = ("backbone",)
+        nodes[f"advanced.{task}"] = ("backbone", f"neural.{task}")
+    experts = tuple(name for name in nodes if name != "backbone")
+    nodes["signal.dsp"] = ("neural.emotion",)
+    nodes["signal.kalman"] = ("neural.emotion", "signal.dsp")
+    nodes["phases.calibrator"] = ("backbone", "signal.kalman")
+    nodes["experts"] = (*experts, "signal.dsp")
+    nodes |= {name: ("experts",) for name in RELATIONS}
+    nodes["heads.trunk"] = ("backbone", "experts", "phases.calibrator", *RELATIONS)
+    return nodes | {f"heads.{task}": ("heads.trunk",) for task in TASKS}
+
+
+WIRING = _wiring()
+"""What every node reads, in the order in which they run. All are modules but `experts`, which joins vectors."""
 
 
 class RedHeart(nn.Module):
@@ -70,35 +95,57 @@ class RedHeart(nn.Module):
         Returns:
             By name of the predicting module: emotion logits (B, 7), other tasks' values in 0-1 (B, O), float32.
         """
-        states_BSW, pooled_BPW = self.backbone(features_BSD, mask_BS)
-        logits: dict[str, Tensor] = {}
-        experts: dict[str, Tensor] = {}
-        trajectory_BSO = None
-        for task in TASKS:
-            neural, advanced = self.neural[task], self.advanced[task]
-            expert_BW, prediction_BO, thoughts_BQD = neural(states_BSW, mask_BS)
-            if isinstance(neural, NeuralEmotionAnalyzer):
-                trajectory_BSO = neural.trajectory(states_BSW, thoughts_BQD)
-            experts[f"neural.{task}"], logits[f"neural.{task}"] = expert_BW, prediction_BO
-            experts[f"advanced.{task}"], logits[f"advanced.{task}"] = advanced(
-                states_BSW, mask_BS, expert_BW=expert_BW, prediction_BO=prediction_BO
-            )
-        experts["signal.dsp"], logits["signal.dsp"], filtered_BSO = self.signal["dsp"](trajectory_BSO, mask_BS)
-        logits["signal.kalman"] = self.signal["kalman"](trajectory_BSO, filtered_BSO, mask_BS)
-        emotion_context_BW = pooled_BPW[:, TASKS.index("emotion")]
-        logits["phases.calibrator"] = self.phases["calibrator"](logits["signal.kalman"], emotion_context_BW)
+        read: dict[str, Signals] = {}
+        for node in WIRING:
+            read[node] = self.compute(node, features_BSD, mask_BS, read)
+        return {name: as_prediction(name, signals) for name, signals in read.items() if "prediction" in signals}
 
-        experts_BPW = torch.stack(list(experts.values()), dim=1)
-        relations_BPW = torch.stack([self.phases[name](experts_BPW) for name in ("empathy", "community")], dim=1)
-        vectors_BPW = torch.cat((pooled_BPW, experts_BPW, relations_BPW), dim=1)
-        emotion_BO = logits["phases.calibrator"].softmax(-1)
-        trunk_BPW = self.heads["trunk"](vectors_BPW, emotion_BO)
-        for index, task in enumerate(TASKS):
-            logits[f"heads.{task}"] = self.heads[task](trunk_BPW[:, index], trunk_BPW)
-        return {
-            name: value.float() if task_of(name) == "emotion" else value.float().sigmoid()
-            for name, value in logits.items()
-        }
+    def compute(self, node: str, features_BSD: Tensor, mask_BS: Tensor, read: Mapping[str, Signals]) -> Signals:
+        """What one node of `WIRING` makes of what it reads; `read` holds at least the signals of `WIRING[node]`."""
+        if node == "experts":
+            return {"vectors": torch.stack([read[name]["expert"] for name in WIRING[node]], dim=1)}
+        module = self.get_submodule(node)
+        part, _, task = node.partition(".")
+        if part == "backbone":
+            states_BSW, pooled_BPW = module(features_BSD, mask_BS)
+            return {"states": states_BSW, "vectors": pooled_BPW}
+        if part == "neural":
+            states_BSW = read["backbone"]["states"]
+            expert_BW, prediction_BO, thoughts_BQD = module(states_BSW, mask_BS)
+            signals = {"expert": expert_BW, "prediction": prediction_BO}
+            if isinstance(module, NeuralEmotionAnalyzer):
+                signals["trajectory"] = module.trajectory(states_BSW, thoughts_BQD)
+            return signals
+        if part == "advanced":
+            neural = read[f"neural.{task}"]
+            expert_BW, prediction_BO = module(
+                read["backbone"]["states"], mask_BS, expert_BW=neural["expert"], prediction_BO=neural["prediction"]
+            )
+            return {"expert": expert_BW, "prediction": prediction_BO}
+        if node == "signal.dsp":
+            expert_BW, prediction_BO, filtered_BSO = module(read["neural.emotion"]["trajectory"], mask_BS)
+            return {"expert": expert_BW, "prediction": prediction_BO, "trajectory": filtered_BSO}
+        if node == "signal.kalman":
+            pair = (read["neural.emotion"]["trajectory"], read["signal.dsp"]["trajectory"])
+            return {"prediction": module(*pair, mask_BS)}
+        if node == "phases.calibrator":
+            emotion_context_BW = read["backbone"]["vectors"][:, TASKS.index("emotion")]
+            return {"prediction": module(read["signal.kalman"]["prediction"], emotion_context_BW)}
+        if part == "phases":
+            return {"expert": module(read["experts"]["vectors"])}
+        if node == "heads.trunk":
+            relations_BPW = torch.stack([read[name]["expert"] for name in RELATIONS], dim=1)
+            vectors_BPW = torch.cat((read["backbone"]["vectors"], read["experts"]["vectors"], relations_BPW), dim=1)
+            emotion_BO = read["phases.calibrator"]["prediction"].softmax(-1)
+            return {"vectors": module(vectors_BPW, emotion_BO)}
+        trunk_BPW = read["heads.trunk"]["vectors"]
+        return {"prediction": module(trunk_BPW[:, TASKS.index(task)], trunk_BPW)}
+
+
+def as_prediction(name: str, signals: Signals) -> Tensor:
+    """A node's prediction as the network gives it: emotion logits, values in 0-1, float32."""
+    value = signals["prediction"].float()
+    return value if task_of(name) == "emotion" else value.sigmoid()
 
 
 def task_of(predictor: str) -> str:

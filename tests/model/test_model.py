@@ -8,7 +8,7 @@ from redheart.model import ledger
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
-from redheart.model.network import RedHeart, build, task_of
+from redheart.model.network import WIRING, RedHeart, Signals, as_prediction, build, task_of
 
 DIMS = preset("tiny")
 
@@ -133,3 +133,15 @@ def test_absent_targets_do_not_change_the_loss() -> None:
     counts_K = task_counts(present_BT, DIMS.outputs)
     first = loss_of(model, (features_BSD, mask_BS, targets_BT, present_BT), counts_K)
     assert torch.equal(first, loss_of(model, (features_BSD, mask_BS, changed_BT, present_BT), counts_K))
+
+
+def test_every_node_reads_what_the_wiring_says_and_nothing_else() -> None:
+    model, (features_BSD, mask_BS, *_) = build(DIMS, seed=0).eval(), make_batch(5, 9)
+    with torch.no_grad():
+        expected = model(features_BSD, mask_BS)
+        read: dict[str, Signals] = {}
+        for node, sources in WIRING.items():
+            read[node] = model.compute(node, features_BSD, mask_BS, {name: read[name] for name in sources})
+    found = {name: as_prediction(name, signals) for name, signals in read.items() if "prediction" in signals}
+    assert list(found) == list(expected) and set(WIRING) - {"experts"} == set(ledger.module_names(model))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
