@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from redheart.core.errors import BadInput, RedHeartError
 
 COMMANDS = {
     "run": ("study", "the whole study: all phases below, or what is left of them"),
+    "init": ("settings", "write a configuration file with every setting explained"),
+    "config": ("settings", "what a configuration comes to, and where every value is from"),
     "model": ("planning", "the parameter ledger of a preset"),
     "doctor": ("planning", "is this machine fit for a run"),
     "plan": ("planning", "does a run fit into memory; needs no GPU"),
@@ -45,7 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             module = import_module(f"redheart.cli.{COMMANDS[arguments[0]][0]}")
             getattr(module, arguments[0].replace("-", "_"))(arguments[1:])
         else:
-            raise BadInput("unknown command", got=arguments[0], expected=", ".join(COMMANDS))
+            near = get_close_matches(arguments[0], COMMANDS, n=1)
+            raise BadInput(
+                "unknown command",
+                got=arguments[0],
+                expected=", ".join(COMMANDS),
+                mend=f"did you mean `{near[0]}`?" if near else None,
+            )
         # What stands in the buffer may not fit on a full disk.
         sys.stdout.flush()
     except RedHeartError as error:

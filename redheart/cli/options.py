@@ -11,12 +11,19 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 RunPath = Annotated[Path, tyro.conf.Positional]
 
 
-def parse(kind: type[T], arguments: Sequence[str], command: str, default: T | None = None) -> T:
-    """The options of a command from its arguments; a wrong one ends the process with a usage message."""
+def parse(
+    kind: type[T], arguments: Sequence[str], command: str, default: T | None = None, *, also: str | None = None
+) -> T:
+    """The options of a command from its arguments; a wrong one ends the process with a usage message.
+
+    Args:
+        also: options that the command reads by itself, to be named in its help.
+    """
     prog = f"redheart {command}"
+    description = f"{kind.__doc__}\n\nAlso: {also}." if also else None
     if default is None:
-        return tyro.cli(kind, args=list(arguments), prog=prog)
-    return tyro.cli(kind, args=list(arguments), prog=prog, default=default)
+        return tyro.cli(kind, args=list(arguments), prog=prog, description=description)
+    return tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=default)
 
 
 def print_json(value: object, one_line: bool) -> None:

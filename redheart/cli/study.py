@@ -96,12 +96,23 @@ def _check(config: StudyConfig, force: bool) -> None:
 
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     """The study's configuration: defaults, then the file of `--config`, then the other options."""
+    default, _, rest = study_defaults(arguments)
+    also = "--config FILE, a TOML file as `redheart init` writes it"
+    if command != "sweep":
+        also += "; --force, to run without asking whether it fits"
+    return resolved(parse(StudyConfig, rest, command, default, also=also))
+
+
+def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str]]:
+    """What the file of `--config` says, that file, and the other arguments."""
     rest = list(arguments)
-    default = StudyConfig()
-    if "--config" in rest:
-        position = rest.index("--config")
-        if position + 1 == len(rest):
-            raise BadInput("--config needs a file")
-        default = load_toml(Path(rest[position + 1]))
-        del rest[position : position + 2]
-    return resolved(parse(StudyConfig, rest, command, default))
+    for position, argument in enumerate(rest):
+        if argument == "--config":
+            if position + 1 == len(rest):
+                raise BadInput("--config needs a file")
+            file = Path(rest[position + 1])
+            return load_toml(file), file, rest[:position] + rest[position + 2 :]
+        if argument.startswith("--config="):
+            file = Path(argument.removeprefix("--config="))
+            return load_toml(file), file, rest[:position] + rest[position + 1 :]
+    return StudyConfig(), None, rest

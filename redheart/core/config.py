@@ -63,7 +63,9 @@ class TrainConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay; never on norms, biases and learned queries."""
     beta1: float = 0.9
+    """Decay of the first moment per step."""
     beta2: float = 0.999
+    """Decay of the second moment per step."""
     clip_norm: float = 1.0
     """Largest gradient norm of a step."""
     eta_min: float = 1e-6
@@ -87,7 +89,9 @@ class SweepConfig:
     """The search for the learning rate."""
 
     rates: tuple[float, ...] = (1e-5, 5e-5, 1e-4, 2e-4, 5e-4)
+    """Peak learning rates to try."""
     epochs: int = 5
+    """Epochs of a trial."""
     score_epochs: int = 3
     """The score is the mean validation loss of this many last epochs."""
     gap_weight: float = 0.0
@@ -99,6 +103,7 @@ class SelectConfig:
     """Sweet spot and crossover."""
 
     strategy: str = "design"
+    """How the epochs of the module groups are chosen: a name in `redheart/select/strategies.py`."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,12 @@ def _refuse_unknown_keys(raw: dict[str, object], kind: type, path: Path, *, pref
     known = {item.name: item for item in dataclasses.fields(kind)}
     for key, value in raw.items():
         if key not in known:
-            near = get_close_matches(key, known, n=1)
+            # A key may also stand in the wrong section.
+            near = get_close_matches(key, known, n=1) or [
+                f"[{item.name}] {key}"
+                for item in dataclasses.fields(StudyConfig)
+                if key in getattr(item.type, "__dataclass_fields__", ())
+            ]
             raise BadInput(
                 "unknown configuration key",
                 where=f"{path}: {prefix}{key}",

@@ -1,0 +1,56 @@
+"""The flags of every command are frozen: one that disappears or changes its name breaks somebody's script."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from redheart.cli import COMMANDS, main
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "cli_flags.txt"
+
+
+def flags(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    found = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out))
+    return sorted(set(found) - {"--help"})
+
+
+def test_flags_are_those_of_the_golden_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = "".join(f"{command}\n" + "".join(f"  {flag}\n" for flag in flags(command, capsys)) for command in COMMANDS)
+    if os.environ.get("REDHEART_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text(), "meant? then run this test once with REDHEART_UPDATE_GOLDEN=1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [(["config", "--train.learnin-rate", "1"], "--train.learning-rate"), (["trian"], "train")],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(
+    arguments: list[str], nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert nearest in capsys.readouterr().err
+
+
+def test_init_writes_once_and_config_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "study.toml"
+    main(["init", str(path)])
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["init", str(path)])
+    assert ended.value.code == 2 and path.read_bytes() == before
+    capsys.readouterr()
+    main(["config", "--config", str(path), "--seed", "5"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["seed"].split()[1:] == ["5", "command", "line"]
+    assert f"{path}:" in lines["epochs"]
