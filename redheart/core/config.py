@@ -66,6 +66,10 @@ class TrainConfig:
     """Decay of the first moment per step."""
     beta2: float = 0.999
     """Decay of the second moment per step."""
+    dropout: float = 0.0
+    """Share of a layer's additions to the residual stream that is dropped in training."""
+    value_weight: float = 1.0
+    """Weight of the tasks in 0-1 beside the emotion in the loss."""
     clip_norm: float = 1.0
     """Largest gradient norm of a step."""
     eta_min: float = 1e-6
@@ -139,6 +143,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "features.text_chars": (1, _MANY),
     "train.effective_batch": (1, _MANY),
     "train.micro_batch": (0, _MANY),
+    "train.dropout": (0, 0.9),
+    "train.value_weight": (1e-3, 1e3),
     "train.weight_decay": (0, 1e9),
     "train.beta1": (0, 1 - 1e-9),
     "train.beta2": (0, 1 - 1e-9),

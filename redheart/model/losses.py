@@ -55,6 +55,11 @@ def task_counts(mask_BT: Tensor, outputs: tuple[int, ...]) -> Tensor:
     return torch.stack([mask_BT[:, columns].any(1).sum() for columns in task_columns(outputs).values()]).float()
 
 
+def task_weight(predictor: str, value_weight: float) -> float:
+    """Weight of a predictor's task in the total."""
+    return 1.0 if task_of(predictor) == "emotion" else value_weight
+
+
 def multitask_loss(
     predictions: Mapping[str, Tensor],
     targets_BT: Tensor,
@@ -62,6 +67,7 @@ def multitask_loss(
     *,
     outputs: tuple[int, ...],
     step_counts_K: Tensor,
+    value_weight: float = 1.0,
 ) -> LossTerms:
     """Loss of a micro-batch, normalised by the records of its whole effective batch.
 
@@ -72,6 +78,7 @@ def multitask_loss(
         outputs: number of targets per task.
         step_counts_K: `task_counts` of the whole effective batch over all ranks; k micro-batches then sum
             to exactly the one big batch.
+        value_weight: weight of the tasks in 0-1 beside the emotion.
     """
     columns = task_columns(outputs)
     heads = [name for name in predictions if name.startswith("heads.")]
@@ -82,6 +89,7 @@ def multitask_loss(
         losses_B = record_losses(name, prediction, targets_BT[:, columns[task]], mask_BT[:, columns[task]])
         is_head = name.startswith("heads.")
         share = HEADS_SHARE / len(heads) if is_head else (1 - HEADS_SHARE) / (len(predictions) - len(heads))
+        share *= task_weight(name, value_weight)
         # A task without any target in the effective batch has zero loss, not 0/0.
         total = total + share * losses_B.sum() / step_counts_K[TASKS.index(task)].clamp(min=1)
         sums[name] = losses_B.detach().sum()

@@ -3,20 +3,22 @@
 Shape suffixes: B batch, T target columns, O targets of a task, N records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from redheart.core.errors import Diverged
+from redheart.core.seeds import stream_seed
 from redheart.data.features import FeatureCache
 from redheart.data.loader import epoch_order, load_batch, load_features
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
 from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
-from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts
+from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
 from redheart.train.learner import MicroLoss, Validation
 
@@ -27,12 +29,19 @@ class EmotionLearner:
     """Implements `redheart.train.learner.Learner`."""
 
     def __init__(
-        self, model: RedHeart, prepared: Prepared, features: FeatureCache, *, seed: int, micro_batch: int
+        self,
+        model: RedHeart,
+        prepared: Prepared,
+        features: FeatureCache,
+        *,
+        seed: int,
+        micro_batch: int,
+        value_weight: float = 1.0,
     ) -> None:
         self.model: nn.Module = model
-        self._outputs = model.dims.outputs
+        self._outputs, self._dropout = model.dims.outputs, model.dims.dropout
         self._prepared, self._features = prepared, features
-        self._seed, self._micro_batch = seed, micro_batch
+        self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
         self._module_names = module_names(model)
 
     def modules(self) -> Sequence[str]:
@@ -49,20 +58,23 @@ class EmotionLearner:
         # A rank without a row left still takes part in the backward pass, with everything masked.
         target_mask_BT = batch.target_mask_BT & (not is_empty)
         parameter = next(self.model.parameters())
-        predictions = module(batch.features_BSD.to(parameter), batch.mask_BS.to(parameter.device))
+        with self._dropout_stream(rows):
+            predictions = module(batch.features_BSD.to(parameter), batch.mask_BS.to(parameter.device))
         terms = multitask_loss(
             predictions,
             batch.targets_BT.to(parameter.device),
             target_mask_BT.to(parameter.device),
             outputs=self._outputs,
             step_counts_K=task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs),
+            value_weight=self._value_weight,
         )
         counts = {name: terms.counts_K[TASKS.index(task_of(name))] for name in terms.sums}
         return MicroLoss(terms.total, terms.sums, counts)
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = {name: sums[name] / counts[name] for name in sums if counts[name] > 0}
-        return total_loss(means), {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
+        total = total_loss(means, value_weight=self._value_weight)
+        return total, {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
 
     def validate(self, module: nn.Module) -> Validation:
         rows = np.concatenate([self._prepared.split[part] for part in VALIDATION_PARTS])
@@ -81,7 +93,17 @@ class EmotionLearner:
                 "accuracy": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=False).mean()),
                 "accuracy_tie": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=True).mean()),
             }
-        return Validation(total_loss(means), tasks, means, found, outputs)
+        return Validation(total_loss(means, value_weight=self._value_weight), tasks, means, found, outputs)
+
+    @contextmanager
+    def _dropout_stream(self, rows: np.ndarray) -> Iterator[None]:
+        """Dropout drawn from the rows and their order, which no two epochs share: a resumed run draws the same."""
+        if self._dropout == 0:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_seed(self._seed, "dropout", *rows.tolist()))
+            yield
 
 
 def rows_with(mask_NO: np.ndarray) -> np.ndarray:
@@ -89,10 +111,11 @@ def rows_with(mask_NO: np.ndarray) -> np.ndarray:
     return np.asarray(mask_NO.all(1))
 
 
-def total_loss(means: dict[str, float]) -> float:
+def total_loss(means: dict[str, float], *, value_weight: float = 1.0) -> float:
     """The weighted total of the predictors' mean losses, as in training."""
-    heads = [value for name, value in means.items() if name.startswith("heads.")]
-    others = [value for name, value in means.items() if not name.startswith("heads.")]
+    weighted = {name: value * task_weight(name, value_weight) for name, value in means.items()}
+    heads = [value for name, value in weighted.items() if name.startswith("heads.")]
+    others = [value for name, value in weighted.items() if not name.startswith("heads.")]
     return HEADS_SHARE * float(np.mean(heads)) + (1 - HEADS_SHARE) * float(np.mean(others))
 
 

@@ -83,7 +83,8 @@ def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
 
 def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -> RedHeart:
     """The preset's model for this data set's inventory, with initial weights from the seed."""
-    model = build(preset(config.preset, outputs=prepared.inventory.outputs), seed=config.seed, device=device)
+    dims = preset(config.preset, outputs=prepared.inventory.outputs, dropout=config.train.dropout)
+    model = build(dims, seed=config.seed, device=device)
     set_checkpointing(model, config.train.checkpointing)
     return model
 
@@ -185,6 +186,7 @@ def _train_at(
         data.features,
         seed=config.seed,
         micro_batch=config.train.micro_batch,
+        value_weight=config.train.value_weight,
     )
     if os.environ.get("RANK", "0") == "0":
         for part in (out, out / "states", out / "snapshots"):
