@@ -41,8 +41,8 @@ class SummaryFit:
 def fit_summary(summaries_NL: np.ndarray, *, key: str) -> SummaryFit:
     """Principal components of standardised summaries, each divided by the root of its standard deviation.
 
-    Half-way between plain components, of which the first twenty would drown the others, and whitened ones, where
-    noise is as loud as the signal: in ridge regression whitening costs .004 KL and .03 regret R2.
+    Half-way between plain and whitened components. In ridge it does as well as plain ones (emotion KL .0742 and
+    .0746; all 2,688 numbers .0736), and leaves small components large enough for float16 and a network to see.
     """
     mean_L = summaries_NL.mean(0, dtype=np.float64)
     std_L = np.maximum(summaries_NL.std(0, dtype=np.float64), _SMALLEST_STD)
