@@ -28,6 +28,8 @@ from redheart.data.schemas import Parsed, Problem, parse_rows
 from redheart.data.split import split_rows
 
 _SHOWN_PROBLEMS = 100
+MIN_LABELLED = 2
+"""Records with a target that every part of the split needs: models are compared on two or more."""
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -123,13 +125,15 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
     records = [record for record, kept in zip(records, kept_N, strict=True) if kept]
     values_NT, mask_NT = target_arrays(records, parsed.inventory)
     split = split_rows(emotion_classes(values_NT, mask_NT, parsed.inventory), clusters_N[kept_N], seed=seed)
-    if min(len(rows_of_part) for rows_of_part in split.values()) == 0:
+    labelled = {part: int(mask_NT[rows_of_part].any(1).sum()) for part, rows_of_part in split.items()}
+    if min(labelled.values()) < MIN_LABELLED:
         raise BadInput(
             "too few records to split",
             where=source,
-            got=len(records),
-            expected="at least 40",
-            mend="every part of the split needs a record",
+            got=f"{len(records)} records; with a target: "
+            + ", ".join(f"{n} in {part}" for part, n in labelled.items()),
+            expected=f"{MIN_LABELLED} with a target in every part, which takes at least 40 records",
+            mend="give more records, or label more of them",
         )
 
     with new_folder(out) as folder:

@@ -15,6 +15,7 @@ from redheart.data.records import Record, RepeatedKeys, Row
 
 # Seven numbers rounded to two places may miss 1 by 0.035; anything further was not meant as a distribution.
 SUM_TOLERANCE = 0.036
+_TARGETS = {"label", "emotions", "regret_factor", "bentham_scores", "surd_metrics"}
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -119,14 +120,14 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
     if any(isinstance(value.get("emotions"), list) for value in objects):
         surd = next((tuple(value["surd_metrics"]) for value in objects if _is_surd(value.get("surd_metrics"))), SURD)
         return _collect("distribution", make_inventory(surd=surd), rows, lambda row: _distribution(row, surd))
-    if any({"label", "emotions", "regret_factor", "bentham_scores"} & value.keys() for value in objects):
+    if any(_TARGETS & value.keys() for value in objects):
         return _collect("documented", make_inventory(), rows, _documented)
     first = rows[0].value
     raise BadInput(
         "no known schema fits the records",
         where=path,
         got=", ".join(map(str, first)) if isinstance(first, dict) else type(first).__name__,
-        expected="records with `id`, `text` and at least one of `emotions`, `label`, `bentham_scores`, `regret_factor`",
+        expected="records with `id`, `text` and at least one of " + ", ".join(f"`{name}`" for name in sorted(_TARGETS)),
         mend="see the README's section on data",
     )
 

@@ -45,17 +45,25 @@ def linear_baselines(
     """Predictions of every linear baseline: by name, then part."""
     texts = [input_text(record, text_chars=text_chars) for record in prepared.records]
     train = prepared.split["train"]
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=50_000)
-    vectorizer.fit([texts[row] for row in train])
+    words_ND = _word_counts(texts, train)
     pooled_ND = pooled_features(features)
-    found = {
-        "constant": _constant(prepared),
-        "TF-IDF + linear": _linear(prepared, vectorizer.transform(texts)),
-        "linear probe": _linear(prepared, StandardScaler().fit(pooled_ND[train]).transform(pooled_ND)),
-    }
+    found = {"constant": _constant(prepared)}
+    if words_ND is not None:
+        found["TF-IDF + linear"] = _linear(prepared, words_ND)
+    found["linear probe"] = _linear(prepared, StandardScaler().fit(pooled_ND[train]).transform(pooled_ND))
     if features.manifest.summary_width:
         found["linear probe, all layers"] = _linear(prepared, features.pooled_NP.astype(np.float32))
     return found
+
+
+def _word_counts(texts: Sequence[str], train: np.ndarray) -> Inputs | None:
+    """TF-IDF of words and pairs of words, None where no word stands in two training texts."""
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=50_000)
+    try:
+        vectorizer.fit([texts[row] for row in train])
+    except ValueError:
+        return None
+    return vectorizer.transform(texts)
 
 
 def pooled_features(features: FeatureCache) -> np.ndarray:
@@ -100,7 +108,15 @@ def _linear(prepared: Prepared, inputs_ND: Inputs) -> dict[str, Predictions]:
             strengths=_RIDGE_STRENGTHS,
         )
         truth_NG = prepared.values_NT[np.ix_(select[checked], group)]
-        errors_SG = np.array([np.square(found_NG[: len(select)][checked] - truth_NG).mean(0) for found_NG in path])
+        # Without a record to choose on, the strengths are as good as each other.
+        errors_SG = np.array(
+            [
+                np.square(found_NG[: len(select)][checked] - truth_NG).mean(0)
+                if checked.any()
+                else np.zeros(len(group))
+                for found_NG in path
+            ]
+        )
         # One strength for a whole distribution, one for each value.
         emotion = [index for index, column in enumerate(group) if column < prepared.inventory.columns("emotion").stop]
         errors_SG[:, emotion] = errors_SG[:, emotion].sum(1, keepdims=True)

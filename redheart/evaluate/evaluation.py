@@ -1,11 +1,12 @@
 """Evaluation of a model's final predictions: every metric with a bootstrap interval."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 from redheart.core.seeds import stream_seed
 from redheart.data.inventory import Inventory
@@ -114,16 +115,23 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 def _interval(
     samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], name: str, *, seed: int
 ) -> Estimate:
+    """The statistic with its interval; without one where there are too few records, or too few that differ."""
     value = float(statistic(*samples))
+    if len(samples[0]) < 2:
+        return Estimate(value)
     random = np.random.default_rng(stream_seed(seed, "bootstrap", name))
-    result = bootstrap(
-        samples,
-        statistic,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=_RESAMPLES,
-        rng=random,
-    )
+    with warnings.catch_warnings():
+        # What it warns of is answered below.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = bootstrap(
+            samples,
+            statistic,
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=_RESAMPLES,
+            rng=random,
+        )
     interval = result.confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
+    low, high = float(interval.low), float(interval.high)
+    return Estimate(value, low, high) if np.isfinite([low, high]).all() else Estimate(value)

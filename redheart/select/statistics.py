@@ -1,8 +1,10 @@
 """Is one model really better than another? A paired bootstrap interval, and the sentence that follows from it."""
 
+import warnings
+
 import msgspec
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 from redheart.core.errors import BadInput
 
@@ -43,21 +45,25 @@ def paired_gain(reference_N: np.ndarray, candidate_N: np.ndarray, *, seed: int) 
     if np.ptp(differences_N) == 0:
         value = float(differences_N.mean() * scale)
         return Gain(value, value, value, len(differences_N))
-    result = bootstrap(
-        (differences_N,),
-        np.mean,
-        vectorized=True,
-        method="BCa",
-        n_resamples=_RESAMPLES,
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
+    interval = _interval(differences_N, "BCa", seed=seed)
+    if not np.isfinite(interval).all():
+        # BCa is not defined where all resamples lie on one side of the mean, as with a handful of records.
+        interval = _interval(differences_N, "percentile", seed=seed)
+    low, high = interval
     return Gain(
         float(differences_N.mean() * scale),
-        float(interval.low * scale),
-        float(interval.high * scale),
+        float(low * scale),
+        float(high * scale),
         len(differences_N),
     )
+
+
+def _interval(values_N: np.ndarray, method: str, *, seed: int) -> tuple[float, float]:
+    random = np.random.default_rng(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap((values_N,), np.mean, vectorized=True, method=method, n_resamples=_RESAMPLES, rng=random)
+    return found.confidence_interval.low, found.confidence_interval.high
 
 
 def verdict(gain: Gain, *, candidate: str, reference: str) -> str:

@@ -204,7 +204,8 @@ def _final_losses(model: RedHeart, data: StudyData, part: str, *, micro_batch: i
 
 def _mean_over_finals(losses: dict[str, np.ndarray]) -> np.ndarray:
     stacked = np.stack([losses[name] for name in FINALS if not np.isnan(losses[name]).all()])
-    return np.asarray(np.nanmean(stacked, axis=0))
+    count_N = (~np.isnan(stacked)).sum(0)
+    return np.where(count_N > 0, np.nansum(stacked, axis=0) / np.maximum(count_N, 1), np.nan)
 
 
 def _renamed(record: Record, found: Inventory, expected: Inventory, path: Path) -> Record:

@@ -76,3 +76,16 @@ def test_losses_are_the_training_losses() -> None:
     mask_NO = np.array([[True, False], [False, False]])
     losses_N = metrics.record_losses("values", np.array([[0.5, 9], [1, 1]]), np.array([[0.3, 0], [0, 0]]), mask_NO)
     assert losses_N[0] == pytest.approx(0.5 * 0.04) and np.isnan(losses_N[1])
+
+
+def test_a_handful_of_records_has_values_and_no_interval_that_is_no_number() -> None:
+    inventory = make_inventory()
+    for count in (1, 2, 3):
+        random = np.random.default_rng(count)
+        predictions = {task.name: random.uniform(0, 1, (count, len(task.targets))) for task in inventory.tasks}
+        values_NT = random.uniform(0, 1, (count, inventory.num_targets))
+        found = evaluate_predictions(predictions, values_NT, np.ones(values_NT.shape, dtype=bool), inventory)
+        estimates = [estimate for task in found.tasks.values() for estimate in task.values()]
+        assert estimates and all(np.isfinite(estimate.value) for estimate in estimates)
+        bounds = [bound for estimate in estimates for bound in (estimate.low, estimate.high) if bound is not None]
+        assert np.isfinite(bounds).all()

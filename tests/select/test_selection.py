@@ -87,3 +87,9 @@ def test_records_without_a_target_are_left_out_of_the_comparison() -> None:
     assert gain.num_records == 3 and gain.percent == pytest.approx(10)
     with pytest.raises(BadInput, match="too few"):
         paired_gain(reference_N[:2], reference_N[:2], seed=0)
+
+
+@pytest.mark.parametrize("losses", [[1.0, 1.0, 0.9], [0.9, 0.9], [0.5, 0.9, 0.9, 0.9]])
+def test_a_handful_of_records_has_an_interval(losses: list[float]) -> None:
+    gain = paired_gain(np.ones(len(losses)), np.array(losses) + 1e-9, seed=0)
+    assert gain.low <= gain.percent <= gain.high
