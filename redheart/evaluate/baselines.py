@@ -111,7 +111,11 @@ def _linear(prepared: Prepared, inputs_ND: Inputs) -> dict[str, Predictions]:
         # Without a record to choose on, the strengths are as good as each other.
         errors_SG = np.array(
             [
-                np.square(found_NG[: len(select)][checked] - truth_NG).mean(0)
+                (
+                    np.square(found_NG[: len(select)][checked] - truth_NG)
+                    if checked.any()
+                    else np.zeros((1, len(group)))
+                ).mean(0)
                 if checked.any()
                 else np.zeros(len(group))
                 for found_NG in path

@@ -102,9 +102,13 @@ def _mean_r_squared(predictions_NO: np.ndarray, targets_NO: np.ndarray, mask_NO:
 
     random = np.random.default_rng(stream_seed(seed, "bootstrap", "mean r2"))
     num_rows = len(targets_NO)
-    draws = [mean_over_targets(random.integers(0, num_rows, num_rows)) for _ in range(_RESAMPLES)]
+    value = mean_over_targets(np.arange(num_rows))
+    with warnings.catch_warnings():
+        # Of resamples in which no target has a spread, answered below.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        draws = [mean_over_targets(random.integers(0, num_rows, num_rows)) for _ in range(_RESAMPLES)]
     low, high = np.percentile(draws, (2.5, 97.5))
-    return Estimate(mean_over_targets(np.arange(num_rows)), float(low), float(high))
+    return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else Estimate(value)
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
