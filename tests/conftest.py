@@ -1,6 +1,7 @@
 """Real records lie beside the checkout on machines that have them; tests that need them are skipped elsewhere."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,3 +33,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("real_data"):
             item.add_marker(pytest.mark.skip(reason="no real records beside the checkout"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the smallest model on few generated records, through all phases; not to be changed."""
+    from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
+    from redheart.study.pipeline import run_study
+
+    root = tmp_path_factory.mktemp("finished") / "run"
+    config = StudyConfig(
+        out=root,
+        epochs=4,
+        prepare=PrepareConfig(num_generated=120),
+        features=FeatureConfig(encoder="hash"),
+        train=TrainConfig(strategy="plain", learning_rate=1e-3),
+    )
+    run_study(resolved(config))
+    return root
+
+
+@pytest.fixture
+def run_copy(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change."""
+    return shutil.copytree(finished_run, tmp_path / "run", ignore=shutil.ignore_patterns("states", "snapshots"))

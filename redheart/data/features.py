@@ -37,7 +37,7 @@ from redheart.core.files import (
 from redheart.core.lock import folder_lock
 from redheart.data.encoders import Encoded, Encoder, average_to, open_encoder
 from redheart.data.records import Record
-from redheart.data.summary import load_fit, load_or_fit
+from redheart.data.summary import SummaryFit, load_fit, load_or_fit
 
 _FORMAT = 2
 _CHUNK_RECORDS = 256
@@ -78,8 +78,7 @@ class FeatureCache:
     def row(self, index: int) -> np.ndarray:
         """Features of one record, (S, 768) float16."""
         states_SW: np.ndarray = self.states_RW[self.offsets_N[index] : self.offsets_N[index + 1]]
-        pooled_P = self.pooled_NP[index]
-        return np.concatenate((states_SW, np.broadcast_to(pooled_P, (len(states_SW), len(pooled_P)))), axis=1)
+        return _beside(states_SW, self.pooled_NP[index])
 
     def __len__(self) -> int:
         return len(self.offsets_N) - 1
@@ -99,6 +98,26 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int)
             Encoded(average_to(item.states_SW, seq_len_tokens).astype(np.float16), item.summary_L.astype(np.float32))
             for item in encoder.encode(texts)
         ]
+
+
+def widened(encoded: Encoded, fit: SummaryFit | None) -> np.ndarray:
+    """Features of one text, (S, 768) float16, as a cache with this fit would hold them.
+
+    Raises:
+        BadInput: the encoder is narrow and there is no fit, or it is the other way round.
+    """
+    if (fit is None) != (len(encoded.summary_L) == 0):
+        raise BadInput(
+            "the fit of the features is not this encoder's",
+            got=f"{len(encoded.summary_L)} summary numbers, {'no' if fit is None else 'a'} fit",
+        )
+    if fit is None:
+        return encoded.states_SW
+    return _beside(encoded.states_SW, fit.apply(encoded.summary_L[None])[0])
+
+
+def _beside(states_SW: np.ndarray, pooled_P: np.ndarray) -> np.ndarray:
+    return np.concatenate((states_SW, np.broadcast_to(pooled_P, (len(states_SW), len(pooled_P)))), axis=1)
 
 
 def make_features(

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, S tokens, D 768, T target columns, N records.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,9 +62,13 @@ def load_batch(features: FeatureCache, values_NT: np.ndarray, mask_NT: np.ndarra
 
 def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of rows, (B, S, 768) float32, and their mask, (B, S) bool."""
-    states = [features.row(int(row)) for row in rows]
+    return pad([features.row(int(row)) for row in rows])
+
+
+def pad(states: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (S, 768) of several texts side by side, (B, S, 768) float32, and their mask, (B, S) bool."""
     lengths = [len(item) for item in states]
-    features_BSD = torch.zeros(len(rows), max(lengths), FEATURE_WIDTH)
+    features_BSD = torch.zeros(len(states), max(lengths), FEATURE_WIDTH)
     mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     for index, item in enumerate(states):
         features_BSD[index, : len(item)] = torch.from_numpy(item.astype(np.float32))

@@ -54,7 +54,7 @@ def read_rows(path: Path) -> tuple[str, list[Row]]:
             expected=", ".join(f"{item}[.gz]" for item in SUFFIXES),
             mend="convert or rename the file",
         )
-    text = _read_text(path)
+    text = read_text(path)
     if not text.strip():
         raise BadInput("the file is empty", where=path, expected="at least one record")
     rows = list({".json": _array, ".jsonl": _lines, ".tsv": _tsv}[suffix](path, text))
@@ -63,13 +63,18 @@ def read_rows(path: Path) -> tuple[str, list[Row]]:
     return suffix.removeprefix(".").removesuffix("l"), rows
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, plain or gzip.
+
+    Raises:
+        BadInput: no such file, cut gzip, invalid UTF-8, or too large.
+    """
     opened = gzip.open if path.name.endswith(".gz") else open
     try:
         with opened(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise BadInput("file not found", where=path, mend="check the path of --data") from None
+        raise BadInput("file not found", where=path, mend="check its path") from None
     except IsADirectoryError:
         raise BadInput("a folder stands where a file of records was expected", where=path) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

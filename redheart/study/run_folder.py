@@ -68,6 +68,10 @@ class RunFolder:
     def report(self) -> Path:
         return self.root / "report"
 
+    @property
+    def calibration(self) -> Path:
+        return self.root / "calibration"
+
 
 @contextmanager
 def claimed(config: StudyConfig) -> Iterator[RunFolder]:

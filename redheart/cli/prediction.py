@@ -1,0 +1,88 @@
+"""`predict`: what a finished model says of texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redheart.cli.options import Flag, RunPath, parse
+from redheart.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from redheart.data.records import Record
+    from redheart.predict import Prediction, Predictor
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Predict a text, or a file of texts, with the model that a run recommends or an exported one."""
+
+    run: RunPath
+    """Folder of a run, or of an exported model."""
+    text: str | None = None
+    """What happened."""
+    title: str = ""
+    action: str = ""
+    input: Path | None = None
+    """Texts: .txt (one a line), .json, .jsonl or .tsv, plain or .gz; labels are left aside."""
+    output: Path | None = None
+    """File for the predictions, one JSON object a line; it appears when it is whole."""
+    batch: int = 32
+    """Texts that the model reads at once."""
+    json: Flag = False
+    """Print JSON lines instead of cards."""
+
+
+def predict(arguments: Sequence[str]) -> None:
+    options = parse(PredictOptions, arguments, "predict")
+    if (options.text is None) == (options.input is None):
+        raise BadInput("one of --text and --input is needed", got="both" if options.text else "neither")
+    records = _records(options)
+    predictor = open_predictor(options.run)
+    predictions = predictor.stream(records, batch=options.batch)
+    if options.output:
+        _write(options.output, predictions)
+        print(f"{len(records)} predictions in {options.output}")
+    else:
+        _print(predictions, records, as_json=options.json)
+
+
+def open_predictor(folder: Path) -> "Predictor":
+    """The model of a run's folder, or of an exported one."""
+    from redheart.predict.exported import is_export, load
+    from redheart.study.final import open_run
+
+    return load(folder) if is_export(folder) else open_run(folder)
+
+
+def _records(options: PredictOptions) -> "list[Record]":
+    from redheart.predict.predictor import as_record
+    from redheart.predict.texts import read_texts
+
+    if options.input:
+        if options.title or options.action:
+            raise BadInput("--title and --action belong to --text", mend="a file's records bring their own")
+        return read_texts(options.input)
+    return [as_record(options.text or "", "text", title=options.title, action=options.action)]
+
+
+def _write(path: Path, predictions: "Iterator[Prediction]") -> None:
+    from redheart.core.files import new_file
+    from redheart.predict.cards import json_line
+
+    with new_file(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json_line(prediction) + "\n")
+
+
+def _print(predictions: "Iterator[Prediction]", records: "Sequence[Record]", *, as_json: bool) -> None:
+    from rich.console import Console
+
+    from redheart.predict.cards import json_line, print_card
+
+    console = Console()
+    for prediction, record in zip(predictions, records, strict=True):
+        if as_json:
+            print(json_line(prediction), flush=True)
+        else:
+            print_card(console, prediction, text=record.text)

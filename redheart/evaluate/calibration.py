@@ -1,0 +1,108 @@
+"""Calibration of a predicted distribution: temperature, Platt and isotonic, fitted by scikit-learn to soft labels.
+
+A record whose target gives class c the share p stands once for every class, with the weight p. Weighted so, the log
+loss that the calibrators minimise is the soft cross-entropy itself, and each one-against-rest fit sees exactly the
+shares; no label is drawn or rounded to the arg-max. The score of a class is its log-probability, not its logit, whose
+zero is arbitrary. What was fitted is kept as numbers: nothing has to be unpickled to use it.
+
+Shape suffixes: N records, C classes.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from scipy.special import expit, log_softmax, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
+
+Method = Literal["temperature", "platt", "isotonic"]
+METHODS: tuple[Method, ...] = ("temperature", "platt", "isotonic")
+_SKLEARN_NAMES = {"temperature": "temperature", "platt": "sigmoid", "isotonic": "isotonic"}
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """A monotone map of one class's log-probability, piecewise linear."""
+
+    x: list[float]
+    y: list[float]
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """A fitted calibrator of logits (N, C)."""
+
+    method: Method
+    num_records: int
+    """Records that it was fitted on."""
+    inverse_temperature: float | None = None
+    slopes: list[float] | None = None
+    """Platt, by class: share = 1 / (1 + exp(slope * log-probability + offset)), then normalised."""
+    offsets: list[float] | None = None
+    curves: list[Curve] | None = None
+    """Isotonic, by class; then normalised, with one pseudo-record spread evenly so that no share is 0."""
+
+
+class _LogProbabilities(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """The model as scikit-learn sees it: its inputs are its own log-probabilities."""
+
+    def __init__(self, num_classes: int = 0):
+        self.num_classes = num_classes
+        self.classes_ = np.arange(num_classes)
+
+    def decision_function(self, scores_NC: np.ndarray) -> np.ndarray:
+        return scores_NC
+
+
+def fit(method: Method, logits_NC: np.ndarray, targets_NC: np.ndarray) -> Calibration:
+    """Fit a calibrator to soft targets (N, C) that sum to 1; at least five records are needed.
+
+    Sources: Guo et al. 2017 (temperature), Platt 1999, Zadrozny and Elkan 2002, through `CalibratedClassifierCV`.
+    """
+    classifier = fit_classifier(method, logits_NC, targets_NC)
+    (fitted,) = classifier.calibrated_classifiers_
+    calibrators, num_records = fitted.calibrators, len(logits_NC)
+    if method == "temperature":
+        return Calibration(method, num_records, inverse_temperature=float(calibrators[0].beta_))
+    if method == "platt":
+        slopes, offsets = [float(item.a_) for item in calibrators], [float(item.b_) for item in calibrators]
+        return Calibration(method, num_records, slopes=slopes, offsets=offsets)
+    curves = [Curve(item.X_thresholds_.tolist(), item.y_thresholds_.tolist()) for item in calibrators]
+    return Calibration(method, num_records, curves=curves)
+
+
+def fit_classifier(method: Method, logits_NC: np.ndarray, targets_NC: np.ndarray) -> Any:
+    """scikit-learn's own fitted classifier, over log-probabilities."""
+    num_records, num_classes = targets_NC.shape
+    scores_NC = log_softmax(logits_NC.astype(np.float64), axis=1)
+    model = FrozenEstimator(_LogProbabilities(num_classes))
+    classifier = CalibratedClassifierCV(model, method=_SKLEARN_NAMES[method], ensemble=False)
+    classifier.fit(
+        np.repeat(scores_NC, num_classes, axis=0),
+        np.tile(np.arange(num_classes), num_records),
+        sample_weight=targets_NC.astype(np.float64).reshape(-1),
+    )
+    return classifier
+
+
+def calibrated(logits_NC: np.ndarray, calibration: Calibration | None) -> np.ndarray:
+    """Shares (N, C) float64 that sum to 1: the softmax of the logits, as the calibration corrects it."""
+    if calibration is None:
+        shares: np.ndarray = softmax(logits_NC.astype(np.float64), axis=1)
+        return shares
+    scores_NC = log_softmax(logits_NC.astype(np.float64), axis=1)
+    if calibration.inverse_temperature is not None:
+        shares = softmax(scores_NC * calibration.inverse_temperature, axis=1)
+        return shares
+    if calibration.slopes is not None:
+        shares = expit(-(np.array(calibration.slopes) * scores_NC + np.array(calibration.offsets)))
+    else:
+        assert calibration.curves is not None
+        columns = [np.interp(scores_NC[:, index], curve.x, curve.y) for index, curve in enumerate(calibration.curves)]
+        shares = np.stack(columns, axis=1)
+    totals_N1, num_classes = shares.sum(1, keepdims=True), shares.shape[1]
+    # All classes at zero say nothing: even shares, as scikit-learn has it.
+    shares = np.where(totals_N1 > 0, shares / np.where(totals_N1 > 0, totals_N1, 1), 1 / num_classes)
+    if calibration.curves is not None:
+        shares = (calibration.num_records * shares + 1 / num_classes) / (calibration.num_records + 1)
+    return shares

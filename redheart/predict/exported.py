@@ -1,0 +1,175 @@
+"""A model in a folder of its own: weights, configuration, names, calibration, each under its digest.
+
+    config.json         what is needed to rebuild the model around the weights, sealed
+    model.safetensors   all tensors, by the name of their module
+    summary.safetensors the fit of a narrow encoder's summaries, where it has one
+    README.md           the model card
+    manifest.json       SHA-256 of all of these, sealed
+
+The encoder is referred to by name and by the digest of its weights; another one is refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+
+from redheart import __version__
+from redheart.core.config import FeatureConfig
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.files import new_folder, read_sealed, sha256_file, write_bytes, write_sealed
+from redheart.data.encoders import Encoder, open_encoder
+from redheart.data.inventory import Inventory
+from redheart.data.summary import SummaryFit
+from redheart.evaluate.calibration import Calibration
+from redheart.model.dims import ModelDims
+from redheart.model.network import build
+from redheart.predict.predictor import Predictor
+from redheart.snapshots.tensor_file import TensorFile, copy_into, open_tensors, write_tensors
+
+CONFIG, MANIFEST, WEIGHTS, CARD = "config.json", "manifest.json", "model.safetensors", "README.md"
+SUMMARY = "summary.safetensors"
+FORMAT = 1
+
+
+class ExportConfig(msgspec.Struct, frozen=True):
+    """Everything that a prediction needs besides the weights and the encoder's."""
+
+    format: int
+    redheart: str
+    """Version that wrote it."""
+    dims: ModelDims
+    features: FeatureConfig
+    encoder: str
+    """Name and digest of the encoder's weights."""
+    inventory: Inventory
+    trained: dict[str, tuple[str, ...]]
+    calibration: Calibration | None
+    weights: TensorFile
+    summary: TensorFile | None
+
+
+class ExportManifest(msgspec.Struct, frozen=True):
+    """SHA-256 by file name."""
+
+    files: dict[str, str]
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is one that `write_export` wrote."""
+    return (folder / WEIGHTS).is_file() and (folder / MANIFEST).is_file()
+
+
+def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifest:
+    """Write a model, its configuration and its card into a new folder.
+
+    Raises:
+        BadInput: something lies at `out` already.
+        DiskError: the folder cannot be written.
+    """
+    if out.exists():
+        raise BadInput("the folder is there already", where=out, mend="choose another --out, or remove it")
+    with new_folder(out) as folder:
+        tensors = {name: _narrow(tensor) for name, tensor in predictor.model.state_dict().items()}
+        config = ExportConfig(
+            format=FORMAT,
+            redheart=__version__,
+            dims=predictor.model.dims,
+            features=predictor.features,
+            encoder=predictor.encoder.identity,
+            inventory=predictor.inventory,
+            trained=predictor.trained,
+            calibration=predictor.calibration,
+            weights=write_tensors(folder / WEIGHTS, tensors),
+            summary=write_tensors(folder / SUMMARY, _tensors(predictor.summary)) if predictor.summary else None,
+        )
+        write_sealed(folder / CONFIG, config)
+        write_bytes(folder / CARD, card.encode())
+        manifest = ExportManifest({item.name: sha256_file(item) for item in sorted(folder.iterdir())})
+        write_sealed(folder / MANIFEST, manifest)
+    return manifest
+
+
+def load(folder: str | Path) -> Predictor:
+    """Open an exported model; every file is held against its digest first.
+
+    Raises:
+        BadInput: there is no exported model, it is of another format, or the encoder is not the one it was trained on.
+        CorruptFile: a file is missing or was changed.
+    """
+    folder = Path(folder)
+    if not is_export(folder):
+        raise BadInput("there is no exported model in this folder", where=folder, mend="make one: `redheart export`")
+    _verify(folder, read_sealed(folder / MANIFEST, ExportManifest).files)
+    config = read_sealed(folder / CONFIG, ExportConfig)
+    if config.format != FORMAT:
+        raise BadInput("the export is of another format", where=folder, got=config.format, expected=FORMAT)
+    # Nothing is drawn: every weight comes from the file, or the load fails.
+    model = build(config.dims, seed=0, device="meta").to_empty(device=device())
+    copy_into(model.state_dict(), open_tensors(folder, config.weights), where=folder / WEIGHTS)
+    return Predictor(
+        model=model.eval(),
+        encoder=checked_encoder(config.features, config.encoder),
+        features=config.features,
+        inventory=config.inventory,
+        trained=config.trained,
+        summary=_summary(folder, config.summary) if config.summary else None,
+        calibration=config.calibration,
+    )
+
+
+def checked_encoder(features: FeatureConfig, identity: str) -> Encoder:
+    """The encoder of a configuration, if its weights are those that the model was trained on.
+
+    Raises:
+        BadInput: they are others, or it cannot be loaded.
+    """
+    encoder = open_encoder(features.encoder)
+    if encoder.identity != identity:
+        raise BadInput(
+            "the encoder is not the one that the model was trained on",
+            where=features.encoder,
+            got=encoder.identity,
+            expected=identity,
+            mend="install or restore the encoder with these weights",
+        )
+    return encoder
+
+
+def device() -> str:
+    """Where predictions are made: the first GPU, or the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _verify(folder: Path, files: Mapping[str, str]) -> None:
+    for name, expected in files.items():
+        path = folder / name
+        found = sha256_file(path) if path.is_file() else "no file"
+        if found != expected:
+            raise CorruptFile(
+                "a file of the exported model is damaged",
+                where=path,
+                got=found,
+                expected=expected,
+                mend="copy it again, or export the run again",
+            )
+
+
+def _tensors(fit: SummaryFit) -> dict[str, torch.Tensor]:
+    return {
+        "mean_L": torch.from_numpy(fit.mean_L),
+        "projection_LP": torch.from_numpy(fit.projection_LP),
+        "key": torch.frombuffer(bytearray(fit.key.encode()), dtype=torch.uint8),
+    }
+
+
+def _summary(folder: Path, entry: TensorFile) -> SummaryFit:
+    tensors = {name: tensor.numpy() for name, tensor in open_tensors(folder, entry).items()}
+    return SummaryFit(tensors["key"].tobytes().decode(), tensors["mean_L"], tensors["projection_LP"])
+
+
+def _narrow(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in bfloat16 where that loses nothing, which is so for all weights of a snapshot."""
+    narrow = tensor.detach().to(torch.bfloat16)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor

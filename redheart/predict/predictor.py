@@ -1,0 +1,128 @@
+"""A model with its encoder, names and calibration: texts in, named numbers out.
+
+Shape suffixes: N texts, O targets of a task.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+
+from redheart.core.config import FeatureConfig
+from redheart.core.errors import BadInput
+from redheart.data.encoders import Encoder
+from redheart.data.features import encode_texts, input_text, widened
+from redheart.data.inventory import Inventory
+from redheart.data.loader import pad
+from redheart.data.records import Record
+from redheart.data.summary import SummaryFit
+from redheart.evaluate.calibration import Calibration, calibrated
+from redheart.model.network import RedHeart
+
+_CHUNK_TEXTS = 256
+"""Texts that are encoded before the model runs: their states, at most 50 MB, are what is held."""
+BATCH = 32
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What the model says of one text, by task and target; shares of a distribution sum to 1."""
+
+    id: str
+    tasks: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model ready to predict; made by `redheart.predict.load` or from a run."""
+
+    model: RedHeart
+    """In evaluation mode; predictions are made on its device."""
+    encoder: Encoder
+    features: FeatureConfig
+    inventory: Inventory
+    trained: dict[str, tuple[str, ...]]
+    """Targets by task that the training records had; the outputs of others were never trained and are not shown."""
+    summary: SummaryFit | None = None
+    """The fit of a narrow encoder's summaries, made on the training records; None where the states are 768 wide."""
+    calibration: Calibration | None = None
+
+    def predict(self, texts: Sequence[str | Record], *, batch: int = BATCH) -> list[Prediction]:
+        """Predict texts, in their order; a `Record` may bring a title and an action.
+
+        Args:
+            texts: in any language that the encoder reads.
+            batch: texts that the model reads at once.
+
+        Raises:
+            BadInput: a text is empty, or the model's outputs are not numbers.
+        """
+        return list(self.stream(texts, batch=batch))
+
+    def stream(self, texts: Sequence[str | Record], *, batch: int = BATCH) -> Iterator[Prediction]:
+        """As `predict`, yielding while it goes: memory does not grow with the number of texts."""
+        if batch < 1:
+            raise BadInput("batch out of range", where="--batch", got=batch, expected="1 or more")
+        records = [as_record(text, f"{index}") if isinstance(text, str) else text for index, text in enumerate(texts)]
+        empty = [record.id for record in records if not record.text.strip()]
+        if empty:
+            raise BadInput("a text is empty", where=f"id {', '.join(empty[:10])}", expected="at least one word")
+        for start in range(0, len(records), _CHUNK_TEXTS):
+            yield from self._chunk(records[start : start + _CHUNK_TEXTS], batch)
+
+    def _chunk(self, records: Sequence[Record], batch: int) -> list[Prediction]:
+        outputs = self.outputs(records, batch=batch)
+        for index, record in enumerate(records):
+            if not all(np.isfinite(values_NO[index]).all() for values_NO in outputs.values()):
+                raise BadInput(
+                    "the model's outputs are not numbers",
+                    where=f"id {record.id}",
+                    mend="the encoder's states of this text, or the weights, are too large; leave the text out",
+                )
+        return [
+            Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})
+            for index, record in enumerate(records)
+        ]
+
+    def _named(self, task: str, values_O: np.ndarray) -> dict[str, float]:
+        names = self.inventory.task(task).targets
+        shown = self.trained[task]
+        return {name: round(float(value), 6) for name, value in zip(names, values_O, strict=True) if name in shown}
+
+    @torch.inference_mode()
+    def outputs(self, records: Sequence[Record], *, batch: int = BATCH) -> dict[str, np.ndarray]:
+        """Shares of the distribution, after calibration, and values in 0-1, by task, (N, O) float64."""
+        texts = [input_text(record, text_chars=self.features.text_chars) for record in records]
+        encoded = encode_texts(self.encoder, texts, seq_len_tokens=self.features.seq_len_tokens)
+        states = [widened(item, self.summary) for item in encoded]
+        # Texts of similar length run together, so that little is computed for padding.
+        order = sorted(range(len(states)), key=lambda index: len(states[index]))
+        parameter = next(self.model.parameters())
+        found: dict[str, np.ndarray] = {}
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            features_BSD, mask_BS = pad([states[row] for row in rows])
+            predictions = self.model(features_BSD.to(parameter), mask_BS.to(parameter.device))
+            for task in self.inventory.tasks:
+                values_BO = predictions[f"heads.{task.name}"].double().cpu().numpy()
+                if task.kind == "distribution":
+                    values_BO = calibrated(values_BO, self.calibration)
+                found.setdefault(task.name, np.empty((len(order), values_BO.shape[1])))[rows] = values_BO
+        return found
+
+
+def as_record(text: str, name: str, *, title: str = "", action: str = "") -> Record:
+    """A text without labels."""
+    return Record(id=name, text=text, title=title, action=action, targets={})
+
+
+def trained_targets(mask_NT: np.ndarray, inventory: Inventory) -> dict[str, tuple[str, ...]]:
+    """The targets by task that at least one of these records has; tasks without any are left out."""
+    found = {}
+    for task in inventory.tasks:
+        counts_O = mask_NT[:, inventory.columns(task.name)].sum(0)
+        names = tuple(task.targets[index] for index in np.flatnonzero(counts_O))
+        if names:
+            found[task.name] = names
+    return found

@@ -1,0 +1,141 @@
+"""What a run predicts: the model's own outputs by name, in any batch, from any accepted file."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redheart.cli import main
+from redheart.core.errors import BadInput
+from redheart.data.prepare import load_prepared
+from redheart.predict.predictor import Predictor, as_record, trained_targets
+from redheart.predict.texts import read_texts
+from redheart.study.final import open_run
+
+KOREAN = "오늘 부엌에서 언니와 있을 때 나는 몹시 화났고 그랬다."
+
+
+@pytest.fixture(scope="module")
+def predictor(finished_run: Path) -> Predictor:
+    return open_run(finished_run)
+
+
+def test_predictions_are_those_of_the_evaluated_model(predictor: Predictor, finished_run: Path) -> None:
+    prepared = load_prepared(finished_run / "data")
+    records = [prepared.records[row] for row in prepared.split["test"]]
+    outputs = predictor.outputs(records)
+    emotion = prepared.values_NT[prepared.split["test"]][:, prepared.inventory.columns("emotion")]
+    cross_entropy = -(emotion * np.log(outputs["emotion"])).sum(1).mean()
+    found = json.loads((finished_run / "evaluation" / "evaluation.json").read_text())
+    expected = found["models"][found["recommended"]]["tasks"]["emotion"]["cross_entropy"]["value"]
+    # Two batches of other sizes are padded otherwise: the last bits of float32 differ.
+    assert cross_entropy == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_changes_nothing_but_the_last_bits(predictor: Predictor) -> None:
+    texts = [KOREAN, "I was glad.", "At the office I was furious at my boss, " * 9, "no"]
+    together, alone = predictor.predict(texts), [predictor.predict([text])[0] for text in texts]
+    assert [item.id for item in together] == ["0", "1", "2", "3"]
+    for one, other in zip(together, alone, strict=True):
+        assert sum(one.tasks["emotion"].values()) == pytest.approx(1, abs=1e-5)
+        for task, values in one.tasks.items():
+            assert values == pytest.approx(other.tasks[task], abs=1e-5)
+
+
+def test_title_and_action_are_read(predictor: Predictor) -> None:
+    plain, titled = predictor.predict([as_record("I left.", "a"), as_record("I left.", "b", title="Furious")])
+    assert plain.tasks != titled.tasks
+
+
+def test_targets_that_no_record_had_are_not_shown(finished_run: Path) -> None:
+    prepared = load_prepared(finished_run / "data")
+    mask_NT = prepared.mask_NT.copy()
+    mask_NT[:, prepared.inventory.columns("surd")] = False
+    mask_NT[:, prepared.inventory.columns("bentham").start] = False
+    shown = trained_targets(mask_NT, prepared.inventory)
+    assert "surd" not in shown and "intensity" not in shown["bentham"] and len(shown["bentham"]) == 9
+
+
+def test_files_of_texts(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "a", "text": KOREAN, "label": 3}, {"text": "I was glad."}]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, "only a string"]))
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "a.txt").write_text(f"{KOREAN}\n\nI was glad.\n")
+    assert [record.id for record in read_texts(tmp_path / "a.json")] == ["a", "record 1", "record 2"]
+    assert [record.id for record in read_texts(tmp_path / "a.jsonl")] == ["a", "line 2"]
+    assert [record.text for record in read_texts(tmp_path / "a.txt")] == [KOREAN, "I was glad."]
+    main(["predict", str(finished_run), "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+    assert capsys.readouterr().out.startswith("2 predictions")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["a", "line 2"]
+    assert set(lines[0]) == {"id", "emotion", "bentham", "regret", "surd"}
+
+
+def test_all_faults_of_a_file_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": ""}, {"id": "x"}, 3, {"text": "fine"}, {"text": "a", "text": "b"}, {"text": "\\ud800"}]')
+    with pytest.raises(BadInput, match="5 problems") as caught:
+        read_texts(path)
+    assert all(f"record {index}" in str(caught.value) for index in (0, 1, 2, 4, 5))
+
+
+@given(st.lists(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))))
+def test_any_json_array_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps(rows))
+    try:
+        records = read_texts(path)
+    except BadInput:
+        return
+    assert len(records) == len(rows) and all(record.text.strip() for record in records)
+
+
+def test_nothing_is_left_of_an_output_that_failed(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("fine\n")
+    with pytest.raises(SystemExit) as ended:
+        output = ["--output", str(tmp_path / "out")]
+        main(["predict", str(finished_run), "--input", str(tmp_path / "a.txt"), "--batch", "0", *output])
+    assert ended.value.code == 2 and [item.name for item in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of --text and --input"),
+        (["--text", " "], "a text is empty"),
+        (["--input", "none.txt"], "file not found"),
+        (["--input", "none.doc"], "unknown kind of file"),
+        (["--input", "none.txt", "--title", "x"], "--title and --action belong"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    arguments: list[str], message: str, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(finished_run), *arguments])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_the_card_shows_every_target_and_the_largest_share_first(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["predict", str(finished_run), "--text", KOREAN])
+    lines = capsys.readouterr().out.splitlines()
+    shares = [float(line.split("%")[0].split()[-1]) for line in lines if "%" in line]
+    assert len(shares) == 7 and shares == sorted(shares, reverse=True)
+    assert "regret_factor" in "\n".join(lines)
+
+
+def test_another_encoder_is_refused(run_copy: Path) -> None:
+    from redheart.core.files import read_sealed, write_sealed
+    from redheart.data.features import FeatureManifest
+
+    (path,) = (run_copy / "features").glob("*/manifest.json")
+    manifest = read_sealed(path, FeatureManifest)
+    write_sealed(path, msgspec.structs.replace(manifest, encoder="hash:2"))
+    with pytest.raises(BadInput, match="not the one that the model was trained on"):
+        open_run(run_copy)
