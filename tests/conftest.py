@@ -45,7 +45,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = StudyConfig(
         out=root,
         epochs=4,
-        prepare=PrepareConfig(num_generated=120),
+        prepare=PrepareConfig(num_generated=240),
         features=FeatureConfig(encoder="hash"),
         train=TrainConfig(strategy="plain", learning_rate=1e-3),
     )

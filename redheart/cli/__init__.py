@@ -26,6 +26,7 @@ COMMANDS = {
     "sweet-spot": ("selection", "the best epochs of every module group"),
     "crossover": ("selection", "assemble the chosen model and compare it"),
     "evaluate": ("selection", "test split or another labelled file, beside baselines"),
+    "calibrate": ("calibration", "does the model's confidence mean what it says, and can it be mended"),
     "predict": ("prediction", "emotions of a text, or of a file of texts"),
     "report": ("selection", "write the report from the files of a run"),
 }

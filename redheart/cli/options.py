@@ -1,6 +1,7 @@
 """What the commands share: option types, parsing, printing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -9,6 +10,15 @@ import tyro
 T = TypeVar("T")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 RunPath = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Work on a run that is there."""
+
+    run: RunPath
+    """Folder of the run."""
+    json: Flag = False
 
 
 def parse(

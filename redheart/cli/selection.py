@@ -4,16 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from redheart.cli.options import Flag, RunPath, parse, print_json
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Work on a run that is there."""
-
-    run: RunPath
-    """Folder of the run."""
-    json: Flag = False
+from redheart.cli.options import Flag, RunOptions, RunPath, parse, print_json
 
 
 @dataclass(frozen=True)

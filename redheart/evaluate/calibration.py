@@ -15,7 +15,6 @@ import numpy as np
 from scipy.special import expit, log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
 
 Method = Literal["temperature", "platt", "isotonic"]
 METHODS: tuple[Method, ...] = ("temperature", "platt", "isotonic")
@@ -44,14 +43,23 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 class _LogProbabilities(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """The model as scikit-learn sees it: its inputs are its own log-probabilities."""
+    """The model as scikit-learn sees it: its inputs are its own log-probabilities, and there is nothing to fit.
 
-    def __init__(self, num_classes: int = 0):
-        self.num_classes = num_classes
-        self.classes_ = np.arange(num_classes)
+    Not a `FrozenEstimator`, through which scikit-learn 1.9 warns that weights would be lost, though none are.
+    """
+
+    def fit(
+        self, scores_NC: np.ndarray, labels_N: np.ndarray, sample_weight: np.ndarray | None = None
+    ) -> "_LogProbabilities":
+        self.classes_ = np.unique(labels_N)
+        return self
 
     def decision_function(self, scores_NC: np.ndarray) -> np.ndarray:
         return scores_NC
+
+    def predict(self, scores_NC: np.ndarray) -> np.ndarray:
+        labels: np.ndarray = self.classes_[scores_NC.argmax(1)]
+        return labels
 
 
 def fit(method: Method, logits_NC: np.ndarray, targets_NC: np.ndarray) -> Calibration:
@@ -75,8 +83,7 @@ def fit_classifier(method: Method, logits_NC: np.ndarray, targets_NC: np.ndarray
     """scikit-learn's own fitted classifier, over log-probabilities."""
     num_records, num_classes = targets_NC.shape
     scores_NC = log_softmax(logits_NC.astype(np.float64), axis=1)
-    model = FrozenEstimator(_LogProbabilities(num_classes))
-    classifier = CalibratedClassifierCV(model, method=_SKLEARN_NAMES[method], ensemble=False)
+    classifier = CalibratedClassifierCV(_LogProbabilities(), method=_SKLEARN_NAMES[method], ensemble=False)
     classifier.fit(
         np.repeat(scores_NC, num_classes, axis=0),
         np.tile(np.arange(num_classes), num_records),

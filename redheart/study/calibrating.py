@@ -1,0 +1,158 @@
+"""Calibrating a run's recommended model: fitted and chosen on the select records, judged on the confirm records."""
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from redheart.core.config import StudyConfig
+from redheart.core.errors import BadInput
+from redheart.core.files import write_sealed
+from redheart.core.seeds import stream_seed
+from redheart.data.prepare import Prepared
+from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated, fit
+from redheart.evaluate.reliability import Bin, CalibrationScores, calibration_scores, reliability_bins, share_losses
+from redheart.report.reliability import draw_reliability
+from redheart.select.statistics import Gain, paired_gain
+from redheart.study.final import load_recommended, model_digest, recommended
+from redheart.study.learner import predict_rows, rows_with
+from redheart.study.phases import StudyData
+from redheart.study.run_folder import RunFolder
+
+SELECT, CONFIRM = "val_select", "val_confirm"
+_FOLDS = 5
+_LEAST_RECORDS = 10
+"""Of the select records; a fold must leave scikit-learn's own five something to fit."""
+
+
+class MethodResult(msgspec.Struct, frozen=True):
+    """One way to calibrate, or `none`."""
+
+    select_cross_entropy: float
+    """On records of the select half that the fit had not seen (five folds), nats; what the choice is made by."""
+    confirm: CalibrationScores
+    reliability: list[Bin]
+    """On the confirm records."""
+
+
+class CalibrationResult(msgspec.Struct, frozen=True):
+    """What was tried, what was chosen, and whether it is used."""
+
+    model: str
+    """Digest of the weights that it was fitted to."""
+    num_select: int
+    num_confirm: int
+    methods: dict[str, MethodResult]
+    candidate: str
+    """The method with the lowest loss on the select records, `none` among them."""
+    gain_confirm: Gain
+    """Of the candidate over none, in percent of the loss."""
+    verdict: str
+    calibration: Calibration | None
+    """What predictions use; None where nothing was shown to be better."""
+
+
+def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> CalibrationResult:
+    """Try every method, judge the best, and write `calibration/calibration.json` and `calibration/reliability.png`.
+
+    Only the emotion distribution is calibrated. The test split is not opened.
+
+    Raises:
+        BadInput: too few records have an emotion, or there are fewer than three classes.
+    """
+    choice = recommended(folder)
+    model = load_recommended(config, folder, data.prepared.manifest, choice)
+    logits, targets = {}, {}
+    for part in (SELECT, CONFIRM):
+        rows, targets[part] = _labelled(data.prepared, part)
+        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
+        logits[part] = outputs["heads.emotion"].astype(np.float64)
+    result = judge(logits, targets, seed=config.seed, model=model_digest(folder, choice))
+    write_sealed(folder.calibration / "calibration.json", result)
+    shown = dict.fromkeys(("none", result.candidate))
+    bins = {name: result.methods[name].reliability for name in shown}
+    draw_reliability(folder.calibration / "reliability.png", bins, num_records=result.num_confirm)
+    return result
+
+
+def judge(
+    logits: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], *, seed: int, model: str
+) -> CalibrationResult:
+    """Choose a calibration on the select records and compare it with none on the confirm records.
+
+    Args:
+        logits: of the select and the confirm records, (N, C) each.
+        targets: their soft labels.
+        seed: of folds and bootstrap.
+        model: digest of the model's weights.
+    """
+    fitted: dict[str, Calibration | None] = {"none": None}
+    fitted |= {method: fit(method, logits[SELECT], targets[SELECT]) for method in METHODS}
+    shares = {name: calibrated(logits[CONFIRM], calibration) for name, calibration in fitted.items()}
+    methods = {
+        name: MethodResult(
+            _select_loss(None if name == "none" else name, logits[SELECT], targets[SELECT], seed=seed),
+            calibration_scores(shares[name], targets[CONFIRM], seed=stream_seed(seed, "calibration floor")),
+            reliability_bins(shares[name], targets[CONFIRM]),
+        )
+        for name in fitted
+    }
+    candidate = min(methods, key=lambda name: methods[name].select_cross_entropy)
+    losses = {name: share_losses(shares[name], targets[CONFIRM]) for name in ("none", candidate)}
+    gain = paired_gain(losses["none"], losses[candidate], seed=stream_seed(seed, "calibration gain"))
+    return CalibrationResult(
+        model=model,
+        num_select=len(targets[SELECT]),
+        num_confirm=len(targets[CONFIRM]),
+        methods=methods,
+        candidate=candidate,
+        gain_confirm=gain,
+        verdict=_verdict(candidate, gain),
+        calibration=fitted[candidate] if gain.is_evidence else None,
+    )
+
+
+def _verdict(candidate: str, gain: Gain) -> str:
+    if candidate == "none":
+        return "No calibration lowers the loss on the select records: predictions stay as the model makes them."
+    figures = f"{gain.percent:+.2f} % [{gain.low:+.2f}, {gain.high:+.2f}] on {gain.num_records} records"
+    if gain.is_evidence:
+        return f"Calibration ({candidate}) is better than none: loss lower by {figures}; predictions use it."
+    return (
+        f"No evidence that a calibration is better than none ({candidate}, the best on the select records: loss lower "
+        f"by {figures}): predictions stay as the model makes them."
+    )
+
+
+def _labelled(prepared: Prepared, part: str) -> tuple[np.ndarray, np.ndarray]:
+    columns = prepared.inventory.columns("emotion")
+    rows = prepared.split[part]
+    rows = rows[rows_with(prepared.mask_NT[rows][:, columns])]
+    targets_NC = prepared.values_NT[rows][:, columns].astype(np.float64)
+    least = _LEAST_RECORDS if part == SELECT else 2
+    if len(rows) < least:
+        raise BadInput(
+            "too few records to calibrate",
+            where=part,
+            got=f"{len(rows)} with an emotion",
+            expected=f"{least} or more",
+            mend="calibrate a run of more records",
+        )
+    if targets_NC.shape[1] < 3:
+        raise BadInput("calibration is for three classes or more", got=targets_NC.shape[1])
+    # Labels are rounded to two decimals: their sums miss 1 by a little.
+    return rows, targets_NC / targets_NC.sum(1, keepdims=True)
+
+
+def _select_loss(method: Method | str | None, logits_NC: np.ndarray, targets_NC: np.ndarray, *, seed: int) -> float:
+    """Mean loss over folds that the fit has not seen."""
+    if method is None:
+        return float(share_losses(calibrated(logits_NC, None), targets_NC).mean())
+    order = np.random.default_rng(stream_seed(seed, "calibration folds")).permutation(len(logits_NC))
+    losses = []
+    for fold in range(_FOLDS):
+        held = order[fold::_FOLDS]
+        others = np.setdiff1d(order, held)
+        calibration = fit(method, logits_NC[others], targets_NC[others])  # type: ignore[arg-type]
+        losses.append(share_losses(calibrated(logits_NC[held], calibration), targets_NC[held]))
+    return float(np.concatenate(losses).mean())

@@ -1,0 +1,88 @@
+"""A calibration is chosen on the select records, believed on the confirm records, and used by what predicts."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from redheart.cli import main
+from redheart.core.errors import BadInput
+from redheart.core.files import write_sealed
+from redheart.evaluate.calibration import Calibration
+from redheart.study import phases, run_folder
+from redheart.study.calibrating import CONFIRM, SELECT, judge, run_calibration
+from redheart.study.final import StoredCalibration, model_digest, open_run, recommended
+
+
+def planted(count: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    logits_NC = random.normal(0, 1.2, (count, 7))
+    return logits_NC * temperature, np.stack([random.dirichlet(10 * row) for row in softmax(logits_NC, axis=1)])
+
+
+def both(temperature: float, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    pairs = {part: planted(150, temperature, 2 * seed + index) for index, part in enumerate((SELECT, CONFIRM))}
+    return {part: pair[0] for part, pair in pairs.items()}, {part: pair[1] for part, pair in pairs.items()}
+
+
+def test_a_planted_temperature_is_found_and_used() -> None:
+    result = judge(*both(3.0, 0), seed=0, model="x")
+    assert result.candidate == "temperature" and result.gain_confirm.is_evidence
+    assert result.calibration is not None
+    assert result.calibration.inverse_temperature == pytest.approx(1 / 3, rel=0.1)
+    none, chosen = result.methods["none"].confirm, result.methods["temperature"].confirm
+    assert chosen.ece < none.ece and chosen.kl < none.kl and chosen.brier < none.brier
+    assert "is better than none" in result.verdict
+
+
+def test_a_calibrated_model_is_left_alone() -> None:
+    left_alone = 0
+    for seed in range(8):
+        result = judge(*both(1.0, seed), seed=seed, model="x")
+        left_alone += result.calibration is None
+        assert ("stay as the model makes them" in result.verdict) == (result.calibration is None)
+    # Each interval lies above zero by chance in 1 of 40 cases.
+    assert left_alone >= 7
+
+
+def test_calibrate_stores_what_predict_uses(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["calibrate", str(run_copy), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown["methods"]) == {"none", "temperature", "platt", "isotonic"}
+    assert (run_copy / "calibration" / "reliability.png").read_bytes().startswith(b"\x89PNG")
+    before = open_run(run_copy)
+    folder, _ = run_folder.load(run_copy)
+    halved = Calibration("temperature", 10, inverse_temperature=0.5)
+    stored = StoredCalibration(model_digest(folder, recommended(folder)), halved)
+    write_sealed(run_copy / "calibration" / "calibration.json", stored)
+    after = open_run(run_copy)
+    plain, flatter = (
+        np.array(list(predictor.predict(["I was furious."])[0].tasks["emotion"].values()))
+        for predictor in (dataclasses.replace(before, calibration=None), after)
+    )
+    expected = np.sqrt(plain) / np.sqrt(plain).sum()
+    # Predictions are rounded to six places.
+    np.testing.assert_allclose(flatter, expected, atol=5e-6)
+
+
+def test_a_calibration_of_another_model_is_refused(run_copy: Path) -> None:
+    write_sealed(run_copy / "calibration" / "calibration.json", StoredCalibration("other", None))
+    with pytest.raises(BadInput, match="fitted to another model"):
+        open_run(run_copy)
+
+
+def test_the_test_split_stays_closed_and_few_records_are_refused(run_copy: Path) -> None:
+    folder, config = run_folder.load(run_copy)
+    data = phases.load_data(config, folder, show_progress=False)
+    # Records of the select half, so that there are enough in a data set as small as this one.
+    split = {SELECT: data.prepared.split["train"][:40], CONFIRM: data.prepared.split["train"][40:60]}
+    closed = phases.StudyData(dataclasses.replace(data.prepared, split=split), data.features)
+    assert run_calibration(config, folder, closed).num_select == 40
+    few = phases.StudyData(
+        dataclasses.replace(data.prepared, split={**split, SELECT: split[SELECT][:9]}), data.features
+    )
+    with pytest.raises(BadInput, match="too few records to calibrate"):
+        run_calibration(config, folder, few)
