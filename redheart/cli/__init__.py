@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": ("selection", "test split or another labelled file, beside baselines"),
     "calibrate": ("calibration", "does the model's confidence mean what it says, and can it be mended"),
     "predict": ("prediction", "emotions of a text, or of a file of texts"),
+    "export": ("prediction", "the model as a folder of its own, with a model card"),
     "report": ("selection", "write the report from the files of a run"),
 }
 """Module of this package and summary by name; the function is called as the command."""

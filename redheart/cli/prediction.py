@@ -1,11 +1,11 @@
-"""`predict`: what a finished model says of texts."""
+"""`predict`, `export`: what a finished model says of texts, and the model as a folder of its own."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redheart.cli.options import Flag, RunPath, parse
+from redheart.cli.options import Flag, RunPath, parse, print_json
 from redheart.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -31,6 +31,28 @@ class PredictOptions:
     """Texts that the model reads at once."""
     json: Flag = False
     """Print JSON lines instead of cards."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the model that a run recommends into a folder of its own, with a model card and digests."""
+
+    run: RunPath
+    """Folder of the run."""
+    out: Path
+    """Folder to write; it must not be there yet."""
+    json: Flag = False
+
+
+def export(arguments: Sequence[str]) -> None:
+    from redheart.study.exporting import run_export
+
+    options = parse(ExportOptions, arguments, "export")
+    manifest = run_export(options.run, options.out)
+    if options.json:
+        print_json(manifest, True)
+    else:
+        print(f"{options.out}: {', '.join(manifest.files)}")
 
 
 def predict(arguments: Sequence[str]) -> None:

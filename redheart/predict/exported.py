@@ -58,7 +58,7 @@ class ExportManifest(msgspec.Struct, frozen=True):
 
 def is_export(folder: Path) -> bool:
     """Whether a folder is one that `write_export` wrote."""
-    return (folder / WEIGHTS).is_file() and (folder / MANIFEST).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifest:

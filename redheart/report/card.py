@@ -1,0 +1,90 @@
+"""The model card of an exported model. Its figures are read from the run's files; there is no other source."""
+
+from collections.abc import Mapping, Sequence
+
+from redheart.report.facts import RunFacts
+from redheart.report.limitations import limitations
+from redheart.report.tables import comparison_table, markdown_table
+
+_USE = """from redheart.predict import load
+
+predictor = load("{folder}")
+texts = [
+    "I was furious at my boss, and then he apologised.",
+    "오늘 부엌에서 언니와 있을 때 나는 몹시 기뻤다.",
+]
+for text, prediction in zip(texts, predictor.predict(texts), strict=True):
+    emotions = prediction.tasks["emotion"]
+    strongest = max(emotions, key=emotions.get)
+    print(f"{{text}} -> {{strongest}} ({{emotions[strongest]:.2f}})")
+    for task, values in prediction.tasks.items():
+        print(task, values)
+"""
+
+
+def model_card(
+    facts: RunFacts,
+    *,
+    folder: str,
+    encoder: str,
+    trained: Mapping[str, Sequence[str]],
+    num_parameters: int,
+) -> str:
+    """The card in Markdown.
+
+    Args:
+        facts: of the run.
+        folder: name of the exported folder, for the lines that load it.
+        encoder: name and digest of the encoder.
+        trained: targets by task.
+        num_parameters: elements of the exported weights.
+    """
+    manifest = facts.manifest
+    sections = [
+        f"# {folder}",
+        f"A Red Heart model of the preset `{facts.config['preset']}`, {num_parameters:,} parameters, from the run "
+        f"`{facts.name}`: a text in, emotions and related scores out. It reads the frozen features of the encoder "
+        f"`{encoder}`, which must be installed.",
+        "## Use",
+        "In the folder that holds this one, with the package `redheart` installed:",
+        f"```python\n{_USE.format(folder=folder)}```",
+        f'or `redheart predict {folder} --text "…"`.',
+        "## What it predicts",
+        markdown_table(["task", "targets"], [[task, ", ".join(names)] for task, names in trained.items()]),
+        "Emotions are shares that sum to one, the other values lie between zero and one. Targets that no training "
+        "record had are not predicted.",
+        "## Data",
+        markdown_table(
+            ["", "records"],
+            [[name, f"{getattr(manifest, name):,}"] for name in ("read", "duplicates", "train", "test")],
+        ),
+        f"Schema `{manifest.schema}`; digest of the source: `{manifest.source.sha256}`.",
+        "## Results on the test split",
+        _results(facts),
+        "## Selection",
+        facts.crossover.verdict if facts.crossover else "No selection has been made.",
+        "## Calibration",
+        facts.calibration.verdict if facts.calibration else "Not examined; confidence is the model's own.",
+        "## Limitations",
+        "\n".join(f"- {sentence}" for sentence in limitations_of(facts)),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def limitations_of(facts: RunFacts) -> list[str]:
+    """The limitations of a run, from its facts."""
+    calibration = facts.calibration
+    return limitations(
+        facts.manifest,
+        is_gain_shown=facts.crossover.gain_confirm.is_evidence if facts.crossover else None,
+        is_calibrated=calibration.is_used if calibration else None,
+    )
+
+
+def _results(facts: RunFacts) -> str:
+    evaluation = facts.evaluation
+    if evaluation is None:
+        return "Not evaluated."
+    models = {"this model": evaluation.models[evaluation.recommended], **evaluation.baselines}
+    before = " They are of the model before its calibration." if facts.calibration and facts.calibration.is_used else ""
+    return f"Values with bootstrap intervals at 95 % over records.{before}\n\n" + comparison_table(models)

@@ -1,0 +1,107 @@
+"""An exported model predicts what its run predicts, loads in the lines of its card, and is refused when damaged."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import environment
+
+from redheart.cli import main
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.predict import load
+from redheart.predict.exported import is_export
+from redheart.study.exporting import run_export
+from redheart.study.final import open_run
+
+TEXTS = ["I was furious at my boss.", "오늘 나는 몹시 기뻤고 그랬다."]
+
+
+@pytest.fixture(scope="module")
+def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "heart"
+    run_export(finished_run, out)
+    return out
+
+
+def test_it_predicts_the_same(exported: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert load(exported).predict(TEXTS) == open_run(finished_run).predict(TEXTS)
+    lines = []
+    for folder in (exported, finished_run):
+        main(["predict", str(folder), "--text", TEXTS[0], "--json"])
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1]
+
+
+def test_the_weights_are_any_safetensors_reader_s(exported: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(exported / "model.safetensors")
+    state = load(exported).model.state_dict()
+    assert set(tensors) == set(state) and all((tensors[name].float() == state[name]).all() for name in state)
+
+
+def test_the_lines_of_the_card_run_as_they_stand(exported: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
+    assert len(lines.splitlines()) <= 15
+    done = subprocess.run(
+        [sys.executable, "-c", lines],
+        cwd=exported.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "->" in done.stdout and "regret_factor" in done.stdout
+
+
+def numbers_of(value: object) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers_of(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield float(value)
+    # Sentences, such as a verdict; a digest holds any number.
+    elif isinstance(value, str) and " " in value:
+        yield from (float(text.replace(",", "")) for text in re.findall(r"\d[\d,]*\.?\d*", value))
+
+
+def test_every_number_of_the_card_stands_in_a_file(exported: Path, finished_run: Path) -> None:
+    files = [*finished_run.glob("*/*.json"), exported / "config.json", finished_run / "config.json"]
+    known = [abs(number) for path in files for number in numbers_of(json.loads(path.read_text()))]
+    # What is a sum or a constant of the form: the interval's level, and the records left after cleaning.
+    manifest = json.loads((finished_run / "data" / "manifest.json").read_text())
+    known += [95, sum(manifest[part] for part in ("train", "val_select", "val_confirm", "test"))]
+    card = re.sub(r"```.*?```|`[^`]*`|SHA-256", "", (exported / "README.md").read_text(), flags=re.DOTALL)
+    found = re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?", card)
+    assert len(found) > 40
+    for text in found:
+        number, digits = float(text.replace(",", "")), len(text.partition(".")[2])
+        assert any(abs(number - item) <= 0.51 * 10**-digits for item in known), text
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "README.md", "manifest.json"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+def test_a_damaged_file_is_named(name: str, how: str, exported: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(bytes(content) if how == "flipped" else bytes(content)[:-1])
+    with pytest.raises((CorruptFile, BadInput)) as caught:
+        load(folder)
+    assert name in str(caught.value) or not is_export(folder)
+
+
+def test_what_is_there_is_not_overwritten(exported: Path, finished_run: Path) -> None:
+    with pytest.raises(BadInput, match="there already"):
+        run_export(finished_run, exported)
