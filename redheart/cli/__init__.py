@@ -29,6 +29,8 @@ COMMANDS = {
     "calibrate": ("calibration", "does the model's confidence mean what it says, and can it be mended"),
     "predict": ("prediction", "emotions of a text, or of a file of texts"),
     "export": ("prediction", "the model as a folder of its own, with a model card"),
+    "ratings": ("people", "do predictions follow what people say: Spearman by subject"),
+    "eeg": ("people", "frontal alpha asymmetry of EEG recordings, a table for `ratings`"),
     "report": ("selection", "write the report from the files of a run"),
 }
 """Module of this package and summary by name; the function is called as the command."""

@@ -1,0 +1,74 @@
+"""`ratings`, `eeg`: the model's predictions beside what people say and show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from redheart.cli.options import Flag, RunPath, parse, print_json
+
+
+@dataclass(frozen=True)
+class RatingsOptions:
+    """Correlate predictions with people's ratings: Spearman subject by subject, then combined."""
+
+    run: RunPath
+    """Folder of the run."""
+    csv: Path
+    """Table with the columns id, subject and valence, arousal, faa or the names of targets."""
+    texts: Path | None = None
+    """The texts that the ids mean; without it they are validation records of the run."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class EegOptions:
+    """Frontal alpha asymmetry of recordings, ln P(F4) - ln P(F3) over 8-13 Hz; needs MNE-Python (redheart[eeg])."""
+
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Recordings in any format that MNE reads (.fif, .edf, .bdf, .vhdr, .set, ...); the id is the file's name."""
+    subject: str | None = None
+    """Who was recorded; empty takes what the recording says."""
+    reference: Literal["average", "csd", "none"] = "average"
+    """Average reference, current source density, or as recorded."""
+    out: Path | None = None
+    """CSV to write, in the form that `redheart ratings --csv` reads."""
+    json: Flag = False
+
+
+def ratings(arguments: Sequence[str]) -> None:
+    from redheart.study.ratings import rate
+
+    options = parse(RatingsOptions, arguments, "ratings")
+    result = rate(options.run, options.csv, texts=options.texts)
+    if options.json:
+        print_json(result, True)
+        return
+    print(f"{result.num_rows} rows on {result.num_texts} texts; {result.num_rows_left_out} rows left out")
+    for name, found in result.measures.items():
+        if found is None:
+            print(f"{name}: too little to correlate")
+            continue
+        left_out = f", {found.num_left_out} left out" if found.num_left_out else ""
+        print(
+            f"{name}: rho {found.rho:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {found.p_value:.3g}, "
+            f"{found.design}, {found.num_subjects} subjects{left_out}, {found.num_pairs} pairs"
+        )
+        print(f"  this many subjects show |rho| of {found.detectable_rho:.2f} or more with 80 % power")
+
+
+def eeg(arguments: Sequence[str]) -> None:
+    from redheart.core.files import write_bytes
+    from redheart.data.eeg import asymmetry_table, measure_file
+
+    options = parse(EegOptions, arguments, "eeg")
+    found = [measure_file(path, subject=options.subject, reference=options.reference) for path in options.files]
+    if options.out:
+        write_bytes(options.out, asymmetry_table(found).encode())
+    if options.json:
+        print_json(found, True)
+    else:
+        for item in found:
+            print(f"{item.id}: {item.faa:+.4f} (standard error {item.standard_error:.4f}, {item.num_epochs} epochs)")

@@ -1,0 +1,96 @@
+"""A run's predictions beside ratings or recordings of people."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from redheart.core.errors import BadInput
+from redheart.data.prepare import load_prepared
+from redheart.data.rating_table import RatingTable, read_ratings
+from redheart.data.records import Record
+from redheart.evaluate.affect import predicted_affect
+from redheart.evaluate.rank_correlation import Correlation, correlate
+from redheart.predict.texts import read_texts
+from redheart.study import run_folder
+from redheart.study.calibrating import CONFIRM, SELECT
+from redheart.study.final import open_run
+
+
+class RatingsResult(msgspec.Struct, frozen=True):
+    """Correlations by measure."""
+
+    num_texts: int
+    """Rated texts that were predicted."""
+    num_rows: int
+    num_rows_left_out: int
+    """Rows whose text was trained on, is of the test split, or is not known."""
+    measures: dict[str, Correlation | None]
+    """None where there was too little to correlate."""
+
+
+def rate(root: Path, csv: Path, *, texts: Path | None) -> RatingsResult:
+    """Correlate a run's predictions with a table of ratings.
+
+    Args:
+        root: the run's folder.
+        csv: the table.
+        texts: the texts that its ids mean; without it they are records of the run, of its validation split only:
+            what was trained on would flatter the model, and the test split is opened by `evaluate` alone.
+
+    Raises:
+        BadInput: the table or the texts are malformed, a measure is not known, or no row is left.
+    """
+    table = read_ratings(csv)
+    predictor = open_run(root)
+    records = _known_texts(root, table, texts)
+    rows = [row for row, name in enumerate(table.ids) if name in records]
+    if not rows:
+        raise BadInput(
+            "no text of the table can be predicted",
+            where=csv,
+            got=f"ids such as {table.ids[0]}",
+            expected="ids of the file of --texts" if texts else "ids of the run's validation records",
+            mend="give the texts with --texts FILE",
+        )
+    found = predictor.predict(list(records.values()))
+    affects = {prediction.id: predicted_affect(prediction.tasks) for prediction in found}
+    known = next(iter(affects.values()))
+    unknown = [name for name in table.values if name not in known]
+    if unknown:
+        raise BadInput(
+            "the model predicts nothing that a column can be held against",
+            where=f"{csv}: {', '.join(unknown)}",
+            expected=", ".join(sorted(name for name in known if "." not in name)),
+            mend="rename or remove the column",
+        )
+    return RatingsResult(
+        num_texts=len(records),
+        num_rows=len(rows),
+        num_rows_left_out=len(table.ids) - len(rows),
+        measures={name: _measure(name, table, rows, affects) for name in table.values},
+    )
+
+
+def _measure(
+    name: str, table: RatingTable, rows: list[int], affects: dict[str, dict[str, float]]
+) -> Correlation | None:
+    triples = [
+        (affects[table.ids[row]][name], value, table.subjects[row])
+        for row in rows
+        if (value := table.values[name][row]) is not None
+    ]
+    if not triples:
+        return None
+    predicted, rated, subjects = zip(*triples, strict=True)
+    return correlate(predicted, rated, subjects)
+
+
+def _known_texts(root: Path, table: RatingTable, texts: Path | None) -> dict[str, Record]:
+    wanted = set(table.ids)
+    if texts:
+        return {record.id: record for record in read_texts(texts) if record.id in wanted}
+    folder, _ = run_folder.load(root)
+    prepared = load_prepared(folder.data)
+    rows = np.concatenate([prepared.split[part] for part in (SELECT, CONFIRM)])
+    return {prepared.records[row].id: prepared.records[row] for row in rows if prepared.records[row].id in wanted}

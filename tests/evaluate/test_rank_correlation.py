@@ -1,0 +1,71 @@
+"""Correlations by subject: by hand, against scipy, and with nothing there."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from redheart.evaluate.affect import predicted_affect
+from redheart.evaluate.rank_correlation import correlate, detectable_across
+
+
+def test_one_subject_is_scipy_s_correlation() -> None:
+    random = np.random.default_rng(0)
+    predicted, rated = random.normal(size=(2, 30))
+    found = correlate(predicted, rated, ["a"] * 30)
+    assert found is not None and found.rho == pytest.approx(spearmanr(predicted, rated).statistic)
+    half_width = 1.959964 * math.sqrt(1.06 / 27)
+    assert math.atanh(found.high) - math.atanh(found.low) == pytest.approx(2 * half_width, rel=1e-6)
+
+
+def test_subjects_are_combined_as_fisher_s_z_not_pooled() -> None:
+    # Each subject follows the prediction perfectly but for one swap, on a scale of their own: pooled, it would vanish.
+    predicted = [1.0, 2, 3, 4, 5] * 2
+    rated = [1, 2, 3, 5, 4, 101, 102, 104, 103, 105]
+    found = correlate(predicted, rated, ["a"] * 5 + ["b"] * 5)
+    assert found is not None and found.rho == pytest.approx(0.9) and found.num_subjects == 2
+    assert found.by_subject == {"a": pytest.approx(0.9), "b": pytest.approx(0.9)}
+
+
+def test_no_correlation_is_found_as_often_as_it_may_be() -> None:
+    random = np.random.default_rng(1)
+    hits = 0
+    for _ in range(300):
+        predicted = np.tile(random.normal(size=12), 8)
+        found = correlate(predicted, random.normal(size=96), np.repeat([f"s{index}" for index in range(8)], 12))
+        assert found is not None
+        hits += found.p_value < 0.05
+        assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
+    # 15 expected; 27 is more than three standard errors above.
+    assert hits <= 27
+
+
+def test_the_stated_power_is_what_comes_out() -> None:
+    random = np.random.default_rng(2)
+    # Known: 20 pairs show |rho| of .59 or more only.
+    assert detectable_across(20) == pytest.approx(0.59, abs=0.005)
+    rho, found = detectable_across(40), 0
+    for _ in range(300):
+        x = random.normal(size=40)
+        y = rho * x + math.sqrt(1 - rho**2) * random.normal(size=40)
+        result = correlate(x, y, [f"s{index}" for index in range(40)])
+        assert result is not None and result.design == "across subjects"
+        found += result.p_value < 0.05
+    # 80 % for Pearson's correlation; Spearman's loses about a tenth of the information in normal data.
+    assert 0.65 < found / 300 < 0.86
+
+
+def test_what_cannot_be_correlated_is_left_out_or_refused() -> None:
+    assert correlate([1, 2, 3], [1, 2, 3], ["a"] * 3) is None
+    assert correlate([1, 2, 3, 4], [5, 5, 5, 5], ["a"] * 4) is None
+    found = correlate([1, 2, 3, 4] * 2, [1, 2, 4, 3, 5, 5, 5, 5], ["a"] * 4 + ["b"] * 4)
+    assert found is not None and (found.num_subjects, found.num_left_out) == (1, 1)
+
+
+def test_valence_is_pleasant_less_unpleasant() -> None:
+    emotion = {"joy": 0.4, "trust": 0.1, "fear": 0.1, "surprise": 0.2, "sadness": 0.1, "disgust": 0.05, "anger": 0.05}
+    found = predicted_affect({"emotion": emotion, "bentham": {"intensity": 0.7}, "surd": {"surprise": 0.9}})
+    assert found["valence"] == found["faa"] == pytest.approx(0.2)
+    assert found["arousal"] == 0.7 and found["surprise"] == 0.2 and found["surd.surprise"] == 0.9
+    assert "valence" not in predicted_affect({"emotion": {"yes": 0.5, "no": 0.5}})

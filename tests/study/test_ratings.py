@@ -1,0 +1,91 @@
+"""Ratings of people beside a run's predictions, from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redheart.cli import main
+from redheart.core.errors import BadInput
+from redheart.data.prepare import load_prepared
+from redheart.data.rating_table import read_ratings
+from redheart.evaluate.affect import predicted_affect
+from redheart.study.final import open_run
+
+
+def test_subjects_who_follow_the_prediction_are_found(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = load_prepared(finished_run / "data")
+    records = [prepared.records[row] for row in prepared.split["val_select"]]
+    values = [predicted_affect(item.tasks)["valence"] for item in open_run(finished_run).predict(records)]
+    lines = ["id,subject,valence,sadness"]
+    for subject, scale in (("a", 1.0), ("b", 50.0)):
+        lines += [
+            f"{record.id},{subject},{scale * value},{index}"
+            for index, (record, value) in enumerate(zip(records, values, strict=True))
+        ]
+    trained = prepared.records[prepared.split["train"][0]].id
+    lines += [f"{trained},a,0.5,", "unknown,a,0.5,1"]
+    (tmp_path / "r.csv").write_text("\n".join(lines))
+    main(["ratings", str(finished_run), "--csv", str(tmp_path / "r.csv"), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["num_texts"] == len(records) and shown["num_rows_left_out"] == 2
+    valence = shown["measures"]["valence"]
+    assert valence["rho"] > 0.99 and valence["num_subjects"] == 2
+    main(["ratings", str(finished_run), "--csv", str(tmp_path / "r.csv")])
+    assert "80 % power" in capsys.readouterr().out
+
+
+def test_texts_of_their_own(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [{"id": f"t{index}", "text": f"I was glad {index} times"} for index in range(6)]
+    (tmp_path / "t.json").write_text(json.dumps(texts))
+    (tmp_path / "r.csv").write_text("id,subject,arousal\n" + "".join(f"t{index},s,{index}\n" for index in range(6)))
+    main(
+        ["ratings", str(finished_run), "--csv", str(tmp_path / "r.csv"), "--texts", str(tmp_path / "t.json"), "--json"]
+    )
+    assert json.loads(capsys.readouterr().out)["num_texts"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks a column"),
+        ("id,subject\na,b\n", "lacks a column"),
+        ("id,subject,valence\n", "no row"),
+        ("id,subject,valence\na,s\n", "2 cells, expected 3"),
+        ("id,subject,valence\na,s,nan\n", "expected a number"),
+        ("id,subject,valence\na,s,1\na,s,2\n", "stand already at line 2"),
+        ("id,subject,valence\nnobody,s,1\n", "no text of the table"),
+    ],
+)
+def test_faults_of_a_table_are_named(
+    text: str, message: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        main(["ratings", str(finished_run), "--csv", str(tmp_path / "r.csv")])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_unknown_measure_is_refused_with_the_known_ones(finished_run: Path, tmp_path: Path) -> None:
+    from redheart.study.ratings import rate
+
+    name = load_prepared(finished_run / "data")
+    identity = name.records[name.split["val_select"][0]].id
+    (tmp_path / "r.csv").write_text(f"id,subject,happyness\n{identity},s,1\n")
+    with pytest.raises(BadInput, match=r"happyness\n.*valence"):
+        rate(finished_run, tmp_path / "r.csv", texts=None)
+
+
+@given(st.text(max_size=200) | st.text(alphabet='id,subject\n"1.5', max_size=100).map(lambda t: f"id,subject,x\n{t}"))
+def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        table = read_ratings(path)
+    except BadInput:
+        return
+    assert len(table.ids) == len(table.subjects) == len(next(iter(table.values.values())))
