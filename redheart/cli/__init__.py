@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": ("selection", "test split or another labelled file, beside baselines"),
     "calibrate": ("calibration", "does the model's confidence mean what it says, and can it be mended"),
     "predict": ("prediction", "emotions of a text, or of a file of texts"),
+    "demo": ("prediction", "a page on this machine to try a model"),
     "export": ("prediction", "the model as a folder of its own, with a model card"),
     "ratings": ("people", "do predictions follow what people say: Spearman by subject"),
     "eeg": ("people", "frontal alpha asymmetry of EEG recordings, a table for `ratings`"),

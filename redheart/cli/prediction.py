@@ -1,6 +1,7 @@
-"""`predict`, `export`: what a finished model says of texts, and the model as a folder of its own."""
+"""`predict`, `demo`, `export`: what a finished model says of texts, and the model as a folder of its own."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,28 @@ class ExportOptions:
     out: Path
     """Folder to write; it must not be there yet."""
     json: Flag = False
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Serve a page on this machine, 127.0.0.1 alone: text in, bars out. Ctrl-C ends it."""
+
+    run: RunPath
+    """Folder of a run, or of an exported model."""
+    port: int = 8765
+    """Port to listen on; 0 takes a free one."""
+
+
+def demo(arguments: Sequence[str]) -> None:
+    from redheart.predict.server import HOST, make_server
+
+    options = parse(DemoOptions, arguments, "demo")
+    predictor = open_predictor(options.run)
+    with make_server(predictor, name=f"Red Heart: {options.run.resolve().name}", port=options.port) as server:
+        print(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
+        # To be ended is how a server ends.
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def export(arguments: Sequence[str]) -> None:

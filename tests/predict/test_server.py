@@ -1,0 +1,109 @@
+"""The page of `redheart demo`: it answers this machine, refuses the rest, and needs nothing from elsewhere."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import ROOT, environment
+
+from redheart.core.errors import BadInput
+from redheart.predict.server import make_server
+from redheart.study.final import open_run
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def address(finished_run: Path) -> Iterator[str]:
+    with make_server(open_run(finished_run), name="a <b> & c", port=0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def ask(url: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes, str]:
+    request = urllib.request.Request(url, data=body, headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read(), answer.headers["Content-Security-Policy"]
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers["Content-Security-Policy"]
+
+
+def test_the_page_stands_alone(address: str) -> None:
+    status, content, policy = ask(address + "/")
+    text = content.decode()
+    assert status == 200 and "<title>a &lt;b&gt; &amp; c</title>" in text and "{{" not in text
+    assert "default-src 'none'" in policy
+    # Nothing is loaded: no address, and no source or link but the empty icon.
+    assert "http:" not in text and "https:" not in text and "//" not in re.sub(r"// Never", "", text)
+    assert re.findall(r'(?:src|href)="([^"]*)"', text) == ["data:,"]
+
+
+def test_a_text_is_answered_as_the_model_answers(address: str, finished_run: Path) -> None:
+    text = "오늘 나는 몹시 화났고 <script>alert(1)</script>"
+    status, content, _ = ask(address + "/predict", json.dumps({"text": text}).encode(), JSON)
+    (expected,) = open_run(finished_run).predict([text])
+    assert status == 200 and json.loads(content) == expected.tasks
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status"),
+    [
+        ("/other", None, {}, 404),
+        ("/../../etc/passwd", None, {}, 404),
+        ("/other", b"{}", JSON, 404),
+        ("/predict", b"{", JSON, 400),
+        ("/predict", b"[" * 100_000, JSON, 400),
+        ("/predict", b'{"text": "\\ud800"}', JSON, 400),
+        ("/predict", b'{"text": " "}', JSON, 400),
+        ("/predict", b'{"text": "a", "more": 1}', JSON, 400),
+        ("/predict", b'{"text": "a"}', {"Content-Type": "text/plain"}, 415),
+        ("/predict", b" " * ((1 << 20) + 1), JSON, 413),
+        ("/predict", b'{"text": "a"}', {**JSON, "Host": "evil.example:80"}, 403),
+        ("/", None, {"Host": "evil.example"}, 403),
+    ],
+)
+def test_what_is_not_meant_is_refused(
+    path: str, body: bytes | None, headers: dict[str, str], status: int, address: str
+) -> None:
+    try:
+        found, content, _ = ask(address + path, body, headers)
+    except urllib.error.URLError:
+        # The server had answered and closed before all of a body that is too large was sent.
+        assert status == 413
+        return
+    assert found == status and "error" in json.loads(content)
+
+
+def test_a_port_in_use_is_one_clear_error(address: str, finished_run: Path) -> None:
+    for port in (int(address.rpartition(":")[2]), 70_000):
+        with pytest.raises(BadInput, match="the port cannot be used"):
+            make_server(open_run(finished_run), name="x", port=port)
+
+
+def test_the_command_serves_until_it_is_ended(finished_run: Path) -> None:
+    command = [sys.executable, "-m", "redheart.cli", "demo", str(finished_run), "--port", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[0]
+        assert ask(url)[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        _, errors = process.communicate()
+    assert errors == ""
