@@ -67,4 +67,6 @@ def report(arguments: Sequence[str]) -> None:
 
     options = parse(RunOptions, arguments, "report")
     folder, config = run_folder.load(options.run)
-    print(pipeline.make_report(config, folder))
+    path = pipeline.make_report(config, folder)
+    print(path)
+    print(path.with_suffix(".html"))

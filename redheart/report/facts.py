@@ -45,6 +45,8 @@ class MethodFacts(msgspec.Struct, frozen=True):
 class CalibrationFacts(msgspec.Struct, frozen=True):
     """Of `calibration/calibration.json`."""
 
+    model: str
+    """Digest of the weights that were calibrated."""
     num_select: int
     num_confirm: int
     methods: dict[str, MethodFacts]

@@ -5,7 +5,10 @@ from typing import Any
 
 from redheart.core.files import write_bytes
 from redheart.data.prepare import Manifest
+from redheart.report.calibration import calibration_section
+from redheart.report.facts import CalibrationFacts
 from redheart.report.figures import draw_lines
+from redheart.report.limitations import limitations
 from redheart.report.tables import comparison_table, markdown_table
 
 
@@ -20,6 +23,7 @@ def write_report(
     spot: Any,
     crossover: Any,
     evaluation: Any,
+    calibration: CalibrationFacts | None = None,
 ) -> Path:
     """Write `report.md` and its figures below `out`; a phase that has not run (None, empty) is said to be missing.
 
@@ -33,6 +37,7 @@ def write_report(
         spot: the sweet spot.
         crossover: the crossover.
         evaluation: models and baselines on the test split.
+        calibration: of the recommended model.
     """
     sections = [
         f"# {title}",
@@ -51,8 +56,10 @@ def write_report(
         _crossover(crossover),
         "## Test split",
         _test(evaluation),
+        "## Calibration",
+        calibration_section(out, calibration),
         "## Limitations",
-        _limitations(manifest, crossover),
+        _limitations(manifest, crossover, calibration),
     ]
     path = out / "report.md"
     write_bytes(path, ("\n\n".join(sections) + "\n").encode())
@@ -191,12 +198,10 @@ def _test(evaluation: Any) -> str:
     )
 
 
-def _limitations(manifest: Manifest, crossover: Any) -> str:
-    facts = [f"- {manifest.read - manifest.invalid - manifest.duplicates:,} records; {manifest.test:,} of them test."]
-    if manifest.schema == "documented" and manifest.best_reachable is not None:
-        facts.append("- The records are generated: the figures say that the machinery works, not how good it is.")
-    if manifest.schema == "distribution":
-        facts.append("- The labels are one labeller's soft judgement; nobody has checked them against people.")
-    if crossover is not None and not crossover.gain_confirm.is_evidence:
-        facts.append("- The recombination of modules shows no evidence of gain on this run.")
-    return "\n".join(facts)
+def _limitations(manifest: Manifest, crossover: Any, calibration: CalibrationFacts | None) -> str:
+    facts = limitations(
+        manifest,
+        is_gain_shown=crossover.gain_confirm.is_evidence if crossover else None,
+        is_calibrated=calibration.is_used if calibration else None,
+    )
+    return "\n".join(f"- {sentence}" for sentence in facts)

@@ -10,9 +10,13 @@ from redheart.data.prepare import Manifest
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
+from redheart.report.facts import CalibrationFacts
+from redheart.report.html import write_html
+from redheart.report.latex import write_tables
 from redheart.report.report import write_report
 from redheart.select.sweet_spot import SweetSpot
 from redheart.study import run_folder
+from redheart.study.final import model_digest, recommended
 from redheart.study.phases import Sweep, open_data, run_sweep, run_training
 from redheart.study.run_folder import RunFolder
 from redheart.study.selection import Crossover, EvaluationResult, run_crossover, run_evaluation, run_sweet_spot
@@ -59,21 +63,38 @@ def run_study(config: StudyConfig) -> Path:
 
 
 def make_report(config: StudyConfig, folder: RunFolder) -> Path:
-    """Write the report from the files of the run, whatever phases have run."""
+    """Write the report from the files of the run, whatever phases have run: Markdown, HTML, tables for a paper."""
     manifest = read_sealed(folder.data / "manifest.json", Manifest)
     model = build(preset(config.preset, outputs=manifest.inventory.outputs), seed=config.seed, device="meta")
     sweep = _if_there(folder.sweep / "sweep.json", Sweep)
-    return write_report(
+    ledger_rows = list(count(model).modules.items())
+    evaluation = _if_there(folder.evaluation / "evaluation.json", EvaluationResult)
+    path = write_report(
         folder.report,
         title=f"Red Heart: {folder.root.name}",
         manifest=manifest,
-        ledger_rows=list(count(model).modules.items()),
+        ledger_rows=ledger_rows,
         trials=sweep.trials if sweep else [],
         epochs=read_events(folder.train / "events.jsonl", "epoch"),
         spot=_if_there(folder.select / "sweet_spot.json", SweetSpot),
         crossover=_if_there(folder.select / "crossover.json", Crossover),
-        evaluation=_if_there(folder.evaluation / "evaluation.json", EvaluationResult),
+        evaluation=evaluation,
+        calibration=_calibration(folder),
     )
+    write_tables(
+        folder.report / "tables",
+        manifest=manifest,
+        ledger_rows=ledger_rows,
+        evaluations={**evaluation.models, **evaluation.baselines} if evaluation else None,
+    )
+    write_html(path)
+    return path
+
+
+def _calibration(folder: RunFolder) -> CalibrationFacts | None:
+    """The calibration, unless it was fitted to another model than the run now recommends."""
+    found = _if_there(folder.calibration / "calibration.json", CalibrationFacts)
+    return found if found and found.model == model_digest(folder, recommended(folder)) else None
 
 
 def _if_there(path: Path, kind: type[T]) -> T | None:

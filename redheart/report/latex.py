@@ -1,0 +1,111 @@
+"""Tables for a paper: LaTeX that needs no package, and the same figures unrounded as CSV."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from redheart.core.files import write_bytes
+from redheart.data.prepare import Manifest
+from redheart.evaluate.evaluation import Evaluation
+from redheart.report.tables import estimate_text
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+}
+_PARTS = ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
+
+
+def write_tables(
+    out: Path,
+    *,
+    manifest: Manifest,
+    ledger_rows: Sequence[tuple[str, int]],
+    evaluations: Mapping[str, Evaluation] | None,
+) -> list[Path]:
+    """Write `data`, `model` and, where there is an evaluation, `results` as `.tex` and `.csv`; the paths.
+
+    Args:
+        out: folder of the tables.
+        manifest: of the prepared data.
+        ledger_rows: module names and their numbers of parameters.
+        evaluations: models and baselines on the test split, by name.
+    """
+    total = sum(count for _, count in ledger_rows)
+    data = [(part, getattr(manifest, part)) for part in _PARTS]
+    model = [*ledger_rows, ("total", total)]
+    texts = {
+        "data.tex": latex_table(["", "records"], [[name, f"{count:,}"] for name, count in data]),
+        "data.csv": csv_table(["part", "records"], data),
+        "model.tex": latex_table(["module", "parameters"], [[name, f"{count:,}"] for name, count in model]),
+        "model.csv": csv_table(["module", "parameters"], model),
+    }
+    if evaluations:
+        texts["results.tex"] = _results_latex(evaluations)
+        texts["results.csv"] = _results_csv(evaluations)
+    for name, text in texts.items():
+        write_bytes(out / name, text.encode())
+    return [out / name for name in texts]
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A `tabular`; the first column is text, the others are aligned right."""
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\hline", _line(header), r"\hline"]
+    return "\n".join([*lines, *[_line(row) for row in rows], r"\hline", r"\end{tabular}", ""])
+
+
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A CSV; numbers as they are, nothing rounded, an absent one empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(
+        ["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows
+    )
+    return text.getvalue()
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    plain = "".join(_SPECIAL.get(character, character) for character in text)
+    # In text a minus would be set as a hyphen.
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", plain)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " & ".join(escaped(cell) for cell in cells) + r" \\"
+
+
+def _results_latex(evaluations: Mapping[str, Evaluation]) -> str:
+    metrics = {
+        (task, metric): None
+        for evaluation in evaluations.values()
+        for task, found in evaluation.tasks.items()
+        for metric in found
+    }
+    rows = [
+        [f"{task}: {metric}", *[estimate_text(item.tasks.get(task, {}).get(metric)) for item in evaluations.values()]]
+        for task, metric in metrics
+    ]
+    return latex_table(["metric", *evaluations], rows)
+
+
+def _results_csv(evaluations: Mapping[str, Evaluation]) -> str:
+    rows = [
+        (name, task, metric, estimate.value, estimate.low, estimate.high)
+        for name, evaluation in evaluations.items()
+        for task, found in evaluation.tasks.items()
+        for metric, estimate in found.items()
+    ]
+    return csv_table(["model", "task", "metric", "value", "low_95", "high_95"], rows)

@@ -1,0 +1,95 @@
+"""The HTML report says what the Markdown says, holds its figures, and needs nothing from elsewhere."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redheart.cli import main
+from redheart.core.errors import BadInput
+from redheart.report.html import render, write_html
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, its text, and checks that elements are closed in turn."""
+
+    VOID = ("meta", "link", "img", "br", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_run_s_report_stands_alone_and_says_all(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["calibrate", str(run_copy)])
+    (run_copy / "report" / "report.html").unlink()
+    main(["report", str(run_copy)])
+    assert capsys.readouterr().out.splitlines()[-1] == str(run_copy / "report" / "report.html")
+    text = (run_copy / "report" / "report.html").read_text()
+    page = Page(text)
+    assert all(source.startswith(("data:", "#section-")) for source in page.sources)
+    assert "http:" not in text and "https:" not in text and "script" not in page.tags
+    assert 'name="viewport"' in text
+    figures = [base64.b64decode(source.partition("base64,")[2]) for source in page.sources if "base64," in source]
+    markdown = (run_copy / "report" / "report.md").read_text()
+    named = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", markdown)
+    assert (
+        figures == [(run_copy / "report" / name).read_bytes() for name in named] and "figures/reliability.png" in named
+    )
+    words = set(re.findall(r"[\w.,+-]+", re.sub(r"!\[.*?\]\(.*?\)", "", markdown))) - {"---", "--"}
+    assert {word for word in words if word.strip("-.,")} <= set(re.findall(r"[\w.,+-]+", page.text))
+    assert page.tags.count("table") == text.count('<div class="scroll"><table>') > 5
+
+
+def test_a_report_without_a_calibration_of_its_model_says_so(run_copy: Path) -> None:
+    report = (run_copy / "report" / "report.md").read_text()
+    assert "`redheart calibrate RUN`" in report.split("## Calibration")[1].split("##")[0]
+    limits = report.split("## Limitations")[1]
+    assert "generated" in limits and "no diagnosis" in limits and "has not been examined" in limits
+
+
+def test_what_looks_like_html_stays_text(tmp_path: Path) -> None:
+    text = (
+        "# A <b>\n\n## <script>alert(1)</script>\n\n| a |\n|---|\n| <img src=x onerror=y> |\n\n[x](javascript:alert(1))"
+    )
+    page = Page(render(text, folder=tmp_path))
+    assert "script" not in page.tags and "img" not in page.tags
+    assert all(source.startswith(("data:", "#section-")) for source in page.sources)
+
+
+@given(st.text(max_size=200))
+def test_any_markdown_without_figures_is_a_page(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    page = Page(render(text.replace("!", "").replace("\0", ""), folder=folder))
+    assert "script" not in page.tags
+
+
+def test_missing_figures_and_reports_are_named(tmp_path: Path) -> None:
+    (tmp_path / "outside.png").write_bytes(b"x")
+    for source in ("none.png", "../outside.png"):
+        with pytest.raises(BadInput, match="figure of the report is missing"):
+            render(f"![a]({source})", folder=tmp_path / "report")
+    with pytest.raises(BadInput, match="there is no report"):
+        write_html(tmp_path / "report.md")
