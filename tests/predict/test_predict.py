@@ -1,6 +1,7 @@
 """What a run predicts: the model's own outputs by name, in any batch, from any accepted file."""
 
 import json
+import sys
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launching import launch
 
 from redheart.cli import main
 from redheart.core.errors import BadInput
@@ -139,3 +141,12 @@ def test_another_encoder_is_refused(run_copy: Path) -> None:
     write_sealed(path, msgspec.structs.replace(manifest, encoder="hash:2"))
     with pytest.raises(BadInput, match="not the one that the model was trained on"):
         open_run(run_copy)
+
+
+def test_the_benchmark_measures_every_way() -> None:
+    command = [sys.executable, "benchmarks/predict.py", "--texts", "3", "--rounds", "1", "--presets", "tiny", "--json"]
+    done = launch([*command, "--batches", "1", "2"])
+    assert done.returncode == 0, done.stderr
+    ways = json.loads(done.stdout)["ways"]
+    assert {(way["encoder"], way["batch"]) for way in ways} == {(e, b) for e in ("hash", "minilm") for b in (1, 2)}
+    assert all(way["texts_per_s"] > 0 for way in ways)
