@@ -12,6 +12,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 from record import write_result
 
 from redheart.core.config import FeatureConfig
@@ -21,6 +22,7 @@ from redheart.data.features import encode_texts, input_text
 from redheart.data.generator import generate
 from redheart.data.inventory import make_inventory
 from redheart.data.records import Record
+from redheart.data.summary import POOLED_WIDTH, SummaryFit
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.predict.predictor import Predictor, as_record
@@ -31,11 +33,17 @@ BATCHES = (1, 8, 32, 128)
 
 
 def make_predictor(name: str, encoder: Encoder, label: str) -> Predictor:
-    """A predictor of a preset with initial weights."""
+    """A predictor of a preset with initial weights and, for a narrow encoder, any projection of its summaries."""
     inventory = make_inventory()
+    (sample,) = encoder.encode(["any text"])
+    numbers = len(sample.summary_L)
+    summary = None
+    if numbers:
+        projection_LP = np.random.default_rng(0).normal(size=(numbers, POOLED_WIDTH)).astype(np.float32)
+        summary = SummaryFit("any", np.zeros(numbers, dtype=np.float32), projection_LP / np.sqrt(np.float32(numbers)))
     model = build(preset(name, outputs=inventory.outputs), seed=0).eval()
     trained = {task.name: task.targets for task in inventory.tasks}
-    return Predictor(model, encoder, FeatureConfig(encoder=label), inventory, trained)
+    return Predictor(model, encoder, FeatureConfig(encoder=label), inventory, trained, summary)
 
 
 def some_texts(count: int, data: Path | None) -> list[Record]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from redheart.core.config import StudyConfig, load_toml, resolved
@@ -54,6 +55,7 @@ def test_a_key_in_the_wrong_section_is_sent_to_its_own(tmp_path: Path) -> None:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.integers(0, 9), min_size=1, max_size=5))
+@hypothesis_settings(deadline=None)
 def test_lines_of_keys_are_where_the_keys_stand(values: dict[str, int]) -> None:
     text = "# top = 1\n[table]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
     assert tomllib.loads(text)["table"] == values

@@ -1,5 +1,6 @@
 """An exported model predicts what its run predicts, loads in the lines of its card, and is refused when damaged."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,13 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launching import environment
 
 from redheart.cli import main
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.data.summary import SummaryFit
 from redheart.predict import load
-from redheart.predict.exported import is_export
+from redheart.predict.exported import is_export, write_export
 from redheart.study.exporting import run_export
 from redheart.study.final import open_run
 
@@ -105,3 +108,16 @@ def test_a_damaged_file_is_named(name: str, how: str, exported: Path, tmp_path: 
 def test_what_is_there_is_not_overwritten(exported: Path, finished_run: Path) -> None:
     with pytest.raises(BadInput, match="there already"):
         run_export(finished_run, exported)
+
+
+def test_the_fit_of_the_features_travels(finished_run: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    fit = SummaryFit("of these", *(random.normal(size=shape).astype(np.float32) for shape in (12, (12, 384))))
+    predictor = dataclasses.replace(open_run(finished_run), summary=fit)
+    write_export(tmp_path / "heart", predictor, card="")
+    found = load(tmp_path / "heart").summary
+    assert found is not None and found.key == fit.key
+    assert (found.mean_L == fit.mean_L).all() and (found.projection_LP == fit.projection_LP).all()
+    (tmp_path / "heart" / "summary.safetensors").unlink()
+    with pytest.raises(CorruptFile, match=r"summary\.safetensors"):
+        load(tmp_path / "heart")

@@ -7,13 +7,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import launch
 
 from redheart.cli import main
+from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
+from redheart.data.encoders import open_encoder
+from redheart.data.features import encode_texts, make_features, widened
 from redheart.data.prepare import load_prepared
+from redheart.data.summary import load_fit
 from redheart.predict.predictor import Predictor, as_record, trained_targets
 from redheart.predict.texts import read_texts
 from redheart.study.final import open_run
@@ -86,6 +90,7 @@ def test_all_faults_of_a_file_are_named_at_once(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))))
+@settings(deadline=None)
 def test_any_json_array_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(rows))
@@ -150,3 +155,17 @@ def test_the_benchmark_measures_every_way() -> None:
     ways = json.loads(done.stdout)["ways"]
     assert {(way["encoder"], way["batch"]) for way in ways} == {(e, b) for e in ("hash", "minilm") for b in (1, 2)}
     assert all(way["texts_per_s"] > 0 for way in ways)
+
+
+def test_a_narrow_encoder_s_features_are_those_of_its_cache(tmp_path: Path) -> None:
+    records = [as_record(f"{KOREAN} I was glad {index} times", f"{index}") for index in range(6)]
+    config, fit = FeatureConfig(encoder="minilm"), tmp_path / "fit.safetensors"
+    cache = make_features(records, config=config, root=tmp_path, fit=fit, train=np.arange(5))
+    texts = [record.text for record in records]
+    encoded = encode_texts(open_encoder("minilm"), texts, seq_len_tokens=config.seq_len_tokens)
+    summary = load_fit(fit)
+    for index, item in enumerate(encoded):
+        # One matrix product of six rows or six of one: the last bit of float16 may differ.
+        np.testing.assert_allclose(widened(item, summary), cache.row(index), rtol=2e-3, atol=2e-3)
+    with pytest.raises(BadInput, match="not this encoder's"):
+        widened(encoded[0], None)

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redheart.cli import main
@@ -80,6 +80,7 @@ def test_what_looks_like_html_stays_text(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=200))
+@settings(deadline=None)
 def test_any_markdown_without_figures_is_a_page(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.getbasetemp()
     page = Page(render(text.replace("!", "").replace("\0", ""), folder=folder))
