@@ -33,6 +33,7 @@ a { color: var(--accent); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.long { white-space: normal; min-width: 18rem; text-align: left !important; }
 td:first-child, th:first-child { position: sticky; left: 0; background: Canvas; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem; }
 code { font-size: .9em; }
@@ -45,6 +46,8 @@ code { font-size: .9em; }
 </body>
 </html>
 """
+
+_LONG_CELL_CHARS = 40
 
 
 def write_html(markdown: Path) -> Path:
@@ -75,6 +78,9 @@ def render(text: str, *, folder: Path) -> str:
     title = "Report"
     sections: list[dict[str, str]] = []
     for opening, inline in pairwise(tokens):
+        # Figures stay on one line and the table scrolls; a sentence in a cell may break.
+        if opening.type == "td_open" and len(inline.content) > _LONG_CELL_CHARS:
+            opening.attrSet("class", "long")
         if opening.type != "heading_open":
             continue
         if opening.tag == "h1":

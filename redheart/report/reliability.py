@@ -15,7 +15,10 @@ def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], *, num_recor
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
     for offset, (name, found) in enumerate(bins.items()):
-        upper.plot([item.confidence for item in found], [item.share for item in found], "o-", label=name, linewidth=1.4)
+        label = "without calibration" if name == "none" else name
+        upper.plot(
+            [item.confidence for item in found], [item.share for item in found], "o-", label=label, linewidth=1.4
+        )
         width = 0.8 * (found[0].high - found[0].low) / len(bins) if found else 0
         left = [item.low + 0.1 * (item.high - item.low) + offset * width for item in found]
         lower.bar(left, [item.num_records for item in found], width=width, align="edge")

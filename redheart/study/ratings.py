@@ -1,5 +1,6 @@
 """A run's predictions beside ratings or recordings of people."""
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -89,7 +90,11 @@ def _measure(
 def _known_texts(root: Path, table: RatingTable, texts: Path | None) -> dict[str, Record]:
     wanted = set(table.ids)
     if texts:
-        return {record.id: record for record in read_texts(texts) if record.id in wanted}
+        found = [record for record in read_texts(texts) if record.id in wanted]
+        twice = [name for name, count in Counter(record.id for record in found).items() if count > 1]
+        if twice:
+            raise BadInput("an id stands for several texts", where=texts, got=", ".join(twice[:10]))
+        return {record.id: record for record in found}
     folder, _ = run_folder.load(root)
     prepared = load_prepared(folder.data)
     rows = np.concatenate([prepared.split[part] for part in (SELECT, CONFIRM)])

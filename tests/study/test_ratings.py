@@ -13,6 +13,7 @@ from redheart.data.prepare import load_prepared
 from redheart.data.rating_table import read_ratings
 from redheart.evaluate.affect import predicted_affect
 from redheart.study.final import open_run
+from redheart.study.ratings import rate
 
 
 def test_subjects_who_follow_the_prediction_are_found(
@@ -47,6 +48,9 @@ def test_texts_of_their_own(finished_run: Path, tmp_path: Path, capsys: pytest.C
         ["ratings", str(finished_run), "--csv", str(tmp_path / "r.csv"), "--texts", str(tmp_path / "t.json"), "--json"]
     )
     assert json.loads(capsys.readouterr().out)["num_texts"] == 6
+    (tmp_path / "t.json").write_text(json.dumps([*texts, texts[0]]))
+    with pytest.raises(BadInput, match=r"several texts\n.*\n.*t0"):
+        rate(finished_run, tmp_path / "r.csv", texts=tmp_path / "t.json")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +75,6 @@ def test_faults_of_a_table_are_named(
 
 
 def test_an_unknown_measure_is_refused_with_the_known_ones(finished_run: Path, tmp_path: Path) -> None:
-    from redheart.study.ratings import rate
-
     name = load_prepared(finished_run / "data")
     identity = name.records[name.split["val_select"][0]].id
     (tmp_path / "r.csv").write_text(f"id,subject,happyness\n{identity},s,1\n")
