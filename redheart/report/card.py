@@ -14,11 +14,10 @@ texts = [
     "오늘 부엌에서 언니와 있을 때 나는 몹시 기뻤다.",
 ]
 for text, prediction in zip(texts, predictor.predict(texts), strict=True):
-    emotions = prediction.tasks["emotion"]
-    strongest = max(emotions, key=emotions.get)
-    print(f"{{text}} -> {{strongest}} ({{emotions[strongest]:.2f}})")
+    print(text)
     for task, values in prediction.tasks.items():
-        print(task, values)
+        strongest = max(values, key=values.get)
+        print(f"  {{task}}: {{strongest}} {{values[strongest]:.2f}} of {{values}}")
 """
 
 

@@ -59,7 +59,7 @@ def test_the_lines_of_the_card_run_as_they_stand(exported: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "->" in done.stdout and "regret_factor" in done.stdout
+    assert "emotion: " in done.stdout and "regret: regret_factor" in done.stdout
 
 
 def numbers_of(value: object) -> Iterator[float]:
