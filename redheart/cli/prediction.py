@@ -1,5 +1,7 @@
 """`predict`, `demo`, `export`: what a finished model says of texts, and the model as a folder of its own."""
 
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,6 +127,9 @@ def _print(predictions: "Iterator[Prediction]", records: "Sequence[Record]", *, 
 
     from redheart.predict.cards import json_line, print_card
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the terminal's encoding lacks, as a Korean title in ASCII, is written as its escape.
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     for prediction, record in zip(predictions, records, strict=True):
         if as_json:

@@ -10,27 +10,36 @@ from rich.text import Text
 
 from redheart.predict.predictor import Prediction
 
-_BAR_CELLS = 30
-_TITLE_CHARS = 60
+_WIDTH, _BAR_CELLS, _TITLE_CHARS = 80, 30, 60
+_OTHER_CELLS = 30
+"""Of a line: the name, the number, frame and gaps."""
 
 
 def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
     """Print what was predicted of a text; the shares of the distribution are sorted, the largest first."""
+    width = min(console.width, _WIDTH)
+    bar_cells = max(1, min(_BAR_CELLS, width - _OTHER_CELLS))
     parts: list[Text | Table] = []
     for task, values in prediction.tasks.items():
         table = Table.grid(padding=(0, 2))
-        table.add_column(min_width=14)
-        table.add_column(width=_BAR_CELLS)
-        table.add_column(justify="right")
+        table.add_column(min_width=14, no_wrap=True)
+        table.add_column(width=bar_cells)
+        table.add_column(justify="right", no_wrap=True)
         is_distribution = task == "emotion"
+        is_ascii = console.options.ascii_only
         items = sorted(values.items(), key=lambda item: -item[1]) if is_distribution else values.items()
         for name, value in items:
-            bar = Bar(1, 0, value, width=_BAR_CELLS, color="red" if is_distribution else "blue")
+            bar = _bar(value, bar_cells, color="red" if is_distribution else "blue", ascii_only=is_ascii)
             table.add_row(name, bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
         parts += [Text(task, style="bold"), table]
     line = " ".join(text.split())
     title = Text(line if len(line) <= _TITLE_CHARS else line[: _TITLE_CHARS - 1] + "…")
-    console.print(Panel(Group(*parts), title=title, title_align="left", width=min(console.width, 80)))
+    console.print(Panel(Group(*parts), title=title, title_align="left", width=width))
+
+
+def _bar(value: float, cells: int, *, color: str, ascii_only: bool) -> Bar | Text:
+    # A terminal without UTF-8 has no eighths of a block.
+    return Text("#" * round(value * cells)) if ascii_only else Bar(1, 0, value, width=cells, color=color)
 
 
 def json_line(prediction: Prediction) -> str:

@@ -68,6 +68,13 @@ class Predictor:
         empty = [record.id for record in records if not record.text.strip()]
         if empty:
             raise BadInput("a text is empty", where=f"id {', '.join(empty[:10])}", expected="at least one word")
+        broken = [record.id for record in records if not _is_unicode(record)]
+        if broken:
+            raise BadInput(
+                "a text is not Unicode",
+                where=f"id {', '.join(broken[:10])}",
+                mend="write it in UTF-8; a terminal in another encoding sends other bytes",
+            )
         for start in range(0, len(records), _CHUNK_TEXTS):
             yield from self._chunk(records[start : start + _CHUNK_TEXTS], batch)
 
@@ -110,6 +117,15 @@ class Predictor:
                     values_BO = calibrated(values_BO, self.calibration)
                 found.setdefault(task.name, np.empty((len(order), values_BO.shape[1])))[rows] = values_BO
         return found
+
+
+def _is_unicode(record: Record) -> bool:
+    """Half of a surrogate pair can stand in JSON or come from a command line, and no encoder reads it."""
+    try:
+        f"{record.text}{record.title}{record.action}".encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def as_record(text: str, name: str, *, title: str = "", action: str = "") -> Record:

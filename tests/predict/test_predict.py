@@ -1,5 +1,6 @@
 """What a run predicts: the model's own outputs by name, in any batch, from any accepted file."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import launch
+from rich.console import Console
 
 from redheart.cli import main
 from redheart.core.config import FeatureConfig
@@ -18,6 +20,7 @@ from redheart.data.encoders import open_encoder
 from redheart.data.features import encode_texts, make_features, widened
 from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
+from redheart.predict.cards import print_card
 from redheart.predict.predictor import Predictor, as_record, trained_targets
 from redheart.predict.texts import read_texts
 from redheart.study.final import open_run
@@ -114,6 +117,7 @@ def test_nothing_is_left_of_an_output_that_failed(finished_run: Path, tmp_path: 
     [
         ([], "one of --text and --input"),
         (["--text", " "], "a text is empty"),
+        (["--text", "half of a pair: \ud800"], "a text is not Unicode"),
         (["--input", "none.txt"], "file not found"),
         (["--input", "none.doc"], "unknown kind of file"),
         (["--input", "none.txt", "--title", "x"], "--title and --action belong"),
@@ -135,6 +139,18 @@ def test_the_card_shows_every_target_and_the_largest_share_first(
     shares = [float(line.split("%")[0].split()[-1]) for line in lines if "%" in line]
     assert len(shares) == 7 and shares == sorted(shares, reverse=True)
     assert "regret_factor" in "\n".join(lines)
+
+
+def test_a_terminal_without_utf8_or_width_shows_the_card_too(finished_run: Path, predictor: Predictor) -> None:
+    (prediction,) = predictor.predict([KOREAN])
+    for encoding, width in (("ascii", 80), ("utf-8", 40)):
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+        print_card(Console(file=file, width=width, legacy_windows=False), prediction, text=KOREAN)
+        file.seek(0)
+        lines = file.read().splitlines()
+        # An escaped title is wider than its frame.
+        assert all(len(line) <= width for line in lines[1:])
+        assert all(any(name in line for line in lines) for name in ("regret_factor", "sadness", "fecundity"))
 
 
 def test_another_encoder_is_refused(run_copy: Path) -> None:
