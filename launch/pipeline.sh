@@ -10,5 +10,6 @@ shift
 "$redheart" train --out "$run" "$@"   # the main run: snapshots per module, resumable
 "$redheart" sweet-spot "$run"         # best epoch of every module group
 "$redheart" crossover "$run"          # the recombined model beside the best single snapshot
+"$redheart" calibrate "$run" || [ $? -eq 2 ]  # does its confidence mean what it says; 2: too few records to say
 "$redheart" evaluate "$run"           # test split, beside the baselines
 "$redheart" report "$run"             # report.md with figures

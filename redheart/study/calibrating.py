@@ -139,7 +139,7 @@ def _labelled(prepared: Prepared, part: str) -> tuple[np.ndarray, np.ndarray]:
             mend="calibrate a run of more records",
         )
     if targets_NC.shape[1] < 3:
-        raise BadInput("calibration is for three classes or more", got=targets_NC.shape[1])
+        raise BadInput("calibration is for three classes or more", where=part, got=targets_NC.shape[1], expected="3")
     # Labels are rounded to two decimals: their sums miss 1 by a little.
     return rows, targets_NC / targets_NC.sum(1, keepdims=True)
 

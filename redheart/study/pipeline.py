@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from redheart.core.config import StudyConfig
+from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.data.prepare import Manifest
 from redheart.model.dims import preset
@@ -16,8 +17,9 @@ from redheart.report.latex import write_tables
 from redheart.report.report import write_report
 from redheart.select.sweet_spot import SweetSpot
 from redheart.study import run_folder
+from redheart.study.calibrating import run_calibration
 from redheart.study.final import model_digest, recommended
-from redheart.study.phases import Sweep, open_data, run_sweep, run_training
+from redheart.study.phases import StudyData, Sweep, open_data, run_sweep, run_training
 from redheart.study.run_folder import RunFolder
 from redheart.study.selection import Crossover, EvaluationResult, run_crossover, run_evaluation, run_sweet_spot
 from redheart.train.events import read_events
@@ -26,7 +28,7 @@ T = TypeVar("T")
 
 
 def run_study(config: StudyConfig) -> Path:
-    """Prepare, sweep, train, select, cross over, evaluate, report; the path of the report.
+    """Prepare, sweep, train, select, cross over, calibrate, evaluate, report; the path of the report.
 
     Raises:
         RedHeartError: a phase failed; run the same command again once the cause is mended.
@@ -53,6 +55,7 @@ def run_study(config: StudyConfig) -> Path:
         _say("sweet-spot", f"anchor epoch {spot.anchor_epoch}, {spot.num_candidates} scores compared")
         crossover = run_crossover(config, folder, data)
         _say("crossover", crossover.verdict)
+        _say("calibrate", _calibrate(config, folder, data))
         evaluation = run_evaluation(config, folder, data)
         emotion = evaluation.models[evaluation.recommended].tasks.get("emotion", {})
         shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
@@ -60,6 +63,14 @@ def run_study(config: StudyConfig) -> Path:
         path = make_report(config, folder)
         _say("report", str(path))
     return path
+
+
+def _calibrate(config: StudyConfig, folder: RunFolder, data: StudyData) -> str:
+    """The calibration's verdict; a run of few records, or without emotions, goes on without one."""
+    try:
+        return run_calibration(config, folder, data).verdict
+    except BadInput as error:
+        return f"left out: {error.what} ({error.where}: {error.got}, expected {error.expected})"
 
 
 def make_report(config: StudyConfig, folder: RunFolder) -> Path:

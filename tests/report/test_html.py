@@ -43,7 +43,6 @@ class Page(HTMLParser):
 
 
 def test_a_run_s_report_stands_alone_and_says_all(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["calibrate", str(run_copy)])
     (run_copy / "report" / "report.html").unlink()
     main(["report", str(run_copy)])
     assert capsys.readouterr().out.splitlines()[-1] == str(run_copy / "report" / "report.html")
@@ -64,6 +63,8 @@ def test_a_run_s_report_stands_alone_and_says_all(run_copy: Path, capsys: pytest
 
 
 def test_a_report_without_a_calibration_of_its_model_says_so(run_copy: Path) -> None:
+    (run_copy / "calibration" / "calibration.json").unlink()
+    main(["report", str(run_copy)])
     report = (run_copy / "report" / "report.md").read_text()
     assert "`redheart calibrate RUN`" in report.split("## Calibration")[1].split("##")[0]
     limits = report.split("## Limitations")[1]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ def test_a_calibrated_model_is_left_alone() -> None:
 
 
 def test_calibrate_stores_what_predict_uses(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_copy / "calibration")
     main(["calibrate", str(run_copy), "--json"])
     shown = json.loads(capsys.readouterr().out)
     assert set(shown["methods"]) == {"none", "temperature", "platt", "isotonic"}
