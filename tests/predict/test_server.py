@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import ROOT, environment
+from launching import ROOT, environment, launch
 
 from redheart.core.errors import BadInput
 from redheart.predict.server import make_server
@@ -107,3 +108,21 @@ def test_the_command_serves_until_it_is_ended(finished_run: Path) -> None:
         process.kill()
         _, errors = process.communicate()
     assert errors == ""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no JavaScript engine here")
+@pytest.mark.parametrize("is_ok", [True, False])
+def test_the_page_shows_what_is_answered(is_ok: bool) -> None:
+    tasks = {"emotion": {"joy": 0.25, "<i>": 0.75}, "regret": {"regret_factor": 0.5}}
+    answer = tasks if is_ok else {"error": "a text is empty"}
+    page = ROOT / "redheart" / "predict" / "page.html"
+    script = Path(__file__).with_name("page_in_node.js")
+    done = launch(["node"], script, page, json.dumps(answer), "ok" if is_ok else "failed")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    sent = {"text": "오늘 <b>", "title": "", "action": ""}
+    assert found["sent"] == {"url": "/predict", "body": sent, "type": "application/json"}
+    assert found["disabled"] is False
+    emotion = ["emotion", ["<i>", "75%", "75.0 %"], ["joy", "25%", "25.0 %"]]
+    assert found["rows"] == ([emotion, ["regret", ["regret_factor", "50%", "0.50"]]] if is_ok else [])
+    assert found["error"] == ("" if is_ok else "a text is empty")
