@@ -19,7 +19,9 @@ SMALL = [
     "--train.effective-batch",
     "16",
 ]
+FOUR_EPOCHS = [*SMALL, "--epochs", "4"]
 PYTHON = [sys.executable, "launch/train.py"]
+PLAIN = [*PYTHON, "--train.strategy", "plain"]
 LAUNCHERS = {
     "accelerate": ["accelerate", "launch", "--config_file", "launch/accelerate.yaml", "launch/train.py"],
     "deepspeed": ["deepspeed", "--num_gpus", "1", "launch/train.py"],
@@ -53,7 +55,7 @@ def launch(command: list[str], *arguments: object, **options: object) -> subproc
         text=True,
         cwd=ROOT,
         env=environment(),
-        timeout=240,
+        timeout=600,
         **options,  # type: ignore[call-overload]
     )
 
@@ -82,16 +84,28 @@ def weights_digest(run: Path) -> dict[str, str]:
     return {str(item.relative_to(run)): hashlib.sha256(item.read_bytes()).hexdigest() for item in files}
 
 
-def events(run: Path) -> list[dict[str, object]]:
-    """The event log without what is measured, which no two runs share."""
-    entries = [json.loads(line) for line in (run / "train" / "events.jsonl").read_text().splitlines()]
+def assert_same_end(run: Path, unbroken: Path) -> None:
+    """The same snapshots, last state and event log, bit by bit; the state before depends on where a run stopped."""
+
+    def ends(folder: Path) -> dict[str, str]:
+        digests = weights_digest(folder)
+        last = max(name for name in digests if "/states/" in name).rpartition("/")[0]
+        return {name: digest for name, digest in digests.items() if "/snapshots/" in name or name.startswith(last)}
+
+    assert ends(run) == ends(unbroken)
+    assert events(run) == events(unbroken)
+
+
+def events(run: Path, part: str = "train") -> list[dict[str, object]]:
+    """The event log of a training in a run's folder, without what is measured, which no two runs share."""
+    entries = [json.loads(line) for line in (run / part / "events.jsonl").read_text().splitlines()]
     kept = [{name: value for name, value in entry.items() if name not in MEASURED} for entry in entries]
     return [entry for entry in kept if entry["event"] in ("step", "epoch")]
 
 
-def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes]) -> None:
-    """Return once the event log of a run holds that many optimizer steps."""
-    path = run / "train" / "events.jsonl"
+def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes], part: str = "train") -> None:
+    """Return once the event log of a training in a run's folder holds that many optimizer steps."""
+    path = run / part / "events.jsonl"
     deadline = time.monotonic() + 180
     while not path.exists() or path.read_text().count('"step", "epoch"') < steps:
         assert process.poll() is None, process.stderr.read() if process.stderr else ""

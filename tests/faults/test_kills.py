@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from launching import LAUNCHERS, PYTHON, SMALL, events, launch, start, weights_digest
+from launching import FOUR_EPOCHS, LAUNCHERS, PLAIN, PYTHON, events, launch, start, weights_digest
 
 from redheart.core.files import write_json
 
-PLAIN = [*PYTHON, "--train.strategy", "plain"]
 WAYS = {"python, plain": PLAIN, "python": PYTHON, **LAUNCHERS}
-SETTINGS = [*SMALL, "--epochs", "4", "--train.state-every-steps", "1"]
 LONGEST_TRAINING_S = 1.2
 SHARE_AT_START = 0.2
 """Share of the kills that come at any time after the start; the others come once training is under way."""
@@ -40,7 +38,7 @@ def kill_and_resume(way: str, *, kills: int, folder: Path, unbroken: Path, seed:
     while tally.kills < kills:
         run = folder / f"run_{tally.runs}"
         tally.runs += 1
-        command = [*WAYS[way], *SETTINGS, "--out", str(run)]
+        command = [*WAYS[way], *FOUR_EPOCHS, "--train.state-every-steps", "1", "--out", str(run)]
         while tally.kills < kills and _killed(command, run, random_):
             tally.kills += 1
             tally.kills_while_saving += any((run / "train").glob("*/.*"))
@@ -80,14 +78,10 @@ def _newest_change(run: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run that nothing happened to, with DeepSpeed and without."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    for way in ("python, plain", "python"):
-        done = launch([*WAYS[way], *SETTINGS, "--out", str(folder / way)])
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {way: folder / ("python, plain" if "plain" in way else "python") for way in WAYS}
+@pytest.fixture
+def unbroken(unbroken_plain: Path, unbroken_zero: Path) -> dict[str, Path]:
+    """What every way to launch is compared with."""
+    return {way: unbroken_plain if "plain" in way else unbroken_zero for way in WAYS}
 
 
 @pytest.mark.parametrize(("way", "kills"), [("python, plain", 4), ("python", 3), ("accelerate", 2), ("deepspeed", 1)])
