@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
-from redheart.core.files import disk_errors, fsync_path, write_json
+from redheart.core.files import disk_errors, fsync_path, write_sealed
 from redheart.core.lock import folder_lock
 from redheart.snapshots import delta
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, link_same, list_snapshots
@@ -179,7 +179,7 @@ def _switch(snapshot: Snapshot, entries: dict[str, TensorFile]) -> Snapshot:
     if rewritten.manifest != snapshot.manifest:
         with disk_errors(snapshot.folder):
             fsync_path(snapshot.folder)
-            write_json(snapshot.folder / MANIFEST, rewritten.manifest)
+            write_sealed(snapshot.folder / MANIFEST, rewritten.manifest)
     remove_leftovers(rewritten)
     return rewritten
 

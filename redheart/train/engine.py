@@ -179,8 +179,11 @@ class ZeroEngine:
         if strategy.state_bits == 8 and strategy.offloads:
             install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
-        self.places = parameter_places(
-            module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets
+        # ZeRO-3 divides every parameter by itself; such an engine is measured here and not trained.
+        self.places = (
+            parameter_places(module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets)
+            if strategy.stage < 3
+            else {}
         )
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
