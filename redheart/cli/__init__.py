@@ -33,6 +33,7 @@ COMMANDS = {
     "ratings": ("people", "do predictions follow what people say: Spearman by subject"),
     "eeg": ("people", "frontal alpha asymmetry of EEG recordings, a table for `ratings`"),
     "report": ("selection", "write the report from the files of a run"),
+    "snapshots": ("snapshots", "list, verify, consolidate, compress, prune and import what runs keep"),
 }
 """Module of this package and summary by name; the function is called as the command."""
 

@@ -80,6 +80,8 @@ class TrainConfig:
     """Each cycle is this many times longer than the one before (T_mult)."""
     snapshot_every: int = 2
     """Epochs between module snapshots."""
+    compress_snapshots: bool = False
+    """Keep all snapshots but the newest as lossless differences, about 30 % of their bytes, made beside training."""
     state_every_steps: int = 0
     """Optimizer steps between resume states; 0 writes one per epoch."""
     checkpointing: bool = False

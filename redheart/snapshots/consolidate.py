@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from redheart.core.errors import BadInput
 from redheart.core.files import new_folder, read_sealed, write_sealed
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.tensor_file import TensorFile, copy_into, read_tensors, write_tensors
+from redheart.snapshots.single_file import Tensors, converted
+from redheart.snapshots.tensor_file import (
+    TensorFile,
+    TensorSpec,
+    copy_into,
+    read_tensors,
+    write_stream,
+    write_tensors,
+)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -55,6 +63,34 @@ def assemble(out: Path, *, choice: Mapping[str, Sequence[int]], snapshots: Seque
             weights = write_tensors(folder / f"{name}.safetensors", _mean_module(chosen, name))
             sources = [snapshot.manifest.modules[name].content_sha256 for snapshot in chosen]
             parts[name] = Part(list(epochs), sources, weights)
+        assembly = Assembly(parts)
+        write_sealed(folder / "manifest.json", assembly)
+    return assembly
+
+
+def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype: torch.dtype | None) -> Assembly:
+    """Write a model that no snapshot stands behind in the form of an assembled one; one tensor is held at a time.
+
+    Args:
+        out: folder to write.
+        tensors: of the whole model; every name begins with one of `modules`.
+        modules: dotted names.
+        dtype: type that floating-point tensors are turned into; None leaves them.
+
+    Raises:
+        DiskError: the model cannot be written.
+    """
+    parts = {}
+    with new_folder(out) as folder:
+        for module in modules:
+            names = [name for name in tensors.specs if name.startswith(f"{module}.")]
+            keys = {name.removeprefix(f"{module}."): name for name in names}
+            specs = {key: converted(tensors.specs[name], dtype) for key, name in keys.items()}
+
+            def read(key: str, specs: Mapping[str, TensorSpec] = specs, keys: Mapping[str, str] = keys) -> Tensor:
+                return tensors[keys[key]].to(specs[key].dtype)
+
+            parts[module] = Part([], [], write_stream(folder / f"{module}.safetensors", specs, read))
         assembly = Assembly(parts)
         write_sealed(folder / "manifest.json", assembly)
     return assembly

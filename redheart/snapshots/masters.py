@@ -1,6 +1,6 @@
 """The float32 weights of a resume state by parameter: ZeRO keeps them flat, group by group, divided among the ranks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,13 +50,8 @@ class Masters(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
-        begin, size = place.offset, TensorSpec(torch.float32, tuple(place.shape)).num_elements
-        parts = []
-        for rank, held in zip(self._ranks, self._sizes[place.group], strict=True):
-            part = slice(max(0, min(begin, held)), max(0, min(begin + size, held)))
-            if part.stop > part.start:
-                parts.append(rank.part(f"{place.group}.master", part))
-            begin -= held
+        wanted = pieces(self._sizes[place.group], place.offset, self.specs[name].num_elements)
+        parts = [self._ranks[rank].part(f"{place.group}.master", part) for rank, part in wanted]
         flat = parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
         return flat.reshape(place.shape)
 
@@ -65,6 +60,16 @@ class Masters(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def pieces(sizes: Sequence[int], offset: int, num_elements: int) -> Iterator[tuple[int, slice]]:
+    """Where some elements of a flat tensor lie that is divided into parts of these sizes: part and slice of it."""
+    begin = offset
+    for index, size in enumerate(sizes):
+        part = slice(max(0, min(begin, size)), max(0, min(begin + num_elements, size)))
+        if part.stop > part.start:
+            yield index, part
+        begin -= size
 
 
 def _master_size(rank: TensorReader, group: int, where: object) -> int:

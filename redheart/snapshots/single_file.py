@@ -36,7 +36,8 @@ class SingleFile(msgspec.Struct, frozen=True):
 class Tensors(Protocol):
     """Tensors by name, of known types and shapes, each read when it is asked for."""
 
-    specs: Mapping[str, TensorSpec]
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]: ...
 
     def __getitem__(self, name: str, /) -> Tensor: ...
 
@@ -115,10 +116,7 @@ def write_model(
     """Write tensors as one file, tensor by tensor; floating-point ones in `dtype`, or as they are where it is None."""
     if out.suffix != SUFFIX:
         raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
-    specs = {
-        name: TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
-        for name, spec in tensors.specs.items()
-    }
+    specs = {name: converted(spec, dtype) for name, spec in tensors.specs.items()}
 
     def read(name: str) -> Tensor:
         tensor = tensors[name].to(specs[name].dtype)
@@ -131,3 +129,8 @@ def write_model(
     return SingleFile(
         str(out), entry.sha256, entry.bytes, len(specs), entry.num_elements, ", ".join(found), str(source)
     )
+
+
+def converted(spec: TensorSpec, dtype: torch.dtype | None) -> TensorSpec:
+    """What a tensor is once floating-point numbers are turned into `dtype`; None leaves them."""
+    return TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec

@@ -126,11 +126,11 @@ def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
     temporary.rename(folder)
     fsync_path(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    for other in _folders(folder.parent):
+    for other in state_folders(folder.parent):
         # One of a later step was damaged when this run went on from before it.
         if other > folder:
             shutil.rmtree(other)
-    for old in _folders(folder.parent)[:-KEPT_STATES]:
+    for old in state_folders(folder.parent)[:-KEPT_STATES]:
         shutil.rmtree(old)
 
 
@@ -144,7 +144,7 @@ def newest_state(root: Path) -> State | None:
         CorruptFile: there are states, and none matches its digests; the files are named.
     """
     refused: list[RedHeartError] = []
-    for folder in reversed(_folders(root)):
+    for folder in reversed(state_folders(root)):
         try:
             manifest = read_sealed(folder / "manifest.json", StateManifest)
             ranks = [open_tensors(folder, entry) for entry in manifest.files]
@@ -164,13 +164,13 @@ def newest_state(root: Path) -> State | None:
 
 def least_events_bytes(root: Path) -> int:
     """How long the event log beside the states below `root` is at least: 0 where no state says it."""
-    for folder in reversed(_folders(root)):
+    for folder in reversed(state_folders(root)):
         # What is wrong with a state is for those to say who want to resume from it.
         with suppress(BadInput, CorruptFile):
             return read_sealed(folder / "manifest.json", StateManifest).progress.events_bytes
     return 0
 
 
-def _folders(root: Path) -> list[Path]:
+def state_folders(root: Path) -> list[Path]:
     """Folders of states, the oldest first; a copy that somebody made beside them has another name."""
     return sorted(root.glob(f"step_{'[0-9]' * 8}"))

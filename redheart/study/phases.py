@@ -174,6 +174,7 @@ def _train_at(
                 num_threads=0,
                 checkpointing=False,
                 snapshot_every=1,
+                compress_snapshots=False,
                 # Another micro-batch changes sums in the last bits, and may be the only way to go on.
                 micro_batch=0,
             ),

@@ -57,6 +57,10 @@ class RunFolder:
         return self.train / "snapshots"
 
     @property
+    def states(self) -> Path:
+        return self.train / "states"
+
+    @property
     def select(self) -> Path:
         return self.root / "select"
 
@@ -155,7 +159,7 @@ def _decisive(config: StudyConfig) -> dict[str, object]:
     """
     values = msgspec.to_builtins(config, enc_hook=str)
     del values["out"], values["epochs"]
-    for name in ("num_threads", "state_every_steps", "checkpointing", "micro_batch"):
+    for name in ("num_threads", "state_every_steps", "checkpointing", "micro_batch", "compress_snapshots"):
         del values["train"][name]
     return dict(values)
 

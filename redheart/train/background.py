@@ -1,5 +1,6 @@
 """Saving beside training: one thread writes copies while the next steps run, where there is memory for the copies."""
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -15,12 +16,12 @@ machine's memory; what was planned for the run is held by then."""
 class BackgroundWriter:
     """Runs one write at a time in a thread; a second one waits for the first.
 
-    An error of a write is raised by the next `submit`, or at the end of the block.
+    An error of a write is raised by the next `submit` or `wait`, or at the end of the block.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[object]] = deque()
 
     def __enter__(self) -> "BackgroundWriter":
         return self
@@ -32,10 +33,14 @@ class BackgroundWriter:
         if error is None:
             self.wait()
 
-    def submit(self, write: Callable[[], None]) -> None:
+    def submit(self, write: Callable[[], object]) -> None:
         """Write once the write before has ended."""
         self.wait()
-        self._pending = self._thread.submit(write)
+        self.add(write)
+
+    def add(self, work: Callable[[], object]) -> None:
+        """Do something that holds no copies behind the write before, without waiting for it."""
+        self._pending.append(self._thread.submit(work))
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -43,9 +48,8 @@ class BackgroundWriter:
         Raises:
             DiskError: the last write failed.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        while self._pending:
+            self._pending.popleft().result()
 
 
 def copies_fit(*groups: Mapping[str, Tensor]) -> bool:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import BadInput, Diverged, DoesNotFit, Interrupted
+from redheart.core.errors import BadInput, Diverged, DoesNotFit, Interrupted, RedHeartError
 from redheart.data.loader import effective_batches, micro_batches, split
+from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import write_snapshot
 from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.train.background import BackgroundWriter, copies_fit
@@ -81,6 +82,9 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
             else:
                 display.end_epoch(run.end_epoch())
         writer.wait()
+        if settings.snapshots and settings.train.compress_snapshots and engine.rank == 0:
+            # What a kill after the last state left to do.
+            _compress(folder / "snapshots")
         run.log.close()
 
 
@@ -371,6 +375,16 @@ class _Run:
             self.writer.submit(write)
         else:
             write()
+        if after and self.settings.train.compress_snapshots:
+            self.writer.add(partial(_compress, self.folder / "snapshots"))
+
+
+def _compress(snapshots: Path) -> None:
+    try:
+        compress_snapshots(snapshots, wait=True)
+    except RedHeartError as error:
+        # It saves space and nothing else; a run is not ended for it.
+        print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
 
 
 def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:

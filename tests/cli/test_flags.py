@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from redheart.cli import COMMANDS, main
+from redheart.cli.snapshots import SUBCOMMANDS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cli_flags.txt"
 
 
 def flags(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
+        main([*command.split(), "--help"])
+    assert not ended.value.code
     found = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out))
     return sorted(set(found) - {"--help"})
 
@@ -23,7 +24,8 @@ def test_flags_are_those_of_the_golden_file(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    text = "".join(f"{command}\n" + "".join(f"  {flag}\n" for flag in flags(command, capsys)) for command in COMMANDS)
+    commands = [*COMMANDS, *(f"snapshots {name}" for name in SUBCOMMANDS)]
+    text = "".join(f"{command}\n" + "".join(f"  {flag}\n" for flag in flags(command, capsys)) for command in commands)
     if os.environ.get("REDHEART_UPDATE_GOLDEN"):
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text(), "meant? then run this test once with REDHEART_UPDATE_GOLDEN=1"

@@ -1,0 +1,156 @@
+"""`snapshots consolidate` and `snapshots import`: whole models as safetensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from redheart.cli.options import Flag, RunPath, parse, print_json
+from redheart.cli.progress import bytes_bar
+from redheart.core.config import Preset
+from redheart.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from redheart.model.network import RedHeart
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class ConsolidateOptions:
+    """Write a model of the run as one safetensors file, tensor by tensor."""
+
+    run: RunPath
+    """Folder of the run."""
+    out: Path
+    """File to write; it appears whole or not at all."""
+    epoch: int | None = None
+    """Snapshot to take; empty takes the newest."""
+    from_state: Flag = False
+    """Take the float32 masters of the newest resume state instead."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Empty keeps what the source holds: bf16 of a snapshot, fp32 of a state."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Read a model of another tool without running anything that is in its files, and write it as safetensors."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A DeepSpeed ZeRO or accelerate folder, or a .pt, .bin or .safetensors file."""
+    out: Path
+    """A .safetensors file; or a folder, for a file per module of the preset."""
+    preset: Preset | None = None
+    """Hold names and shapes against this preset of the model."""
+    like: Path | None = None
+    """Hold names and shapes against the model of this run instead."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Convert floating-point tensors; empty keeps their type."""
+    json: Flag = False
+
+
+def consolidate(arguments: Sequence[str]) -> None:
+    from redheart.snapshots.module_snapshots import list_snapshots
+    from redheart.snapshots.single_file import consolidate_snapshot, consolidate_state
+    from redheart.snapshots.states import newest_state
+    from redheart.study import run_folder
+
+    options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
+    run, _ = run_folder.load(options.run)
+    folder, states = run.snapshots, run.states
+    if options.from_state:
+        if options.epoch is not None:
+            raise BadInput("--epoch names a snapshot and --from-state a resume state", mend="give one of them")
+        state = newest_state(states)
+        if state is None:
+            raise BadInput("the run has no resume state", where=states, mend="train first: `redheart train`")
+        size = sum(entry.bytes for entry in state.manifest.files)
+        with bytes_bar("consolidate", size, shown=not options.json) as advance:
+            made = consolidate_state(state, options.out, dtype=options.dtype or "fp32", on_tensor=advance)
+    else:
+        by_epoch = {item.epoch: item for item in list_snapshots(folder)}
+        if not by_epoch:
+            raise BadInput("the run has no snapshots", where=folder, mend="train first: `redheart train`")
+        epoch = max(by_epoch) if options.epoch is None else options.epoch
+        if epoch not in by_epoch:
+            expected = ", ".join(map(str, by_epoch))
+            raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
+        size = sum(entry.content_bytes for entry in by_epoch[epoch].files)
+        with bytes_bar("consolidate", size, shown=not options.json) as advance:
+            made = consolidate_snapshot(by_epoch[epoch], options.out, dtype=options.dtype or "bf16", on_tensor=advance)
+    if options.json:
+        print_json(made, True)
+    else:
+        print(f"{made.file}: {made.num_tensors} tensors, {made.dtype}, {made.bytes / MB:.2f} MB, from {made.source}")
+
+
+def import_model(arguments: Sequence[str]) -> None:
+    from redheart.model.ledger import module_names
+    from redheart.snapshots.consolidate import write_modules
+    from redheart.snapshots.foreign import open_foreign, problems_against, refuse_problems
+    from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
+    from redheart.snapshots.tensor_file import spec_of
+
+    options = parse(ImportOptions, arguments, "snapshots import")
+    model = _expected_model(options)
+    if model is None and options.out.suffix != SUFFIX:
+        raise BadInput(
+            "a file per module needs to know the modules",
+            where="--out",
+            got=options.out,
+            expected=f"a name that ends in {SUFFIX}, or --preset or --like as well",
+        )
+    found = open_foreign(options.source)
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    expected = None if model is None else {name: spec_of(tensor) for name, tensor in model.state_dict().items()}
+    refuse_problems(problems_against(found.tensors, expected, dtype=dtype), options.source)
+    specs = found.tensors.specs
+    size = sum(spec.bytes for spec in specs.values())
+    with bytes_bar("import", size, shown=not options.json) as advance:
+        if options.out.suffix == SUFFIX:
+            write_model(
+                options.out,
+                found.tensors,
+                dtype=dtype,
+                source=options.source,
+                provenance={"from": found.kind},
+                on_tensor=advance,
+            )
+        elif model is not None:
+            write_modules(options.out, found.tensors, module_names(model), dtype=dtype)
+    made = {
+        "kind": found.kind,
+        "out": str(options.out),
+        "num_tensors": len(specs),
+        "num_elements": sum(spec.num_elements for spec in specs.values()),
+        "ignored": found.ignored,
+        "is_checked": expected is not None,
+    }
+    if options.json:
+        print_json(made, True)
+        return
+    print(f"{options.out}: {made['num_tensors']} tensors, {made['num_elements']:,} elements, from a {found.kind}")
+    if found.ignored:
+        print(f"left out: {', '.join(found.ignored)}")
+    if expected is None:
+        print("names and shapes were held against nothing: --preset or --like does")
+
+
+def _expected_model(options: ImportOptions) -> "RedHeart | None":
+    """The model that an import is held against, on no device."""
+    if options.preset and options.like:
+        raise BadInput("--preset and --like both say what is expected", mend="give one of them")
+    if not options.preset and not options.like:
+        return None
+    from redheart.model.dims import preset
+    from redheart.model.network import build
+    from redheart.study import run_folder, selection
+
+    if options.preset:
+        return build(preset(options.preset), seed=0, device="meta")
+    assert options.like
+    folder, config = run_folder.load(options.like)
+    return build(preset(config.preset, outputs=selection.inventory_of(folder).outputs), seed=0, device="meta")

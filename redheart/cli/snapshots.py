@@ -1,0 +1,208 @@
+"""`snapshots list|verify|consolidate|compress|prune|import`: what a run has kept, and what can be done with it."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from redheart.cli import model_files
+from redheart.cli.options import Flag, RunPath, parse, print_json
+from redheart.cli.progress import bytes_bar
+from redheart.core.errors import BadInput
+
+SUBCOMMANDS = {
+    "list": "snapshots and resume states with their losses and sizes",
+    "verify": "hold every file against its digest; exit code 2 if one is bad",
+    "consolidate": "one safetensors file from a snapshot or from the newest resume state",
+    "compress": "keep all snapshots but the newest as lossless differences",
+    "prune": "remove snapshots that no rule keeps",
+    "import": "a model of DeepSpeed, accelerate or a .pt file as safetensors",
+}
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List the snapshots and resume states of a run."""
+
+    run: RunPath
+    """Folder of the run."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."""
+
+    run: RunPath
+    """Folder of the run."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """Keep all snapshots but the newest and every sixteenth as differences to earlier ones; no bit is lost."""
+
+    run: RunPath
+    """Folder of the run."""
+    undo: Flag = False
+    """Make them whole again."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Say which snapshots no rule keeps, and with --yes remove them; resume states are never touched.
+
+    The newest stays always, and so do those that the run's sweet spot was chosen from.
+    """
+
+    run: RunPath
+    """Folder of the run."""
+    keep_every: int = 0
+    """Keep those whose epoch is a multiple of this."""
+    keep_best: int = 0
+    """Keep this many with the lowest validation loss."""
+    keep_last: int = 0
+    """Keep this many of the newest."""
+    keep_epochs: tuple[int, ...] = ()
+    """Keep these."""
+    yes: Flag = False
+    """Remove, instead of saying what would be removed."""
+    json: Flag = False
+
+
+def snapshots(arguments: Sequence[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_help())
+        sys.exit()
+    if name not in SUBCOMMANDS:
+        raise BadInput("unknown command", got=f"snapshots {name}", expected=", ".join(SUBCOMMANDS))
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "list": _list,
+        "verify": _verify,
+        "consolidate": model_files.consolidate,
+        "compress": _compress,
+        "prune": _prune,
+        "import": model_files.import_model,
+    }
+    commands[name](arguments[1:])
+
+
+def _help() -> str:
+    lines = [f"  {name:<13}{summary}" for name, summary in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: redheart snapshots COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "`redheart snapshots COMMAND --help` lists a command's options.",
+        ]
+    )
+
+
+def _list(arguments: Sequence[str]) -> None:
+    from redheart.snapshots.survey import list_run
+
+    options = parse(ListOptions, arguments, "snapshots list")
+    listing = list_run(*_folders(options.run))
+    if options.json:
+        print_json(listing, True)
+        return
+    print(f"{'epoch':>6}{'step':>8}{'val loss':>10}{'cycle':>7}{'on disk':>12}{'whole':>12}")
+    for row in listing.snapshots:
+        sizes = f"{row.bytes_on_disk / MB:>9.2f} MB{row.bytes_uncompressed / MB:>9.2f} MB"
+        kind = "  differences" if row.is_delta else ""
+        print(f"{row.epoch:>6}{row.step:>8}{row.val_loss:>10.5f}{row.cycle_position:>7.2f}{sizes}{kind}")
+    for state in listing.states:
+        print(f"resume state of step {state.step}, epoch {state.epoch}: {state.bytes_on_disk / MB:.2f} MB of", end=" ")
+        print(f"{state.ranks} rank(s)" + ("" if state.has_parameter_names else "; only a run can read it"))
+    print(f"{listing.bytes_on_disk / MB:.2f} MB in all")
+
+
+def _verify(arguments: Sequence[str]) -> None:
+    from redheart.snapshots.survey import bytes_to_verify, verify_run
+
+    options = parse(VerifyOptions, arguments, "snapshots verify")
+    folders = _folders(options.run)
+    with bytes_bar("verify", bytes_to_verify(*folders), shown=not options.json) as advance:
+        found = verify_run(*folders, on_bytes=advance)
+    if options.json:
+        print_json({**_fields(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
+    else:
+        print(f"{found.files} files, {found.bytes / MB:.2f} MB, {found.megabytes_per_s:.0f} MB/s, {len(found.bad)} bad")
+        for line in found.bad:
+            print(f"bad: {line}", file=sys.stderr)
+    if found.bad:
+        sys.exit(BadInput.exit_code)
+
+
+def _compress(arguments: Sequence[str]) -> None:
+    from redheart.core.lock import folder_lock
+    from redheart.snapshots.compress import compress_snapshots, expand_snapshots
+    from redheart.snapshots.module_snapshots import list_snapshots
+    from redheart.snapshots.prune import disk_bytes
+
+    options = parse(CompressOptions, arguments, "snapshots compress")
+    folder, _ = _folders(options.run)
+    found = list_snapshots(folder)
+    before = disk_bytes(folder)
+    size = sum(entry.content_bytes for item in found for entry in item.manifest.modules.values())
+    with bytes_bar("expand" if options.undo else "compress", size, shown=not options.json) as advance:
+        if options.undo:
+            with folder_lock(folder.parent, name="snapshots", wait=False):
+                done = expand_snapshots(found, on_bytes=advance)
+        else:
+            done = compress_snapshots(folder, on_bytes=advance)
+    after = disk_bytes(folder)
+    if options.json:
+        print_json({"rewritten": done, "bytes_before": before, "bytes_after": after}, True)
+    else:
+        share = f", {after / before:.0%} of it" if before else ""
+        print(f"{len(done)} snapshots rewritten: {before / MB:.2f} MB are now {after / MB:.2f} MB{share}")
+
+
+def _prune(arguments: Sequence[str]) -> None:
+    from redheart.core.files import read_sealed
+    from redheart.select.sweet_spot import SweetSpot
+    from redheart.snapshots.prune import Keep, prune
+    from redheart.study import run_folder
+
+    options = parse(PruneOptions, arguments, "snapshots prune")
+    folder, _ = run_folder.load(options.run)
+    needed: set[int] = set()
+    chosen = folder.select / "sweet_spot.json"
+    if chosen.is_file():
+        spot = read_sealed(chosen, SweetSpot)
+        needed = {spot.anchor_epoch, *(epoch for epochs in spot.modules.values() for epoch in epochs)}
+    keep = Keep(options.keep_every, options.keep_best, options.keep_last, options.keep_epochs)
+    found = prune(folder.snapshots, keep, needed=needed, remove=options.yes)
+    if options.json:
+        print_json(found, True)
+        return
+    print(f"kept     {', '.join(map(str, found.kept))}")
+    print(f"{'removed' if found.is_done else 'to go':<9}{', '.join(map(str, found.removed)) or 'none'}")
+    if found.rewritten:
+        made = "are whole now; `redheart snapshots compress` makes them small again"
+        what = made if found.is_done else "would be made whole first"
+        print(f"whole    {', '.join(map(str, found.rewritten))} held differences to those and {what}")
+    if found.bytes_after is None:
+        print("nothing was changed: --yes removes them")
+    else:
+        print(f"{found.bytes_before / MB:.2f} MB are now {found.bytes_after / MB:.2f} MB")
+
+
+def _folders(run: Path) -> tuple[Path, Path]:
+    """A run's snapshots and its resume states."""
+    from redheart.study import run_folder
+
+    folder, _ = run_folder.load(run)
+    return folder.snapshots, folder.states
+
+
+def _fields(value: object) -> dict[str, object]:
+    import msgspec
+
+    return dict(msgspec.to_builtins(value))

@@ -1,0 +1,94 @@
+"""Files of `torch.save` read without running anything that is in them.
+
+Only torch's own restricted reader is used (`weights_only=True`). What DeepSpeed's files name beside tensors, its enum
+of stages, loss scaler and fragment addresses, becomes an inert object here: none of DeepSpeed's code is needed or run.
+"""
+
+import struct
+import zipfile
+from pathlib import Path
+
+import torch
+
+from redheart.core.errors import BadInput, CorruptFile
+
+_ALLOWED = (
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""What `save_checkpoint` of DeepSpeed 0.19.8 writes in stages 1 and 2; the dynamic scaler comes with fp16 alone."""
+
+_UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    torch.serialization.pickle.PickleError,
+)
+"""What torch's reader was seen to raise on files that were changed at random."""
+
+
+class Inert:
+    """Stands where a file names one of DeepSpeed's classes; remembers what it was called with and does nothing."""
+
+    arguments: tuple[object, ...]
+
+    def __new__(cls, *arguments: object) -> "Inert":
+        made = object.__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        return None
+
+
+def load_torch_file(path: Path) -> object:
+    """The content of a file of `torch.save`; tensors are mapped, and read from the disk when they are used.
+
+    Raises:
+        BadInput: not such a file, or it names anything but tensors and plain data; the names are listed.
+        CorruptFile: its checksums do not match, or it is not readable.
+    """
+    _check_zip(path)
+    try:
+        with torch.serialization.safe_globals([(Inert, name) for name in _ALLOWED]):
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            if not unsafe:
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except _UNREADABLE as error:
+        raise CorruptFile("a file of torch.save cannot be read", where=path, got=str(error).split("\n")[0]) from error
+    raise BadInput(
+        "a file wants to run code when it is read; it was not",
+        where=path,
+        got=", ".join(sorted(unsafe)),
+        expected="tensors, numbers, texts, lists and dictionaries",
+        mend="if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
+    )
+
+
+def _check_zip(path: Path) -> None:
+    if not path.is_file():
+        raise BadInput("file not found", where=path)
+    if not zipfile.is_zipfile(path):
+        raise BadInput(
+            "not a file of torch.save",
+            where=path,
+            expected="the zip format of torch 1.6 and later",
+            mend="save it again with a newer torch, best as safetensors",
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch stores without compression; anything else could unfold to any size.
+            packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
+            broken = packed[0] if packed else archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error, EOFError) as error:
+        raise CorruptFile("a file of torch.save was changed or cut", where=path, got=error) from error
+    if broken is not None:
+        raise CorruptFile("a part of a file of torch.save was changed", where=path, got=broken)
