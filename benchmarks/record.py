@@ -20,7 +20,18 @@ from redheart.core.files import write_json
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 
-VERSIONED = ("torch", "deepspeed", "bitsandbytes", "transformers", "numpy", "scipy", "scikit-learn", "rapidfuzz")
+VERSIONED = (
+    "torch",
+    "deepspeed",
+    "bitsandbytes",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "rapidfuzz",
+    "cma",
+    "mergekit",
+)
 """Distributions whose version can move a figure; absent ones are left out."""
 
 

@@ -147,10 +147,11 @@ def _expected_model(options: ImportOptions) -> "RedHeart | None":
         return None
     from redheart.model.dims import preset
     from redheart.model.network import build
-    from redheart.study import run_folder, selection
+    from redheart.study import run_folder
+    from redheart.study.evaluation import inventory_of
 
     if options.preset:
         return build(preset(options.preset), seed=0, device="meta")
     assert options.like
     folder, config = run_folder.load(options.like)
-    return build(preset(config.preset, outputs=selection.inventory_of(folder).outputs), seed=0, device="meta")
+    return build(preset(config.preset, outputs=inventory_of(folder).outputs), seed=0, device="meta")

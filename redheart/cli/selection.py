@@ -1,10 +1,11 @@
 """`sweet-spot`, `crossover`, `evaluate`, `report`: what a finished run is turned into."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from redheart.cli.options import Flag, RunOptions, RunPath, parse, print_json
+from redheart.core.config import SelectConfig, resolved
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,20 @@ class SweetSpotOptions:
     run: RunPath
     """Folder of the run."""
     strategy: str | None = None
-    """Selection strategy; empty takes the run's."""
+    """Short for `--select.strategy`."""
+    select: SelectConfig = field(default_factory=SelectConfig)
+    """What is not given is as the run was started with."""
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class CrossoverOptions:
+    """Assemble the chosen model and compare it with the best single snapshot."""
+
+    run: RunPath
+    """Folder of the run."""
+    mergekit: Path | None = None
+    """Also write the merge as a mergekit YAML, with the tensors that it needs in a folder beside it."""
     json: Flag = False
 
 
@@ -30,36 +44,47 @@ class EvaluateOptions:
 
 
 def sweet_spot(arguments: Sequence[str]) -> None:
-    from redheart.study import phases, run_folder, selection
+    from redheart.select.strategies import strategy_named
+    from redheart.study import phases, run_folder, selection, selection_text
 
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
     with run_folder.opened(options.run) as (folder, config):
+        # Once more, now that the run's own settings are known: what is not given is theirs.
+        options = parse(SweetSpotOptions, arguments, "sweet-spot", SweetSpotOptions(options.run, select=config.select))
+        settings = options.select
+        if options.strategy is not None:
+            settings = replace(settings, strategy=options.strategy)
+        resolved(replace(config, select=settings))
+        strategy_named(settings.strategy)
         data = phases.load_data(config, folder, show_progress=True)
-        spot = selection.run_sweet_spot(folder, data, strategy=options.strategy or config.select.strategy)
-    print_json(spot, options.json)
+        spot = selection.run_sweet_spot(config, folder, data, settings=settings, show_progress=not options.json)
+    _print(spot, selection_text.sweet_spot_lines(spot), options.json)
 
 
 def crossover(arguments: Sequence[str]) -> None:
-    from redheart.study import phases, run_folder, selection
+    from redheart.study import crossover, phases, run_folder, selection_text
 
-    options = parse(RunOptions, arguments, "crossover")
+    options = parse(CrossoverOptions, arguments, "crossover")
     with run_folder.opened(options.run) as (folder, config):
         data = phases.load_data(config, folder, show_progress=True)
-        print_json(selection.run_crossover(config, folder, data), options.json)
+        result = crossover.run_crossover(config, folder, data)
+        if options.mergekit:
+            crossover.write_mergekit(config, folder, data, result, options.mergekit)
+    _print(result, selection_text.crossover_lines(result), options.json)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    from redheart.study import phases, run_folder, selection
+    from redheart.study import evaluation, phases, run_folder
 
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
         with run_folder.opened(options.run) as (folder, config):
             data = phases.load_data(config, folder, show_progress=True)
-            print_json(selection.run_evaluation(config, folder, data), options.json)
+            print_json(evaluation.run_evaluation(config, folder, data), options.json)
     else:
         folder, config = run_folder.load(options.run)
-        inventory = selection.inventory_of(folder)
-        print_json(selection.evaluate_file(config, folder, inventory, options.data), options.json)
+        inventory = evaluation.inventory_of(folder)
+        print_json(evaluation.evaluate_file(config, folder, inventory, options.data), options.json)
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -70,3 +95,10 @@ def report(arguments: Sequence[str]) -> None:
     path = pipeline.make_report(config, folder)
     print(path)
     print(path.with_suffix(".html"))
+
+
+def _print(result: object, lines: list[str], as_json: bool) -> None:
+    if as_json:
+        print_json(result, True)
+    else:
+        print("\n".join(lines))

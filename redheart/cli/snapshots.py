@@ -176,7 +176,7 @@ def _prune(arguments: Sequence[str]) -> None:
     chosen = folder.select / "sweet_spot.json"
     if chosen.is_file():
         spot = read_sealed(chosen, SweetSpot)
-        needed = {spot.anchor_epoch, *(epoch for epochs in spot.modules.values() for epoch in epochs)}
+        needed = {spot.best_epoch, *(epoch for blend in spot.modules.values() for epoch in blend.epochs)}
     keep = Keep(options.keep_every, options.keep_best, options.keep_last, options.keep_epochs)
     found = prune(folder.snapshots, keep, needed=needed, remove=options.yes)
     if options.json:

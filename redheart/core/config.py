@@ -108,8 +108,30 @@ class SweepConfig:
 class SelectConfig:
     """Sweet spot and crossover."""
 
-    strategy: str = "design"
-    """How the epochs of the module groups are chosen: a name in `redheart/select/strategies.py`."""
+    strategy: str = "coordinate"
+    """How epochs are chosen; a wrong name lists all."""
+    level: Literal["group", "module"] = "group"
+    """Choose for the design's module groups, or for every module on its own."""
+    anchor: Literal["single", "average"] = "single"
+    """What `coordinate` and `window` start from: the best single snapshot, or the best average if that is better."""
+    passes: int = 2
+    """How often `coordinate` and `window` go through all groups."""
+    min_z: float = 0.0
+    """They keep a change only if its gain is more than this many of its standard errors."""
+    budget_share: float = 0.05
+    """Their work, as a share of evaluating every candidate of every group and pass as a whole model..."""
+    budget_evaluations: int = 24
+    """...or this many full-model evaluations, where that is more."""
+    last_k: int = 3
+    """Snapshots that `last-k` averages."""
+    cma_anchors: int = 3
+    """Snapshots that `cma` mixes per group, at most five."""
+    cma_evaluations: int = 60
+    """Models that `cma` evaluates, each of them whole."""
+    cache_mib: int = 1536
+    """Memory for results and weights that are kept between evaluations."""
+    map_epochs: int = 5
+    """Snapshots in the transplant matrix and on the interpolation lines; 0 leaves both out."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +182,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "sweep.epochs": (1, _MANY),
     "sweep.score_epochs": (1, _MANY),
     "sweep.gap_weight": (0, 1e9),
+    "select.passes": (1, 10),
+    "select.min_z": (0, 100),
+    "select.budget_share": (0, 1),
+    "select.budget_evaluations": (1, _MANY),
+    "select.last_k": (1, 1000),
+    "select.cma_anchors": (2, 5),
+    "select.cma_evaluations": (1, _MANY),
+    "select.cache_mib": (1, _MANY),
+    "select.map_epochs": (0, 1000),
 }
 _RATES = (1e-12, 1e3)
 

@@ -25,7 +25,7 @@ from redheart.data.inventory import Inventory
 from redheart.data.near_duplicates import clusters, keep_first, near_duplicate_pairs
 from redheart.data.records import Record, Row, read_rows
 from redheart.data.schemas import Parsed, Problem, parse_rows
-from redheart.data.split import split_rows
+from redheart.data.split import Split, split_rows
 
 _SHOWN_PROBLEMS = 100
 MIN_LABELLED = 2
@@ -73,7 +73,8 @@ class Prepared:
     """float32, 0 where absent."""
     mask_NT: np.ndarray
     """bool, True where present."""
-    split: dict[str, np.ndarray]
+    split: Split
+    """Rows by part; the test part is closed."""
 
 
 def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int, replace: bool = True) -> Manifest:
@@ -192,7 +193,7 @@ def load_prepared(folder: Path) -> Prepared:
         records=[msgspec.json.decode(line, type=Record) for line in lines],
         values_NT=tensors["values_NT"],
         mask_NT=tensors["mask_NT"].astype(bool),
-        split={part: np.array(rows, dtype=np.int64) for part, rows in split.items()},
+        split=Split({part: np.array(rows, dtype=np.int64) for part, rows in split.items()}),
     )
 
 

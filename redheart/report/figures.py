@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+_LINE_STYLES = ("-", "--", ":")
 
 
 def draw_lines(
@@ -20,8 +23,10 @@ def draw_lines(
 ) -> None:
     """Line plots in one picture; `marks` puts a dot at an x of a series."""
     figure, axes = _figure()
-    for name, (x, y) in series.items():
-        (line,) = axes.plot(x, y, label=name, linewidth=1.4, marker="." if len(x) < 12 else None)
+    for index, (name, (x, y)) in enumerate(series.items()):
+        # Colours come round after ten lines.
+        style = _LINE_STYLES[index // 10 % len(_LINE_STYLES)]
+        (line,) = axes.plot(x, y, label=name, linewidth=1.4, linestyle=style, marker="." if len(x) < 12 else None)
         if marks and name in marks and marks[name] in x:
             axes.plot([marks[name]], [y[list(x).index(marks[name])]], "o", color=line.get_color(), markersize=8)
     if log_x:
@@ -29,6 +34,39 @@ def draw_lines(
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
         axes.legend(fontsize=8, ncols=2 if len(series) > 8 else 1)
+    _save(figure, path)
+
+
+def draw_heatmaps(
+    path: Path,
+    tables: Mapping[str, np.ndarray],
+    *,
+    labels: Sequence[str],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """Square tables side by side in one picture, on one scale of colours around zero, with their values."""
+    columns = min(4, len(tables))
+    rows = -(-len(tables) // columns)
+    figure = Figure(figsize=(2.4 * columns + 0.8, 2.5 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    bound = max(float(np.abs(table).max()) for table in tables.values()) or 1.0
+    for axes in grid.flat[len(tables) :]:
+        axes.set_visible(False)
+    for axes, (name, table) in zip(grid.flat, tables.items(), strict=False):
+        image = axes.imshow(table, cmap="RdBu", vmin=-bound, vmax=bound)
+        axes.set_title(name, fontsize=9)
+        axes.set_xticks(range(len(labels)), labels, fontsize=7)
+        axes.set_yticks(range(len(labels)), labels, fontsize=7)
+        if len(labels) <= 6:
+            for (row, column), value in np.ndenumerate(table):
+                colour = "white" if abs(value) > 0.6 * bound else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=6, color=colour)
+    figure.colorbar(image, ax=grid, shrink=0.8)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(xlabel, fontsize=9)
+    figure.supylabel(ylabel, fontsize=9)
     _save(figure, path)
 
 

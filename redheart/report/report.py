@@ -9,7 +9,16 @@ from redheart.report.calibration import calibration_section
 from redheart.report.facts import CalibrationFacts
 from redheart.report.figures import draw_lines
 from redheart.report.limitations import limitations
+from redheart.report.selection import (
+    MISSING,
+    crossover_section,
+    maps_section,
+    openings_section,
+    sweet_spot_section,
+)
 from redheart.report.tables import comparison_table, markdown_table
+from redheart.select.maps import Maps
+from redheart.select.sweet_spot import SweetSpot
 
 
 def write_report(
@@ -20,7 +29,9 @@ def write_report(
     ledger_rows: list[tuple[str, int]],
     trials: list[Any],
     epochs: list[dict[str, Any]],
-    spot: Any,
+    spot: SweetSpot | None,
+    maps: Maps | None,
+    openings: list[Any],
     crossover: Any,
     evaluation: Any,
     calibration: CalibrationFacts | None = None,
@@ -35,6 +46,8 @@ def write_report(
         trials: of the sweep.
         epochs: the epoch events of the main run.
         spot: the sweet spot.
+        maps: transplants and lines between snapshots.
+        openings: of the confirm records and the test split.
         crossover: the crossover.
         evaluation: models and baselines on the test split.
         calibration: of the recommended model.
@@ -51,22 +64,23 @@ def write_report(
         "## Training",
         _training(out, epochs, manifest),
         "## Sweet spot",
-        _sweet_spot(out, spot),
+        sweet_spot_section(out, spot),
+        "## Transplants and lines between snapshots",
+        maps_section(out, maps),
         "## Crossover",
-        _crossover(crossover),
+        crossover_section(crossover),
         "## Test split",
         _test(evaluation),
         "## Calibration",
         calibration_section(out, calibration),
+        "## Records that were opened",
+        openings_section(openings),
         "## Limitations",
         _limitations(manifest, crossover, calibration),
     ]
     path = out / "report.md"
     write_bytes(path, ("\n\n".join(sections) + "\n").encode())
     return path
-
-
-_MISSING = "This phase has not run."
 
 
 def _summary(crossover: Any, evaluation: Any) -> str:
@@ -98,7 +112,7 @@ def _model(ledger_rows: list[tuple[str, int]]) -> str:
 
 def _sweep(out: Path, trials: list[Any]) -> str:
     if not trials:
-        return _MISSING
+        return MISSING
     rows = [[f"{trial.rate:g}", "–" if trial.score is None else f"{trial.score:.5f}", trial.status] for trial in trials]
     scored = [trial for trial in trials if trial.score is not None]
     draw_lines(
@@ -114,7 +128,7 @@ def _sweep(out: Path, trials: list[Any]) -> str:
 
 def _training(out: Path, epochs: list[dict[str, Any]], manifest: Manifest) -> str:
     if not epochs:
-        return _MISSING
+        return MISSING
     x = [event["epoch"] for event in epochs]
     draw_lines(
         out / "figures" / "loss.png",
@@ -149,45 +163,9 @@ def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
 
 
-def _sweet_spot(out: Path, spot: Any) -> str:
-    if spot is None:
-        return _MISSING
-    rows = [[name, ", ".join(map(str, group.epochs)), group.reason] for name, group in spot.groups.items()]
-    scored = {name: (spot.epochs, group.scores) for name, group in spot.groups.items() if group.scores}
-    text = (
-        f"Strategy `{spot.strategy}`; anchor: epoch {spot.anchor_epoch}, the best single snapshot; "
-        f"{spot.num_candidates} scores compared.\n\n" + markdown_table(["group", "epoch", "why"], rows)
-    )
-    if scored:
-        draw_lines(
-            out / "figures" / "sweet_spot.png",
-            scored,
-            title="Score of every group by epoch (lower is better), chosen epoch marked",
-            xlabel="epoch",
-            ylabel="score",
-            marks={name: float(spot.groups[name].epochs[0]) for name in scored},
-        )
-        text += "\n\n![sweet spot](figures/sweet_spot.png)"
-    return text
-
-
-def _crossover(crossover: Any) -> str:
-    if crossover is None:
-        return _MISSING
-    rows = [
-        [name, f"{gain.percent:+.2f} %", f"{gain.low:+.2f} %", f"{gain.high:+.2f} %", str(gain.num_records)]
-        for name, gain in (
-            ("select (the choice was made here)", crossover.gain_select),
-            ("confirm", crossover.gain_confirm),
-        )
-    ]
-    table = markdown_table(["gain over the best single snapshot", "loss lower by", "low", "high", "records"], rows)
-    return f"{table}\n\n{crossover.verdict}"
-
-
 def _test(evaluation: Any) -> str:
     if evaluation is None:
-        return _MISSING
+        return MISSING
     gain = evaluation.gain_test
     return (
         "Values with 95 % bootstrap intervals over records.\n\n"

@@ -1,11 +1,17 @@
 """What a selection strategy may look at: losses on the select half of the validation records, and nothing else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from redheart.core.errors import BadInput
+from redheart.select.scoring import Scoring, scoring_of
+from redheart.snapshots.blend import Blend
+
+Level = Literal["group", "module"]
 
 
 @dataclass(frozen=True)
@@ -23,48 +29,71 @@ class SelectionProblem:
     """By predictor, the mean training loss of the epoch."""
     finals: tuple[str, ...]
     """The predictors whose predictions are the model's."""
+    floors_N: dict[str, np.ndarray] = field(default_factory=dict)
+    """By final predictor, the part of every record's loss that no model can remove; zero where absent."""
+
+    @cached_property
+    def scoring(self) -> Scoring:
+        """How the final predictors' losses become one number."""
+        return scoring_of(self.losses_EN, self.floors_N, self.finals)
+
+    @cached_property
+    def scores_EN(self) -> np.ndarray:
+        """Score of every snapshot as a whole on every record, from its stored outputs."""
+        return np.stack(
+            [
+                self.scoring.score_N({name: self.losses_EN[name][index] for name in self.scoring.scales}, self.floors_N)
+                for index in range(len(self.epochs))
+            ]
+        )
+
+    @property
+    def best_epoch(self) -> int:
+        """The best single snapshot."""
+        return self.epochs[int(np.argmin(self.scores_EN.mean(1)))]
 
     def mean_losses_E(self, predictor: str) -> np.ndarray:
         """Mean loss of a predictor at every snapshot."""
         means: np.ndarray = np.nanmean(self.losses_EN[predictor], axis=1)
         return means
 
-    def final_losses_E(self) -> np.ndarray:
-        """Mean over the final predictors of their mean loss: what a snapshot is worth as a whole."""
-        return np.mean([self.mean_losses_E(name) for name in self.measured(self.finals)], axis=0)
-
     def measured(self, predictors: Sequence[str]) -> list[str]:
         """Those predictors that have a loss: a task without any target has none."""
         return [name for name in predictors if name in self.losses_EN and not np.isnan(self.losses_EN[name]).all()]
 
+    def units(self, level: Level) -> dict[str, tuple[str, ...]]:
+        """What is chosen as one: the groups, or every module alone.
+
+        Raises:
+            BadInput: a module is in no group.
+        """
+        if level == "module":
+            return {module: (module,) for module in self.modules}
+        covered = {module for modules in self.groups.values() for module in modules}
+        missing = [module for module in self.modules if module not in covered]
+        if missing:
+            raise BadInput("modules without a choice", got=", ".join(missing))
+        return self.groups
+
 
 @dataclass(frozen=True)
-class GroupChoice:
-    """What was chosen for a group, and the score of every snapshot for it."""
+class UnitChoice:
+    """What was chosen for a group or a module."""
 
-    epochs: tuple[int, ...]
-    scores_E: tuple[float, ...] | None
-    """Lower is better; None where the group has no loss of its own and takes the anchor."""
+    blend: Blend
     reason: str
+    scores: dict[Blend, float] = field(default_factory=dict)
+    """What was compared for it, lower is better; empty where it was not chosen by a score of its own."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """A model to assemble."""
 
-    anchor_epoch: int
-    groups: dict[str, GroupChoice]
+    units: dict[str, UnitChoice]
+    modules: dict[str, Blend]
 
-    def epochs_of_modules(self, problem: SelectionProblem) -> dict[str, list[int]]:
-        """Epochs by module, for every module of the model.
 
-        Raises:
-            BadInput: a module is in no group.
-        """
-        chosen = {
-            module: list(self.groups[group].epochs) for group, modules in problem.groups.items() for module in modules
-        }
-        missing = [module for module in problem.modules if module not in chosen]
-        if missing:
-            raise BadInput("modules without a choice", got=", ".join(missing))
-        return {module: chosen[module] for module in problem.modules}
+def choice_of(units: dict[str, tuple[str, ...]], chosen: dict[str, UnitChoice]) -> Choice:
+    """The choice for all modules from that for their groups."""
+    return Choice(chosen, {module: chosen[name].blend for name, modules in units.items() for module in modules})

@@ -1,14 +1,20 @@
-"""Is one model really better than another? A paired bootstrap interval, and the sentence that follows from it."""
+"""Is one model really better than another? Paired intervals, corrections for having searched, and the sentence.
+
+Shape suffixes: N records, C candidates, B bootstrap rounds.
+"""
 
 import warnings
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap, norm
 
 from redheart.core.errors import BadInput
 
 _RESAMPLES = 5000
+_ROUNDS = 1000
+LEVEL = 0.95
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -18,20 +24,37 @@ class Gain(msgspec.Struct, frozen=True):
     low: float
     high: float
     num_records: int
+    level: float = LEVEL
+    """Of the interval from `low` to `high`."""
 
     @property
     def is_evidence(self) -> bool:
-        """Whether the 95 % interval lies above zero."""
+        """Whether the interval lies above zero."""
         return self.low > 0
 
+    def __str__(self) -> str:
+        interval = f"[{self.low:+.2f}, {self.high:+.2f}]"
+        if self.level != LEVEL:
+            interval += f" at {self.level:.1%}"
+        return f"{self.percent:+.2f} % {interval} on {self.num_records} records"
 
-def paired_gain(reference_N: np.ndarray, candidate_N: np.ndarray, *, seed: int) -> Gain:
-    """Gain in mean loss with a paired BCa 95 % interval (Efron 1987) over records.
+
+def paired_gain(
+    reference_N: np.ndarray,
+    candidate_N: np.ndarray,
+    *,
+    seed: int,
+    level: float = LEVEL,
+    resamples: int = _RESAMPLES,
+) -> Gain:
+    """Gain in mean loss with a paired BCa interval (Efron 1987) over records.
 
     Args:
         reference_N: loss of the reference on every record, NaN where it has no target.
         candidate_N: loss of the candidate on the same records.
         seed: seed of the bootstrap.
+        level: of the interval.
+        resamples: of the bootstrap.
 
     Raises:
         BadInput: fewer than two records have a target.
@@ -44,31 +67,84 @@ def paired_gain(reference_N: np.ndarray, candidate_N: np.ndarray, *, seed: int) 
     scale = 100 / reference_N.mean()
     if np.ptp(differences_N) == 0:
         value = float(differences_N.mean() * scale)
-        return Gain(value, value, value, len(differences_N))
-    interval = _interval(differences_N, "BCa", seed=seed)
-    if not np.isfinite(interval).all():
+        return Gain(value, value, value, len(differences_N), level)
+    low, high = _interval(differences_N, "BCa", level=level, resamples=resamples, seed=seed)
+    if not np.isfinite([low, high]).all():
         # BCa is not defined where all resamples lie on one side of the mean, as with a handful of records.
-        interval = _interval(differences_N, "percentile", seed=seed)
-    low, high = interval
+        low, high = _interval(differences_N, "percentile", level=level, resamples=resamples, seed=seed)
     return Gain(
         float(differences_N.mean() * scale),
         float(low * scale),
         float(high * scale),
         len(differences_N),
+        level,
     )
 
 
-def _interval(values_N: np.ndarray, method: str, *, seed: int) -> tuple[float, float]:
-    random = np.random.default_rng(seed)
+def _interval(values_N: np.ndarray, method: str, *, level: float, resamples: int, seed: int) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
-        found = bootstrap((values_N,), np.mean, vectorized=True, method=method, n_resamples=_RESAMPLES, rng=random)
+        found = bootstrap(
+            (values_N,),
+            np.mean,
+            vectorized=True,
+            confidence_level=level,
+            method=method,
+            n_resamples=resamples,
+            rng=np.random.default_rng(seed),
+        )
     return found.confidence_interval.low, found.confidence_interval.high
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family of tests (Holm 1979): the chance of one false alarm among all stays below them."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
+    result = np.empty(len(p_values))
+    result[order] = adjusted
+    return [float(value) for value in result]
+
+
+def one_sided_p(z: float) -> float:
+    """Chance of a mean gain this many standard errors above zero, or more, where there is none."""
+    return float(norm.sf(z))
+
+
+def out_of_bag_gain(
+    scores_CN: np.ndarray, reference_N: np.ndarray, *, seed: int, rounds: int = _ROUNDS
+) -> tuple[float, float]:
+    """What the choice of the best of C candidates gains where it was not made, and where it was, in percent.
+
+    The choice itself is bootstrapped on the stored losses: the best candidate of a resample is scored on the records
+    that the resample left out (Tsamardinos et al. 2018; the bias is that of Tibshirani and Tibshirani 2009). What was
+    a candidate was itself decided on all these records, so this corrects the choice among them, not the whole search.
+
+    Args:
+        scores_CN: scores of all candidates that were looked at.
+        reference_N: scores of the model that the gain is over.
+        seed: seed of the bootstrap.
+        rounds: number of resamples, B.
+
+    Returns:
+        The gain on the records left out, and on the resample itself; their difference is the optimism.
+    """
+    number = scores_CN.shape[1]
+    random = np.random.default_rng(seed)
+    counts_BN = random.multinomial(number, np.full(number, 1 / number), size=rounds).astype(np.float64)
+    counts_BN = counts_BN[(counts_BN == 0).any(1)]
+    left_out_BN = (counts_BN == 0).astype(np.float64)
+    left_out_BN /= left_out_BN.sum(1, keepdims=True)
+    chosen_B = np.argmin(counts_BN @ scores_CN.T, axis=1)
+    gains_CN = reference_N - scores_CN
+    inside_B = (counts_BN / number * gains_CN[chosen_B]).sum(1)
+    outside_B = (left_out_BN * gains_CN[chosen_B]).sum(1)
+    scale = 100 / reference_N.mean()
+    return float(outside_B.mean() * scale), float(inside_B.mean() * scale)
 
 
 def verdict(gain: Gain, *, candidate: str, reference: str) -> str:
     """What the interval allows to be said."""
-    figures = f"{gain.percent:+.2f} % [{gain.low:+.2f}, {gain.high:+.2f}] on {gain.num_records} records"
     if gain.is_evidence:
-        return f"The {candidate} is better than the {reference}: loss lower by {figures}."
-    return f"No evidence of gain of the {candidate} over the {reference} ({figures}): use the {reference}."
+        return f"The {candidate} is better than the {reference}: loss lower by {gain}."
+    return f"No evidence of gain of the {candidate} over the {reference} ({gain}): use the {reference}."

@@ -1,87 +1,79 @@
-"""Selection strategies: each is one function from a problem to a choice."""
-
-from collections.abc import Callable
+"""All selection strategies by name. A new one is a function from a search to a choice, and a line in `STRATEGIES`."""
 
 import numpy as np
 
 from redheart.core.errors import BadInput
-from redheart.select.problem import Choice, GroupChoice, SelectionProblem
+from redheart.select.averages import best_single, greedy_soup, last, last_k, snapshot_ema, uniform
+from redheart.select.descent import coordinate, window
+from redheart.select.evolution import cma
+from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
+from redheart.select.search import Search, Strategy
+from redheart.snapshots.blend import single
 
 # Two scores closer than this share of their size count as equal; the lower variance then decides.
 _TIE = 1e-4
 
 
-def best_single(problem: SelectionProblem) -> Choice:
-    """The one snapshot with the lowest final loss."""
-    return _everywhere(problem, (_anchor(problem),), "lowest final loss")
-
-
-def last(problem: SelectionProblem) -> Choice:
-    """The last snapshot."""
-    return _everywhere(problem, (problem.epochs[-1],), "last epoch")
-
-
-def last_three(problem: SelectionProblem) -> Choice:
-    """The mean of the weights of the last three snapshots."""
-    return _everywhere(problem, problem.epochs[-3:], "mean of the last three")
-
-
-def uniform(problem: SelectionProblem) -> Choice:
-    """The mean of the weights of all snapshots."""
-    return _everywhere(problem, problem.epochs, "mean of all")
-
-
-def design(problem: SelectionProblem) -> Choice:
+def design(search: Search) -> Choice:
     """The original design's procedure: every group at the epoch where its own modules' loss is lowest.
 
     Its faults are mended: the score is the group's own loss, each predictor's divided by its lowest, plus the
     overfit penalty max(0, validation - training); all snapshots are candidates for every group; ties go to the
     lower variance over the records; a group without a loss of its own takes the anchor, the best single snapshot.
     """
-    anchor = _anchor(problem)
-    groups = {}
-    for group, modules in problem.groups.items():
-        predictors = problem.measured(modules)
+    problem = search.problem
+    units = problem.units(search.settings.level)
+    chosen = {}
+    for name, members in units.items():
+        predictors = problem.measured(members)
         if not predictors:
-            groups[group] = GroupChoice((anchor,), None, "no loss of its own: the anchor")
+            chosen[name] = UnitChoice(single(problem.best_epoch), "no loss of its own: the anchor")
             continue
-        scores_E = np.mean([_penalised(problem, name) for name in predictors], axis=0)
-        variances_E = np.mean([np.nanvar(problem.losses_EN[name], axis=1) for name in predictors], axis=0)
+        scores_E = np.mean([_penalised(problem, predictor) for predictor in predictors], axis=0)
+        variances_E = np.mean([np.nanvar(problem.losses_EN[predictor], axis=1) for predictor in predictors], axis=0)
         tied = np.flatnonzero(scores_E <= scores_E.min() * (1 + _TIE))
         best = int(tied[np.argmin(variances_E[tied])])
         reason = "lowest own loss" if len(tied) == 1 else f"lowest variance of {len(tied)} tied epochs"
-        groups[group] = GroupChoice((problem.epochs[best],), tuple(scores_E.tolist()), reason)
-    return Choice(anchor, groups)
+        scores = {single(epoch): float(score) for epoch, score in zip(problem.epochs, scores_E, strict=True)}
+        chosen[name] = UnitChoice(single(problem.epochs[best]), reason, scores)
+    return choice_of(units, chosen)
 
 
-STRATEGIES: dict[str, Callable[[SelectionProblem], Choice]] = {
+STRATEGIES: dict[str, Strategy] = {
     "design": design,
     "best-single": best_single,
     "last": last,
-    "last-three": last_three,
+    "last-k": last_k,
+    "snapshot-ema": snapshot_ema,
     "uniform": uniform,
+    "greedy-soup": greedy_soup,
+    "window": window,
+    "coordinate": coordinate,
+    "cma": cma,
 }
 
+BASELINES = ("last", "last-k", "snapshot-ema", "uniform", "design")
+"""What every choice is shown beside: they cost one evaluation each."""
 
-def strategy_named(name: str) -> Callable[[SelectionProblem], Choice]:
+
+def strategy_named(name: str) -> Strategy:
     """The strategy called `name`.
 
     Raises:
         BadInput: there is none of that name.
     """
+    if name == "ema":
+        raise BadInput(
+            "the run keeps no moving average of its optimizer steps",
+            where="--select.strategy",
+            got=name,
+            mend="`snapshot-ema` is the moving average over its snapshots",
+        )
     if name not in STRATEGIES:
         raise BadInput(
             "unknown selection strategy", where="--select.strategy", got=name, expected=", ".join(STRATEGIES)
         )
     return STRATEGIES[name]
-
-
-def _anchor(problem: SelectionProblem) -> int:
-    return problem.epochs[int(np.argmin(problem.final_losses_E()))]
-
-
-def _everywhere(problem: SelectionProblem, epochs: tuple[int, ...], reason: str) -> Choice:
-    return Choice(_anchor(problem), {group: GroupChoice(epochs, None, reason) for group in problem.groups})
 
 
 def _penalised(problem: SelectionProblem, predictor: str) -> np.ndarray:

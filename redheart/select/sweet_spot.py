@@ -1,52 +1,157 @@
 """The sweet spot of every module group, as a file."""
 
-import msgspec
+from collections.abc import Callable
 
-from redheart.select.problem import SelectionProblem
-from redheart.select.strategies import strategy_named
+import msgspec
+import numpy as np
+
+from redheart.core.config import SelectConfig
+from redheart.core.seeds import stream_seed
+from redheart.select.conditional import Work
+from redheart.select.problem import SelectionProblem, UnitChoice
+from redheart.select.search import Evaluator, Search, Swap
+from redheart.select.statistics import Gain, holm, one_sided_p, out_of_bag_gain, paired_gain
+from redheart.select.strategies import BASELINES, strategy_named
+from redheart.snapshots.blend import Blend
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One mixture that was compared for a group; lower is better."""
+
+    blend: Blend
+    score: float
 
 
 class GroupSpot(msgspec.Struct, frozen=True):
     """What was chosen for one group."""
 
-    modules: list[str]
-    epochs: list[int]
+    modules: tuple[str, ...]
+    blend: Blend
     reason: str
-    scores: list[float] | None
+    scores: list[Score]
+    """What was compared for it; empty where it has no score of its own."""
+
+
+class TriedSwap(msgspec.Struct, frozen=True):
+    """A change of one group that was tried on the model at hand."""
+
+    group: str
+    blend: Blend
+    percent: float
+    """Gain on the select records."""
+    z: float | None
+    """None where every record gains the same."""
+    p_holm: float
+    """Chance of such a gain from nothing, corrected for all swaps that were tried."""
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """The chosen model on the select records, over the best single snapshot; optimistic, since it was chosen there."""
+
+    gain: Gain
+    percent_out_of_bag: float | None
+    """Gain of the best candidate of a resample on the records that it left out: without the optimism of having chosen.
+    None where the strategy has evaluated no candidates."""
+    percent_in_bag: float | None
+    """Its gain on the resample itself."""
 
 
 class SweetSpot(msgspec.Struct, frozen=True):
     """The result of one strategy."""
 
     strategy: str
+    level: str
     epochs: list[int]
-    anchor_epoch: int
-    num_candidates: int
-    """Scores that were compared, over all groups."""
+    best_epoch: int
+    """The best single snapshot, which everything is compared with."""
     groups: dict[str, GroupSpot]
-    modules: dict[str, list[int]]
+    modules: dict[str, Blend]
     curves: dict[str, list[float]]
-    """Mean loss on the select records by predictor and snapshot."""
+    """Mean loss on the select records by predictor and snapshot, each in the model that it was trained in."""
+    scales: dict[str, float]
+    """What each task's loss is divided by before the mean over tasks is taken."""
+    num_candidates: int
+    """Different models that were compared: single snapshots by their stored outputs, the others by evaluation."""
+    num_reused: int
+    """Of the evaluated ones, those that an earlier call had evaluated."""
+    evaluations: float
+    """What the search cost, in full-model evaluations by the floating-point operations of matrix products."""
+    evaluations_naive: float
+    """What it would cost with every candidate evaluated as a whole model."""
+    work: Work
+    """Of the whole call, with the comparisons around the search."""
+    selection: Selection
+    swaps: list[TriedSwap]
+    """Best first."""
+    baselines: dict[str, Gain]
+    """Other strategies on the select records, over the best single snapshot."""
 
 
-def find_sweet_spot(problem: SelectionProblem, strategy: str) -> SweetSpot:
-    """Apply a strategy to a problem.
+def find_sweet_spot(
+    problem: SelectionProblem,
+    evaluator: Evaluator,
+    settings: SelectConfig,
+    *,
+    seed: int,
+    num_reused: Callable[[], int] = lambda: 0,
+    on_trial: Callable[[Search], None] = lambda _: None,
+) -> SweetSpot:
+    """Apply the strategy of the settings, and show it beside the baselines.
 
     Raises:
-        BadInput: there is no such strategy.
+        BadInput: there is no such strategy, or a module is in no group.
     """
-    choice = strategy_named(strategy)(problem)
+    strategy = strategy_named(settings.strategy)
+    search = Search(problem, evaluator, settings, seed=seed, on_trial=on_trial)
+    choice = strategy(search)
+    evaluations, compared = search.spent, len(problem.epochs) + search.num_candidates
+    if not search.num_candidates:
+        compared += sum(len(unit.scores) for unit in choice.units.values())
+    candidates_CN = search.candidate_scores_CN if search.num_candidates else None
+    reference_N = search.scores_N(search.best_single)
+    chosen_N = search.scores_N(choice.modules)
+    outside = inside = None
+    if candidates_CN is not None:
+        outside, inside = out_of_bag_gain(candidates_CN, reference_N, seed=stream_seed(seed, "out of bag"))
+    baselines = {}
+    for name in BASELINES:
+        modules = strategy_named(name)(search).modules
+        baselines[name] = paired_gain(
+            reference_N, search.scores_N(modules), seed=stream_seed(seed, "gain", "baseline", name)
+        )
+    units = problem.units(settings.level)
     return SweetSpot(
-        strategy=strategy,
+        strategy=settings.strategy,
+        level=settings.level,
         epochs=list(problem.epochs),
-        anchor_epoch=choice.anchor_epoch,
-        num_candidates=sum(len(group.scores_E or ()) for group in choice.groups.values()) + len(problem.epochs),
-        groups={
-            name: GroupSpot(
-                list(problem.groups[name]), list(group.epochs), group.reason, list(group.scores_E or ()) or None
-            )
-            for name, group in choice.groups.items()
-        },
-        modules=choice.epochs_of_modules(problem),
+        best_epoch=problem.best_epoch,
+        groups={name: _spot(units[name], unit) for name, unit in choice.units.items()},
+        modules=choice.modules,
         curves={name: problem.mean_losses_E(name).tolist() for name in problem.measured(tuple(problem.losses_EN))},
+        scales=problem.scoring.scales,
+        num_candidates=compared,
+        num_reused=num_reused(),
+        evaluations=evaluations,
+        evaluations_naive=search.naive,
+        work=evaluator.work,
+        selection=Selection(
+            paired_gain(reference_N, chosen_N, seed=stream_seed(seed, "gain", "val_select")), outside, inside
+        ),
+        swaps=_tried(search.swaps, reference_N),
+        baselines=baselines,
     )
+
+
+def _spot(members: tuple[str, ...], unit: UnitChoice) -> GroupSpot:
+    scores = [Score(blend, score) for blend, score in unit.scores.items()]
+    return GroupSpot(members, unit.blend, unit.reason, scores)
+
+
+def _tried(swaps: list[Swap], reference_N: np.ndarray) -> list[TriedSwap]:
+    adjusted = holm([one_sided_p(swap.z) for swap in swaps])
+    scale = 100 / float(reference_N.mean())
+    found = [
+        TriedSwap(swap.unit, swap.blend, swap.gain * scale, swap.z if np.isfinite(swap.z) else None, p)
+        for swap, p in zip(swaps, adjusted, strict=True)
+    ]
+    return sorted(found, key=lambda swap: -swap.percent)

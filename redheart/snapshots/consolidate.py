@@ -1,5 +1,8 @@
-"""One model from the modules of several snapshots, file by file, with where each came from."""
+"""One model from the modules of several snapshots, tensor by tensor, with where each came from."""
 
+import hashlib
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,27 +10,24 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from redheart.core.errors import BadInput
-from redheart.core.files import new_folder, read_sealed, write_sealed
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.files import canonical_json, new_folder, read_sealed, write_sealed
+from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.single_file import Tensors, converted
-from redheart.snapshots.tensor_file import (
-    TensorFile,
-    TensorSpec,
-    copy_into,
-    read_tensors,
-    write_stream,
-    write_tensors,
-)
+from redheart.snapshots.tensor_file import TensorFile, TensorSpec, open_tensors, spec_of, write_stream
+
+Specs = Mapping[str, Mapping[str, TensorSpec]]
+"""Types and shapes of all tensors, by module and name within it."""
 
 
 class Part(msgspec.Struct, frozen=True):
     """One module of an assembled model."""
 
-    epochs: list[int]
-    """The snapshot it was taken from, or those it is the mean of."""
-    sources: list[str]
-    """SHA-256 of their files as safetensors, compressed since or not."""
+    blend: Blend
+    """The snapshot it was taken from, or those it is a mean of."""
+    sources: tuple[str, ...]
+    """SHA-256 of their safetensors files."""
     weights: TensorFile
 
 
@@ -36,33 +36,49 @@ class Assembly(msgspec.Struct, frozen=True):
 
     modules: dict[str, Part]
 
+    @property
+    def digest(self) -> str:
+        """One SHA-256 for all its weights."""
+        files = {name: part.weights.content_sha256 for name, part in self.modules.items()}
+        return hashlib.sha256(canonical_json(files)).hexdigest()
 
-def assemble(out: Path, *, choice: Mapping[str, Sequence[int]], snapshots: Sequence[Snapshot]) -> Assembly:
-    """Write the model that takes every module from the chosen epochs (their mean, if several).
 
-    One module is held in memory at a time.
+def module_specs(model: nn.Module, modules: Sequence[str], *, dtype: torch.dtype = torch.bfloat16) -> Specs:
+    """What the snapshots of a model must hold, from the model on any device; floating-point weights in `dtype`."""
+    return {
+        name: {
+            key: TensorSpec(dtype if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
+            for key, tensor in model.get_submodule(name).state_dict().items()
+        }
+        for name in modules
+    }
+
+
+def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snapshot], expected: Specs) -> Assembly:
+    """Write the model that takes every module from its mixture of snapshots.
+
+    A mixture is summed tensor by tensor. A module of one snapshot is a hard link to that snapshot's file where the
+    file system allows it, once the file has been verified: it takes no room, and both names keep the bytes.
+
+    Args:
+        out: the folder of the model; it appears whole or not at all.
+        choice: mixtures by module, for every module of `expected`.
+        snapshots: those that the mixtures name, and any others.
+        expected: what every module must hold.
 
     Raises:
-        BadInput: a chosen epoch has no snapshot.
-        CorruptFile: a file of a snapshot does not match its digest.
+        BadInput: a module has no choice or is unknown, or an epoch has no snapshot.
+        CorruptFile: a file does not match its digest, or holds other tensors than expected; all are named.
         DiskError: the model cannot be written.
     """
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
+    _check_choice(choice, by_epoch, expected)
     parts = {}
     with new_folder(out) as folder:
-        for name, epochs in choice.items():
-            if missing := [epoch for epoch in epochs if epoch not in by_epoch]:
-                raise BadInput(
-                    "a chosen snapshot is not there",
-                    where=name,
-                    got=f"epochs {', '.join(map(str, by_epoch))}",
-                    expected=f"epoch {missing[0]}",
-                    mend="choose again among those that are there: `redheart sweet-spot RUN`",
-                )
-            chosen = [by_epoch[epoch] for epoch in epochs]
-            weights = write_tensors(folder / f"{name}.safetensors", _mean_module(chosen, name))
-            sources = [snapshot.manifest.modules[name].content_sha256 for snapshot in chosen]
-            parts[name] = Part(list(epochs), sources, weights)
+        for name, specs in expected.items():
+            chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
+            sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
+            parts[name] = Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, specs))
         assembly = Assembly(parts)
         write_sealed(folder / "manifest.json", assembly)
     return assembly
@@ -90,32 +106,125 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
             def read(key: str, specs: Mapping[str, TensorSpec] = specs, keys: Mapping[str, str] = keys) -> Tensor:
                 return tensors[keys[key]].to(specs[key].dtype)
 
-            parts[module] = Part([], [], write_stream(folder / f"{module}.safetensors", specs, read))
+            parts[module] = Part(NOTHING, (), write_stream(folder / f"{module}.safetensors", specs, read))
         assembly = Assembly(parts)
         write_sealed(folder / "manifest.json", assembly)
     return assembly
 
 
-def load_assembly(model: nn.Module, folder: Path) -> Assembly:
-    """Load an assembled model strictly: every tensor of every module, nothing else.
+def read_module(
+    snapshots: Mapping[int, Snapshot], name: str, blend: Blend, specs: Mapping[str, TensorSpec]
+) -> dict[str, Tensor]:
+    """The weights of one module's mixture, with the bits that `assemble` would write; `snapshots` by epoch.
 
     Raises:
-        CorruptFile: a file does not match its digest, or a tensor does not fit; it is named.
+        CorruptFile: a file does not match its digest, or holds other tensors than expected.
     """
-    assembly = read_sealed(folder / "manifest.json", Assembly)
-    found: dict[str, Tensor] = {}
-    for name, part in assembly.modules.items():
-        found |= {f"{name}.{key}": tensor for key, tensor in read_tensors(folder, part.weights).items()}
-    copy_into(model.state_dict(keep_vars=False), found, where=folder)
+    readers = _readers([snapshots[epoch] for epoch in blend.epochs], name, specs)
+    return {key: blended(readers, blend.weights, key) for key in specs}
+
+
+def link_folder(source: Path, out: Path) -> None:
+    """Give a folder's files a second place, as hard links where the file system allows it."""
+    with new_folder(out) as folder:
+        for path in sorted(source.iterdir()):
+            try:
+                os.link(path, folder / path.name)
+            except OSError:
+                shutil.copyfile(path, folder / path.name)
+
+
+def read_assembly(folder: Path) -> Assembly:
+    """The manifest of an assembled model.
+
+    Raises:
+        BadInput: there is none.
+    """
+    return read_sealed(folder / "manifest.json", Assembly)
+
+
+def load_assembly(model: nn.Module, folder: Path) -> Assembly:
+    """Load an assembled model strictly, every tensor of every module and nothing else; one tensor is held at a time.
+
+    Raises:
+        CorruptFile: a file does not match its digest, or a tensor does not fit; all are named.
+    """
+    assembly = read_assembly(folder)
+    readers = {name: open_tensors(folder, part.weights) for name, part in assembly.modules.items()}
+    target = model.state_dict(keep_vars=False)
+    found = {f"{name}.{key}": spec for name, reader in readers.items() for key, spec in reader.specs.items()}
+    # The model may compute in another type than the weights are kept in.
+    check_specs(found, {key: spec_of(tensor) for key, tensor in target.items()}, where=folder, compare_types=False)
+    with torch.no_grad():
+        for name, reader in readers.items():
+            for key in reader:
+                target[f"{name}.{key}"].copy_(reader[key])
     return assembly
 
 
-def _mean_module(snapshots: Sequence[Snapshot], name: str) -> dict[str, Tensor]:
-    first = snapshots[0].load_module(name)
-    if len(snapshots) == 1:
-        return first
-    sums = {key: tensor.float() for key, tensor in first.items()}
-    for snapshot in snapshots[1:]:
-        for key, tensor in snapshot.load_module(name).items():
-            sums[key] += tensor
-    return {key: (total / len(snapshots)).to(torch.bfloat16) for key, total in sums.items()}
+def check_specs(
+    found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec], *, where: object, compare_types: bool = True
+) -> None:
+    """Hold tensors against what they must be.
+
+    Raises:
+        CorruptFile: one is missing, unexpected, of another shape or of another type; all are named.
+    """
+    wrong = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in found]
+    wrong += [f"{name}: not expected, got {spec}" for name, spec in found.items() if name not in expected]
+    for name, spec in expected.items():
+        other = found.get(name, spec)
+        if other.shape != spec.shape or (compare_types and other.dtype != spec.dtype):
+            wrong.append(f"{name}: got {other}, expected {spec}")
+    if wrong:
+        raise CorruptFile(
+            "the tensors do not fit the model",
+            where=where,
+            got="; ".join(wrong),
+            mend="the snapshots must be of this run and this preset",
+        )
+
+
+def _check_choice(choice: Mapping[str, Blend], by_epoch: Mapping[int, Snapshot], expected: Specs) -> None:
+    if set(choice) != set(expected):
+        raise BadInput("a choice must cover every module", got=", ".join(choice), expected=", ".join(expected))
+    for name, blend in choice.items():
+        missing = [epoch for epoch in blend.epochs if epoch not in by_epoch]
+        if missing:
+            raise BadInput(
+                "a chosen snapshot is not there",
+                where=name,
+                got=f"epochs {', '.join(map(str, by_epoch))}",
+                expected=f"epoch {missing[0]}",
+                mend="choose again among those that are there: `redheart sweet-spot RUN`",
+            )
+        for epoch in blend.epochs:
+            if name not in by_epoch[epoch].manifest.modules:
+                raise CorruptFile("a snapshot lacks a module", where=by_epoch[epoch].folder, expected=name)
+
+
+def _write_module(
+    folder: Path, name: str, blend: Blend, chosen: Sequence[Snapshot], specs: Mapping[str, TensorSpec]
+) -> TensorFile:
+    target = folder / f"{name}.safetensors"
+    readers = _readers(chosen, name, specs)
+    entry = chosen[0].manifest.modules[name]
+    if len(chosen) == 1 and entry.content_sha256 == entry.sha256:
+        try:
+            os.link(chosen[0].folder / entry.file, target)
+            return msgspec.structs.replace(entry, file=target.name)
+        except OSError:
+            # Another file system, or one without links: the bytes are written again.
+            pass
+    # In the order of the source, so that what is taken from one snapshot has its bytes.
+    order = {key: specs[key] for key in readers[0]}
+    return write_stream(target, order, lambda key: blended(readers, blend.weights, key))
+
+
+def _readers(chosen: Sequence[Snapshot], name: str, specs: Mapping[str, TensorSpec]) -> list[Mapping[str, Tensor]]:
+    readers: list[Mapping[str, Tensor]] = []
+    for snapshot in chosen:
+        reader = snapshot.open_module(name)
+        check_specs(reader.specs, specs, where=f"{snapshot.folder}, {name}")
+        readers.append(reader)
+    return readers

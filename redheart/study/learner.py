@@ -131,6 +131,19 @@ def predictor_losses(outputs: dict[str, np.ndarray], prepared: Prepared, rows: n
     return losses
 
 
+def loss_floors(prepared: Prepared, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """By final predictor, the part of every row's loss that no model can remove, (N,); absent where there is none.
+
+    That of a distribution is its entropy: what lies above it is the KL divergence.
+    """
+    floors = {}
+    for task in prepared.inventory.tasks:
+        if task.kind == "distribution":
+            columns = prepared.inventory.columns(task.name)
+            floors[f"heads.{task.name}"] = metrics.entropy(prepared.values_NT[rows][:, columns])
+    return floors
+
+
 @torch.inference_mode()
 def predict_rows(
     module: nn.Module, features: FeatureCache, rows: np.ndarray, *, micro_batch: int
@@ -142,16 +155,14 @@ def predict_rows(
     Raises:
         Diverged: an output is not finite. In a loss it would look like a target that is absent.
     """
-    lengths = features.offsets_N[rows + 1] - features.offsets_N[rows]
-    order = np.argsort(lengths, kind="stable")
+    batches, back_N = length_batches(features, rows, micro_batch=micro_batch)
     parameter = next(module.parameters())
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(rows), micro_batch):
-        features_BSD, mask_BS = load_features(features, rows[order[start : start + micro_batch]])
+    for batch in batches:
+        features_BSD, mask_BS = load_features(features, batch)
         predictions = module(features_BSD.to(parameter), mask_BS.to(parameter.device))
         parts.append({name: value.float().cpu() for name, value in predictions.items()})
-    back = np.argsort(order)
-    outputs = {name: torch.cat([part[name] for part in parts]).numpy()[back] for name in parts[0]}
+    outputs = {name: torch.cat([part[name] for part in parts]).numpy()[back_N] for name in parts[0]}
     wrong = [name for name, values in outputs.items() if not np.isfinite(values).all()]
     if wrong:
         raise Diverged(
@@ -160,3 +171,13 @@ def predict_rows(
             mend="lower --train.learning-rate; the states from before are intact",
         )
     return outputs
+
+
+def length_batches(
+    features: FeatureCache, rows: np.ndarray, *, micro_batch: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Rows in batches of similar length, and the positions of `rows` in the order of these batches, (N,)."""
+    lengths = features.offsets_N[rows + 1] - features.offsets_N[rows]
+    order = np.argsort(lengths, kind="stable")
+    batches = [rows[order[start : start + micro_batch]] for start in range(0, len(rows), micro_batch)]
+    return batches, np.argsort(order)

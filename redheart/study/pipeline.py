@@ -15,13 +15,18 @@ from redheart.report.facts import CalibrationFacts
 from redheart.report.html import write_html
 from redheart.report.latex import write_tables
 from redheart.report.report import write_report
+from redheart.select.maps import Maps
 from redheart.select.sweet_spot import SweetSpot
 from redheart.study import run_folder
 from redheart.study.calibrating import run_calibration
+from redheart.study.crossover import Crossover, run_crossover
+from redheart.study.evaluation import EvaluationResult, run_evaluation
 from redheart.study.final import model_digest, recommended
+from redheart.study.openings import read_openings
 from redheart.study.phases import StudyData, Sweep, open_data, run_sweep, run_training
 from redheart.study.run_folder import RunFolder
-from redheart.study.selection import Crossover, EvaluationResult, run_crossover, run_evaluation, run_sweet_spot
+from redheart.study.selection import run_sweet_spot
+from redheart.study.selection_text import work_text
 from redheart.train.events import read_events
 
 T = TypeVar("T")
@@ -51,8 +56,9 @@ def run_study(config: StudyConfig) -> Path:
         _say("train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
         run_training(config, folder, data, show_progress=True)
         _say("train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
-        spot = run_sweet_spot(folder, data, strategy=config.select.strategy)
-        _say("sweet-spot", f"anchor epoch {spot.anchor_epoch}, {spot.num_candidates} scores compared")
+        spot = run_sweet_spot(config, folder, data, settings=config.select, show_progress=True)
+        _say("sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
+        _say("sweet-spot", work_text(spot))
         crossover = run_crossover(config, folder, data)
         _say("crossover", crossover.verdict)
         _say("calibrate", _calibrate(config, folder, data))
@@ -88,6 +94,8 @@ def make_report(config: StudyConfig, folder: RunFolder) -> Path:
         trials=sweep.trials if sweep else [],
         epochs=read_events(folder.train / "events.jsonl", "epoch"),
         spot=_if_there(folder.select / "sweet_spot.json", SweetSpot),
+        maps=_if_there(folder.select / "maps.json", Maps),
+        openings=read_openings(folder),
         crossover=_if_there(folder.select / "crossover.json", Crossover),
         evaluation=evaluation,
         calibration=_calibration(folder),

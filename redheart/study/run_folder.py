@@ -69,6 +69,10 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
+    def openings(self) -> Path:
+        return self.root / "openings.jsonl"
+
+    @property
     def report(self) -> Path:
         return self.root / "report"
 
@@ -155,10 +159,11 @@ def source_path(config: StudyConfig) -> Path | None:
 def _decisive(config: StudyConfig) -> dict[str, object]:
     """The settings that decide what lies in the folder; where it lies and how fast it is made do not.
 
-    Neither does the number of epochs: a finished run may be continued with more.
+    Neither does the number of epochs: a finished run may be continued with more. Nor does how snapshots are chosen
+    from: that may be done again in any way.
     """
     values = msgspec.to_builtins(config, enc_hook=str)
-    del values["out"], values["epochs"]
+    del values["out"], values["epochs"], values["select"]
     for name in ("num_threads", "state_every_steps", "checkpointing", "micro_batch", "compress_snapshots"):
         del values["train"][name]
     return dict(values)
@@ -170,6 +175,6 @@ def _differences(old: dict[str, object], new: dict[str, object], prefix: str = "
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
             found += _differences(before, value, f"{prefix}{key}.")
-        elif before != value and key not in ("out", "epochs"):
+        elif before != value and key not in ("out", "epochs", "select"):
             found.append(f"{prefix}{key} was {before}, is {value}")
     return found

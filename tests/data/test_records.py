@@ -229,7 +229,10 @@ def test_prepared_folder_is_verified_reused_and_complete(tmp_path: Path) -> None
     assert prepare(None, out=out, config=PrepareConfig(num_generated=300), seed=3) == manifest
     assert (out / "manifest.json").stat().st_mtime_ns == written
     prepared = load_prepared(out)
-    rows = sorted(row for part in prepared.split.values() for row in part.tolist())
+    assert list(prepared.split) == ["train", "val_select", "val_confirm"]
+    with pytest.raises(AssertionError, match="closed"):
+        prepared.split["test"]
+    rows = sorted(row for part in prepared.split.opened().values() for row in part.tolist())
     assert rows == list(range(len(prepared.records)))
     content = bytearray((out / "targets.safetensors").read_bytes())
     content[-1] ^= 1

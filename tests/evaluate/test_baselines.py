@@ -1,5 +1,6 @@
 """Baselines learn from the training records what there is to learn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from redheart.evaluate.baselines import CHECKED, evaluate_on, linear_baselines
 
 def test_baselines_beat_the_constant_and_repeat(tmp_path: Path) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=300), seed=0)
-    prepared = load_prepared(tmp_path / "data")
+    closed = load_prepared(tmp_path / "data")
+    prepared = replace(closed, split=closed.split.opened())
     config = FeatureConfig(encoder="hash", seq_len_tokens=8)
     features = make_features(prepared.records, config=config, root=tmp_path / "features", fit=tmp_path / "fit")
     found = linear_baselines(prepared, features, text_chars=1500)

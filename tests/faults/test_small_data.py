@@ -12,9 +12,10 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.data.generator import generate
+from redheart.study.crossover import Crossover
+from redheart.study.evaluation import EvaluationResult, evaluate_file, inventory_of
 from redheart.study.pipeline import run_study
 from redheart.study.run_folder import RunFolder
-from redheart.study.selection import Crossover, EvaluationResult, evaluate_file, inventory_of
 
 TARGETS = ("label", "regret_factor", "bentham_scores", "surd_metrics")
 Change = Callable[[int, dict[str, Any]], object]

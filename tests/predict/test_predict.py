@@ -35,9 +35,9 @@ def predictor(finished_run: Path) -> Predictor:
 
 def test_predictions_are_those_of_the_evaluated_model(predictor: Predictor, finished_run: Path) -> None:
     prepared = load_prepared(finished_run / "data")
-    records = [prepared.records[row] for row in prepared.split["test"]]
+    records = [prepared.records[row] for row in prepared.split.opened()["test"]]
     outputs = predictor.outputs(records)
-    emotion = prepared.values_NT[prepared.split["test"]][:, prepared.inventory.columns("emotion")]
+    emotion = prepared.values_NT[prepared.split.opened()["test"]][:, prepared.inventory.columns("emotion")]
     cross_entropy = -(emotion * np.log(outputs["emotion"])).sum(1).mean()
     found = json.loads((finished_run / "evaluation" / "evaluation.json").read_text())
     expected = found["models"][found["recommended"]]["tasks"]["emotion"]["cross_entropy"]["value"]

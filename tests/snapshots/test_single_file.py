@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_snapshots import progress, snapshot
+from test_consolidate import write
+from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.snapshots.masters import Masters
@@ -108,7 +109,7 @@ def test_states_that_do_not_say_where_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
-    made = snapshot(tmp_path / "s", 2)
+    made = write(tmp_path / "s", 2)
     with pytest.raises(BadInput, match=r"ends in \.safetensors"):
         consolidate_snapshot(made, tmp_path / "model.bin", dtype="bf16")
     out = tmp_path / "model.safetensors"

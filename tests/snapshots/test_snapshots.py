@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from redheart.core.errors import CorruptFile
-from redheart.snapshots.consolidate import assemble, load_assembly
-from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, write_snapshot
 from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.snapshots.tensor_file import copy_into, read_tensors, write_tensors
 
@@ -50,28 +47,6 @@ def save(root: Path, step: int) -> None:
         world_size=1,
         barrier=lambda: None,
     )
-
-
-def snapshot(root: Path, epoch: int) -> Snapshot:
-    modules = {
-        "one": {"weight": torch.full((2, 2), float(epoch))},
-        "two": {"weight": torch.full((3, 2), -float(epoch))},
-    }
-    return write_snapshot(
-        root,
-        modules={name: {key: value.bfloat16() for key, value in part.items()} for name, part in modules.items()},
-        outputs={"one": torch.rand(4, 2)},
-        epoch=epoch,
-        step=epoch * 10,
-        cycle_position=0.5,
-        val_loss=1.0,
-        val_module_loss={"one": 1.0},
-        train_module_loss={"one": 0.9},
-    )
-
-
-def model() -> nn.ModuleDict:
-    return nn.ModuleDict({"one": nn.Linear(2, 2, bias=False), "two": nn.Linear(2, 3, bias=False)})
 
 
 def test_files_are_what_the_library_reads(tmp_path: Path) -> None:
@@ -192,19 +167,6 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["step_00000001"]
     state = newest_state(tmp_path)
     assert state is not None and state.ranks[0]["w"].tolist() == [1.0] * 4
-
-
-def test_crossover_takes_each_module_from_its_epoch_with_provenance(tmp_path: Path) -> None:
-    for epoch in (2, 4):
-        snapshot(tmp_path / "s", epoch)
-    snapshots = list_snapshots(tmp_path / "s")
-    assert [item.epoch for item in snapshots] == [2, 4]
-    assembly = assemble(tmp_path / "out", choice={"one": [4], "two": [2, 4]}, snapshots=snapshots)
-    loaded = model()
-    assert load_assembly(loaded, tmp_path / "out") == assembly
-    assert torch.equal(loaded["one"].weight, torch.full((2, 2), 4.0))
-    assert torch.equal(loaded["two"].weight, torch.full((3, 2), -3.0))
-    assert assembly.modules["one"].sources == [snapshots[1].manifest.modules["one"].sha256]
 
 
 def test_loading_is_strict() -> None:

@@ -1,0 +1,218 @@
+"""Losses of recombined models at the price of what a recombination changes.
+
+A model is a graph of nodes. What a node makes depends on its own weights and on all that lies upstream, so it is kept
+under a key of these, and a candidate runs only the nodes whose key is new: a swapped head costs that head, a swapped
+backbone everything. Work is counted in full-model evaluations: floating-point operations of a node's matrix products
+(torch's own counter, on the records at hand) over those of all nodes.
+
+N records.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from redheart.select.memo import Memo
+from redheart.snapshots.blend import Blend
+
+Signals = dict[str, Tensor]
+
+
+class WiredModel(Protocol):
+    """A model on fixed records in fixed batches, as a graph of nodes that hold one module's weights each, or none."""
+
+    @property
+    def wiring(self) -> Mapping[str, Sequence[str]]:
+        """What every node reads, in an order in which they can run."""
+
+    @property
+    def finals(self) -> Sequence[str]:
+        """The nodes whose predictions are the model's."""
+
+    @property
+    def num_batches(self) -> int: ...
+
+    def load(self, module: str, weights: Mapping[str, Tensor]) -> None:
+        """Give a module its weights; it keeps them until the next ones or `unload`."""
+
+    def unload(self, module: str) -> None:
+        """Let a module's weights go."""
+
+    def compute(self, node: str, batch: int, read: Mapping[str, Signals]) -> Signals:
+        """What a node makes of one batch, given what the nodes before it made of it."""
+
+    def losses(self, final: str, signals: Sequence[Signals]) -> np.ndarray:
+        """(N,) loss of a final node's predictions, given those of all batches; NaN where a record has no target."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What was computed."""
+
+    evaluations: float
+    """Full-model evaluations, by floating-point operations of matrix products."""
+    seconds: float
+    full_evaluation_s: float
+    """Time of the one evaluation that computed everything."""
+    cache_peak_bytes: int
+    weights_peak_bytes: int
+    num_evicted: int
+    """Cached results that had to make room."""
+
+
+class ConditionalEvaluator:
+    """Losses of any choice of weights, computed from what is not known yet.
+
+    Args:
+        model: the graph.
+        weights: reads the weights of a module's mixture.
+        cache_bytes: bound of the kept results; those of the model at work are held beside them.
+        weights_bytes: bound of the kept weights.
+    """
+
+    def __init__(
+        self,
+        model: WiredModel,
+        weights: Callable[[str, Blend], Mapping[str, Tensor]],
+        *,
+        cache_bytes: int,
+        weights_bytes: int,
+    ) -> None:
+        self._model, self._read = model, weights
+        self._results: Memo[list[Signals]] = Memo(cache_bytes)
+        self._weights: Memo[Mapping[str, Tensor]] = Memo(weights_bytes)
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._flops: dict[str, float] = {}
+        self._done_flops = 0.0
+        self._seconds = self._full_s = 0.0
+        self._downstream = _downstream(model.wiring)
+
+    def start(self, choice: Mapping[str, Blend]) -> None:
+        """Compute everything for a first model and count what each node costs; later calls do nothing."""
+        if self._flops:
+            return
+        start_s = time.perf_counter()
+        self._count(choice)
+        self._full_s = time.perf_counter() - start_s
+        self._seconds += self._full_s
+
+    def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
+        """(N,) losses of the final predictors, by name.
+
+        Args:
+            choice: mixtures by module.
+            base: the model that more candidates will be derived from; its results are the last to make room.
+        """
+        self.start(choice)
+        start_s = time.perf_counter()
+        if base is not None:
+            self._results.touch(self._keys(base).values())
+        keys = self._keys(choice)
+        made: dict[str, list[Signals]] = {}
+        found = {name: self._model.losses(name, self._result(name, choice, keys, made)) for name in self._model.finals}
+        self._seconds += time.perf_counter() - start_s
+        return found
+
+    def cost(self, modules: Iterable[str]) -> float:
+        """Share of a full evaluation that other weights of these modules cost, everything else being cached.
+
+        Known only after `start`.
+        """
+        assert self._flops, "costs are counted by `start`"
+        nodes = {node for module in modules for node in self._downstream[module]}
+        return sum(self._flops[node] for node in nodes) / sum(self._flops.values())
+
+    @property
+    def work(self) -> Work:
+        """What was computed so far."""
+        total = sum(self._flops.values())
+        return Work(
+            evaluations=self._done_flops / total if total else 0.0,
+            seconds=self._seconds,
+            full_evaluation_s=self._full_s,
+            cache_peak_bytes=self._results.peak_bytes,
+            weights_peak_bytes=self._weights.peak_bytes,
+            num_evicted=self._results.num_evicted,
+        )
+
+    def _keys(self, choice: Mapping[str, Blend]) -> dict[str, int]:
+        """By node, one number for its name, its own weights and the numbers of what it reads."""
+        keys: dict[str, int] = {}
+        for node, sources in self._model.wiring.items():
+            identity = (node, choice.get(node), *(keys[name] for name in sources))
+            keys[node] = self._numbers.setdefault(identity, len(self._numbers))
+        return keys
+
+    def _result(
+        self, node: str, choice: Mapping[str, Blend], keys: Mapping[str, int], made: dict[str, list[Signals]]
+    ) -> list[Signals]:
+        """What a node makes of every batch, from the cache or from its sources."""
+        if node in made:
+            return made[node]
+        result = self._results.get(keys[node])
+        if result is None:
+            sources = {name: self._result(name, choice, keys, made) for name in self._model.wiring[node]}
+            result = self._run(node, choice, sources)
+            self._done_flops += self._flops[node]
+            size = sum(tensor.nbytes for signals in result for tensor in signals.values())
+            self._results.put(keys[node], result, size_bytes=size)
+        made[node] = result
+        return result
+
+    def _run(self, node: str, choice: Mapping[str, Blend], sources: Mapping[str, Sequence[Signals]]) -> list[Signals]:
+        if node in choice:
+            self._model.load(node, self._module_weights(node, choice[node]))
+        with torch.inference_mode():
+            result = [
+                self._model.compute(node, batch, {name: signals[batch] for name, signals in sources.items()})
+                for batch in range(self._model.num_batches)
+            ]
+        if node in choice:
+            self._model.unload(node)
+        return result
+
+    def _module_weights(self, module: str, blend: Blend) -> Mapping[str, Tensor]:
+        weights = self._weights.get((module, blend))
+        if weights is None:
+            weights = self._read(module, blend)
+            size = sum(tensor.nbytes for tensor in weights.values())
+            self._weights.put((module, blend), weights, size_bytes=size)
+        return weights
+
+    def _count(self, choice: Mapping[str, Blend]) -> None:
+        """Run every node once under torch's counter of operations; what they make is kept as in any evaluation."""
+        keys = self._keys(choice)
+        made: dict[str, list[Signals]] = {}
+        for node in self._model.wiring:
+            with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+                result = self._run(node, choice, {name: made[name] for name in self._model.wiring[node]})
+            made[node] = result
+            self._flops[node] = float(counter.get_total_flops())
+            size = sum(tensor.nbytes for signals in result for tensor in signals.values())
+            self._results.put(keys[node], result, size_bytes=size)
+        self._done_flops += sum(self._flops.values())
+
+
+def _attention_flops(
+    query_shape: torch.Size, key_shape: torch.Size, value_shape: torch.Size, *_: object, **__: object
+) -> int:
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
+
+
+# torch's counter knows the fused attention of CUDA devices only.
+_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def _downstream(wiring: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    """By node, itself and every node that depends on it."""
+    below: dict[str, set[str]] = {node: {node} for node in wiring}
+    for node in reversed(list(wiring)):
+        for other, sources in wiring.items():
+            if node in sources:
+                below[node] |= below[other]
+    return below

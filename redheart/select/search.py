@@ -1,0 +1,133 @@
+"""What a strategy works with: the problem, an evaluator bound to the select records, and the log of what it tried."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from redheart.core.config import SelectConfig
+from redheart.select.conditional import Work
+from redheart.select.problem import Choice, SelectionProblem
+from redheart.snapshots.blend import Blend, single
+
+Modules = Mapping[str, Blend]
+
+
+class Evaluator(Protocol):
+    """Losses of any choice of weights on the select records."""
+
+    def start(self, choice: Modules) -> None:
+        """Evaluate a first model and learn what each module costs."""
+
+    def losses(self, choice: Modules, *, base: Modules | None = None) -> dict[str, np.ndarray]:
+        """(N,) losses by final predictor, NaN where a record has no target."""
+
+    def cost(self, modules: Sequence[str]) -> float:
+        """Share of a full evaluation that other weights of these modules cost."""
+
+    @property
+    def work(self) -> Work: ...
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One change that was tried on the model at hand."""
+
+    unit: str
+    blend: Blend
+    gain: float
+    """By how much the mean score fell."""
+    z: float
+    """The gain over its standard error, paired over the records."""
+
+
+class Search:
+    """One strategy at work; it sees the select records and nothing else."""
+
+    def __init__(
+        self,
+        problem: SelectionProblem,
+        evaluator: Evaluator,
+        settings: SelectConfig,
+        *,
+        seed: int,
+        on_trial: Callable[["Search"], None] = lambda _: None,
+    ) -> None:
+        self.problem, self.settings, self.seed = problem, settings, seed
+        self.evaluator = evaluator
+        self.swaps: list[Swap] = []
+        self.spent = 0.0
+        """Full evaluations that the trials cost by what they changed."""
+        self.naive = 0.0
+        """Full evaluations that the same search would take if every candidate were a whole model."""
+        self._scores: dict[tuple[Blend, ...], np.ndarray] = {}
+        self._on_trial = on_trial
+
+    @property
+    def best_single(self) -> dict[str, Blend]:
+        """Every module from the best single snapshot."""
+        return self.everywhere(single(self.problem.best_epoch))
+
+    def everywhere(self, blend: Blend) -> dict[str, Blend]:
+        """The same mixture for every module."""
+        return dict.fromkeys(self.problem.modules, blend)
+
+    def scores_N(self, modules: Modules, *, base: Modules | None = None) -> np.ndarray:
+        """Score of a model on every select record, lower is better; what was asked before costs nothing.
+
+        Args:
+            modules: mixtures by module.
+            base: the model that this one was derived from by a change; decides what the trial costs.
+        """
+        key = tuple(modules[name] for name in self.problem.modules)
+        known = self._scores.get(key)
+        if known is not None:
+            return known
+        if base is None:
+            self.evaluator.start(modules)
+            self.spent += 1
+        else:
+            self.spent += self.evaluator.cost([name for name in modules if modules[name] != base[name]])
+        losses = self.evaluator.losses(modules, base=base)
+        self._scores[key] = self.problem.scoring.score_N(losses, self.problem.floors_N)
+        self._on_trial(self)
+        return self._scores[key]
+
+    def is_known(self, modules: Modules) -> bool:
+        """Whether a model was evaluated before in this search."""
+        return tuple(modules[name] for name in self.problem.modules) in self._scores
+
+    def try_swap(self, unit: str, members: Sequence[str], blend: Blend, current: Modules) -> Swap:
+        """Evaluate the model at hand with other weights in one unit, and log it."""
+        before_N = self.scores_N(current)
+        gains_N = before_N - self.scores_N({**current, **dict.fromkeys(members, blend)}, base=current)
+        swap = Swap(unit, blend, float(gains_N.mean()), z_of(gains_N))
+        self.swaps.append(swap)
+        return swap
+
+    @property
+    def num_candidates(self) -> int:
+        """Different models that were evaluated."""
+        return len(self._scores)
+
+    @property
+    def candidate_scores_CN(self) -> np.ndarray:
+        """Scores of all models that were evaluated, in their order."""
+        return np.stack(list(self._scores.values()))
+
+
+class Strategy(Protocol):
+    """From a search to a choice; a new strategy is one such function, registered in `strategies.STRATEGIES`."""
+
+    def __call__(self, search: Search) -> Choice: ...
+
+
+def z_of(gains_N: np.ndarray) -> float:
+    """Mean over its standard error; 0 where nothing differs."""
+    spread = float(gains_N.std(ddof=1)) if len(gains_N) > 1 else 0.0
+    mean = float(gains_N.mean())
+    if spread == 0:
+        return 0.0 if mean == 0 else math.copysign(math.inf, mean)
+    return mean / (spread / math.sqrt(len(gains_N)))

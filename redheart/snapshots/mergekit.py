@@ -1,0 +1,72 @@
+"""A crossover as a merge of mergekit's (https://github.com/arcee-ai/mergekit), for those who work with that.
+
+`mergekit-pytorch` reads whole files of tensors by their names in the model, so each epoch that the crossover takes
+something from is written as one such file, with the modules that are taken from it and no others.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from redheart.core.errors import BadInput
+from redheart.core.files import new_folder, write_bytes
+from redheart.snapshots.blend import Blend
+from redheart.snapshots.consolidate import Specs, check_specs
+from redheart.snapshots.module_snapshots import Snapshot
+from redheart.snapshots.tensor_file import write_stream
+
+
+def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snapshot], expected: Specs) -> None:
+    """Write the merge as YAML to `path` and the tensors that it needs to a folder of the same name without suffix.
+
+    `mergekit-pytorch --tensor-union FILE OUT` then makes the model. The files are named by absolute paths.
+
+    Raises:
+        BadInput: the path has no suffix, or a module's name is part of another module's tensor names.
+        CorruptFile: a file of a snapshot does not match its digest, or holds other tensors than expected.
+        DiskError: the files cannot be written.
+    """
+    if not path.suffix:
+        raise BadInput("a mergekit file needs a suffix", where=path, expected="a name such as merge.yaml")
+    _check_filters(expected)
+    epochs = sorted({epoch for blend in choice.values() for epoch in blend.epochs})
+    by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
+    folder = path.with_suffix("").absolute()
+    with new_folder(folder) as temporary:
+        for epoch in epochs:
+            taken = [name for name, blend in choice.items() if epoch in blend.epochs]
+            _write_epoch(temporary / f"epoch_{epoch:04d}.safetensors", by_epoch[epoch], taken, expected)
+    lines = ["# Made by Red Heart. Run: mergekit-pytorch --tensor-union THIS_FILE OUT"]
+    for name, blend in choice.items():
+        digests = ", ".join(by_epoch[epoch].manifest.modules[name].content_sha256[:16] for epoch in blend.epochs)
+        lines.append(f"# {name}: {blend} (SHA-256 {digests})")
+    lines += ["merge_method: linear", "dtype: bfloat16", "parameters:", "  normalize: true", "models:"]
+    for epoch in epochs:
+        lines.append(f"  - model: {json.dumps(str(folder / f'epoch_{epoch:04d}.safetensors'))}")
+        lines += ["    parameters:", "      weight:"]
+        for name, blend in choice.items():
+            if epoch in blend.epochs:
+                share = blend.weights[blend.epochs.index(epoch)]
+                lines += [f"        - filter: {json.dumps(f'{name}.')}", f"          value: {share!r}"]
+        lines.append("        - value: 0.0")
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def _check_filters(expected: Specs) -> None:
+    """mergekit asks whether a filter occurs anywhere in a tensor's name."""
+    for module in expected:
+        for other, specs in expected.items():
+            clash = next((key for key in specs if other != module and f"{module}." in f"{other}.{key}"), None)
+            if clash:
+                raise BadInput(
+                    "mergekit cannot tell two modules apart", where=module, got=f"{other}.{clash} contains `{module}.`"
+                )
+
+
+def _write_epoch(path: Path, snapshot: Snapshot, modules: Sequence[str], expected: Specs) -> None:
+    readers = {name: snapshot.open_module(name) for name in modules}
+    for name, reader in readers.items():
+        check_specs(reader.specs, expected[name], where=f"{snapshot.folder}, {name}")
+    keys = {f"{name}.{key}": (name, key) for name in modules for key in readers[name]}
+    specs = {tensor: expected[name][key] for tensor, (name, key) in keys.items()}
+    write_stream(path, specs, lambda tensor: readers[keys[tensor][0]][keys[tensor][1]])

@@ -1,0 +1,184 @@
+"""The crossover of a run: the chosen model and the best single snapshot assembled, and compared on unseen records."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from redheart.core.config import StudyConfig
+from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.files import read_sealed, write_sealed
+from redheart.core.seeds import stream_seed
+from redheart.data.inventory import Inventory
+from redheart.model.dims import preset
+from redheart.model.network import RedHeart, build, task_of
+from redheart.select.scoring import Scoring
+from redheart.select.statistics import LEVEL, Gain, paired_gain, verdict
+from redheart.select.sweet_spot import SweetSpot
+from redheart.snapshots.blend import Blend, single
+from redheart.snapshots.consolidate import assemble, link_folder, load_assembly
+from redheart.snapshots.mergekit import export_mergekit
+from redheart.study.learner import loss_floors, predict_rows, predictor_losses
+from redheart.study.openings import CONFIRM, read_openings, record_opening
+from redheart.study.phases import StudyData
+from redheart.study.run_folder import RunFolder
+from redheart.study.selection import SELECT, expected_specs, open_snapshots
+
+MODELS = ("crossover", "best_single")
+FINAL = "final"
+# Percent of the loss by which the assembled model may differ from what the search's cache said of it.
+_TOLERANCE_PERCENT = 0.01
+
+
+class Crossover(msgspec.Struct, frozen=True):
+    """The recombined model beside the best single snapshot."""
+
+    strategy: str
+    best_epoch: int
+    """The best single snapshot."""
+    modules: dict[str, Blend]
+    scales: dict[str, float]
+    """As in the sweet spot."""
+    num_candidates: int
+    gain_select: Gain
+    """On the records that the choice was made on: optimistic."""
+    gain_confirm: Gain
+    """On records that the choice has not seen."""
+    shrinkage: float | None
+    """Gain on the confirm records over that on the select records; None where the latter is none."""
+    tasks: dict[str, Gain]
+    """On the confirm records, task by task."""
+    num_judged: int
+    """Different choices of this run that the confirm records have judged; the interval's level counts with them."""
+    digests: dict[str, str]
+    """Of the weights of both models."""
+    verdict: str
+    recommended: str
+    """`crossover` or `best_single`; `select/final` holds it."""
+
+
+def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Crossover:
+    """Assemble both models, compare them on the confirm half, and make the better founded one the final model.
+
+    With every further choice that the same records judge, the interval's level rises (Bonferroni).
+
+    Raises:
+        BadInput: the run has no sweet spot yet.
+        RedHeartError: the assembled model is not what the search has evaluated.
+    """
+    path = folder.select / "sweet_spot.json"
+    if not path.is_file():
+        raise BadInput("the run has no sweet spot yet", where=path, mend="run `redheart sweet-spot RUN` first")
+    spot = read_sealed(path, SweetSpot)
+    snapshots, specs = open_snapshots(folder), expected_specs(config, data.prepared)
+    choices = {"crossover": spot.modules, "best_single": dict.fromkeys(spot.modules, single(spot.best_epoch))}
+    digests = {
+        name: assemble(folder.select / name, choice=choices[name], snapshots=snapshots, expected=specs).digest
+        for name in MODELS
+    }
+    select = _losses(config, folder, data, SELECT)
+    gain_select = _gain(config, data, spot, select, SELECT)
+    if abs(gain_select.percent - spot.selection.gain.percent) > _TOLERANCE_PERCENT:
+        raise RedHeartError(
+            "the assembled model is not the one that was chosen",
+            where=folder.select / "crossover",
+            got=f"gain {gain_select.percent:+.4f} % on the select records",
+            expected=f"{spot.selection.gain.percent:+.4f} %",
+            mend="snapshots or features have changed since; run `redheart sweet-spot RUN` again",
+        )
+    num_judged = _open_confirm(folder, data, digests)
+    confirm = _losses(config, folder, data, CONFIRM)
+    gain_confirm = _gain(config, data, spot, confirm, CONFIRM, level=1 - (1 - LEVEL) / max(1, num_judged))
+    crossover = Crossover(
+        strategy=spot.strategy,
+        best_epoch=spot.best_epoch,
+        modules=spot.modules,
+        scales=spot.scales,
+        num_candidates=spot.num_candidates,
+        gain_select=gain_select,
+        gain_confirm=gain_confirm,
+        shrinkage=gain_confirm.percent / gain_select.percent if gain_select.percent > 0 else None,
+        tasks=_task_gains(config, data, spot, confirm),
+        num_judged=num_judged,
+        digests=digests,
+        verdict=verdict(gain_confirm, candidate="crossover", reference="best single snapshot"),
+        recommended="crossover" if gain_confirm.is_evidence else "best_single",
+    )
+    link_folder(folder.select / crossover.recommended, folder.select / FINAL)
+    write_sealed(folder.select / "crossover.json", crossover)
+    return crossover
+
+
+def write_mergekit(config: StudyConfig, folder: RunFolder, data: StudyData, crossover: Crossover, path: Path) -> None:
+    """Write the crossover as a merge of mergekit's, with the tensors that it needs beside it."""
+    snapshots, specs = open_snapshots(folder), expected_specs(config, data.prepared)
+    export_mergekit(path, choice=crossover.modules, snapshots=snapshots, expected=specs)
+
+
+def load_final(config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str) -> RedHeart:
+    """An assembled model of the run, loaded strictly, float32, in evaluation mode, without gradients."""
+    model = build(preset(config.preset, outputs=inventory.outputs), seed=config.seed)
+    load_assembly(model, folder.select / name)
+    return model.eval().requires_grad_(False)
+
+
+def read_crossover(folder: RunFolder) -> Crossover:
+    """The run's crossover.
+
+    Raises:
+        BadInput: there is none yet.
+    """
+    path: Path = folder.select / "crossover.json"
+    if not path.is_file():
+        raise BadInput("the run has no crossover yet", where=path, mend="run `redheart crossover RUN` first")
+    return read_sealed(path, Crossover)
+
+
+Losses = dict[str, dict[str, np.ndarray]]
+"""By model and predictor, (N,)."""
+
+
+def _losses(config: StudyConfig, folder: RunFolder, data: StudyData, part: str) -> Losses:
+    rows, found = data.prepared.split[part], {}
+    for name in MODELS:
+        model = load_final(config, folder, data.prepared.inventory, name)
+        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
+        found[name] = predictor_losses(outputs, data.prepared, rows)
+    return found
+
+
+def _gain(
+    config: StudyConfig, data: StudyData, spot: SweetSpot, losses: Losses, part: str, *, level: float = LEVEL
+) -> Gain:
+    scoring, floors = Scoring(spot.scales), loss_floors(data.prepared, data.prepared.split[part])
+    scores = {name: scoring.score_N(losses[name], floors) for name in MODELS}
+    seed = stream_seed(config.seed, "gain", part)
+    return paired_gain(scores["best_single"], scores["crossover"], seed=seed, level=level)
+
+
+def _task_gains(config: StudyConfig, data: StudyData, spot: SweetSpot, losses: Losses) -> dict[str, Gain]:
+    floors = loss_floors(data.prepared, data.prepared.split[CONFIRM])
+    gains = {}
+    for name in spot.scales:
+        above = {model: losses[model][name] - floors.get(name, 0.0) for model in MODELS}
+        if (~np.isnan(above["crossover"])).sum() > 1:
+            seed = stream_seed(config.seed, "gain", CONFIRM, name)
+            gains[task_of(name)] = paired_gain(above["best_single"], above["crossover"], seed=seed)
+    return gains
+
+
+def _open_confirm(folder: RunFolder, data: StudyData, digests: dict[str, str]) -> int:
+    """Log that the confirm records are looked at; how many choices they have judged by now."""
+    judged = {opening.models["crossover"] for opening in read_openings(folder) if opening.part == CONFIRM}
+    # The best single snapshot beside itself needs no judge.
+    if digests["crossover"] != digests["best_single"] and digests["crossover"] not in judged:
+        rows = data.prepared.split[CONFIRM]
+        record_opening(
+            folder,
+            part=CONFIRM,
+            file=folder.data / "records.jsonl.gz",
+            num_records=len(rows),
+            models=digests,
+        )
+        judged.add(digests["crossover"])
+    return len(judged)

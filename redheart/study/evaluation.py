@@ -1,0 +1,119 @@
+"""Evaluation of what a run has chosen: on its test split, once, and on labelled files from outside."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from redheart.core.config import StudyConfig
+from redheart.core.errors import BadInput
+from redheart.core.files import read_sealed, write_sealed
+from redheart.core.seeds import stream_seed
+from redheart.data.features import make_features
+from redheart.data.inventory import Inventory
+from redheart.data.prepare import Manifest, target_arrays
+from redheart.data.records import Record, read_rows
+from redheart.data.schemas import parse_rows
+from redheart.data.split import TEST
+from redheart.evaluate.baselines import fit_baselines
+from redheart.evaluate.evaluation import Evaluation, evaluate_predictions
+from redheart.model.dims import TASKS
+from redheart.select.scoring import Scoring
+from redheart.select.statistics import Gain, paired_gain
+from redheart.study.crossover import FINAL, MODELS, load_final, read_crossover
+from redheart.study.learner import loss_floors, predict_rows, predictor_losses
+from redheart.study.openings import open_test, record_opening
+from redheart.study.phases import StudyData
+from redheart.study.run_folder import RunFolder
+
+
+class EvaluationResult(msgspec.Struct, frozen=True):
+    """Evaluation of the run's models and baselines on the test split."""
+
+    recommended: str
+    models: dict[str, Evaluation]
+    baselines: dict[str, Evaluation]
+    gain_test: Gain
+    digests: dict[str, str] = {}
+    """Of the models' weights."""
+
+
+def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> EvaluationResult:
+    """Evaluate both models and the baselines on the test split and write `evaluation/evaluation.json`.
+
+    If these very models have been evaluated before, the answer of then is returned and the split stays closed.
+    """
+    crossover = read_crossover(folder)
+    path = folder.evaluation / "evaluation.json"
+    if path.is_file():
+        old = read_sealed(path, EvaluationResult)
+        if old.digests == crossover.digests:
+            return old
+    prepared = open_test(folder, data.prepared, models=crossover.digests)
+    rows = prepared.split[TEST]
+    scoring, floors = Scoring(crossover.scales), loss_floors(prepared, rows)
+    models, scores = {}, {}
+    for name in MODELS:
+        model = load_final(config, folder, prepared.inventory, name)
+        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
+        models[name] = evaluate_predictions(
+            {task: outputs[f"heads.{task}"] for task in TASKS},
+            prepared.values_NT[rows],
+            prepared.mask_NT[rows],
+            prepared.inventory,
+            seed=config.seed,
+        )
+        scores[name] = scoring.score_N(predictor_losses(outputs, prepared, rows), floors)
+    baselines = fit_baselines(prepared, data.features, text_chars=config.features.text_chars)
+    gain = paired_gain(scores["best_single"], scores["crossover"], seed=stream_seed(config.seed, "gain", TEST))
+    result = EvaluationResult(crossover.recommended, models, baselines, gain, crossover.digests)
+    write_sealed(path, result)
+    return result
+
+
+def evaluate_file(config: StudyConfig, folder: RunFolder, inventory: Inventory, path: Path) -> Evaluation:
+    """Evaluate the run's recommended model on a labelled file that it has never seen.
+
+    Raises:
+        BadInput: the file is malformed, or its emotion classes are not the run's.
+    """
+    kind, rows = read_rows(path)
+    parsed = parse_rows(path, kind, rows)
+    if parsed.problems:
+        listing = "\n".join(f"    {problem}" for problem in parsed.problems[:100])
+        raise BadInput(f"{len(parsed.problems)} problems in {parsed.num_invalid} records\n{listing}", where=path)
+    records = [_renamed(record, parsed.inventory, inventory, path) for record in parsed.records]
+    values_NT, mask_NT = target_arrays(records, inventory)
+    features = make_features(
+        records, config=config.features, root=folder.evaluation / "features", fit=folder.summary_fit, show_progress=True
+    )
+    crossover = read_crossover(folder)
+    digests = {FINAL: crossover.digests[crossover.recommended]}
+    record_opening(folder, part="file", file=path, num_records=len(records), models=digests)
+    model = load_final(config, folder, inventory, FINAL)
+    outputs = predict_rows(model, features, np.arange(len(records)), micro_batch=config.train.micro_batch)
+    return evaluate_predictions(
+        {task: outputs[f"heads.{task}"] for task in TASKS}, values_NT, mask_NT, inventory, seed=config.seed
+    )
+
+
+def _renamed(record: Record, found: Inventory, expected: Inventory, path: Path) -> Record:
+    """The record with its targets in the run's order; targets that the run does not know are left out."""
+    targets = {}
+    for task in expected.tasks:
+        names = found.task(task.name).targets
+        if task.kind == "distribution" and names != task.targets:
+            raise BadInput(
+                "the file's emotion classes are not the run's",
+                where=path,
+                got=", ".join(names),
+                expected=", ".join(task.targets),
+            )
+        by_name = dict(zip(names, record.targets[task.name], strict=True))
+        targets[task.name] = tuple(by_name.get(name) for name in task.targets)
+    return msgspec.structs.replace(record, targets=targets)
+
+
+def inventory_of(folder: RunFolder) -> Inventory:
+    """The target inventory that a run was made with."""
+    return read_sealed(folder.data / "manifest.json", Manifest).inventory

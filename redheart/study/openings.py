@@ -1,0 +1,70 @@
+"""Who has looked at records that decide nothing but a verdict: a log in the run, one line per opening."""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from redheart.core.errors import CorruptFile
+from redheart.core.files import write_bytes
+from redheart.data.prepare import Prepared
+from redheart.data.split import TEST
+from redheart.study.run_folder import RunFolder
+
+CONFIRM = "val_confirm"
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """One look at a part of the records."""
+
+    part: str
+    """`test`, `val_confirm`, or `file` for a labelled file from outside."""
+    file: str
+    num_records: int
+    time_utc: str
+    command: str
+    models: dict[str, str]
+    """Digests of the models that were judged, by name."""
+
+
+def record_opening(
+    folder: RunFolder, *, part: str, file: Path, num_records: int, models: Mapping[str, str]
+) -> list[Opening]:
+    """Append to the run's log, before anything is looked at; all openings so far, this one last."""
+    opening = Opening(
+        part=part,
+        file=str(file.relative_to(folder.root) if file.is_relative_to(folder.root) else file),
+        num_records=num_records,
+        time_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=shlex.join(["redheart", *sys.argv[1:]]),
+        models=dict(models),
+    )
+    old = folder.openings.read_bytes() if folder.openings.is_file() else b""
+    write_bytes(folder.openings, old + msgspec.json.encode(opening) + b"\n")
+    return read_openings(folder)
+
+
+def read_openings(folder: RunFolder) -> list[Opening]:
+    """All openings of a run, in their order.
+
+    Raises:
+        CorruptFile: a line is not one of `record_opening`.
+    """
+    if not folder.openings.is_file():
+        return []
+    try:
+        return [msgspec.json.decode(line, type=Opening) for line in folder.openings.read_bytes().splitlines()]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptFile("the log of openings was changed", where=folder.openings, got=error) from error
+
+
+def open_test(folder: RunFolder, prepared: Prepared, *, models: Mapping[str, str]) -> Prepared:
+    """The data set with its test split open; that is logged first. The only way to the test split of a run."""
+    split = prepared.split.opened()
+    source = folder.data / "records.jsonl.gz"
+    record_opening(folder, part=TEST, file=source, num_records=len(split[TEST]), models=models)
+    return replace(prepared, split=split)

@@ -1,0 +1,204 @@
+"""Strategies see the select records only, cover every module, keep to their budget and find what is planted."""
+
+import numpy as np
+import pytest
+from synthetic import FINAL, Additive
+
+from redheart.core.config import SelectConfig
+from redheart.core.errors import BadInput
+from redheart.select.descent import deal, epochs_alone, windows
+from redheart.select.problem import SelectionProblem
+from redheart.select.search import Modules, Search
+from redheart.select.statistics import paired_gain
+from redheart.select.strategies import STRATEGIES, strategy_named
+from redheart.select.sweet_spot import find_sweet_spot
+from redheart.snapshots.blend import mean_of, single
+
+EPOCHS = (2, 4, 6)
+MODULES = ("backbone", FINAL, "neural.a", "phases.b")
+
+
+def stored(curves: dict[str, list[float]], *, train: dict[str, list[float]] | None = None) -> Search:
+    """A search on stored losses alone."""
+    random = np.random.default_rng(0)
+    noise_N = random.normal(0, 0.01, 200)
+    noise_N -= noise_N.mean()
+    problem = SelectionProblem(
+        epochs=EPOCHS,
+        modules=MODULES,
+        groups={"top": ("backbone", FINAL), "neural": ("neural.a",), "phases": ("phases.b",)},
+        losses_EN={name: np.array(means)[:, None] + noise_N for name, means in curves.items()},
+        train_losses_E={name: np.array((train or curves)[name]) for name in curves},
+        finals=(FINAL,),
+    )
+    evaluator = Additive(MODULES, EPOCHS, num_records=200, noise=0.01, seed=0)
+    return Search(problem, evaluator, SelectConfig(), seed=0)
+
+
+def test_design_takes_each_group_at_its_own_best_and_the_anchor_where_it_has_no_loss() -> None:
+    search = stored({FINAL: [1.0, 0.8, 0.9], "neural.a": [0.7, 0.8, 0.9]})
+    choice = STRATEGIES["design"](search)
+    assert search.problem.best_epoch == 4
+    assert choice.units["top"].blend == single(4)
+    assert choice.units["neural"].blend == single(2)
+    assert choice.units["phases"].blend == single(4) and not choice.units["phases"].scores
+    assert choice.modules == {"backbone": single(4), FINAL: single(4), "neural.a": single(2), "phases.b": single(4)}
+
+
+def test_overfit_penalty_counts_only_validation_above_training() -> None:
+    curves = {FINAL: [1.0, 1.0, 1.0], "neural.a": [0.80, 0.79, 0.81]}
+    penalised = stored(curves, train={FINAL: [1.0] * 3, "neural.a": [0.80, 0.60, 0.95]})
+    assert STRATEGIES["design"](penalised).units["neural"].blend == single(2)
+
+
+def test_ties_go_to_the_lower_variance() -> None:
+    tied = stored({FINAL: [1.0, 0.9, 1.0], "neural.a": [0.5, 0.5, 0.5]})
+    tied.problem.losses_EN["neural.a"][0] += np.tile([0.2, -0.2], 100)
+    tied.problem.losses_EN["neural.a"][2] += np.tile([0.1, -0.1], 100)
+    chosen = STRATEGIES["design"](tied).units["neural"]
+    assert chosen.blend == single(4) and "variance" in chosen.reason
+
+
+@pytest.mark.parametrize("level", ["group", "module"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_covers_every_module_and_is_repeatable(name: str, level: str) -> None:
+    spots = []
+    for _ in range(2):
+        evaluator = Additive(MODULES, EPOCHS, num_records=50, noise=0.1, seed=3)
+        settings = SelectConfig(strategy=name, level=level, cma_evaluations=20)
+        spots.append(find_sweet_spot(evaluator.problem(), evaluator, settings, seed=1))
+    assert spots[0] == spots[1]
+    assert set(spots[0].modules) == set(MODULES)
+    assert all(set(blend.epochs) <= set(EPOCHS) for blend in spots[0].modules.values())
+    assert spots[0].num_candidates >= len(EPOCHS) and set(spots[0].baselines) >= {"last", "uniform"}
+
+
+@pytest.mark.parametrize("name", ["coordinate", "window", "greedy-soup", "cma"])
+def test_what_searches_is_never_worse_on_the_select_records_than_the_best_single_snapshot(name: str) -> None:
+    for seed in range(5):
+        evaluator = Additive(MODULES, EPOCHS, num_records=50, noise=0.1, seed=seed)
+        search = evaluator.search(cma_evaluations=20)
+        chosen = STRATEGIES[name](search)
+        assert search.scores_N(chosen.modules).mean() <= search.scores_N(search.best_single).mean() + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "cost"), [("coordinate", True, 0.1), ("window", True, 0.1), ("coordinate", False, 0.05)]
+)
+def test_a_planted_module_and_epoch_are_found(name: str, own: bool, cost: float) -> None:
+    epochs = tuple(range(2, 62, 2))
+    modules = (*(f"m{index}" for index in range(8)), FINAL)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        module, epoch = str(random.choice(modules[:-1])), int(random.choice(epochs))
+        # The snapshot that holds the good module is otherwise a bad one.
+        damaged = modules[(modules.index(module) + 1) % len(modules)]
+        planted = {(module, epoch): -0.2, (damaged, epoch): 1.0}
+        evaluator = Additive(
+            modules,
+            epochs,
+            num_records=400,
+            noise=0.05,
+            planted=planted,
+            seed=seed,
+            costs=dict.fromkeys(modules, cost),
+        )
+        search = evaluator.search(own=own)
+        choice = STRATEGIES[name](search)
+        assert choice.modules[module] == single(epoch)
+        assert epoch not in choice.modules[damaged].epochs
+        best = max(search.swaps, key=lambda swap: swap.z)
+        assert (best.unit, best.blend) == (module, single(epoch))
+        assert search.spent <= 0.05 * search.naive
+        gain = paired_gain(evaluator.confirm_N(search.best_single), evaluator.confirm_N(choice.modules), seed=seed)
+        assert gain.is_evidence
+
+
+def test_the_budget_is_kept_and_cheap_modules_see_every_epoch() -> None:
+    epochs = tuple(range(2, 62, 2))
+    modules = ("backbone", *(f"m{index}" for index in range(16)), FINAL)
+    costs = {"backbone": 1.0, FINAL: 0.002, **{f"m{index}": 0.08 for index in range(16)}}
+    evaluator = Additive(modules, epochs, num_records=100, noise=0.1, seed=0, costs=costs)
+    search = evaluator.search(level="module")
+    choice = STRATEGIES["coordinate"](search)
+    assert search.naive == 18 * 30 * 2
+    assert search.spent <= 0.05 * search.naive
+    # At least the second pass of the cheapest module sees all of them.
+    assert len(choice.units[FINAL].scores) == 30
+    assert 3 <= len(choice.units["backbone"].scores) < 30
+
+
+def test_candidates_are_dealt_out_by_price_within_the_budget() -> None:
+    shares = {"a": 1.0, "b": 0.25, "c": 0.0001}
+    counts = deal(10.0, shares, most=29)
+    assert counts["b"] == pytest.approx(2 * counts["a"], abs=1) and counts["c"] == 29
+    assert sum(shares[name] * number for name, number in counts.items()) <= 10.0
+    assert deal(0.0, shares, most=29)["a"] == 0
+
+
+def test_a_threshold_keeps_what_is_within_the_noise_where_it_is() -> None:
+    evaluator = Additive(MODULES, EPOCHS, num_records=100, noise=0.1, seed=1)
+    moved = STRATEGIES["coordinate"](evaluator.search()).modules
+    held = STRATEGIES["coordinate"](evaluator.search(min_z=4.0)).modules
+    assert set(held.values()) == {single(evaluator.problem().best_epoch)} and moved != held
+
+
+def test_windows_and_their_neighbours() -> None:
+    evaluator = Additive(MODULES, (1, 2, 3, 4, 5), num_records=20, noise=0.1, seed=0)
+    spans = windows(evaluator.problem())
+    assert len(spans.blends) == 5 + 3 + 1 and mean_of((1, 2, 3)) in spans.blends
+    near = spans.neighbours[spans.blends.index(mean_of((2, 3, 4)))]
+    assert {spans.blends[index] for index in near} == {
+        mean_of((1, 2, 3)),
+        mean_of((3, 4, 5)),
+        mean_of((1, 2, 3, 4, 5)),
+        single(3),
+    }
+    assert epochs_alone(evaluator.problem()).neighbours[0] == (1,)
+
+
+def test_an_average_can_be_the_anchor() -> None:
+    class Bent(Additive):
+        def all_losses_N(self, choice: Modules) -> np.ndarray:
+            averaged = all(len(blend.epochs) == 3 for blend in choice.values())
+            return super().all_losses_N(choice) - (1.0 if averaged else 0.0)
+
+    evaluator = Bent(MODULES, EPOCHS, num_records=50, noise=0.1, seed=0)
+    choice = STRATEGIES["coordinate"](evaluator.search(anchor="average"))
+    assert set(choice.modules.values()) == {mean_of(EPOCHS)}
+    assert mean_of(EPOCHS) not in STRATEGIES["coordinate"](evaluator.search()).modules.values()
+
+
+def test_strategies_of_unknown_names_and_ema_are_refused_with_a_way_out() -> None:
+    with pytest.raises(BadInput, match="unknown selection strategy"):
+        strategy_named("luck")
+    with pytest.raises(BadInput, match="snapshot-ema"):
+        strategy_named("ema")
+
+
+def test_cma_draws_from_its_own_stream_alone() -> None:
+    state = np.random.get_state()[1].tolist()  # type: ignore[index]
+    first = STRATEGIES["cma"](Additive(MODULES, EPOCHS, num_records=50, noise=0.1, seed=3).search(cma_evaluations=30))
+    assert np.random.get_state()[1].tolist() == state  # type: ignore[index]
+    again = STRATEGIES["cma"](Additive(MODULES, EPOCHS, num_records=50, noise=0.1, seed=3).search(cma_evaluations=30))
+    assert first == again
+
+
+def test_tasks_count_alike_whatever_their_size_and_absent_targets_do_not_count() -> None:
+    losses_EN = {
+        "heads.a": np.array([[1.0, 3.0, np.nan, np.nan], [2.0, 2.0, np.nan, np.nan]]),
+        "heads.b": np.array([[0.01, 0.01, 0.01, 0.01], [0.02, 0.02, 0.02, 0.02]]),
+        "heads.c": np.full((2, 4), np.nan),
+    }
+    problem = SelectionProblem(
+        epochs=(1, 2),
+        modules=("m",),
+        groups={"m": ("m",)},
+        losses_EN=losses_EN,
+        train_losses_E={},
+        finals=("heads.a", "heads.b", "heads.c"),
+        floors_N={"heads.a": np.array([1.0, 1.0, 0.0, 0.0])},
+    )
+    assert problem.scoring.scales == {"heads.a": 1.0, "heads.b": 0.01}
+    assert problem.scores_EN.mean(1).tolist() == pytest.approx([1.0, 1.5])
+    assert problem.best_epoch == 1

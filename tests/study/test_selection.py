@@ -1,0 +1,191 @@
+"""Sweet spot and crossover of a run, on real networks: exact losses, honest verdicts, closed records, restarts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from quick_run import QuickRun, make_run, shake
+
+from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.files import read_json, read_sealed, write_sealed
+from redheart.model.network import RedHeart
+from redheart.select.maps import Maps
+from redheart.select.scoring import Scoring
+from redheart.select.statistics import Gain, paired_gain
+from redheart.select.sweet_spot import SweetSpot
+from redheart.snapshots.blend import Blend, mean_of, single, weighted
+from redheart.snapshots.consolidate import assemble, read_assembly
+from redheart.study.crossover import MODELS, load_final, read_crossover, run_crossover
+from redheart.study.evaluation import run_evaluation
+from redheart.study.learner import loss_floors, predict_rows, predictor_losses
+from redheart.study.openings import read_openings
+from redheart.study.selection import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
+from redheart.study.wired import FINALS
+
+ROOT = Path(__file__).parents[2]
+
+
+def noise(model: RedHeart, epoch: int) -> None:
+    shake(model, epoch, scale=0.1)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
+    return make_run(tmp_path_factory.mktemp("noisy"), noise)
+
+
+def spot_of(run: QuickRun, **settings: object) -> SweetSpot:
+    return run_sweet_spot(run.config, run.folder, run.data, settings=run.settings(**settings), show_progress=False)
+
+
+def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp_path: Path) -> None:
+    snapshots, specs = open_snapshots(noisy.folder), expected_specs(noisy.config, noisy.data.prepared)
+    evaluator = make_evaluator(noisy.config, noisy.folder, noisy.data, snapshots, noisy.settings(cache_mib=1))
+    rows = noisy.data.prepared.split["val_select"]
+    random = np.random.default_rng(0)
+    blends: list[Blend] = [single(2), single(4), single(6), mean_of((2, 6)), weighted({2: 1, 4: 2, 6: 4})]
+    choice = dict.fromkeys(specs, single(2))
+    for turn in range(6):
+        for name in random.choice(list(specs), 3, replace=False):
+            choice[str(name)] = blends[random.integers(len(blends))]
+        found = evaluator.losses(choice)
+        out = noisy.folder.select / f"turn_{turn}"
+        assemble(out, choice=choice, snapshots=snapshots, expected=specs)
+        model = load_final(noisy.config, noisy.folder, noisy.data.prepared.inventory, out.name)
+        outputs = predict_rows(model, noisy.data.features, rows, micro_batch=noisy.config.train.micro_batch)
+        expected = predictor_losses(outputs, noisy.data.prepared, rows)
+        assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in FINALS)
+    assert evaluator.work.evaluations < 6
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_said_of_noisy_networks_holds_on_records_that_nobody_chose_on(seed: int, tmp_path: Path) -> None:
+    run = make_run(tmp_path, lambda model, epoch: shake(model, epoch, scale=0.05, seed=seed), num_generated=500)
+    spot = spot_of(run)
+    crossover = run_crossover(run.config, run.folder, run.data)
+    # Weights that differ by noise alone always seem to have something to choose from.
+    assert crossover.gain_select.percent > 0
+    assert crossover.gain_select.percent == pytest.approx(spot.selection.gain.percent, abs=1e-9)
+    final = read_assembly(run.folder.select / "final")
+    if crossover.recommended == "best_single":
+        assert "No evidence of gain" in crossover.verdict
+        assert final.digest == crossover.digests["best_single"]
+        assert {part.blend for part in final.modules.values()} == {single(spot.best_epoch)}
+    else:
+        # Nothing was trained here, so the training records are as unseen as any.
+        assert gain_on(run, "train").percent > 0
+
+
+def gain_on(run: QuickRun, part: str) -> Gain:
+    rows, scores = run.data.prepared.split[part], {}
+    scoring, floors = Scoring(read_crossover(run.folder).scales), loss_floors(run.data.prepared, rows)
+    for name in MODELS:
+        model = load_final(run.config, run.folder, run.data.prepared.inventory, name)
+        outputs = predict_rows(model, run.data.features, rows, micro_batch=64)
+        scores[name] = scoring.score_N(predictor_losses(outputs, run.data.prepared, rows), floors)
+    return paired_gain(scores["best_single"], scores["crossover"], seed=0)
+
+
+def test_a_planted_head_is_found_confirmed_and_becomes_the_final_model(tmp_path: Path) -> None:
+    def plant(model: RedHeart, epoch: int) -> None:
+        shake(model, epoch, scale=0.02)
+        # Only epoch 4 knows how often each emotion occurs, and only there another head is badly off.
+        model.heads["regret"].predict.bias.add_(6.0 if epoch == 4 else 0.0)
+        if epoch == 4:
+            model.heads["emotion"].predict.weight.zero_()
+        else:
+            model.heads["emotion"].predict.bias.copy_(torch.linspace(-2, 2, 7))
+
+    run = make_run(tmp_path, plant, num_generated=600)
+    spot = spot_of(run, level="module")
+    assert spot.best_epoch != 4
+    assert spot.modules["heads.emotion"] == single(4) and 4 not in spot.modules["heads.regret"].epochs
+    assert spot.swaps[0].group == "heads.emotion" and spot.swaps[0].p_holm < 1e-3
+    crossover = run_crossover(run.config, run.folder, run.data)
+    assert crossover.recommended == "crossover" and "is better than" in crossover.verdict
+    assert crossover.tasks["emotion"].is_evidence
+    assert read_assembly(run.folder.select / "final").digest == crossover.digests["crossover"]
+
+
+def test_what_was_evaluated_is_not_evaluated_again_and_the_answer_is_the_same(noisy: QuickRun) -> None:
+    first = spot_of(noisy, strategy="greedy-soup")
+    path = noisy.folder.select / "evaluated.bin"
+    written = path.read_bytes()
+    # As a kill leaves it: the last evaluation is cut off.
+    path.write_bytes(written[:-100])
+    again = spot_of(noisy, strategy="greedy-soup")
+    assert again.num_reused >= first.num_reused and path.read_bytes() == written
+    changed = {"num_reused", "work"}
+    for name in set(SweetSpot.__struct_fields__) - changed:
+        assert getattr(first, name) == getattr(again, name)
+
+
+def test_maps_hold_what_direct_evaluation_gives(noisy: QuickRun) -> None:
+    spot = spot_of(noisy, strategy="best-single", map_epochs=2)
+    maps = read_json(noisy.folder.select / "maps.json", Maps)
+    assert len(maps.epochs) == 2 and spot.best_epoch in maps.epochs
+    snapshots = open_snapshots(noisy.folder)
+    evaluator = make_evaluator(noisy.config, noisy.folder, noisy.data, snapshots, noisy.settings())
+    problem_scores = dict(zip(maps.epochs, maps.scores, strict=True))
+    donor, host = maps.epochs
+    for name, table in maps.transplants.items():
+        choice = {module: single(donor if module in spot.groups[name].modules else host) for module in spot.modules}
+        means = [evaluator.losses(choice)[final] for final in FINALS]
+        rows = noisy.data.prepared.split["val_select"]
+        score = Scoring(spot.scales).score_N(
+            dict(zip(FINALS, means, strict=True)), loss_floors(noisy.data.prepared, rows)
+        )
+        assert table[0][1] == pytest.approx(100 * (1 - score.mean() / problem_scores[host]))
+        assert table[0][0] == table[1][1] == 0
+    (line,) = maps.lines
+    assert line.scores[0] == problem_scores[spot.best_epoch] and line.barrier_percent >= 0
+
+
+def test_the_confirm_records_count_their_choices_and_the_test_split_opens_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path, noise)
+    for strategy, judged in (("coordinate", 1), ("coordinate", 1), ("uniform", 2), ("best-single", 2)):
+        spot_of(run, strategy=strategy)
+        crossover = run_crossover(run.config, run.folder, run.data)
+        assert crossover.num_judged == judged
+        assert crossover.gain_confirm.level == pytest.approx(1 - 0.05 / judged)
+    assert crossover.gain_confirm.percent == 0 and crossover.recommended == "best_single"
+    results = [run_evaluation(run.config, run.folder, run.data) for _ in range(2)]
+    assert results[0].digests == results[1].digests == crossover.digests
+    openings = read_openings(run.folder)
+    assert [opening.part for opening in openings] == ["val_confirm", "val_confirm", "test"]
+    assert openings[-1].models == crossover.digests and openings[-1].num_records == len(
+        run.data.prepared.split.opened()["test"]
+    )
+    # Another choice is another model: it is evaluated, and that is another opening.
+    spot_of(run, strategy="uniform")
+    run_crossover(run.config, run.folder, run.data)
+    run_evaluation(run.config, run.folder, run.data)
+    assert [opening.part for opening in read_openings(run.folder)].count("test") == 2
+
+
+def test_only_the_log_of_openings_opens_the_test_split() -> None:
+    callers = [path for path in (ROOT / "redheart").rglob("*.py") if ".opened()" in path.read_text()]
+    assert [path.name for path in callers] == ["openings.py"]
+
+
+def test_a_model_that_was_not_the_one_evaluated_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path, noise)
+    spot_of(run)
+    path = run.folder.select / "sweet_spot.json"
+    spot = read_sealed(path, dict[str, Any])
+    spot["selection"]["gain"]["percent"] += 0.5
+    write_sealed(path, spot)
+    with pytest.raises(RedHeartError, match="not the one that was chosen"):
+        run_crossover(run.config, run.folder, run.data)
+
+
+def test_without_a_sweet_spot_or_snapshots_the_way_on_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, noise)
+    with pytest.raises(BadInput, match="run `redheart sweet-spot RUN` first"):
+        run_crossover(run.config, run.folder, run.data)
+    for path in run.folder.snapshots.iterdir():
+        path.rename(tmp_path / path.name)
+    with pytest.raises(BadInput, match="no snapshots yet"):
+        spot_of(run)
