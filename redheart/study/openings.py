@@ -1,4 +1,4 @@
-"""Who has looked at records that decide nothing but a verdict: a log in the run, one line per opening."""
+"""Who has looked at records that decide nothing but a verdict: a sealed list in the run."""
 
 import shlex
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.errors import CorruptFile
-from redheart.core.files import write_bytes
+from redheart.core.files import read_sealed, write_sealed
 from redheart.data.prepare import Prepared
 from redheart.data.split import TEST
 from redheart.study.run_folder import RunFolder
@@ -31,6 +31,10 @@ class Opening(msgspec.Struct, frozen=True):
     """Digests of the models that were judged, by name."""
 
 
+class _Openings(msgspec.Struct, frozen=True):
+    openings: list[Opening]
+
+
 def record_opening(
     folder: RunFolder, *, part: str, file: Path, num_records: int, models: Mapping[str, str]
 ) -> list[Opening]:
@@ -43,8 +47,7 @@ def record_opening(
         command=shlex.join(["redheart", *sys.argv[1:]]),
         models=dict(models),
     )
-    old = folder.openings.read_bytes() if folder.openings.is_file() else b""
-    write_bytes(folder.openings, old + msgspec.json.encode(opening) + b"\n")
+    write_sealed(folder.openings, _Openings([*read_openings(folder), opening]))
     return read_openings(folder)
 
 
@@ -52,14 +55,17 @@ def read_openings(folder: RunFolder) -> list[Opening]:
     """All openings of a run, in their order.
 
     Raises:
-        CorruptFile: a line is not one of `record_opening`.
+        CorruptFile: the list was changed since it was written, or is gone although the test split was opened.
     """
-    if not folder.openings.is_file():
-        return []
-    try:
-        return [msgspec.json.decode(line, type=Opening) for line in folder.openings.read_bytes().splitlines()]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CorruptFile("the log of openings was changed", where=folder.openings, got=error) from error
+    if folder.openings.is_file():
+        return read_sealed(folder.openings, _Openings).openings
+    if (folder.evaluation / "evaluation.json").is_file():
+        raise CorruptFile(
+            "the list of openings is gone",
+            where=folder.openings,
+            mend="restore it from a copy; without it nobody knows how often the test split was looked at",
+        )
+    return []
 
 
 def open_test(folder: RunFolder, prepared: Prepared, *, models: Mapping[str, str]) -> Prepared:

@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def openings(self) -> Path:
-        return self.root / "openings.jsonl"
+        return self.root / "openings.json"
 
     @property
     def report(self) -> Path:

@@ -21,7 +21,7 @@ def test_run_goes_from_records_to_report_and_again_to_the_same(tmp_path: Path) -
     before = weights_digest(run)
     again = redheart(*arguments)
     assert again.returncode == 0 and weights_digest(run) == before
-    openings = [json.loads(line)["part"] for line in (run / "openings.jsonl").read_text().splitlines()]
+    openings = [item["part"] for item in json.loads((run / "openings.json").read_text())["openings"]]
     assert openings.count("test") == 1 and openings.count("val_confirm") <= 1
 
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
