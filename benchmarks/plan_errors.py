@@ -9,14 +9,20 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from record import RESULTS, ROOT, write_result
 
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.data.features import make_features, record_bytes
+from redheart.data.records import Record
+from redheart.data.summary import POOLED_WIDTH
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import Planner, Workload, cpu_host_parts, disk_parts, model_sizes
 from redheart.memory.trace import cpu_attention, trace_pass
@@ -130,19 +136,17 @@ def full_rows() -> list[dict[str, object]]:
 
 
 def disk_rows() -> list[dict[str, object]]:
-    """A resume state, a snapshot and the features of the full model's epoch beside their predictions."""
-    rows: list[dict[str, object]] = []
+    """A resume state and a snapshot of the full model's epoch, and features made now, beside their predictions."""
+    rows = [feature_row()]
     for record in recorded([FULL_EPOCH]):
         config = full_config(record["settings"])
         work = planning.workload(config)
         sizes = planning.sizes_of(config, config.train.strategy)
         parts = disk_parts(work, sizes, ledger(work.sizes, sizes, accumulates=False))
-        # A plan keeps room for three states, and its records are the real data set's.
-        share = record["settings"]["records"] / planning.NUM_RECORDS
+        # A plan keeps room for three states.
         predicted = {
             "states": parts["resume states"] / 3,
             "snapshots": parts["module snapshots"],
-            "features": parts["features"] * share,
         }
         for name, size in predicted.items():
             measured = record["result"]["disk_bytes"][name]
@@ -150,6 +154,25 @@ def disk_rows() -> list[dict[str, object]]:
                 {"what": name, "predicted_bytes": int(size), "measured_bytes": measured, "error": size / measured - 1}
             )
     return rows
+
+
+def feature_row(count: int = 24, seq_len_tokens: int = 32) -> dict[str, object]:
+    """Features of texts longer than they are kept, by the default encoder, beside their prediction."""
+    config = FeatureConfig(seq_len_tokens=seq_len_tokens)
+    records = [Record(f"{index}", "word " * 2 * seq_len_tokens, "", "", {}) for index in range(count)]
+    with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
+        root, fit = Path(folder) / "features", Path(folder) / "fit"
+        make_features(records, config=config, root=root, fit=fit, train=np.arange(count))
+        # The projection is the same for any number of records and is left aside.
+        measured = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+        measured += count * 2 * POOLED_WIDTH
+    predicted = count * record_bytes(config)
+    return {
+        "what": "features",
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "error": predicted / measured - 1,
+    }
 
 
 def ledger_rows() -> list[dict[str, object]]:

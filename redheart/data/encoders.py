@@ -16,6 +16,8 @@ from redheart.core.errors import BadInput
 from redheart.core.files import sha256_file
 
 FEATURE_WIDTH = 768
+MINILM_LAYERS = 7
+"""Its embeddings and six layers; a summary has the mean of each."""
 MINILM = "minilm"
 HASH = "hash"
 _MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"

@@ -35,7 +35,7 @@ from redheart.core.files import (
     write_sealed,
 )
 from redheart.core.lock import folder_lock
-from redheart.data.encoders import Encoded, Encoder, average_to, open_encoder
+from redheart.data.encoders import FEATURE_WIDTH, MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
 from redheart.data.records import Record
 from redheart.data.summary import SummaryFit, load_fit, load_or_fit
 
@@ -118,6 +118,18 @@ def widened(encoded: Encoded, fit: SummaryFit | None) -> np.ndarray:
 
 def _beside(states_SW: np.ndarray, pooled_P: np.ndarray) -> np.ndarray:
     return np.concatenate((states_SW, np.broadcast_to(pooled_P, (len(states_SW), len(pooled_P)))), axis=1)
+
+
+def record_bytes(config: FeatureConfig) -> int:
+    """Bytes on disk of a record as long as features may be, before any encoder is loaded.
+
+    An encoder from elsewhere is taken for 768 wide, the most that there is.
+    """
+    half = FEATURE_WIDTH // 2
+    states, offset = 2 * config.seq_len_tokens * FEATURE_WIDTH, 8
+    if config.encoder != "minilm":
+        return states + offset
+    return states // 2 + offset + half * (4 * MINILM_LAYERS + 2)
 
 
 def make_features(

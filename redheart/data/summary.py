@@ -55,7 +55,8 @@ def fit_summary(summaries_NL: np.ndarray, *, key: str) -> SummaryFit:
     is_alive_P = variances_P > 1e-9 * variances_P[0]
     spread_P = np.sqrt(np.where(is_alive_P, variances_P, 1))
     gain_P = np.where(is_alive_P, spread_P**-0.5, 0)
-    gain_P /= np.sqrt(np.mean(np.square(gain_P * spread_P)))
+    # Records that are all the same, or a single one, have nothing to tell them apart: zeros.
+    gain_P /= np.sqrt(np.mean(np.square(gain_P * spread_P))) or 1
     # The axes come in Fortran's order, of which safetensors writes the bytes under the shape of C's.
     projection_LP = np.ascontiguousarray(axes_LP / std_L[:, None] * gain_P, dtype=np.float32)
     return SummaryFit(key, mean_L.astype(np.float32), projection_LP)

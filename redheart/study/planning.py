@@ -10,6 +10,7 @@ import torch
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DoesNotFit
+from redheart.data.features import record_bytes
 from redheart.memory.ledger import StrategySizes, strategy_sizes
 from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes, traffic_bytes
 from redheart.memory.replay import Replay
@@ -193,7 +194,7 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
         config.train.effective_batch,
         snapshots=-(-config.epochs // every),
         snapshot_output_bytes=4 * NUM_VALIDATION * predictors * max(dims.outputs),
-        feature_bytes=2 * NUM_RECORDS * length * FEATURE_WIDTH,
+        feature_bytes=NUM_RECORDS * record_bytes(config.features),
     )
 
 

@@ -35,6 +35,11 @@ def test_fewer_records_than_components_leave_zeros() -> None:
     assert np.isfinite(pooled_NP).all() and (np.abs(pooled_NP).max(0) > 0).sum() == 39
 
 
+@pytest.mark.parametrize("train_NL", [summaries(1), np.tile(summaries(1), (9, 1))])
+def test_records_that_do_not_differ_have_zeros(train_NL: np.ndarray) -> None:
+    assert not fit_summary(train_NL, key="a").apply(train_NL).any()
+
+
 def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> None:
     path = tmp_path / "fit.safetensors"
     train = np.arange(0, 50, 2)
