@@ -196,7 +196,9 @@ class EmotionKalman(nn.Module):
         for _ in range(tokens):
             predicted = transition @ covariance @ transition.T + process
             seen = observation @ predicted
-            gain = torch.linalg.solve(seen @ observation.T + measurement, seen).T
+            # Singular only where the weights have diverged: then no number, which the guard of the training meets.
+            solution, fault = torch.linalg.solve_ex(seen @ observation.T + measurement, seen)
+            gain = torch.where(fault == 0, solution, torch.nan).T
             covariance = predicted - gain @ seen
             gains.append(gain)
         return gains

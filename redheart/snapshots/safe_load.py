@@ -88,7 +88,16 @@ def _check_zip(path: Path) -> None:
             # torch stores without compression; anything else could unfold to any size.
             packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
             broken = packed[0] if packed else archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, struct.error, EOFError) as error:
-        raise CorruptFile("a file of torch.save was changed or cut", where=path, got=error) from error
+    # An offset that was changed may point before the file's first byte, which is an OSError.
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+        EOFError,
+        OSError,
+    ) as wrong:
+        raise CorruptFile("a file of torch.save was changed or cut", where=path, got=wrong) from wrong
     if broken is not None:
         raise CorruptFile("a part of a file of torch.save was changed", where=path, got=broken)

@@ -8,6 +8,7 @@ from redheart.model import ledger
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
+from redheart.model.modules import EmotionKalman
 from redheart.model.network import WIRING, RedHeart, Signals, as_prediction, build, task_of
 
 DIMS = preset("tiny")
@@ -145,3 +146,16 @@ def test_every_node_reads_what_the_wiring_says_and_nothing_else() -> None:
     found = {name: as_prediction(name, signals) for name, signals in read.items() if "prediction" in signals}
     assert list(found) == list(expected) and set(WIRING) - {"experts"} == set(ledger.module_names(model))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_filter_whose_weights_have_diverged_gives_no_number_instead_of_an_error() -> None:
+    fusion = EmotionKalman(3)
+    fusion.start(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        # In float32 the covariance beside this is nothing, and the matrix to solve is singular.
+        fusion.observation.fill_(1e20)
+        fusion.measurement_root.zero_()
+    logits_BSO, mask_BS = torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
+    prediction_BO = fusion(logits_BSO, logits_BSO, mask_BS)
+    prediction_BO.sum().backward()
+    assert not prediction_BO.isfinite().any()
