@@ -32,6 +32,9 @@ MEASURED = (
     "step_s",
     "samples_per_s",
     "epoch_s",
+    "validation_s",
+    "time_left_s",
+    "time_utc",
     "host_rss_peak_bytes",
     "device_peak_bytes",
     "chain",
@@ -41,7 +44,8 @@ MEASURED = (
 
 def environment() -> dict[str, str]:
     """This process's environment without what a launcher sets, and with this interpreter's launchers first."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    others = ("RANK", "WORLD_SIZE")
+    kept = {name: value for name, value in os.environ.items() if name not in others and not name.startswith("WANDB_")}
     kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
     kept["PYTHONPATH"] = str(ROOT)
     return kept
@@ -54,9 +58,8 @@ def launch(command: list[str], *arguments: object, **options: object) -> subproc
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=environment(),
         timeout=600,
-        **options,  # type: ignore[call-overload]
+        **{"env": environment(), **options},  # type: ignore[call-overload]
     )
 
 
@@ -98,7 +101,12 @@ def assert_same_end(run: Path, unbroken: Path) -> None:
 
 def events(run: Path, part: str = "train") -> list[dict[str, object]]:
     """The event log of a training in a run's folder, without what is measured, which no two runs share."""
-    entries = [json.loads(line) for line in (run / part / "events.jsonl").read_text().splitlines()]
+    return events_of(run / part / "events.jsonl")
+
+
+def events_of(path: Path) -> list[dict[str, object]]:
+    """As `events`, of one log."""
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
     kept = [{name: value for name, value in entry.items() if name not in MEASURED} for entry in entries]
     return [entry for entry in kept if entry["event"] in ("step", "epoch")]
 

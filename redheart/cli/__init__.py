@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": ("study", "find the learning rate"),
     "train": ("study", "the main run, with snapshots; goes on where it stopped"),
     "trial": ("study", "one trial of the sweep"),
+    "watch": ("watching", "where a run stands: curves, memory, time left"),
     "sweet-spot": ("selection", "the best epochs of every module group"),
     "crossover": ("selection", "assemble the chosen model and compare it"),
     "evaluate": ("selection", "test split or another labelled file, beside baselines"),
@@ -43,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     set_environment()
     # As Ctrl-C does: outside of training there is nothing to finish, and the next start goes on after the last file.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from redheart.train.interrupt import raise_interrupt
+
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, raise_interrupt)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_help())

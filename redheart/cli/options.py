@@ -1,6 +1,7 @@
 """What the commands share: option types, parsing, printing."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -34,6 +35,39 @@ def parse(
     if default is None:
         return tyro.cli(kind, args=list(arguments), prog=prog, description=description)
     return tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=default)
+
+
+def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
+    """Arguments in which `--a.b True` and `--a.b=False`, as W&B and our own advice have it, are flags.
+
+    That is `--a.b` and `--a.no-b`; everything else stays as it is.
+    """
+    flags = set(_flag_names(kind, "--"))
+    found: list[str] = []
+    rest = list(arguments)
+    while rest:
+        item = rest.pop(0)
+        name, is_pair, value = item.partition("=")
+        flag = name.replace("_", "-")
+        if flag in flags and not is_pair and rest and rest[0].lower() in _WORDS:
+            value = rest.pop(0)
+        if flag in flags and value.lower() in _WORDS:
+            section, dot, last = flag.rpartition(".")
+            item = flag if _WORDS[value.lower()] else f"{section}{dot}no-{last}"
+        found.append(item)
+    return found
+
+
+_WORDS = {"true": True, "false": False}
+
+
+def _flag_names(kind: type, prefix: str) -> Iterator[str]:
+    for item in dataclasses.fields(kind):
+        name = item.name.replace("_", "-")
+        if item.type is bool:
+            yield f"{prefix}{name}"
+        elif dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
+            yield from _flag_names(item.type, f"{prefix}{name}.")
 
 
 def print_json(value: object, one_line: bool) -> None:

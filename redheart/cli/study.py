@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from redheart.cli.options import Flag, RunPath, parse, print_json
+from redheart.cli.options import Flag, parse, print_json, spelled_out
 from redheart.core.config import PrepareConfig, StudyConfig, load_toml, resolved
 from redheart.core.errors import BadInput
 
@@ -27,18 +27,10 @@ class PrepareOptions:
     json: Flag = False
 
 
-@dataclass(frozen=True)
-class TrialOptions:
-    """One trial of the sweep, in a process of its own."""
-
-    run: RunPath
-    rate: Annotated[float, tyro.conf.Positional]
-
-
 def run(arguments: Sequence[str]) -> None:
     from redheart.study.pipeline import run_study
 
-    rest, force = _without_force(arguments)
+    rest, force = _without(arguments, "--force")
     config = _study(rest, "run")
     _check(config, force)
     run_study(config)
@@ -54,65 +46,97 @@ def prepare(arguments: Sequence[str]) -> None:
 
 def sweep(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
+    from redheart.study.say import say
+    from redheart.study.sweep import run_sweep
 
-    config = _study(arguments, "sweep")
+    rest, force = _without(arguments, "--force")
+    config = _study(rest, "sweep")
+    _check(config, force)
     with run_folder.claimed(config) as folder:
-        phases.open_data(config, folder, show_progress=True)
-        print(f"learning rate {phases.run_sweep(config, folder).best_rate:g}")
+        data = phases.open_data(config, folder, show_progress=config.train.progress == "bar")
+        say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
 
 
 def train(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
 
-    rest, force = _without_force([item for item in arguments if not item.startswith("--local_rank")])
+    rest, force = _without(_without_local_rank(arguments), "--force")
     config = _study(rest, "train")
     _check(config, force)
     with run_folder.claimed(config) as folder:
-        data = phases.open_data(config, folder, show_progress=True)
+        data = phases.open_data(config, folder, show_progress=config.train.progress == "bar")
         phases.run_training(config, folder, data, show_progress=True)
 
 
 def trial(arguments: Sequence[str]) -> None:
-    from redheart.study import phases, run_folder
+    """One trial of a sweep, or the range test before it, into the folder of the run that it is for."""
+    from redheart.study import phases, range_test, run_folder
+    from redheart.study.sweep import run_trial
     from redheart.train.interrupt import stop_with_parent
 
-    options = parse(TrialOptions, arguments, "trial")
     stop_with_parent()
-    folder, config = run_folder.load(options.run)
-    phases.run_trial(config, folder, phases.open_data(config, folder, show_progress=False), options.rate)
+    rest, is_range_test = _without(_without_local_rank(arguments), "--range-test")
+    config = _study(rest, "trial")
+    rate = config.train.learning_rate
+    if rate is None and not is_range_test:
+        raise BadInput("a trial needs its rate", where="--train.learning-rate", mend="give --train.learning-rate 1e-4")
+    # The run that the sweep is for has no rate yet.
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=None))
+    folder = run_folder.start(config)
+    data = phases.open_data(config, folder, show_progress=config.train.progress == "bar")
+    if rate is None or is_range_test:
+        range_test.train_ramp(config, folder, data, show_progress=True)
+    else:
+        run_trial(config, folder, data, rate, show_progress=True)
 
 
-def _without_force(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    return [item for item in arguments if item != "--force"], "--force" in arguments
+def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], bool]:
+    return [item for item in arguments if item != flag], flag in arguments
+
+
+def _without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """Launchers add it and set the environment too."""
+    return [item for item in arguments if not item.startswith("--local_rank")]
 
 
 def _check(config: StudyConfig, force: bool) -> None:
     """The planner's verdict before anything is allocated; `--force` goes on without asking."""
     if not force and os.environ.get("RANK", "0") == "0":
         from redheart.study.preflight import check_run
+        from redheart.study.say import say
 
-        print(f"plan       {check_run(config)}", flush=True)
+        say(config, "plan", check_run(config))
 
 
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:
-    """The study's configuration: defaults, then the file of `--config`, then the other options."""
-    default, _, rest = study_defaults(arguments)
-    also = "--config FILE, a TOML file as `redheart init` writes it"
-    if command != "sweep":
-        also += "; --force, to run without asking whether it fits"
+    """The study's configuration: defaults, then the file of `--config` or the run of `--run`, then the options."""
+    rest, run = _taken(arguments, "--run")
+    default, _, rest = study_defaults(rest)
+    if run:
+        from redheart.study.run_folder import load
+
+        default = load(Path(run))[1]
+    also = (
+        "--config FILE, a TOML file as `redheart init` writes it; --run RUN, the settings of a run that is there; "
+        "--force, to run without asking whether it fits"
+    )
     return resolved(parse(StudyConfig, rest, command, default, also=also))
 
 
 def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str]]:
     """What the file of `--config` says, that file, and the other arguments."""
+    rest, file = _taken(spelled_out(arguments, StudyConfig), "--config")
+    return (load_toml(Path(file)), Path(file), rest) if file else (StudyConfig(), None, rest)
+
+
+def _taken(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """The arguments without an option and its value, and the value."""
     rest = list(arguments)
-    for position, argument in enumerate(rest):
-        if argument == "--config":
+    for position, item in enumerate(rest):
+        if item == option:
             if position + 1 == len(rest):
-                raise BadInput("--config needs a file")
-            file = Path(rest[position + 1])
-            return load_toml(file), file, rest[:position] + rest[position + 2 :]
-        if argument.startswith("--config="):
-            file = Path(argument.removeprefix("--config="))
-            return load_toml(file), file, rest[:position] + rest[position + 1 :]
-    return StudyConfig(), None, rest
+                raise BadInput(f"{option} needs a value")
+            return [*rest[:position], *rest[position + 2 :]], rest[position + 1]
+        if item.startswith(f"{option}="):
+            return [*rest[:position], *rest[position + 1 :]], item.partition("=")[2]
+    return rest, None

@@ -88,6 +88,23 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_threads: int = 0
     """CPU threads per rank; 0 takes the physical cores over the ranks of this host."""
+    wandb: Literal["auto", "off", "offline", "online"] = "auto"
+    """Weights & Biases: `offline` keeps its files in the run's folder, `online` sends. `auto` does what WANDB_MODE
+    says, is online in a trial that `wandb agent` started, and off otherwise."""
+    progress: Literal["bar", "json", "off"] = "bar"
+    """What standard output shows: a bar for people, one JSON object per event for machines, or nothing."""
+    sample_every_s: float = 30.0
+    """Seconds between samples of memory and load in `samples.jsonl`; 0 takes none."""
+
+
+HOW_ONLY = (
+    *("num_threads", "state_every_steps", "checkpointing", "micro_batch"),
+    *("compress_snapshots", "wandb", "progress", "sample_every_s"),
+)
+"""Settings of `train` that say how a run is made and watched; they do not decide what comes out.
+
+Another micro-batch changes sums in the last bits, and may be the only way to go on.
+"""
 
 
 @dataclass(frozen=True)
@@ -102,6 +119,8 @@ class SweepConfig:
     """The score is the mean validation loss of this many last epochs."""
     gap_weight: float = 0.0
     """Weight of |train - validation| in the score (the original design used 0.1)."""
+    range_test_steps: int = 0
+    """Steps of a learning-rate range test before the trials, for example 100; 0 makes none."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +197,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.cycle_growth": (1, _MANY),
     "train.snapshot_every": (1, _MANY),
     "train.state_every_steps": (0, _MANY),
+    "train.sample_every_s": (0, _MANY),
     "train.num_threads": (0, 1024),
     "sweep.epochs": (1, _MANY),
     "sweep.score_epochs": (1, _MANY),
     "sweep.gap_weight": (0, 1e9),
+    "sweep.range_test_steps": (0, _MANY),
     "select.passes": (1, 10),
     "select.min_z": (0, 100),
     "select.budget_share": (0, 1),
@@ -230,6 +251,11 @@ def _is_path(text: str) -> bool:
         return bool(text) and b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
+
+
+def decisive(train: TrainConfig) -> dict[str, object]:
+    """The settings of training that decide its result."""
+    return {name: value for name, value in dataclasses.asdict(train).items() if name not in HOW_ONLY}
 
 
 def digest(value: object) -> str:

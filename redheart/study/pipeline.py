@@ -23,10 +23,13 @@ from redheart.study.crossover import Crossover, run_crossover
 from redheart.study.evaluation import EvaluationResult, run_evaluation
 from redheart.study.final import model_digest, recommended
 from redheart.study.openings import read_openings
-from redheart.study.phases import StudyData, Sweep, open_data, run_sweep, run_training
+from redheart.study.phases import StudyData, open_data, run_training
 from redheart.study.run_folder import RunFolder
+from redheart.study.say import say
 from redheart.study.selection import run_sweet_spot
 from redheart.study.selection_text import work_text
+from redheart.study.sweep import run_sweep
+from redheart.study.trials import Sweep
 from redheart.train.events import read_events
 
 T = TypeVar("T")
@@ -39,35 +42,38 @@ def run_study(config: StudyConfig) -> Path:
         RedHeartError: a phase failed; run the same command again once the cause is mended.
     """
     with run_folder.claimed(config) as folder:
-        _say("prepare", f"records from {config.data}")
-        data = open_data(config, folder, show_progress=True)
+        say(config, "prepare", f"records from {config.data}")
+        data = open_data(config, folder, show_progress=config.train.progress == "bar")
         manifest = data.prepared.manifest
-        _say(
+        say(
+            config,
             "prepare",
             f"{manifest.read} read, {manifest.duplicates} near-duplicates; train {manifest.train}, "
             f"val {manifest.val_select} + {manifest.val_confirm}, test {manifest.test}",
         )
         if manifest.best_reachable is not None:
-            _say("prepare", f"best reachable emotion cross-entropy: {manifest.best_reachable:.4f} nats")
+            say(config, "prepare", f"best reachable emotion cross-entropy: {manifest.best_reachable:.4f} nats")
         if config.train.learning_rate is None:
-            sweep = run_sweep(config, folder)
-            _say("sweep", f"learning rate {sweep.best_rate:g}")
+            sweep = run_sweep(config, folder, data)
+            say(config, "sweep", f"learning rate {sweep.best_rate}")
         start_s = time.perf_counter()
-        _say("train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
+        say(config, "train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
         run_training(config, folder, data, show_progress=True)
-        _say("train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
-        spot = run_sweet_spot(config, folder, data, settings=config.select, show_progress=True)
-        _say("sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
-        _say("sweet-spot", work_text(spot))
+        say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
+        spot = run_sweet_spot(
+            config, folder, data, settings=config.select, show_progress=config.train.progress == "bar"
+        )
+        say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
+        say(config, "sweet-spot", work_text(spot))
         crossover = run_crossover(config, folder, data)
-        _say("crossover", crossover.verdict)
-        _say("calibrate", _calibrate(config, folder, data))
+        say(config, "crossover", crossover.verdict)
+        say(config, "calibrate", _calibrate(config, folder, data))
         evaluation = run_evaluation(config, folder, data)
         emotion = evaluation.models[evaluation.recommended].tasks.get("emotion", {})
         shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
-        _say("evaluate", f"{evaluation.recommended}: {shown}")
+        say(config, "evaluate", f"{evaluation.recommended}: {shown}")
         path = make_report(config, folder)
-        _say("report", str(path))
+        say(config, "report", str(path))
     return path
 
 
@@ -118,7 +124,3 @@ def _calibration(folder: RunFolder) -> CalibrationFacts | None:
 
 def _if_there(path: Path, kind: type[T]) -> T | None:
     return read_sealed(path, kind) if path.is_file() else None
-
-
-def _say(phase: str, text: str) -> None:
-    print(f"{phase:<11}{text}", flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.config import GENERATED, StudyConfig, digest
+from redheart.core.config import GENERATED, HOW_ONLY, StudyConfig, decisive, digest
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, remove_leftovers, write_sealed
 from redheart.core.lock import folder_lock
@@ -164,8 +164,7 @@ def _decisive(config: StudyConfig) -> dict[str, object]:
     """
     values = msgspec.to_builtins(config, enc_hook=str)
     del values["out"], values["epochs"], values["select"]
-    for name in ("num_threads", "state_every_steps", "checkpointing", "micro_batch", "compress_snapshots"):
-        del values["train"][name]
+    values["train"] = decisive(config.train)
     return dict(values)
 
 
@@ -175,6 +174,6 @@ def _differences(old: dict[str, object], new: dict[str, object], prefix: str = "
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
             found += _differences(before, value, f"{prefix}{key}.")
-        elif before != value and key not in ("out", "epochs", "select"):
+        elif before != value and key not in ("out", "epochs", "select", *HOW_ONLY):
             found.append(f"{prefix}{key} was {before}, is {value}")
     return found

@@ -16,6 +16,7 @@ from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DiskError
 from redheart.core.files import read_json, write_json
 from redheart.memory.adamw8bit.build import cache_folder
+from redheart.train.pace import Expected
 
 MIN_STEPS = 3
 """Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""
@@ -35,6 +36,8 @@ class StepTime(msgspec.Struct, frozen=True):
     """Forward and backward, seconds a record of `seq_len_tokens` tokens over all ranks."""
     update_s: float
     """Clipping, optimizer and the weights' way back."""
+    epoch_end_s_per_record: float | None = None
+    """Validation, snapshot and state at the end of an epoch, seconds a validation record; None where unknown."""
 
     def step_s(self, *, effective_batch: int, seq_len_tokens: int) -> float:
         """Seconds of a step; the pass is taken as proportional to the number of tokens."""
@@ -53,8 +56,18 @@ def this_device() -> str:
     return f"{names[0] if names else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
 
 
-def measured_step(config: StudyConfig, steps: Sequence[dict[str, object]], *, ranks: int) -> StepTime | None:
-    """The median step of a run's `step` events, None where there are too few."""
+def measured_step(
+    config: StudyConfig,
+    steps: Sequence[dict[str, object]],
+    *,
+    ranks: int,
+    epoch_end_s: float | None = None,
+    num_validation: int = 1,
+) -> StepTime | None:
+    """The median step of a run's `step` events, None where there are too few.
+
+    `epoch_end_s` is what the end of an epoch took, with that many validation records.
+    """
     warm = steps[1:]
     if len(warm) < MIN_STEPS:
         return None
@@ -70,6 +83,7 @@ def measured_step(config: StudyConfig, steps: Sequence[dict[str, object]], *, ra
         config.train.micro_batch,
         median(passes) / config.train.effective_batch,
         median(updates),
+        None if epoch_end_s is None else epoch_end_s / num_validation,
     )
 
 
@@ -96,6 +110,27 @@ def recall(
         same,
         key=lambda i: (abs(i.micro_batch - micro_batch), abs(i.seq_len_tokens - seq_len_tokens)),
         default=None,
+    )
+
+
+def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expected | None:
+    """What a run of this configuration is expected to take, None where nothing like it was measured here."""
+    length = config.features.seq_len_tokens
+    known = recall(
+        preset=config.preset,
+        strategy=config.train.strategy,
+        checkpointing=config.train.checkpointing,
+        micro_batch=config.train.micro_batch,
+        seq_len_tokens=length,
+        ranks=ranks,
+    )
+    if known is None:
+        return None
+    end_s = known.epoch_end_s_per_record
+    return Expected(
+        known.step_s(effective_batch=config.train.effective_batch, seq_len_tokens=length),
+        None if end_s is None else end_s * num_validation,
+        "measured on this machine before",
     )
 
 

@@ -1,16 +1,9 @@
-"""Saving beside training: one thread writes copies while the next steps run, where there is memory for the copies."""
+"""Writing beside training: one thread, one write at a time."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-
-import psutil
-from torch import Tensor
-
-ROOM_FOR_COPIES = 3
-"""Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
-machine's memory; what was planned for the run is held by then."""
 
 
 class BackgroundWriter:
@@ -50,9 +43,3 @@ class BackgroundWriter:
         """
         while self._pending:
             self._pending.popleft().result()
-
-
-def copies_fit(*groups: Mapping[str, Tensor]) -> bool:
-    """Whether there is memory to copy these tensors and let training go on."""
-    size = sum(tensor.nbytes for tensors in groups for tensor in tensors.values())
-    return ROOM_FOR_COPIES * size < psutil.virtual_memory().available

@@ -1,4 +1,4 @@
-"""The event log of a run: one JSON object a line, appended, cut back to the last state on resume.
+"""The event log of a run: one JSON object a line, appended, cut back to the last state on resume; and its sinks.
 
 Every line ends with `chain`, the digest of that line and the chain before it: a line that was changed, removed or put
 elsewhere breaks it. How long the log is at least, the newest resume state knows.
@@ -7,10 +7,14 @@ elsewhere breaks it. How long the log is at least, the newest resume state knows
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput, CorruptFile, DiskError, RedHeartError
 from redheart.core.files import disk_errors
 from redheart.snapshots.states import least_events_bytes
 
@@ -18,37 +22,88 @@ _CHAIN = ', "chain": "{}"}}'
 _CHAIN_BYTES = len(_CHAIN.format("0" * 16))
 _MEND = "restore it from a copy, or remove its folder to train again"
 
+Event = dict[str, Any]
+
+
+class EventSink(Protocol):
+    """Something that is told every event beside the log: a tracker, a terminal. It must not fail a run."""
+
+    wants_past: bool
+    """Whether events of before a resume are told again, because this sink has never seen them."""
+
+    def write(self, event: Mapping[str, object]) -> None:
+        """Take one event."""
+
+    def close(self, *, exit_code: int) -> None:
+        """The run ends with this exit code."""
+
 
 class EventLog:
-    """Appends events to `events.jsonl`; without a path, as on all ranks but the first, it keeps silent."""
+    """Appends events to `events.jsonl`; without a path, as on all ranks but the first, it keeps silent.
 
-    def __init__(self, path: Path | None, *, length_bytes: int):
+    As a context it closes itself and its sinks; an error that ends the block is logged as `stopped`.
+    """
+
+    def __init__(
+        self, path: Path | None, *, length_bytes: int, keeps_rest: bool = False, sinks: Sequence[EventSink] = ()
+    ):
         """Open the log and cut it to the length that it had when the state to resume from was written.
+
+        `keeps_rest` keeps what follows: a finished run that is started again has nothing to add.
 
         Raises:
             CorruptFile: what the run logged up to that state was changed or cut.
         """
         self._file = None
+        self._sinks = sinks
         if path is None:
             return
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes() if path.exists() else b""
-            _, self._chain = _parsed(path, content[:length_bytes], least_bytes=length_bytes)
+            kept = content[: content.rfind(b"\n") + 1 if keeps_rest else length_bytes]
+            past, self._chain = _parsed(path, kept, least_bytes=length_bytes)
             self._file = path.open("ab")
-            self._file.truncate(length_bytes)
-            self._file.seek(length_bytes)
+            self._file.truncate(len(kept))
+            self._file.seek(len(kept))
+        for sink in (sink for sink in sinks if sink.wants_past):
+            for event in past:
+                sink.write(event)
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exit_code = 0
+        if error is not None:
+            exit_code = error.exit_code if isinstance(error, RedHeartError) else 1
+            what = error.what if isinstance(error, RedHeartError) else type(error).__name__
+            # A full disk must not hide what ended the run.
+            with suppress(DiskError):
+                self.write("stopped", what=what, exit_code=exit_code)
+        self.close(exit_code=exit_code)
+
+    def close(self, *, exit_code: int = 0) -> None:
+        """Close the file and the sinks."""
+        if self._file:
+            self._file.close()
+        for sink in self._sinks:
+            sink.close(exit_code=exit_code)
 
     def write(self, event: str, **fields: object) -> None:
-        """Append one event and hand it to the operating system."""
+        """Append one event with the time of day, hand it to the operating system and to the sinks."""
         if self._file is None:
             return
-        text = json.dumps({"event": event, **fields}, ensure_ascii=False, allow_nan=False)
-        body = text.removesuffix("}").encode()
+        entry: Event = {"event": event, **fields, "time_utc": time_utc()}
+        body = json.dumps(entry, ensure_ascii=False, allow_nan=False).removesuffix("}").encode()
         self._chain = _next(self._chain, body)
         with disk_errors(Path(self._file.name)):
             self._file.write(body + _CHAIN.format(self._chain).encode() + b"\n")
             self._file.flush()
+        for sink in self._sinks:
+            sink.write(entry)
 
     def to_disk(self) -> None:
         """Return when what was written is on the disk: a state must not know of more than will be found."""
@@ -61,31 +116,52 @@ class EventLog:
         """Bytes written so far."""
         return self._file.tell() if self._file else 0
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
+
+def time_utc() -> str:
+    """Now, ISO 8601 to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def read_events(path: Path, event: str) -> list[dict[str, Any]]:
-    """All events of one kind; a cut last line, as a killed run leaves it, is passed over.
+def all_events(path: Path) -> list[Event]:
+    """All events in order; a cut last line, as a killed run leaves it, is passed over. No file, no events.
 
     Raises:
         CorruptFile: a line was changed or is missing, also at the end, where the resume states beside the log know
             of more; the file and the line are named.
     """
     least_bytes = least_events_bytes(path.parent / "states")
+    return _parsed(path, _content(path), least_bytes=least_bytes)[0]
+
+
+def read_events(path: Path, event: str) -> list[Event]:
+    """All events of one kind, as `all_events`."""
+    return [entry for entry in all_events(path) if entry["event"] == event]
+
+
+def watched_events(path: Path) -> list[Event]:
+    """Whatever is readable in a log while a run that goes on cuts it and writes it again."""
+    events = []
+    for line in _content(path).split(b"\n")[:-1]:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "event" in entry:
+            entry.pop("chain", None)
+            events.append(entry)
+    return events
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        content = b""
+        return b""
     except OSError as error:
         raise BadInput("the event log cannot be read", where=path, got=error.strerror) from error
-    events, _ = _parsed(path, content, least_bytes=least_bytes)
-    return [entry for entry in events if entry["event"] == event]
 
 
-def _parsed(path: Path, content: bytes, *, least_bytes: int) -> tuple[list[dict[str, Any]], str]:
+def _parsed(path: Path, content: bytes, *, least_bytes: int) -> tuple[list[Event], str]:
     """The events of all whole lines, and the chain after them."""
     whole_bytes = content.rfind(b"\n") + 1
     if whole_bytes < least_bytes:

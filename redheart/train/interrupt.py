@@ -6,12 +6,38 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+_PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent() -> None:
+    """Be asked to stop (SIGTERM) when the process that started this one ends, on Linux.
+
+    A launcher that is stopped or killed would leave a training behind that nobody sees (`accelerate launch`, as an
+    agent stops it, does not pass SIGTERM on).
+    """
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            # It ended before it could be watched.
+            signal.raise_signal(signal.SIGTERM)
+
+
+_raised: list[int] = []
+"""Signals that `raise_interrupt` has had."""
+
+
+def raise_interrupt(number: int, frame: FrameType | None) -> None:
+    """The handler of both signals outside of a `StopRequest`; one that a library swallows is met by the next block."""
+    _raised.append(number)
+    raise KeyboardInterrupt
+
 
 class StopRequest:
     """Inside the block the first signal only sets `pending`; a second Ctrl-C acts as usual."""
 
     def __init__(self) -> None:
-        self.pending = False
+        self.pending = bool(_raised)
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -28,15 +54,3 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-_PR_SET_PDEATHSIG = 1
-
-
-def stop_with_parent() -> None:
-    """Ask for SIGTERM when the process that started this one dies (on Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            signal.raise_signal(signal.SIGTERM)

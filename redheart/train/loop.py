@@ -4,8 +4,8 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,41 +13,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, Diverged, DoesNotFit, Interrupted, RedHeartError
 from redheart.data.loader import effective_batches, micro_batches, split
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import write_snapshot
-from redheart.snapshots.states import Progress, newest_state, write_state
-from redheart.train.background import BackgroundWriter, copies_fit
+from redheart.snapshots.states import Progress, newest_state
+from redheart.train.background import BackgroundWriter
 from redheart.train.engine import Engine, start_engine
-from redheart.train.events import EventLog
+from redheart.train.events import EventLog, EventSink
 from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
+from redheart.train.pace import Pace
 from redheart.train.progress import ProgressDisplay
-from redheart.train.schedule import cycle_position, learning_rate
+from redheart.train.samples import sampling
+from redheart.train.saving import module_copies, save_state
+from redheart.train.schedule import cycle_position, learning_rate, ramped_rate
+from redheart.train.settings import RunSettings
 
 MAX_BAD_STEPS = 3
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What decides the result of one training run, beside its learner."""
-
-    train: TrainConfig
-    epochs: int
-    peak_learning_rate: float
-    key: str
-    """Digest of the data, model and settings; a state of another key is refused."""
-    snapshots: bool = True
-    max_steps: int | None = None
-    """Stop after this many optimizer steps; for measurements."""
-
-
-def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progress: bool = False) -> None:
+def train(
+    learner: Learner,
+    settings: RunSettings,
+    *,
+    folder: Path,
+    sinks: Sequence[EventSink] = (),
+    show_progress: bool = False,
+) -> None:
     """Train to the end, or from the newest state in `folder` to the end.
 
-    Writes `folder/events.jsonl`, `folder/states/` and `folder/snapshots/`.
+    Writes `folder/events.jsonl`, `folder/samples.jsonl`, `folder/states/` and `folder/snapshots/`; `sinks` are told
+    every event.
 
     Raises:
         Diverged: the loss or gradient was not finite three steps in a row; the last state is intact.
@@ -60,38 +57,59 @@ def train(learner: Learner, settings: RunSettings, *, folder: Path, show_progres
         ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
         BackgroundWriter() as writer,
     ):
-        run = _Run(learner, settings, engine, folder, writer)
-        while run.epoch < settings.epochs and not run.is_at_step_limit():
-            steps = run.epoch_steps()
-            display.start_epoch(run.epoch + 1, settings.epochs, len(steps), done=run.step_in_epoch)
-            for step_rows in steps[run.step_in_epoch :]:
-                loss = run.optimizer_step(step_rows)
-                display.step(loss)
-                if run.is_on_any_rank(stop.pending):
-                    run.save_state()
-                    writer.wait()
-                    raise Interrupted(
-                        "stopped on request; nothing is lost",
-                        where=f"step {run.step}, epoch {run.epoch + 1}",
-                        mend="run the same command again to go on",
-                    )
-                if settings.train.state_every_steps and run.step % settings.train.state_every_steps == 0:
-                    run.save_state()
-                if run.is_at_step_limit():
-                    break
-            else:
-                display.end_epoch(run.end_epoch())
-        writer.wait()
-        if settings.snapshots and settings.train.compress_snapshots and engine.rank == 0:
-            # What a kill after the last state left to do.
-            _compress(folder / "snapshots")
-        run.log.close()
+        run = _Run(learner, settings, engine, folder, writer, sinks)
+        if run.is_done():
+            run.compress_rest()
+            run.log.close()
+            return
+        with (
+            run.log,
+            sampling(
+                folder / "samples.jsonl",
+                every_s=settings.train.sample_every_s if engine.rank == 0 else 0.0,
+                step=lambda: run.step,
+            ),
+        ):
+            run.log_start()
+            run.announce(display)
+            while not run.is_done():
+                steps = run.epoch_steps()
+                display.start_epoch(run.epoch + 1, settings.epochs, len(steps), done=run.step_in_epoch)
+                for step_rows in steps[run.step_in_epoch :]:
+                    loss = run.optimizer_step(step_rows)
+                    run.announce(display)
+                    display.step(loss, left_s=run.left_s())
+                    if run.is_on_any_rank(stop.pending):
+                        run.save_state()
+                        writer.wait()
+                        raise Interrupted(
+                            "stopped on request; nothing is lost",
+                            where=f"step {run.step}, epoch {run.epoch + 1}",
+                            mend="run the same command again to go on",
+                        )
+                    if settings.train.state_every_steps and run.step % settings.train.state_every_steps == 0:
+                        run.save_state()
+                    if run.is_at_step_limit():
+                        break
+                else:
+                    display.end_epoch(run.end_epoch())
+            writer.wait()
+            run.compress_rest()
+            run.log_end(display)
 
 
 class _Run:
     """Where a run stands: counters, the running sums of the epoch, the engine and the log."""
 
-    def __init__(self, learner: Learner, settings: RunSettings, engine: Engine, folder: Path, writer: BackgroundWriter):
+    def __init__(
+        self,
+        learner: Learner,
+        settings: RunSettings,
+        engine: Engine,
+        folder: Path,
+        writer: BackgroundWriter,
+        sinks: Sequence[EventSink],
+    ):
         self.learner, self.settings, self.engine = learner, settings, engine
         self.folder, self.writer = folder, writer
         self.epoch = self.step_in_epoch = self.step = self.bad_steps = 0
@@ -99,8 +117,15 @@ class _Run:
         self.sums: dict[str, float] = {}
         self.counts: dict[str, float] = {}
         self._grad_norm: float | None = None
+        self._steps_per_epoch = len(self.epoch_steps())
         events_bytes = self._resume()
-        self.log = EventLog(folder / "events.jsonl" if engine.rank == 0 else None, length_bytes=events_bytes)
+        self.log = EventLog(
+            folder / "events.jsonl" if engine.rank == 0 else None,
+            length_bytes=events_bytes,
+            keeps_rest=self.is_done(),
+            sinks=sinks,
+        )
+        self.pace = Pace(expected=settings.expected)
         self._epoch_start_s = time.perf_counter()
         self._epoch_records = 0
         self._host_memory_logged = False
@@ -132,6 +157,51 @@ class _Run:
         self.sums, self.counts, self.bad_steps = dict(progress.sums), dict(progress.counts), progress.bad_steps
         self._grad_norm = progress.grad_norm
         return progress.events_bytes
+
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.epoch >= self.settings.epochs or self.is_at_step_limit()
+
+    def log_start(self) -> None:
+        """Note what this process is about to do."""
+        self.log.write(
+            "start",
+            step=self.step,
+            epochs=self.settings.epochs,
+            steps_per_epoch=self._steps_per_epoch,
+            key=self.settings.key,
+            peak_learning_rate=self.settings.peak_learning_rate,
+            strategy=self.settings.train.strategy,
+            effective_batch=self.settings.train.effective_batch,
+            micro_batch=self.micro_batch,
+            ranks=self.engine.world_size,
+            device=str(self.engine.device),
+        )
+
+    def log_end(self, display: ProgressDisplay) -> None:
+        """Note how long it took, and how far the estimate was off."""
+        outcome = self.pace.outcome()
+        self.log.write("end", step=self.step, **asdict(outcome))
+        display.note("time", str(outcome))
+
+    def announce(self, display: ProgressDisplay) -> None:
+        """Say how long the run will take, as soon as it is known."""
+        estimate = self.pace.news(**self._remaining())
+        if estimate:
+            self.log.write("estimate", step=self.step, **asdict(estimate))
+            display.note("time", str(estimate))
+
+    def left_s(self) -> float | None:
+        """Seconds that are left, None before that is known."""
+        estimate = self.pace.estimate(**self._remaining())
+        return round(estimate.seconds, 1) if estimate else None
+
+    def _remaining(self) -> dict[str, int]:
+        epochs = self.settings.epochs - self.epoch
+        steps = epochs * self._steps_per_epoch - self.step_in_epoch
+        if self.settings.max_steps is not None:
+            steps = min(steps, self.settings.max_steps - self.step)
+        return {"steps": steps, "epochs": epochs}
 
     def is_at_step_limit(self) -> bool:
         """Whether the number of steps asked for is reached."""
@@ -179,6 +249,7 @@ class _Run:
         self.step_in_epoch += 1
         self._epoch_records += len(step_rows)
         self._grad_norm = _finite(result.grad_norm)
+        self.pace.step_done()
         self.log.write(
             "step",
             epoch=self.epoch + 1,
@@ -245,12 +316,14 @@ class _Run:
         )
 
     def _learning_rate(self, step: int) -> float:
-        train = self.settings.train
+        train, peak = self.settings.train, self.settings.peak_learning_rate
+        if self.settings.ramp_from is not None and self.settings.max_steps is not None:
+            return ramped_rate(step, low=self.settings.ramp_from, high=peak, steps=self.settings.max_steps)
         return learning_rate(
             step,
-            peak=self.settings.peak_learning_rate,
+            peak=peak,
             eta_min=train.eta_min,
-            first_cycle_steps=train.cycle_epochs * len(self.epoch_steps()),
+            first_cycle_steps=train.cycle_epochs * self._steps_per_epoch,
             growth=train.cycle_growth,
         )
 
@@ -259,19 +332,20 @@ class _Run:
         if not self.sums:
             raise self._diverged("no step of the epoch had a finite loss and gradient")
         seconds = time.perf_counter() - self._epoch_start_s
-        steps_per_epoch = len(self.epoch_steps())
         rate = self._learning_rate(self.step - 1)
         self.epoch += 1
         self.step_in_epoch = 0
         position = cycle_position(
             self.step - 1,
-            first_cycle_steps=self.settings.train.cycle_epochs * steps_per_epoch,
+            first_cycle_steps=self.settings.train.cycle_epochs * self._steps_per_epoch,
             growth=self.settings.train.cycle_growth,
         ).fraction
         validation = write_snapshot_first = None
         if self.engine.rank == 0:
             self.learner.model.eval()
+            start_s = time.perf_counter()
             validation = self.learner.validate(self.learner.model)
+            validation_s = time.perf_counter() - start_s
             if not math.isfinite(validation.loss):
                 raise self._diverged(f"the validation loss is {validation.loss}")
             is_snapshot = self.settings.snapshots and (
@@ -298,13 +372,16 @@ class _Run:
                 snapshot=is_snapshot,
                 samples_per_s=round(self._epoch_records / seconds, 2),
                 epoch_s=round(seconds, 2),
+                validation_s=round(validation_s, 2),
+                time_left_s=self.left_s(),
                 host_rss_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 device_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
             )
         self.sums, self.counts = {}, {}
-        self.save_state(after=write_snapshot_first)
+        self.save_state(first=write_snapshot_first)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        self.pace.epoch_end_done()
         self._epoch_start_s, self._epoch_records = time.perf_counter(), 0
         return validation
 
@@ -312,19 +389,10 @@ class _Run:
         self, validation: Validation, position: float, train_module_losses: dict[str, float]
     ) -> Callable[[], object]:
         """The write of the epoch's snapshot, on copies that training does not change."""
-        weights = self.learner.model.state_dict()
-        modules = {
-            name: {
-                key.removeprefix(f"{name}."): tensor.to("cpu", torch.bfloat16, copy=True)
-                for key, tensor in weights.items()
-                if key.startswith(f"{name}.")
-            }
-            for name in self.learner.modules()
-        }
         return partial(
             write_snapshot,
             self.folder / "snapshots",
-            modules=modules,
+            modules=module_copies(self.learner.model, self.learner.modules()),
             outputs={name: torch.from_numpy(values) for name, values in validation.outputs.items()},
             epoch=self.epoch,
             step=self.step,
@@ -334,17 +402,17 @@ class _Run:
             train_module_loss=train_module_losses,
         )
 
-    def save_state(self, *, after: Callable[[], object] | None = None) -> None:
+    def save_state(self, *, first: Callable[[], object] | None = None) -> None:
         """Write a resume state, beside the next steps where there is memory for a copy; all ranks together.
 
-        `after` is written before it: a state that counts an epoch must not be there without the epoch's snapshot.
+        `first` is written before it: a state that counts an epoch must not be there without the epoch's snapshot.
         """
-        self.writer.wait()
-        tensors = dict(self.engine.state_tensors())
-        # Ranks wait for each other while they write, which a thread must not do while another trains.
-        is_beside = self.engine.world_size == 1 and copies_fit(tensors)
-        if is_beside:
-            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+
+        def write_first() -> None:
+            if first:
+                first()
+            self.log.to_disk()
+
         progress = Progress(
             epoch=self.epoch,
             step_in_epoch=self.step_in_epoch,
@@ -355,36 +423,25 @@ class _Run:
             grad_norm=self._grad_norm,
             events_bytes=self.log.length_bytes,
         )
+        save_state(
+            self.engine,
+            self.writer,
+            root=self.folder / "states",
+            progress=progress,
+            run_key=self.settings.key,
+            first=write_first,
+        )
+        if first and self.settings.train.compress_snapshots:
+            self.writer.add(self.compress_rest)
 
-        def write() -> None:
-            if after:
-                after()
-            self.log.to_disk()
-            write_state(
-                self.folder / "states",
-                tensors=tensors,
-                progress=progress,
-                run_key=self.settings.key,
-                rank=self.engine.rank,
-                world_size=self.engine.world_size,
-                barrier=self.engine.barrier,
-                parameters=self.engine.places,
-            )
-
-        if is_beside:
-            self.writer.submit(write)
-        else:
-            write()
-        if after and self.settings.train.compress_snapshots:
-            self.writer.add(partial(_compress, self.folder / "snapshots"))
-
-
-def _compress(snapshots: Path) -> None:
-    try:
-        compress_snapshots(snapshots, wait=True)
-    except RedHeartError as error:
-        # It saves space and nothing else; a run is not ended for it.
-        print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
+    def compress_rest(self) -> None:
+        """Make differences of the snapshots, if that is wanted: also those that a kill after the last state left."""
+        if self.settings.snapshots and self.settings.train.compress_snapshots and self.engine.rank == 0:
+            try:
+                compress_snapshots(self.folder / "snapshots", wait=True)
+            except RedHeartError as error:
+                # It saves space and nothing else; a run is not ended for it.
+                print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
 
 
 def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -1,8 +1,9 @@
-"""What a person sees while a run trains: a bar per epoch with the loss and the time left, then one line."""
+"""What a person sees while a run trains: a bar per epoch with the loss and the run's time left, then one line."""
 
 from types import TracebackType
 
 from redheart.train.learner import Validation
+from redheart.train.pace import duration_text
 
 
 class ProgressDisplay:
@@ -12,17 +13,17 @@ class ProgressDisplay:
         self._progress = None
         self._epoch = ""
         if shown:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]:.4f}"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 transient=True,
             )
-            self._task = self._progress.add_task("", total=1, loss=float("nan"))
+            self._task = self._progress.add_task("", total=1, loss=float("nan"), left="")
 
     def __enter__(self) -> "ProgressDisplay":
         if self._progress:
@@ -35,16 +36,23 @@ class ProgressDisplay:
         if self._progress:
             self._progress.stop()
 
+    def note(self, name: str, text: str) -> None:
+        """Print a line that stays, in the form of the other phases' lines."""
+        if self._progress:
+            self._progress.console.print(f"{name:<11}{text}", soft_wrap=True, highlight=False)
+
     def start_epoch(self, epoch: int, epochs: int, steps: int, *, done: int) -> None:
         """A new bar."""
         self._epoch = f"epoch {epoch}/{epochs}"
         if self._progress:
-            self._progress.reset(self._task, total=steps, completed=done, description=self._epoch, loss=float("nan"))
+            task, name = self._task, self._epoch
+            self._progress.reset(task, total=steps, completed=done, description=name, loss=float("nan"), left="")
 
-    def step(self, loss: float) -> None:
-        """One optimizer step is done."""
+    def step(self, loss: float, *, left_s: float | None) -> None:
+        """One optimizer step is done; the run takes `left_s` more seconds, if that is known."""
         if self._progress:
-            self._progress.update(self._task, advance=1, loss=loss)
+            left = "" if left_s is None else f"{duration_text(left_s)} left"
+            self._progress.update(self._task, advance=1, loss=loss, left=left)
 
     def end_epoch(self, validation: Validation | None) -> None:
         """Print the epoch's line."""

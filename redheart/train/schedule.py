@@ -28,3 +28,8 @@ def learning_rate(step: int, *, peak: float, eta_min: float, first_cycle_steps: 
     """Learning rate used by optimizer step `step` (from 0)."""
     fraction = cycle_position(step, first_cycle_steps=first_cycle_steps, growth=growth).fraction
     return eta_min + 0.5 * (peak - eta_min) * (1 + math.cos(math.pi * fraction))
+
+
+def ramped_rate(step: int, *, low: float, high: float, steps: int) -> float:
+    """Learning rate of step `step` (from 0) of a range test: exponential from `low` to `high` (Smith, 2017)."""
+    return low * (high / low) ** (step / max(1, steps - 1))

@@ -18,13 +18,12 @@ from redheart.select.loss_store import LossStore
 from redheart.select.maps import Maps
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.consolidate import load_assembly
-from redheart.snapshots.states import newest_state
 from redheart.snapshots.survey import verify_run
 from redheart.study import run_folder
 from redheart.study.crossover import read_crossover
 from redheart.study.evaluation import EvaluationResult
 from redheart.study.openings import read_openings
-from redheart.study.phases import Sweep
+from redheart.study.trials import Sweep
 from redheart.study.wired import FINALS
 from redheart.train.events import read_events
 
@@ -49,13 +48,14 @@ def readers(run: Path) -> Iterator[tuple[Path, Reader]]:
     def log(path: Path) -> Reader:
         return lambda: [read_events(path, kind) for kind in ("step", "epoch")]
 
-    def trial_state(path: Path) -> Reader:
+    def trial_log(path: Path) -> Reader:
+        whole = read_events(path, "epoch")
+
         def read() -> object:
-            state = newest_state(path)
-            assert state is not None
-            if state.refused:
-                raise state.refused[0]
-            return {name: tensor.tolist() for name, tensor in state.ranks[0].items()}
+            # A trial whose log is cut is trained again; what is there must be what was there.
+            events = read_events(path, "epoch")
+            assert events == whole[: len(events)]
+            return None
 
         return read
 
@@ -91,6 +91,9 @@ def readers(run: Path) -> Iterator[tuple[Path, Reader]]:
         folder.sweep / "sweep.json": Sweep,
     }
     for path in sorted(item for item in run.rglob("*") if item.is_file() and item.suffix not in NOT_READ):
+        if path.name == "samples.jsonl":
+            # Looked at while it grows, and nothing follows from it.
+            continue
         part = path.relative_to(run).parts
         if path in sealed:
             yield path, lambda path=path: read_sealed(path, sealed[path])
@@ -103,15 +106,13 @@ def readers(run: Path) -> Iterator[tuple[Path, Reader]]:
         elif path == folder.select / "evaluated.bin":
             yield path, losses
         elif path.name == "events.jsonl":
-            yield path, log(path)
+            yield path, trial_log(path) if part[0] == "sweep" else log(path)
         elif part[0] == "data":
             yield path, lambda: load_prepared(folder.data).manifest
         elif part[0] == "features":
             yield path, features(path.parent)
         elif part[0] == "select":
             yield path, model(path.parent)
-        elif part[0] == "sweep":
-            yield path, trial_state(path.parents[1])
         else:
             assert part[0] == "train", path
             yield path, products

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from launching import LAUNCHERS, PYTHON, SMALL, TWO_RANKS, launch, redheart, weights_digest
 
+from redheart.train.events import all_events
+
 
 def test_run_goes_from_records_to_report_and_again_to_the_same(tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -161,4 +163,14 @@ def test_nothing_but_our_own_lines_reaches_the_terminal(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.strip() == ""
     lines = [line for line in done.stdout.splitlines() if line.strip()]
-    assert [line.split()[0] for line in lines] == ["plan", "epoch"]
+    words = [line.split()[0] for line in lines]
+    # How long it will take is said at once where it is known from runs before.
+    assert words[0] == "plan" and words[-2:] == ["epoch", "time"] and set(words) == {"plan", "time", "epoch"}
+
+
+def test_json_lines_are_all_that_machines_get(tmp_path: Path) -> None:
+    done = redheart("train", *SMALL, "--epochs", 1, "--train.progress", "json", "--out", tmp_path / "run")
+    assert done.returncode == 0 and done.stderr.strip() == ""
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told[0]["event"] == "plan"
+    assert told[1:] == all_events(tmp_path / "run" / "train" / "events.jsonl")

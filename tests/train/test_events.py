@@ -1,13 +1,16 @@
-"""The event log is read as it was written, or not at all."""
+"""The event log: appended, cut back, told to sinks, watched; read as it was written, or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from redheart.core.errors import CorruptFile
+from redheart.core.errors import CorruptFile, DiskError, Diverged
 from redheart.snapshots.states import Progress, write_state
-from redheart.train.events import EventLog, read_events
+from redheart.train.events import EventLog, all_events, read_events, watched_events
 
 
 def write_log(path: Path, steps: int, *, start: int = 0, length_bytes: int = 0) -> int:
@@ -33,7 +36,8 @@ def write_state_of(folder: Path, events_bytes: int) -> None:
     )
 
 
-def test_a_log_that_is_cut_back_and_continued_is_one_chain(tmp_path: Path) -> None:
+def test_a_log_that_is_cut_back_and_continued_is_one_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redheart.train.events.time_utc", lambda: "2026-01-01T00:00:00.000Z")
     path = tmp_path / "events.jsonl"
     assert read_events(path, "step") == []
     length = write_log(path, 3)
@@ -69,3 +73,103 @@ def test_every_changed_byte_and_missing_line_is_found_where_it_is(tmp_path: Path
         read_events(path, "step")
     with pytest.raises(CorruptFile, match="cut or missing"):
         EventLog(path, length_bytes=length)
+
+
+class Heard:
+    def __init__(self, *, wants_past: bool = False):
+        self.wants_past = wants_past
+        self.events: list[Mapping[str, object]] = []
+        self.exit_code: int | None = None
+
+    def write(self, event: Mapping[str, object]) -> None:
+        self.events.append(event)
+
+    def close(self, *, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+def test_sinks_hear_what_the_log_holds_and_only_a_new_one_hears_the_past(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventLog(path, length_bytes=0) as log:
+        log.write("step", step=1)
+        length = log.length_bytes
+        log.write("step", step=2)
+    new, old = Heard(wants_past=True), Heard()
+    with EventLog(path, length_bytes=length, sinks=[new, old]) as log:
+        log.write("step", step=3)
+    assert [event["step"] for event in new.events] == [1, 3]
+    assert [event["step"] for event in old.events] == [3]
+    assert new.events == all_events(path) and new.exit_code == 0
+
+
+def test_an_error_is_the_last_event_and_reaches_the_sinks_as_its_exit_code(tmp_path: Path) -> None:
+    heard = Heard()
+    with pytest.raises(Diverged), EventLog(tmp_path / "events.jsonl", length_bytes=0, sinks=[heard]):
+        raise Diverged("no number")
+    (stopped,) = read_events(tmp_path / "events.jsonl", "stopped")
+    assert (stopped["what"], stopped["exit_code"], heard.exit_code) == ("no number", 4, 4)
+
+
+def test_a_full_disk_does_not_hide_the_error_that_ended_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path / "events.jsonl", length_bytes=0)
+
+    def full(event: str, **fields: object) -> None:
+        raise DiskError("cannot write")
+
+    monkeypatch.setattr(log, "write", full)
+    with pytest.raises(Diverged), log:
+        raise Diverged("no number")
+
+
+def test_a_finished_log_is_kept_to_its_end_and_told_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    length = write_log(path, 2)
+    with EventLog(path, length_bytes=length) as log:
+        log.write("end", step=2)
+    content = path.read_bytes()
+    heard = Heard(wants_past=True)
+    EventLog(path, length_bytes=length, keeps_rest=True, sinks=[heard]).close()
+    assert path.read_bytes() == content
+    assert [event["event"] for event in heard.events] == ["step", "step", "end"]
+
+
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {"event": st.text(min_size=1), "loss": st.none() | st.floats(allow_nan=False, allow_infinity=False)}
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(events=EVENTS, cut=st.integers(0, 40))
+def test_every_whole_line_of_a_cut_log_is_read(
+    events: list[dict[str, object]], cut: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "events.jsonl"
+    log = EventLog(path, length_bytes=0)
+    for event in events:
+        log.write(str(event["event"]), loss=event["loss"])
+    log.close()
+    content = path.read_bytes()
+    content = content[: max(0, len(content) - cut)]
+    path.write_bytes(content)
+    found = all_events(path)
+    assert [{"event": item["event"], "loss": item["loss"]} for item in found] == events[: content.count(b"\n")]
+    assert watched_events(path) == found
+
+
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_a_clear_error_and_watching_never_fails(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "events.jsonl"
+    path.write_bytes(content)
+    assert all(isinstance(event, dict) for event in watched_events(path))
+    if b"\n" in content:
+        with pytest.raises(CorruptFile, match="line 1"):
+            all_events(path)
+    else:
+        assert all_events(path) == []

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from redheart.core.config import TrainConfig
 from redheart.core.errors import DiskError, Diverged, DoesNotFit
 from redheart.snapshots.states import newest_state
-from redheart.train import loop
-from redheart.train.events import read_events
+from redheart.train import saving
+from redheart.train.events import all_events, read_events
 from redheart.train.learner import MicroLoss, Validation
 from redheart.train.loop import RunSettings, train
 
@@ -23,10 +23,11 @@ STEPS_PER_EPOCH = RECORDS // BATCH
 class Line:
     """A straight line through made-up records; `fault` sees the number of every forward call and may break it."""
 
-    def __init__(self, fault: Callable[[int, Tensor], Tensor] = lambda call, loss: loss):
+    def __init__(self, fault: Callable[[int, Tensor], Tensor] = lambda call, loss: loss, *, records: int = RECORDS):
         torch.manual_seed(0)
         self.model: nn.Module = nn.ModuleDict({"line": nn.Linear(3, 1)})
-        self._x = torch.randn(RECORDS, 3)
+        self._records, self.val_loss = records, 0.0
+        self._x = torch.randn(records, 3)
         self._y = self._x @ torch.tensor([1.0, -2.0, 0.5])
         self._fault, self._calls = fault, 0
         self.sizes: list[int] = []
@@ -35,7 +36,7 @@ class Line:
         return ["line"]
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(epoch).permutation(RECORDS)
+        return np.random.default_rng(epoch).permutation(self._records)
 
     def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
         self._calls += 1
@@ -48,7 +49,7 @@ class Line:
         return sums["line"] / max(1.0, counts["line"]), {}
 
     def validate(self, module: nn.Module) -> Validation:
-        return Validation(0.0, {}, {"line": 0.0}, {}, {"line": np.zeros((2, 1), np.float32)})
+        return Validation(self.val_loss, {}, {"line": 0.0}, {}, {"line": np.zeros((2, 1), np.float32)})
 
 
 def run(folder: Path, learner: Line, *, epochs: int = 2, micro_batch: int = BATCH) -> list[dict[str, object]]:
@@ -167,14 +168,14 @@ def test_out_of_memory_in_backward_is_a_clear_error_and_loses_nothing(tmp_path: 
 def test_a_save_that_fails_beside_training_ends_the_run_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = loop.write_state
+    write = saving.write_state
 
     def full_disk(root: Path, **given: object) -> None:
         if given["progress"].step == 3:  # type: ignore[attr-defined]
             raise DiskError("cannot write: no space left on the disk", where=root)
         write(root, **given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "write_state", full_disk)
+    monkeypatch.setattr(saving, "write_state", full_disk)
     with pytest.raises(DiskError):
         run(tmp_path, Line())
     state = newest_state(tmp_path / "states")
@@ -185,7 +186,7 @@ def test_saving_beside_training_and_in_line_give_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "beside", Line())
-    monkeypatch.setattr(loop, "copies_fit", lambda *groups: False)
+    monkeypatch.setattr(saving, "copies_fit", lambda *groups: False)
     run(tmp_path / "in_line", Line())
     files = {
         name: sorted(item.relative_to(tmp_path / name) for item in (tmp_path / name).rglob("*.safetensors"))
@@ -210,3 +211,66 @@ def test_an_epoch_that_ends_after_a_resume_is_logged_as_if_it_had_not_stopped(tm
         for name in ("whole", "run")
     }
     assert logged["run"] == logged["whole"]
+
+
+def test_a_partial_window_is_used_and_every_record_weighs_the_same(tmp_path: Path) -> None:
+    records = 2 * BATCH + 3
+    learner = Line(records=records)
+    losses: list[list[float]] = []
+    whole = learner.loss
+
+    def noted(module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
+        result = whole(module, rows, step_rows=step_rows)
+        losses.append([result.sums["line"].item(), len(step_rows), result.total.item()])
+        return result
+
+    learner.loss = noted  # type: ignore[method-assign]
+    steps = run(tmp_path, learner, epochs=1)
+    assert [size for _, size, _ in losses] == [BATCH, BATCH, 3]
+    assert [step["loss"] for step in steps] == [total for _, _, total in losses]
+    (epoch,) = read_events(tmp_path / "events.jsonl", "epoch")
+    # The mean over records, not over steps: the three records of the last step weigh as three.
+    assert epoch["train_loss"] == pytest.approx(sum(total for total, _, _ in losses) / records, rel=1e-12)
+    assert epoch["train_loss"] != pytest.approx(sum(total for _, _, total in losses) / 3, rel=1e-3)
+
+
+def test_an_epoch_without_one_good_step_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="no step of the epoch"):
+        run(tmp_path, Line(nan_at(1, 2), records=2 * BATCH), epochs=2)
+    assert not read_events(tmp_path / "events.jsonl", "epoch")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_no_number_ends_the_run_before_its_state(value: float, tmp_path: Path) -> None:
+    learner = Line()
+    learner.val_loss = value
+    with pytest.raises(Diverged, match="validation loss"):
+        run(tmp_path, learner)
+    state = newest_state(tmp_path / "states")
+    assert state is not None and state.manifest.progress.epoch == 0
+    (stopped,) = read_events(tmp_path / "events.jsonl", "stopped")
+    assert stopped["exit_code"] == 4 and not read_events(tmp_path / "events.jsonl", "epoch")
+
+
+def test_a_run_leaves_its_start_its_estimate_and_its_end(tmp_path: Path) -> None:
+    run(tmp_path, Line(), epochs=3)
+    (start,) = read_events(tmp_path / "events.jsonl", "start")
+    assert (start["epochs"], start["steps_per_epoch"], start["step"]) == (3, STEPS_PER_EPOCH, 0)
+    (estimate,) = read_events(tmp_path / "events.jsonl", "estimate")
+    assert estimate["steps"] == 3 * STEPS_PER_EPOCH - estimate["step"] and estimate["step"] == 6
+    (end,) = read_events(tmp_path / "events.jsonl", "end")
+    assert end["step"] == 3 * STEPS_PER_EPOCH and end["estimated_s"] > 0 and end["took_s"] > 0
+    epochs = read_events(tmp_path / "events.jsonl", "epoch")
+    assert epochs[0]["time_left_s"] is None and epochs[1]["time_left_s"] >= 0 and epochs[2]["time_left_s"] == 0
+    times = [event["time_utc"] for event in all_events(tmp_path / "events.jsonl")]
+    assert times == sorted(times)
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_log(tmp_path: Path) -> None:
+    run(tmp_path, Line())
+    before = (tmp_path / "events.jsonl").read_bytes()
+    run(tmp_path, Line())
+    assert (tmp_path / "events.jsonl").read_bytes() == before
+    # More epochs go on from its last state; what ended it is not said twice.
+    run(tmp_path, Line(), epochs=3)
+    assert [len(read_events(tmp_path / "events.jsonl", kind)) for kind in ("start", "epoch", "end")] == [2, 3, 1]

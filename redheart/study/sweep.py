@@ -1,0 +1,152 @@
+"""The search for the learning rate: every rate in a process of its own, from the same weights and data order."""
+
+import dataclasses
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from redheart.core.config import StudyConfig, SweepConfig, digest
+from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
+from redheart.core.files import read_sealed, write_sealed
+from redheart.study import range_test
+from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, train_at
+from redheart.study.run_folder import RunFolder
+from redheart.study.say import say
+from redheart.study.trials import Sweep, Trial, trial_folder, trial_lock, write_csv
+from redheart.train.events import Event, EventLog, all_events
+from redheart.train.interrupt import StopRequest
+
+POLL_S = 0.2
+
+
+def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
+    """Try every rate and write the result; finished trials are not repeated, whoever ran them.
+
+    Raises:
+        RedHeartError: every trial diverged, or one ended for a reason that is not its rate.
+        Interrupted: SIGTERM or Ctrl-C; the running trial has saved its state.
+    """
+    path = folder.sweep / "sweep.json"
+    keys = [run_settings(config, data, rate, epochs=config.sweep.epochs).key for rate in config.sweep.rates]
+    key = digest({"sweep": config.sweep, "trials": keys})
+    if path.is_file():
+        old = read_sealed(path, Sweep)
+        if old.key == key:
+            return old
+    if config.sweep.range_test_steps:
+        say(config, "sweep", str(range_test.run(config, folder, data, start_trial=_run_process)))
+    trials = []
+    for rate, trial_key in zip(config.sweep.rates, keys, strict=True):
+        out = trial_folder(folder, rate)
+        trial = _finished(config.sweep, rate, out, key=trial_key)
+        if trial is None:
+            _run_process(folder, ["--train.learning-rate", repr(rate)])
+            trial = _finished(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
+        trials.append(trial)
+        write_csv(folder.sweep / f"rate_{rate}.csv", trial)
+        say(config, "sweep", f"rate {rate}: " + (trial.status if trial.score is None else f"score {trial.score:.5f}"))
+    _draw(folder.sweep / "sweep.png", trials)
+    scored = {trial.rate: trial.score for trial in trials if trial.score is not None}
+    if not scored:
+        raise RedHeartError(
+            "every learning rate of the sweep failed",
+            where=folder.sweep,
+            got=trials[0].status,
+            mend="give smaller ones with --sweep.rates",
+        )
+    sweep = Sweep(key, trials, min(scored, key=lambda rate: scored[rate]))
+    write_sealed(path, sweep)
+    return sweep
+
+
+def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float, *, show_progress: bool) -> None:
+    """One trial, in this process: weights, order, batch and precision of the main run; nothing of it goes there."""
+    out = trial_folder(folder, rate)
+    settings = dataclasses.replace(run_settings(config, data, rate, epochs=config.sweep.epochs), snapshots=False)
+    name = f"{folder.root.name} {out.name}"
+    with trial_lock(out):
+        if _finished(config.sweep, rate, out, key=settings.key):
+            # Another W&B sweep over this folder asks for the same trial: it is told what came out.
+            sinks = event_sinks(config, settings, out, name=name, show_progress=show_progress)
+            EventLog(out / "events.jsonl", length_bytes=0, keeps_rest=True, sinks=sinks).close()
+            return
+        train_at(config, data, settings, out, name=name, show_progress=show_progress)
+        if is_first_rank():
+            # Two states of every trial would take more disk than the main run is planned with; nobody resumes them.
+            shutil.rmtree(out / "states", ignore_errors=True)
+
+
+def score(sweep: SweepConfig, val_loss: Sequence[float], train_loss: Sequence[float]) -> float:
+    """Mean validation loss of the last epochs, plus the weighted gap to training if asked for."""
+    pairs = list(zip(val_loss, train_loss, strict=True))[-sweep.score_epochs :]
+    return sum(loss + sweep.gap_weight * abs(fit - loss) for loss, fit in pairs) / len(pairs)
+
+
+def _finished(sweep: SweepConfig, rate: float, out: Path, *, key: str) -> Trial | None:
+    """The trial in a folder, None where it has not come to its end or belongs to other settings."""
+    events = all_events(out / "events.jsonl")
+    keys = {event["key"] for event in events if event["event"] == "start"}
+    val_loss, train_loss = _losses(events)
+    if keys != {key} or len(val_loss) < sweep.epochs:
+        return None
+    val_loss, train_loss = val_loss[: sweep.epochs], train_loss[: sweep.epochs]
+    return Trial(rate, "done", score(sweep, val_loss, train_loss), val_loss, train_loss)
+
+
+def _diverged(rate: float, out: Path) -> Trial:
+    events = all_events(out / "events.jsonl")
+    stops = [str(event["what"]) for event in events if event["event"] == "stopped"]
+    return Trial(rate, f"failed: {stops[-1] if stops else 'diverged'}", None, *_losses(events))
+
+
+def _losses(events: Sequence[Event]) -> tuple[list[float], list[float]]:
+    epochs = [event for event in events if event["event"] == "epoch"]
+    return [event["val_loss"] for event in epochs], [event["train_loss"] for event in epochs]
+
+
+def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
+    """Run `redheart trial` until it has finished or diverged.
+
+    Raises:
+        Interrupted: this process was asked to stop; so was the trial, and it has ended.
+        RedHeartError: the trial ended for a reason that is not its rate.
+    """
+    command = [sys.executable, "-m", "redheart.cli", "trial", "--run", str(folder.root), *arguments]
+    with StopRequest() as stop, subprocess.Popen(command) as process:
+        is_told = False
+        code = None
+        while code is None:
+            try:
+                code = process.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                if stop.pending and not is_told:
+                    process.terminate()
+                    is_told = True
+    if stop.pending:
+        raise Interrupted(
+            "the sweep was stopped on request; nothing is lost",
+            where=folder.sweep,
+            mend="run the same command again to go on",
+        )
+    if code not in (0, Diverged.exit_code):
+        kinds = {kind.exit_code: kind for kind in (BadInput, DoesNotFit, DiskError, Interrupted)}
+        raise kinds.get(code, RedHeartError)(
+            "a trial of the sweep did not come to its end",
+            where=folder.sweep,
+            got=f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}",
+            mend="its own message stands above; run the same command again to go on",
+        )
+
+
+def _draw(path: Path, trials: Sequence[Trial]) -> None:
+    from redheart.report.figures import draw_lines
+
+    series = {
+        f"{trial.rate}": ([float(n) for n in range(1, len(trial.val_loss) + 1)], trial.val_loss)
+        for trial in trials
+        if trial.val_loss
+    }
+    draw_lines(path, series, title="Validation loss of every learning rate", xlabel="epoch", ylabel="validation loss")

@@ -1,0 +1,95 @@
+"""Memory and load while a run goes on, sampled by a thread into a file of its own.
+
+The file is only ever appended to: unlike the event log it is not cut back on a resume, so the thread need not know of
+states. Nothing that goes wrong here reaches the run.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from redheart.train.events import Event, time_utc
+
+Probe = Callable[[], Mapping[str, object]]
+
+
+@contextmanager
+def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator[None]:
+    """Append a sample at once, then every `every_s` seconds, and a last one at the end; 0 takes none."""
+    if every_s <= 0:
+        yield
+        return
+    probes = [host_probe(), *device_probes()]
+    stop = threading.Event()
+
+    def take() -> None:
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            sample: Event = {"event": "sample", "step": step(), "time_utc": time_utc()}
+            for probe in probes:
+                sample |= probe()
+            file.write(json.dumps(sample) + "\n")
+
+    def loop() -> None:
+        take()
+        while not stop.wait(every_s):
+            take()
+
+    thread = threading.Thread(target=loop, name="samples", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        take()
+
+
+def host_probe() -> Probe:
+    """This process's resident memory, what the machine has left, and this process's share of one core in percent."""
+    process = psutil.Process()
+    process.cpu_percent()
+
+    def probe() -> dict[str, object]:
+        return {
+            "host_rss_bytes": process.memory_info().rss,
+            "host_available_bytes": psutil.virtual_memory().available,
+            "cpu_percent": process.cpu_percent(),
+        }
+
+    return probe
+
+
+def device_probes() -> list[Probe]:
+    """Memory and utilisation of the card in use by NVML; none where there is no card or no NVML."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+        # CUDA_VISIBLE_DEVICES renumbers the cards for torch and not for NVML.
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except pynvml.NVMLError:
+        return []
+
+    def probe() -> dict[str, object]:
+        try:
+            memory, load = pynvml.nvmlDeviceGetMemoryInfo(card), pynvml.nvmlDeviceGetUtilizationRates(card)
+        except pynvml.NVMLError:
+            return {}
+        return {
+            "device_used_bytes": int(memory.used),
+            "device_total_bytes": int(memory.total),
+            "device_busy_percent": int(load.gpu),
+        }
+
+    return [probe]

@@ -1,0 +1,24 @@
+"""What the loop is told beside its learner."""
+
+from dataclasses import dataclass
+
+from redheart.core.config import TrainConfig
+from redheart.train.pace import Expected
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What decides the result of one training run, beside its learner."""
+
+    train: TrainConfig
+    epochs: int
+    peak_learning_rate: float
+    key: str
+    """Digest of the data, model and settings; a state of another key is refused."""
+    snapshots: bool = True
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; for measurements."""
+    ramp_from: float | None = None
+    """For a range test: the rate rises exponentially from here to the peak over `max_steps` steps, without cycles."""
+    expected: Expected | None = None
+    """What earlier runs took; without it the time left is known after a few steps."""

@@ -1,0 +1,141 @@
+"""The sweep: scores, failures, what is repeated and what is not, the range test."""
+
+import csv
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from launching import events_of, redheart, start, weights_digest
+
+from redheart.core.config import StudyConfig, SweepConfig, resolved
+from redheart.core.errors import BadInput
+from redheart.study import range_test
+from redheart.study.sweep import score
+
+TINY = [
+    *("--prepare.num-generated", "160", "--features.encoder", "hash", "--train.strategy", "plain"),
+    *("--train.effective-batch", "16", "--train.num-threads", "1", "--sweep.epochs", "2"),
+]
+
+
+def test_the_score_is_the_mean_of_the_last_epochs_and_the_gap_only_if_asked_for() -> None:
+    val, fit = [9.0, 3.0, 2.0, 1.0], [9.0, 2.0, 4.0, 1.0]
+    assert score(SweepConfig(), val, fit) == 2.0
+    assert score(SweepConfig(gap_weight=0.1), val, fit) == pytest.approx(2.0 + 0.1 * (1 + 2 + 0) / 3)
+    assert score(SweepConfig(score_epochs=1), val, fit) == 1.0
+    assert score(SweepConfig(), val[:1], fit[:1]) == 9.0
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        SweepConfig(rates=()),
+        SweepConfig(rates=(1e-4, 1e-4)),
+        SweepConfig(rates=(0.0,)),
+        SweepConfig(rates=(math.nan,)),
+        SweepConfig(score_epochs=0),
+        SweepConfig(gap_weight=math.nan),
+        SweepConfig(range_test_steps=-1),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(sweep: SweepConfig) -> None:
+    with pytest.raises(BadInput, match="sweep"):
+        resolved(StudyConfig(sweep=sweep))
+
+
+def test_one_diverges_the_other_wins_and_a_second_call_repeats_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("sweep", *TINY, "--sweep.rates", "1e3", "1.23456789e-4", "--out", run)
+    done = redheart(*arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "sweep" / "sweep.json").read_text())
+    # The rate as it was given, to the last digit.
+    assert result["best_rate"] == 1.23456789e-4
+    failed, best = result["trials"]
+    assert failed["score"] is None and failed["status"].startswith("failed: the loss or its gradient was not finite")
+    assert "rate 1000.0: failed: the loss or its gradient was not finite" in done.stdout
+    assert best["score"] == pytest.approx(sum(best["val_loss"]) / 2)
+    rows = list(csv.DictReader((run / "sweep" / "rate_0.000123456789.csv").open()))
+    assert [float(row["val_loss"]) for row in rows] == best["val_loss"]
+    assert {item.name for item in (run / "sweep").glob("*.png")} == {"sweep.png"}
+    # A trial leaves its log; its states are nobody's.
+    assert not list((run / "sweep").rglob("*.safetensors"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("events.jsonl")}
+    again = redheart(*arguments)
+    assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_main_run_is_the_same_with_and_without_a_sweep_before_it(tmp_path: Path) -> None:
+    rate, epochs = "1e-3", ("--epochs", 2)
+    swept, direct = tmp_path / "swept", tmp_path / "direct"
+    assert redheart("sweep", *TINY, "--sweep.rates", rate, "--out", swept).returncode == 0
+    assert redheart("train", *TINY, "--sweep.rates", rate, *epochs, "--out", swept).returncode == 0
+    assert redheart("train", *TINY, "--train.learning-rate", rate, *epochs, "--out", direct).returncode == 0
+    assert weights_digest(swept) == weights_digest(direct)
+    # And the trial was the beginning of it.
+    trial = events_of(swept / "sweep" / "rate_0.001" / "events.jsonl")
+    main = events_of(swept / "train" / "events.jsonl")
+    assert [event for event in trial if event["event"] == "step"] == [e for e in main if e["event"] == "step"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_or_killed_leaves_no_trial_behind_and_records_no_failure(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ["sweep", *TINY, "--sweep.rates", "1e-4", "--sweep.epochs", "3000", "--out", str(run)]
+    process = start([sys.executable, "-m", "redheart.cli"], *arguments)
+    log = run / "sweep" / "rate_0.0001" / "events.jsonl"
+    while not log.exists() or '"step"' not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    # The trial holds the same standard error, so this waits for both.
+    _, errors = process.communicate(timeout=200)
+    if number == signal.SIGTERM:
+        assert process.returncode == 75 and b"the sweep was stopped on request" in errors, errors
+    assert '"stopped"' in log.read_text().splitlines()[-1]
+    assert not (run / "sweep" / "sweep.json").exists()
+
+
+RATES = [10.0 ** (step / 20 - 6) for step in range(100)]
+
+
+def test_a_range_test_finds_the_slope_the_bottom_and_the_rise() -> None:
+    losses: list[float | None] = [
+        1.0 if rate < 1e-4 else 0.5 if rate < 1e-3 else 0.6 if rate < 1e-2 else 5.0 for rate in RATES
+    ]
+    found = range_test.judge("key", RATES, losses, candidates=[1e-4, 5e-2])
+    assert 8e-5 <= found.steepest < 3e-4 and 3e-4 < found.lowest <= 3e-3
+    assert found.diverges is not None and 1e-2 <= found.diverges < 2e-2
+    assert found.beyond == [5e-2] and "candidates beyond: 0.05" in str(found)
+
+
+def test_a_range_test_that_ends_in_no_number_diverges_there() -> None:
+    losses: list[float | None] = [*[1.0 - step / 200 for step in range(60)], None, None]
+    found = range_test.judge("key", RATES[:62], losses, candidates=[])
+    assert found.diverges == RATES[60] and found.lowest == RATES[59]
+
+
+@given(st.lists(st.none() | st.floats(0, 100), min_size=1, max_size=40))
+def test_any_curve_is_judged(losses: list[float | None]) -> None:
+    found = range_test.judge("key", RATES[: len(losses)], losses, candidates=[1e-5])
+    assert found.steepest <= found.lowest <= (found.diverges or math.inf)
+
+
+def test_a_range_test_runs_once_and_leaves_json_csv_and_figure(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("sweep", *TINY, "--sweep.rates", "1e-4", "--sweep.range-test-steps", "25", "--out", run)
+    done = redheart(*arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((run / "sweep" / "range_test.json").read_text())
+    assert found["rates"][0] == pytest.approx(1e-5) and found["rates"][-1] == pytest.approx(1e-2)
+    assert len(found["rates"]) == 25 and "range test: steepest at" in done.stdout
+    assert len((run / "sweep" / "range_test.csv").read_text().splitlines()) == 26
+    assert (run / "sweep" / "range_test.png").is_file()

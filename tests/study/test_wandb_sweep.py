@@ -1,0 +1,161 @@
+"""`wandb sweep` and `wandb agent` as a user runs them, against a server on the loopback."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from launching import ROOT, environment, events_of, redheart
+from wandb_server import WandbServer
+
+TINY = {
+    "prepare.num-generated": 160,
+    "features.encoder": "hash",
+    "train.strategy": "plain",
+    "train.effective-batch": 16,
+    "train.num-threads": 1,
+    "sweep.epochs": 2,
+}
+WANDB = str(Path(sys.executable).parent / "wandb")
+
+
+def wandb_environment(server: WandbServer, folder: Path) -> dict[str, str]:
+    return environment() | {
+        "WANDB_BASE_URL": server.url,
+        "WANDB_API_KEY": 40 * "0",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DIR": str(folder),
+        "HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def wandb(server: WandbServer, folder: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return run_process([WANDB, *map(str, arguments)], server, folder, **variables)
+
+
+def train(server: WandbServer, folder: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "redheart.cli", "train", *local_arguments(folder / "run")]
+    options = ["--train.learning-rate", "1e-4", "--train.wandb", "online", *map(str, arguments)]
+    return run_process([*command, *options], server, folder, **variables)
+
+
+def run_process(
+    command: list[str], server: WandbServer, folder: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment_ = wandb_environment(server, folder) | variables
+    return subprocess.run(command, cwd=ROOT, env=environment_, capture_output=True, text=True, timeout=400)
+
+
+def create_sweep(server: WandbServer, folder: Path, run: Path, **changes: object) -> dict:
+    """Create a sweep from launch/sweep.yaml, with the settings of a user who wants it small."""
+    sweep = yaml.safe_load((ROOT / "launch" / "sweep.yaml").read_text())
+    settings = {**TINY, "out": str(run), "train.checkpointing": False}
+    sweep["parameters"] |= {name: {"value": value} for name, value in settings.items()} | changes
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    done = wandb(server, folder, "sweep", folder / "sweep.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "wandb agent me/redheart/s1" in done.stderr + done.stdout
+    return sweep
+
+
+def local_arguments(run: Path) -> list[str]:
+    return ["--out", str(run), *[item for name, value in TINY.items() for item in (f"--{name}", str(value))]]
+
+
+def test_five_trials_of_an_agent_are_those_of_the_local_sweep(tmp_path: Path) -> None:
+    by_agent, local = tmp_path / "agent", tmp_path / "local"
+    with WandbServer() as server:
+        sweep = create_sweep(server, tmp_path, by_agent)
+        command = [sys.executable, "-m", "redheart.cli", "sweep", *local_arguments(local)]
+        # Beside the agent, which waits five seconds between two looks at its trial.
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as process:
+            agent = wandb(server, tmp_path, "agent", "me/redheart/s1", WANDB_MODE="offline")
+            assert process.wait(200) == 0
+    rates = [trial["train.learning-rate"] for trial in server.handed_out]
+    assert agent.returncode == 0 and "Received exit command" in agent.stderr, agent.stderr[-3000:]
+    assert rates == [1e-5, 5e-5, 1e-4, 2e-4, 5e-4] == sweep["parameters"]["train.learning-rate"]["values"]
+    for rate in rates:
+        logs = [run / "sweep" / f"rate_{rate}" / "events.jsonl" for run in (by_agent, local)]
+        assert events_of(logs[0]) == events_of(logs[1])
+        assert len(list((by_agent / "sweep" / f"rate_{rate}" / "wandb").glob("offline-run-*"))) == 1
+
+    # The same command takes the agent's trials as its own and repeats none.
+    before = {path: path.stat().st_mtime_ns for path in by_agent.glob("sweep/rate_*/events.jsonl")}
+    done = redheart("sweep", *local_arguments(by_agent))
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    results = [json.loads((run / "sweep" / "sweep.json").read_text()) for run in (by_agent, local)]
+    assert results[0] == results[1]
+    assert f"learning rate {results[1]['best_rate']}" in done.stdout
+
+
+def test_a_trial_that_diverges_is_told_to_the_agent_and_a_deleted_sweep_ends_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with WandbServer(trials_until_gone=1) as server:
+        create_sweep(server, tmp_path, run, **{"train.learning-rate": {"values": [1e3, 1e-4]}})
+        agent = wandb(server, tmp_path, "agent", "me/redheart/s1")
+    assert agent.returncode == 1
+    assert "Sweep was deleted" in agent.stderr
+    assert "error: the loss or its gradient was not finite 3 steps in a row" in agent.stderr
+    # `accelerate launch` has a traceback of its own for a command that fails; none of ours is in it.
+    assert not re.search(r'File ".*redheart/', agent.stderr)
+    (trial,) = [entry for entry in server.history.values()]
+    assert [entry["step"] for entry in trial if "step/seconds" in entry] == [1, 2, 3]
+
+
+def test_the_yaml_of_the_sweep_is_what_both_ends_read() -> None:
+    sweep = yaml.safe_load((ROOT / "launch" / "sweep.yaml").read_text())
+    assert sweep["metric"] == {"name": "val/loss", "goal": "minimize"}
+    assert sweep["command"][1:3] == ["accelerate", "launch"]
+    rates = sweep["parameters"]["train.learning-rate"]["values"]
+    assert all(type(rate) is float for rate in rates)
+    from redheart.core.config import SweepConfig
+
+    assert tuple(rates) == SweepConfig().rates and sweep["parameters"]["sweep.epochs"]["value"] == SweepConfig().epochs
+
+
+def epochs_told(history: list[dict]) -> list[int]:
+    return [entry["epoch"] for entry in history if "val/loss" in entry]
+
+
+def test_a_run_that_goes_on_is_one_run_of_wandb_and_is_told_nothing_twice(tmp_path: Path) -> None:
+    with WandbServer() as server:
+        # The last start finds nothing left to do.
+        for epochs in (1, 2, 2):
+            done = train(server, tmp_path, "--epochs", epochs)
+            assert done.returncode == 0, done.stderr
+    (history,) = server.history.values()
+    assert epochs_told(history) == [1, 2]
+    assert [entry["step"] for entry in history if "step/seconds" in entry] == list(range(1, 17))
+
+
+def test_a_server_that_is_lost_costs_no_training(tmp_path: Path) -> None:
+    with WandbServer(stops_after="UpsertBucket") as server:
+        done = train(server, tmp_path, "--epochs", 2, WANDB_FINISH_TIMEOUT="2")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert server.operations[-1] == "UpsertBucket" and not server.history
+    assert_trained(tmp_path)
+
+
+def test_a_server_that_was_never_there_costs_no_training_and_can_be_told_later(tmp_path: Path) -> None:
+    with WandbServer() as server:
+        server.stop()
+        done = train(server, tmp_path, "--epochs", 2, WANDB_INIT_TIMEOUT="2")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "warning: W&B cannot be reached" in done.stderr
+    assert_trained(tmp_path)
+    (kept,) = (tmp_path / "run" / "train" / "wandb").glob("offline-run-*")
+    assert f"wandb      offline; `wandb sync {kept}` sends it" in done.stdout
+    with WandbServer() as server:
+        sent = wandb(server, tmp_path, "sync", kept)
+    assert sent.returncode == 0, sent.stderr
+    (history,) = server.history.values()
+    assert epochs_told(history) == [1, 2]
+
+
+def assert_trained(folder: Path) -> None:
+    log = events_of(folder / "run" / "train" / "events.jsonl")
+    assert [event["epoch"] for event in log if event["event"] == "epoch"] == [1, 2]
