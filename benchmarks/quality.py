@@ -164,17 +164,20 @@ def network(options: argparse.Namespace, variant: str, data: "StudyData") -> dic
 
     from redheart.evaluate.evaluation import evaluate_predictions
     from redheart.model.dims import TASKS
+    from redheart.snapshots.blend import single
     from redheart.snapshots.consolidate import assemble, load_assembly
     from redheart.snapshots.module_snapshots import list_snapshots
     from redheart.study import phases
     from redheart.study.learner import predict_rows
     from redheart.study.run_folder import RunFolder
+    from redheart.study.selection import expected_specs
     from redheart.train.events import read_events
 
     folder = RunFolder(folder_of(options, variant))
     snapshots = list_snapshots(folder.snapshots)
-    choice = {name: [snapshots[-1].epoch] for name in snapshots[-1].manifest.modules}
-    assemble(folder.select / "last", choice=choice, snapshots=snapshots)
+    specs = expected_specs(study(options, variant), data.prepared)
+    choice = dict.fromkeys(specs, single(snapshots[-1].epoch))
+    assemble(folder.select / "last", choice=choice, snapshots=snapshots, expected=specs)
     model = phases.new_model(study(options, variant), data.prepared)
     load_assembly(model, folder.select / "last")
     model.eval()
