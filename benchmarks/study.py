@@ -1,0 +1,133 @@
+"""What finished studies found, taken from the files of their runs: no figure is computed a second time.
+
+Usage: python benchmarks/study.py RUN [RUN ...] [--json] [--write]
+
+One file a seed, `benchmarks/results/study/seed_N.json`: settings, data, sweep, curves of the whole model and of every
+module, what was logged beside them, selection, crossover, test metrics with intervals, baselines. With --write the
+run's report goes beside it.
+"""
+
+import argparse
+import json
+import shutil
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from record import RESULTS, write_result
+
+from redheart.cli import set_environment
+
+if TYPE_CHECKING:
+    from redheart.study.run_folder import RunFolder
+
+STUDY = RESULTS / "study"
+EPOCH_FIGURES = (
+    *("epoch", "train_loss", "val_loss", "val_task_loss", "train_module_loss", "val_module_loss", "val_metrics"),
+    *("learning_rate", "grad_norm", "samples_per_s", "epoch_s", "validation_s", "host_rss_peak_bytes"),
+)
+
+
+def found_by(folder: "RunFolder") -> dict[str, object]:
+    """All that a finished run has to tell, in plain JSON.
+
+    Raises:
+        BadInput: a phase of the run is missing; it is named.
+    """
+    import msgspec
+
+    from redheart.core.errors import BadInput
+    from redheart.core.files import read_sealed
+    from redheart.data.prepare import Manifest
+    from redheart.report.facts import CalibrationFacts
+    from redheart.select.sweet_spot import SweetSpot
+    from redheart.study.crossover import Crossover
+    from redheart.study.evaluation import EvaluationResult
+    from redheart.study.openings import read_openings
+    from redheart.study.trials import Sweep, trial_folder
+    from redheart.train.events import all_events, watched_events
+
+    def part(path: Path, kind: type) -> Any:
+        if not path.is_file():
+            raise BadInput("the run is not finished", where=path, mend="run `redheart run` or launch/pipeline.sh again")
+        return read_sealed(path, kind)
+
+    manifest = part(folder.data / "manifest.json", Manifest)
+    sweep = part(folder.sweep / "sweep.json", Sweep)
+    spot = part(folder.select / "sweet_spot.json", SweetSpot)
+    crossover = part(folder.select / "crossover.json", Crossover)
+    evaluation = part(folder.evaluation / "evaluation.json", EvaluationResult)
+    calibration = folder.calibration / "calibration.json"
+    events = all_events(folder.train / "events.jsonl")
+    samples = watched_events(folder.train / "samples.jsonl")
+    trial_logs = [all_events(trial_folder(folder, trial.rate) / "events.jsonl") for trial in sweep.trials]
+    plain = msgspec.to_builtins(
+        {
+            "records": {
+                name: getattr(manifest, name)
+                for name in ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
+            },
+            "sweep": {
+                "trials": sweep.trials,
+                "best_rate": sweep.best_rate,
+                "seconds": sum(map(_seconds, trial_logs)),
+            },
+            "epochs": [{name: event[name] for name in EPOCH_FIGURES} for event in events if event["event"] == "epoch"],
+            "events": {
+                "counts": Counter(event["event"] for event in events),
+                "steps_not_applied": sum(event["event"] == "step" and not event["applied"] for event in events),
+                "seconds": _seconds(events),
+                "host_rss_peak_bytes": max((sample["host_rss_bytes"] for sample in samples), default=None),
+                "snapshots": sum(event["event"] == "epoch" and event["snapshot"] for event in events),
+            },
+            "sweet_spot": {
+                name: getattr(spot, name)
+                for name in (
+                    *("strategy", "level", "best_epoch", "groups", "curves", "num_candidates", "evaluations"),
+                    *("evaluations_naive", "selection", "swaps", "baselines"),
+                )
+            },
+            "crossover": crossover,
+            "evaluation": evaluation,
+            "calibration": read_sealed(calibration, CalibrationFacts) if calibration.is_file() else None,
+            "openings": read_openings(folder),
+        }
+    )
+    return dict(plain)
+
+
+def _seconds(events: list[dict[str, Any]]) -> float:
+    """From the first event to the last, by their clock; pauses between a stop and its resumption are in it."""
+    times = [datetime.fromisoformat(event["time_utc"]) for event in events]
+    return round((times[-1] - times[0]).total_seconds(), 1) if times else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one a seed")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write", action="store_true", help="write seed_N.json and the report below results/study")
+    options = parser.parse_args()
+    set_environment()
+    from redheart.study.run_folder import load
+
+    results = {}
+    for run in options.runs:
+        folder, config = load(run)
+        results[f"seed_{config.seed}"] = found = found_by(folder)
+        if options.write:
+            settings = {
+                **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},
+                "select": config.select,
+                "data": Path(config.data).name,
+            }
+            write_result(f"seed_{config.seed}", found, settings=settings, folder=STUDY)
+            report = STUDY / f"seed_{config.seed}_report"
+            shutil.rmtree(report, ignore_errors=True)
+            shutil.copytree(folder.report, report, ignore=shutil.ignore_patterns("*.html", "tables"))
+    print(json.dumps(results, indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()
