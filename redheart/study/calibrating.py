@@ -16,10 +16,11 @@ from redheart.report.reliability import draw_reliability
 from redheart.select.statistics import Gain, paired_gain
 from redheart.study.final import load_recommended, model_digest, recommended
 from redheart.study.learner import predict_rows, rows_with
+from redheart.study.openings import CONFIRM, read_openings, record_opening
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
 
-SELECT, CONFIRM = "val_select", "val_confirm"
+SELECT = "val_select"
 _FOLDS = 5
 _LEAST_RECORDS = 10
 """Of the select records; a fold must leave scikit-learn's own five something to fit."""
@@ -62,9 +63,10 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     """
     choice = recommended(folder)
     model = load_recommended(config, folder, data.prepared.manifest, choice)
+    labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
+    _log_opening(folder, data.prepared, {"calibrated": model_digest(folder, choice)})
     logits, targets = {}, {}
-    for part in (SELECT, CONFIRM):
-        rows, targets[part] = _labelled(data.prepared, part)
+    for part, (rows, targets[part]) in labelled.items():
         outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
         logits[part] = outputs["heads.emotion"].astype(np.float64)
     result = judge(logits, targets, seed=config.seed, model=model_digest(folder, choice))
@@ -73,6 +75,13 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     bins = {name: result.methods[name].reliability for name in shown}
     draw_reliability(folder.calibration / "reliability.png", bins, num_records=result.num_confirm)
     return result
+
+
+def _log_opening(folder: RunFolder, prepared: Prepared, models: dict[str, str]) -> None:
+    """Log that the confirm records are looked at, once for every model."""
+    if not any(opening.part == CONFIRM and opening.models == models for opening in read_openings(folder)):
+        source, number = folder.data / "records.jsonl.gz", len(prepared.split[CONFIRM])
+        record_opening(folder, part=CONFIRM, file=source, num_records=number, models=models)
 
 
 def judge(

@@ -169,7 +169,8 @@ def _task_gains(config: StudyConfig, data: StudyData, spot: SweetSpot, losses: L
 
 def _open_confirm(folder: RunFolder, data: StudyData, digests: dict[str, str]) -> int:
     """Log that the confirm records are looked at; how many choices they have judged by now."""
-    judged = {opening.models["crossover"] for opening in read_openings(folder) if opening.part == CONFIRM}
+    openings = [opening.models for opening in read_openings(folder) if opening.part == CONFIRM]
+    judged = {models["crossover"] for models in openings if "crossover" in models}
     # The best single snapshot beside itself needs no judge.
     if digests["crossover"] != digests["best_single"] and digests["crossover"] not in judged:
         rows = data.prepared.split[CONFIRM]

@@ -19,18 +19,18 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Groups for an optimizer; each has `params`, `weight_decay` and `state_bits` (8 or 32).
 
-    Matrices of linear maps and convolutions decay and, unless small, allow 8-bit states; norms, biases and learned
-    queries do neither. A parameter larger than the bound has a group of its own.
+    Matrices of linear maps, convolutions and embeddings (a `weight` of two dimensions or more, of whichever class)
+    decay and, unless small, allow 8-bit states; norms, biases and learned queries do neither. A parameter larger than
+    the bound has a group of its own; one that is used twice is there once.
     """
     large: list[nn.Parameter] = []
     small: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    for child in module.modules():
-        for name, parameter in child.named_parameters(recurse=False):
-            if isinstance(child, nn.Linear | nn.Conv1d | nn.Embedding) and name == "weight":
-                (large if parameter.numel() >= MIN_8BIT_ELEMENTS else small).append(parameter)
-            else:
-                others.append(parameter)
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] == "weight" and parameter.ndim > 1:
+            (large if parameter.numel() >= MIN_8BIT_ELEMENTS else small).append(parameter)
+        else:
+            others.append(parameter)
     return [
         {"params": part, "weight_decay": decay, "state_bits": bits}
         for parameters, decay, bits in ((large, weight_decay, 8), (small, weight_decay, 32), (others, 0.0, 32))

@@ -1,5 +1,6 @@
 """Parameter groups cover everything once and stay within their bound."""
 
+import torch
 from torch import nn
 
 from redheart.model.dims import preset
@@ -25,6 +26,18 @@ def test_only_matrices_decay_and_only_large_ones_have_8_bit_states() -> None:
     assert small["params"] == [model[2].weight] and (small["weight_decay"], small["state_bits"]) == (0.01, 32)
     assert others["params"] == [model[0].bias, model[1].weight, model[2].bias]
     assert (others["weight_decay"], others["state_bits"]) == (0.0, 32)
+
+
+def test_matrices_of_any_class_decay_and_a_tied_weight_is_there_once() -> None:
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.scale = nn.Parameter(torch.ones(64, 64)), nn.Parameter(torch.ones(64))
+
+    model = nn.Sequential(Transposed(), nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False))
+    model[2].weight = model[1].weight
+    large, others = parameter_groups(model, weight_decay=0.01)
+    assert large["params"] == [model[0].weight, model[1].weight] and others["params"] == [model[0].scale]
 
 
 def test_places_follow_the_order_that_an_engine_flattened_in_and_know_both_names_of_a_tied_weight() -> None:
