@@ -1,0 +1,117 @@
+"""The best mixture of snapshots for every module of one's own model, chosen on one half of the validation records and
+judged on the other."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from redheart.core.config import SelectConfig
+from redheart.core.errors import BadInput
+from redheart.core.seeds import stream_seed
+from redheart.custom.learner import LOSS, TensorLearner
+from redheart.select.conditional import Work
+from redheart.select.problem import SelectionProblem
+from redheart.select.statistics import Gain, paired_gain, verdict
+from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
+from redheart.snapshots.blend import Blend, single
+from redheart.snapshots.consolidate import assemble, module_specs, read_module
+from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+
+
+class Chosen(msgspec.Struct, frozen=True):
+    """What was chosen, and whether it is better than the best single snapshot."""
+
+    spot: SweetSpot
+    gain_confirm: Gain
+    """On records that nothing was chosen on."""
+    verdict: str
+    folder: Path
+    """The model that the verdict recommends: `redheart.snapshots.consolidate.load_assembly` reads it."""
+
+
+class WholeEvaluator:
+    """Implements `redheart.select.search.Evaluator` for any model: every choice is evaluated as a whole.
+
+    It loads the weights of the choices into the learner's model.
+    """
+
+    def __init__(self, learner: TensorLearner, snapshots: list[Snapshot], rows: np.ndarray) -> None:
+        self._learner, self._rows = learner, rows
+        self._snapshots = {snapshot.epoch: snapshot for snapshot in snapshots}
+        self._specs = module_specs(learner.model, learner.modules())
+        self._loaded: dict[str, Blend] = {}
+        self._evaluations, self._seconds = 0, 0.0
+        learner.model.float().eval()
+
+    def start(self, choice: Mapping[str, Blend]) -> None:
+        self.losses(choice)
+
+    def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
+        start_s = time.perf_counter()
+        model = self._learner.model
+        for name, blend in choice.items():
+            if self._loaded.get(name) != blend:
+                weights = read_module(self._snapshots, name, blend, self._specs[name])
+                model.get_submodule(name).load_state_dict(weights)
+                self._loaded[name] = blend
+        losses_N = self._learner.validation_losses(model, self._rows)
+        self._evaluations += 1
+        self._seconds += time.perf_counter() - start_s
+        return {LOSS: losses_N}
+
+    def cost(self, modules: object) -> float:
+        return 1.0
+
+    @property
+    def work(self) -> Work:
+        each_s = self._seconds / max(1, self._evaluations)
+        return Work(self._evaluations, self._seconds, each_s, 0, 0, 0)
+
+
+def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | None = None) -> Chosen:
+    """Choose windows of snapshots for every module and assemble the model that is the better founded one.
+
+    Args:
+        learner: as it was trained; afterwards its model holds the weights of the choice, in float32.
+        folder: where `fit` has left its snapshots.
+        settings: the strategy; by default the best window of every module, given the others.
+
+    Raises:
+        BadInput: there are no snapshots, or there is no such strategy.
+        CorruptFile: a snapshot does not match its digests.
+        DiskError: the model cannot be written.
+    """
+    settings = settings or SelectConfig(strategy="window", level="module", map_epochs=0)
+    snapshots = list_snapshots(folder / "snapshots")
+    if not snapshots:
+        raise BadInput("there are no snapshots yet", where=folder / "snapshots", mend="train first, with `fit`")
+    num_records = len(learner.validation[0])
+    select, confirm = np.arange(num_records // 2), np.arange(num_records // 2, num_records)
+    evaluator = WholeEvaluator(learner, snapshots, select)
+    spot = find_sweet_spot(_problem(snapshots, learner, len(select)), evaluator, settings, seed=learner.seed)
+    models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": spot.modules}
+    judge = WholeEvaluator(learner, snapshots, confirm)
+    losses = {name: judge.losses(choice)[LOSS] for name, choice in models.items()}
+    gain = paired_gain(losses["best_single"], losses["chosen"], seed=stream_seed(learner.seed, "gain", "confirm"))
+    recommended = "chosen" if gain.is_evidence else "best_single"
+    out = folder / "select" / recommended
+    specs = module_specs(learner.model, learner.modules())
+    assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
+    said = verdict(gain, candidate="choice per module", reference="best single snapshot")
+    return Chosen(spot, gain, said, out)
+
+
+def _problem(snapshots: list[Snapshot], learner: TensorLearner, num_select: int) -> SelectionProblem:
+    outputs = [snapshot.load_outputs()[LOSS].numpy()[:num_select, 0] for snapshot in snapshots]
+    modules = tuple(learner.modules())
+    return SelectionProblem(
+        epochs=tuple(snapshot.epoch for snapshot in snapshots),
+        modules=modules,
+        groups={name: (name,) for name in modules},
+        losses_EN={LOSS: np.stack(outputs)},
+        train_losses_E={LOSS: np.array([snapshot.manifest.train_module_loss[LOSS] for snapshot in snapshots])},
+        finals=(LOSS,),
+    )
