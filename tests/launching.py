@@ -57,9 +57,8 @@ def launch(command: list[str], *arguments: object, **options: object) -> subproc
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=ROOT,
         timeout=600,
-        **{"env": environment(), **options},  # type: ignore[call-overload]
+        **{"env": environment(), "cwd": ROOT, **options},  # type: ignore[call-overload]
     )
 
 
