@@ -17,7 +17,7 @@ _MAX_BYTES = 1 << 20
 _HEADERS = {
     # The page may run its own lines and ask this server; nothing from elsewhere, whatever a text contains.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
