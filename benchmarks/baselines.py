@@ -1,6 +1,6 @@
 """Every single baseline refitted on the run's own split, evaluated on the test split with bootstrap intervals.
 
-Usage: python benchmarks/baselines.py --data FILE [--work DIR] [--skip-transformer] [--json] [--write]
+Usage: python benchmarks/baselines.py --data FILE [--work DIR] [--seed N] [--skip-transformer] [--json] [--write]
 
 Records, split and features below --work are those of a run's folder and are made where they are missing. The stack is
 a convex combination of all the others, its weights fitted on the select half of the validation records: a line to
@@ -36,7 +36,7 @@ def fit_all(options: argparse.Namespace) -> "dict[str, Evaluation]":
 
     # The baselines of the table read what they always read: the last layer's states.
     features = FeatureConfig()
-    config = StudyConfig(data=str(options.data), out=options.work, features=features)
+    config = StudyConfig(data=str(options.data), out=options.work, features=features, seed=options.seed)
     data = phases.open_data(config, RunFolder(options.work), show_progress=not options.json)
     # The test split is opened for baselines alone: nothing of ours is chosen by it.
     prepared = dataclasses.replace(data.prepared, split=data.prepared.split.opened())
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("runs/baselines"), help="a run's folder, for data and features"
     )
+    parser.add_argument("--seed", type=int, default=0, help="the run's, which decides its split")
     parser.add_argument("--skip-transformer", action="store_true", help="leave out the slowest, about half an hour")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/baselines.json")
@@ -118,7 +119,7 @@ def main() -> None:
 
     payload = {name: msgspec.to_builtins(evaluation) for name, evaluation in found.items()}
     if options.write:
-        settings = {"data": options.data.name, "features": dataclasses.asdict(FeatureConfig())}
+        settings = {"seed": options.seed, "data": options.data.name, "features": dataclasses.asdict(FeatureConfig())}
         write_result("baselines", payload, settings=settings)
     print(json.dumps(payload) if options.json else table(found))
 

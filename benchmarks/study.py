@@ -54,21 +54,24 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
         return read_sealed(path, kind)
 
     manifest = part(folder.data / "manifest.json", Manifest)
-    sweep = part(folder.sweep / "sweep.json", Sweep)
+    # A run whose learning rate was given has none.
+    sweep = part(folder.sweep / "sweep.json", Sweep) if (folder.sweep / "sweep.json").is_file() else None
     spot = part(folder.select / "sweet_spot.json", SweetSpot)
     crossover = part(folder.select / "crossover.json", Crossover)
     evaluation = part(folder.evaluation / "evaluation.json", EvaluationResult)
     calibration = folder.calibration / "calibration.json"
     events = all_events(folder.train / "events.jsonl")
     samples = watched_events(folder.train / "samples.jsonl")
-    trial_logs = [all_events(trial_folder(folder, trial.rate) / "events.jsonl") for trial in sweep.trials]
+    trials = sweep.trials if sweep else []
+    trial_logs = [all_events(trial_folder(folder, trial.rate) / "events.jsonl") for trial in trials]
     plain = msgspec.to_builtins(
         {
             "records": {
                 name: getattr(manifest, name)
                 for name in ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
             },
-            "sweep": {
+            "sweep": sweep
+            and {
                 "trials": sweep.trials,
                 "best_rate": sweep.best_rate,
                 "seconds": sum(map(_seconds, trial_logs)),

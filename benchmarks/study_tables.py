@@ -1,0 +1,220 @@
+"""What the committed studies found, as tables: docs/study.md and the short table of the README.
+
+Usage: python benchmarks/study_tables.py [--write]
+
+Everything is read from `benchmarks/results/study/seed_N.json` and `benchmarks/results/baselines.json`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from redheart.evaluate.evaluation import Estimate
+from redheart.report.tables import estimate_text, markdown_table
+from redheart.select.statistics import Gain
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "study.md"
+
+COLUMNS = {
+    "emotion KL": ("emotion", "kl"),
+    "accuracy": ("emotion", "accuracy"),
+    "with ties": ("emotion", "accuracy_tie"),
+    "regret R2": ("regret", "r2.regret_factor"),
+    "Bentham R2": ("bentham", "r2"),
+    "SURD R2": ("surd", "r2"),
+}
+"""Heading, task and metric of each column."""
+
+Found = dict[str, Any]
+
+
+def studies() -> dict[int, Found]:
+    """Committed results by seed, each with the settings that it was made with."""
+    found = {}
+    for path in RESULTS.glob("study/seed_*.json"):
+        record = json.loads(path.read_text())
+        found[int(record["settings"]["seed"])] = record
+    return dict(sorted(found.items()))
+
+
+def models_of(seed: int, study: Found) -> dict[str, Found]:
+    """Evaluations on the test split of this seed: both models, then the baselines refitted on its split."""
+    evaluation = study["result"]["evaluation"]
+    models = {f"**{name.replace('_', ' ')}**": found for name, found in evaluation["models"].items()}
+    baselines = dict(evaluation["baselines"])
+    path = RESULTS / "baselines.json"
+    if path.is_file():
+        record = json.loads(path.read_text())
+        if record["settings"]["seed"] == seed:
+            baselines |= record["result"]
+    return models | baselines
+
+
+def test_table(seed: int, study: Found) -> str:
+    """Models and baselines, one a row, with 95 % intervals."""
+    rows = []
+    for name, found in models_of(seed, study).items():
+        cells = [found["tasks"].get(task, {}).get(metric) for task, metric in COLUMNS.values()]
+        rows.append([name, *[estimate_text(cell and msgspec.convert(cell, Estimate)) for cell in cells]])
+    return markdown_table(["model", *COLUMNS], rows)
+
+
+def sweep_table(study: Found) -> str:
+    """Learning rates and their scores, the chosen one marked."""
+    sweep = study["result"]["sweep"]
+    rows = [
+        [
+            f"**{trial['rate']}**" if trial["rate"] == sweep["best_rate"] else f"{trial['rate']}",
+            "–" if trial["score"] is None else f"{trial['score']:.5f}",
+            trial["status"],
+        ]
+        for trial in sweep["trials"]
+    ]
+    return markdown_table(["learning rate", "validation loss", "status"], rows)
+
+
+def epochs_table(study: Found) -> str:
+    """The run's curve at its snapshots."""
+    rows = [
+        [
+            f"{epoch['epoch']}",
+            f"{epoch['learning_rate']:.2e}",
+            f"{epoch['train_loss']:.4f}",
+            f"{epoch['val_loss']:.4f}",
+            *[f"{epoch['val_metrics'][name]:.3f}" for name in ("kl", "accuracy_tie")],
+        ]
+        for epoch in study["result"]["epochs"]
+        if epoch["epoch"] % 6 == 0 or epoch["epoch"] == 2
+    ]
+    return markdown_table(["epoch", "rate at its end", "training loss", "validation loss", "KL", "with ties"], rows)
+
+
+def modules_table(study: Found) -> str:
+    """The epoch at which each module's own validation loss is least, among all epochs, and what the last one has."""
+    epochs = study["result"]["epochs"]
+    rows = []
+    for name in epochs[-1]["val_module_loss"]:
+        losses = [epoch["val_module_loss"][name] for epoch in epochs]
+        best = min(range(len(losses)), key=losses.__getitem__)
+        rows.append([name, f"{best + 1}", f"{losses[best]:.4f}", f"{losses[-1]:.4f}"])
+    return markdown_table(["module", "best epoch", "its validation loss", "that of the last epoch"], rows)
+
+
+def gain(found: Found) -> Gain:
+    """A stored gain."""
+    return msgspec.convert(found, Gain)
+
+
+def crossover_table(found: dict[int, Found]) -> str:
+    """What the selection chose and what became of it, one seed a row."""
+    rows = []
+    for seed, study in found.items():
+        result = study["result"]
+        crossover, spot = result["crossover"], result["sweet_spot"]
+        blends = {json.dumps(blend, sort_keys=True) for blend in crossover["modules"].values()}
+        out_of_bag = spot["selection"]["percent_out_of_bag"]
+        rows.append(
+            [
+                f"{seed}",
+                f"{crossover['best_epoch']}",
+                f"{len(blends)}",
+                str(gain(crossover["gain_select"])),
+                "–" if out_of_bag is None else f"{out_of_bag:+.2f} %",
+                str(gain(crossover["gain_confirm"])),
+                str(gain(result["evaluation"]["gain_test"])),
+                crossover["recommended"].replace("_", " "),
+            ]
+        )
+    heading = ["seed", "best single epoch", "distinct windows", "gain where it was chosen", "out of bag"]
+    return markdown_table([*heading, "gain on confirm", "gain on test", "used"], rows)
+
+
+def strategies_table(study: Found) -> str:
+    """What the other ways to combine snapshots would have given over the best single, on the select records."""
+    rows = [
+        [name.replace("_", " "), str(gain(value))] for name, value in study["result"]["sweet_spot"]["baselines"].items()
+    ]
+    return markdown_table(["instead", "gain over the best single, where both were chosen"], rows)
+
+
+def verdict(found: dict[int, Found]) -> str:
+    """The sentence over all seeds, from the intervals on the confirm records."""
+    gains = {seed: gain(study["result"]["crossover"]["gain_confirm"]) for seed, study in found.items()}
+    better = [seed for seed, value in gains.items() if value.is_evidence]
+    percents = [value.percent for value in gains.values()]
+    spread = f"{min(percents):+.2f} to {max(percents):+.2f} %"
+    what = "of the crossover over the best single snapshot"
+    if not better:
+        return f"No evidence of gain {what} in any of {len(gains)} seeds ({spread})."
+    return f"Evidence of gain {what} in {len(better)} of {len(gains)} seeds (over all of them {spread})."
+
+
+def hours(study: Found) -> str:
+    """How long sweep and training took by their own clocks."""
+    result = study["result"]
+    return f"sweep {result['sweep']['seconds'] / 60:.0f} min, training {result['events']['seconds'] / 60:.0f} min"
+
+
+def page() -> str:
+    """docs/study.md."""
+    found = studies()
+    first_seed, first = next(iter(found.items()))
+    settings, records = first["settings"], first["result"]["records"]
+    figures = sorted((RESULTS / "study" / f"seed_{first_seed}_report").rglob("*.png"))
+    parts = [
+        "# What our own study found",
+        "Written by `benchmarks/study_tables.py --write` from `benchmarks/results/study`; "
+        "`benchmarks/study.py RUN --write` puts the results of a finished run there. Intervals are 95 %.",
+        f"Preset `{settings['preset']}`, {settings['epochs']} epochs, dropout {settings['train']['dropout']}, "
+        f"{records['read']:,} real records: {records['train']:,} to train, {records['val_select']} to select, "
+        f"{records['val_confirm']} to confirm, {records['test']} to test. On 2 CPU cores: {hours(first)}.",
+        "## The sweep",
+        sweep_table(first),
+        "## Training",
+        epochs_table(first),
+        "## Modules",
+        "Every module predicts on its own, so that it has a validation loss and a best epoch of its own. "
+        f"Seed {first_seed}:",
+        modules_table(first),
+        "## Crossover",
+        verdict(found),
+        crossover_table(found),
+        f"Seed {first_seed}, the other ways to make one model of the snapshots:",
+        strategies_table(first),
+        "## On the test split",
+        "A seed decides the split too, so every seed has test records and refitted baselines of its own.",
+    ]
+    for seed, study in found.items():
+        parts += [f"Seed {seed}:", test_table(seed, study)]
+    if figures:
+        parts.append("## Figures")
+        parts += [f"![{path.stem.replace('_', ' ')}]({'../' + str(path.relative_to(ROOT))})" for path in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def short() -> str:
+    """What the README shows: the first seed's test table and the verdict over all."""
+    found = studies()
+    first_seed, first = next(iter(found.items()))
+    made = f"`{first['settings']['preset']}`, {first['settings']['epochs']} epochs on 2 CPU cores ({hours(first)})"
+    records = f"{first['result']['records']['read']:,} real records"
+    heading = f"{made}, {records}; test split of seed {first_seed}, 95 % intervals:"
+    return "\n\n".join([heading, test_table(first_seed, first), f"{verdict(found)} [All of it](docs/study.md)."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="write docs/study.md, else print it")
+    if parser.parse_args().write:
+        PAGE.write_text(page())
+    else:
+        print(page())
+
+
+if __name__ == "__main__":
+    main()
