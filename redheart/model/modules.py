@@ -177,16 +177,18 @@ class EmotionKalman(nn.Module):
         share_BSP = self.weigh(pair_BSP).float().softmax(-1)
         measured_BSO = (pair_BSP.float().unflatten(-1, (2, -1)) * share_BSP[..., None]).sum(-2)
         transition, observation = self.transition.float(), self.observation.float()
-        gains = self._gains(first_BSO.shape[1], transition, observation)
+        gains_SOO = self._gains(first_BSO.shape[1], transition, observation)
+        # With its gain known, a step is one affine map of the state: x' = x M + u.
+        maps_SOO = transition.T - transition.T @ observation.T @ gains_SOO.mT
+        inputs_SBO = measured_BSO.transpose(0, 1) @ gains_SOO.mT
         state_BO = torch.zeros_like(measured_BSO[:, 0])
-        for token, gain in enumerate(gains):
-            predicted_BO = state_BO @ transition.T
-            innovation_BO = measured_BSO[:, token] - predicted_BO @ observation.T
-            updated_BO = predicted_BO + innovation_BO @ gain.T
-            state_BO = torch.where(mask_BS[:, token, None], updated_BO, state_BO)
+        steps = zip(maps_SOO.unbind(), inputs_SBO.unbind(), mask_BS[..., None].unbind(1), strict=True)
+        for map_OO, input_BO, mask_B1 in steps:
+            state_BO = torch.where(mask_B1, torch.addmm(input_BO, state_BO, map_OO), state_BO)
         return state_BO.to(first_BSO.dtype)
 
-    def _gains(self, tokens: int, transition: Tensor, observation: Tensor) -> list[Tensor]:
+    def _gains(self, tokens: int, transition: Tensor, observation: Tensor) -> Tensor:
+        """The gain of every token, (S, O, O)."""
         identity = torch.eye(transition.shape[0], device=transition.device)
         process_root, measurement_root = self.process_root.float(), self.measurement_root.float()
         process = process_root @ process_root.T + self.EPSILON * identity
@@ -194,14 +196,14 @@ class EmotionKalman(nn.Module):
         covariance = identity
         gains = []
         for _ in range(tokens):
-            predicted = transition @ covariance @ transition.T + process
+            predicted = torch.addmm(process, transition @ covariance, transition.T)
             seen = observation @ predicted
             # Singular only where the weights have diverged: then no number, which the guard of the training meets.
-            solution, fault = torch.linalg.solve_ex(seen @ observation.T + measurement, seen)
+            solution, fault = torch.linalg.solve_ex(torch.addmm(measurement, seen, observation.T), seen)
             gain = torch.where(fault == 0, solution, torch.nan).T
-            covariance = predicted - gain @ seen
+            covariance = torch.addmm(predicted, gain, seen, alpha=-1)
             gains.append(gain)
-        return gains
+        return torch.stack(gains)
 
 
 class EmotionCalibrator(nn.Module):

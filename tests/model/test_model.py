@@ -148,6 +148,38 @@ def test_every_node_reads_what_the_wiring_says_and_nothing_else() -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_the_filter_is_the_textbook_one() -> None:
+    fusion = EmotionKalman(3)
+    generator = torch.Generator().manual_seed(0)
+    fusion.start(generator)
+    with torch.no_grad():
+        for parameter in fusion.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    first_BSO, second_BSO = torch.randn(2, 4, 9, 3, generator=torch.Generator().manual_seed(1))
+    mask_BS = torch.arange(9) < torch.tensor([9, 5, 1, 7])[:, None]
+    pair_BSP = torch.cat((first_BSO.log_softmax(-1), second_BSO.log_softmax(-1)), -1)
+    share_BSP = fusion.weigh(pair_BSP).softmax(-1)
+    with torch.no_grad():
+        measured_BSO = (pair_BSP[..., :3] * share_BSP[..., :1] + pair_BSP[..., 3:] * share_BSP[..., 1:]).double()
+        step, seen = fusion.transition.double(), fusion.observation.double()
+        eye = torch.eye(3, dtype=torch.float64)
+        noises = [
+            root.double() @ root.double().T + fusion.EPSILON * eye
+            for root in (fusion.process_root, fusion.measurement_root)
+        ]
+        expected = []
+        for length, measured_SO in zip(mask_BS.sum(1), measured_BSO, strict=True):
+            state, covariance = torch.zeros(3, dtype=torch.float64), eye
+            for value in measured_SO[:length]:
+                state, covariance = step @ state, step @ covariance @ step.T + noises[0]
+                gain = covariance @ seen.T @ torch.linalg.inv(seen @ covariance @ seen.T + noises[1])
+                state = state + gain @ (value - seen @ state)
+                covariance = (eye - gain @ seen) @ covariance
+            expected.append(state)
+        found_BO = fusion(first_BSO, second_BSO, mask_BS)
+    assert torch.allclose(found_BO.double(), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
 def test_a_filter_whose_weights_have_diverged_gives_no_number_instead_of_an_error() -> None:
     fusion = EmotionKalman(3)
     fusion.start(torch.Generator().manual_seed(0))
