@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from redheart.report.facts import RunFacts
-from redheart.report.limitations import limitations
+from redheart.report.limitations import better_baselines, limitations
 from redheart.report.tables import comparison_table, markdown_table
 
 _USE = """from redheart.predict import load
@@ -72,11 +72,14 @@ def model_card(
 
 def limitations_of(facts: RunFacts) -> list[str]:
     """The limitations of a run, from its facts."""
-    calibration = facts.calibration
+    calibration, evaluation = facts.calibration, facts.evaluation
     return limitations(
         facts.manifest,
         is_gain_shown=facts.crossover.gain_confirm.is_evidence if facts.crossover else None,
         is_calibrated=calibration.is_used if calibration else None,
+        better_baselines=better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines)
+        if evaluation
+        else None,
     )
 
 

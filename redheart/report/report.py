@@ -8,7 +8,7 @@ from redheart.data.prepare import Manifest
 from redheart.report.calibration import calibration_section
 from redheart.report.facts import CalibrationFacts
 from redheart.report.figures import draw_lines
-from redheart.report.limitations import limitations
+from redheart.report.limitations import better_baselines, limitations
 from redheart.report.selection import (
     MISSING,
     crossover_section,
@@ -76,7 +76,7 @@ def write_report(
         "## Records that were opened",
         openings_section(openings),
         "## Limitations",
-        _limitations(manifest, crossover, calibration),
+        _limitations(manifest, crossover, evaluation, calibration),
     ]
     path = out / "report.md"
     write_bytes(path, ("\n\n".join(sections) + "\n").encode())
@@ -145,14 +145,14 @@ def _training(out: Path, epochs: list[dict[str, Any]], manifest: Manifest) -> st
         ylabel="cross-entropy, nats",
     )
     seconds = sum(event["epoch_s"] for event in epochs)
-    last = epochs[-1]
+    last, best = epochs[-1], min(epochs, key=lambda event: event["val_loss"])
     rows = [
         ["epochs", str(len(epochs))],
         ["optimizer steps", str(last["step"])],
         ["time of training, minutes", f"{seconds / 60:.1f}"],
         ["records a second, last epoch", f"{last['samples_per_s']:.1f}"],
         ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / 2**30:.2f}"],
-        ["validation loss, best", f"{min(e['val_loss'] for e in epochs):.4f}"],
+        ["validation loss, best", f"{best['val_loss']:.4f} after epoch {best['epoch']}"],
         ["validation loss, last", f"{last['val_loss']:.4f}"],
     ]
     return markdown_table(["", ""], rows) + "\n\n![loss](figures/loss.png)\n\n![loss per module](figures/modules.png)"
@@ -176,10 +176,13 @@ def _test(evaluation: Any) -> str:
     )
 
 
-def _limitations(manifest: Manifest, crossover: Any, calibration: CalibrationFacts | None) -> str:
+def _limitations(manifest: Manifest, crossover: Any, evaluation: Any, calibration: CalibrationFacts | None) -> str:
     facts = limitations(
         manifest,
         is_gain_shown=crossover.gain_confirm.is_evidence if crossover else None,
         is_calibrated=calibration.is_used if calibration else None,
+        better_baselines=better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines)
+        if evaluation
+        else None,
     )
     return "\n".join(f"- {sentence}" for sentence in facts)
