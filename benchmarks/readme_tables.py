@@ -1,12 +1,13 @@
-"""The README's table of measured figures, from the committed results; `--write` puts it in, else it is printed."""
+"""The README's tables of measured figures, from the committed results; `--write` puts them in."""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
+import study_tables
+
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def result(name: str) -> dict[str, Any]:
@@ -24,6 +25,8 @@ def rows() -> list[tuple[str, str, str]]:
     bits, faults, saving = result("state_bits"), result("faults"), result("snapshot_io")
     of_full = saving["full"]
     full, coverage, dedup = result("full_steps"), result("gradient_coverage"), result("dedup")
+    crossover = result("crossover")
+    search, assembly = crossover["search"]["module"], crossover["assembly of full, 2 snapshots"]
     sums = result("accumulation")
     ours = sums["zero2_offload_adam8bit, 4 micro-batches"]
     theirs = sums["zero2_offload_adam32, 4 micro-batches"]
@@ -78,6 +81,20 @@ def rows() -> list[tuple[str, str, str]]:
             "benchmarks/snapshot_io.py",
         ),
         (
+            f"search for the best window of each of {search['units']} modules over {search['snapshots']} snapshots",
+            f"{search['share_of_naive']:.1%} of the evaluations, {search['wall_share_of_naive']:.1%} of the time "
+            "of evaluating every candidate as a whole model",
+            "benchmarks/crossover.py",
+        ),
+        (
+            "assembly of `full` from two snapshots, every module a mean of both",
+            f"{assembly['every module a mean of two']['peak_mib']:.0f} MiB of memory, "
+            f"{assembly['every module a mean of two']['seconds']:.1f} s; mergekit-pytorch "
+            f"{assembly['mergekit-pytorch, mean of both']['peak_mib']:,.0f} MiB, "
+            f"{assembly['mergekit-pytorch, mean of both']['seconds']:.1f} s",
+            "benchmarks/crossover.py",
+        ),
+        (
             f"near-duplicates in {dedup['texts']:,} texts",
             f"{dedup['seconds']['near_duplicate_pairs']:.2f} s, {dedup['times_faster']['cdist']:.0f} times as fast as "
             "rapidfuzz's `cdist`, the same pairs",
@@ -87,23 +104,29 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def table() -> str:
-    """The table in Markdown, between its markers."""
+    """What was measured, in Markdown."""
     lines = ["| what | measured | by |", "|---|---|---|"]
-    lines += [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows()]
-    return "\n".join([BEGIN, *lines, END])
+    return "\n".join(lines + [f"| {what} | {figure} | `{command}` |" for what, figure, command in rows()])
+
+
+def blocks() -> dict[str, str]:
+    """The README's generated parts, each between its markers, by name."""
+    parts = {"measured": table(), "study": study_tables.short()}
+    return {name: f"<!-- {name}: begin -->\n{part}\n<!-- {name}: end -->" for name, part in parts.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
-    options = parser.parse_args()
-    if not options.write:
-        print(table())
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    if not parser.parse_args().write:
+        print(*blocks().values(), sep="\n\n")
         return
     readme = ROOT / "README.md"
     text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    readme.write_text(before + table() + rest.split(END)[1])
+    for name, block in blocks().items():
+        before, rest = text.split(f"<!-- {name}: begin -->")
+        text = before + block + rest.split(f"<!-- {name}: end -->")[1]
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from redheart.evaluate.evaluation import Estimate
+from redheart.evaluate.evaluation import Estimate, Evaluation
+from redheart.report.limitations import better_baselines
 from redheart.report.tables import estimate_text, markdown_table
 from redheart.select.statistics import Gain
 
@@ -146,12 +147,11 @@ def verdict(found: dict[int, Found]) -> str:
     """The sentence over all seeds, from the intervals on the confirm records."""
     gains = {seed: gain(study["result"]["crossover"]["gain_confirm"]) for seed, study in found.items()}
     better = [seed for seed, value in gains.items() if value.is_evidence]
-    percents = [value.percent for value in gains.values()]
-    spread = f"{min(percents):+.2f} to {max(percents):+.2f} %"
+    each = ", ".join(f"{value.percent:+.2f} %" for value in gains.values())
     what = "of the crossover over the best single snapshot"
     if not better:
-        return f"No evidence of gain {what} in any of {len(gains)} seeds ({spread})."
-    return f"Evidence of gain {what} in {len(better)} of {len(gains)} seeds (over all of them {spread})."
+        return f"No evidence of gain {what} in any of {len(gains)} seeds (on unseen records {each})."
+    return f"Evidence of gain {what} in {len(better)} of {len(gains)} seeds (on unseen records {each})."
 
 
 def hours(study: Found) -> str:
@@ -160,19 +160,42 @@ def hours(study: Found) -> str:
     return f"sweep {result['sweep']['seconds'] / 60:.0f} min, training {result['events']['seconds'] / 60:.0f} min"
 
 
+def split_text(study: Found) -> str:
+    """How many records there were and what for."""
+    records = study["result"]["records"]
+    parts = {"train": "to train", "val_select": "to select", "val_confirm": "to confirm", "test": "to test"}
+    shares = ", ".join(f"{records[name]:,} {purpose}" for name, purpose in parts.items())
+    return f"{records['read']:,} real records: {shares}"
+
+
+def not_reached(seed: int, study: Found) -> str:
+    """Which baselines did better than the model that the run recommends."""
+    evaluation = study["result"]["evaluation"]
+    models = {name: msgspec.convert(found, Evaluation) for name, found in models_of(seed, study).items()}
+    model = msgspec.convert(evaluation["models"][evaluation["recommended"]], Evaluation)
+    better = better_baselines(model, {name: found for name, found in models.items() if not name.startswith("**")})
+    if not better:
+        return "No baseline does better in any of the tasks."
+    return (
+        "Better than the recommended model: "
+        + "; ".join(f"{', '.join(names)} ({task})" for task, names in better.items())
+        + "."
+    )
+
+
 def page() -> str:
     """docs/study.md."""
     found = studies()
     first_seed, first = next(iter(found.items()))
-    settings, records = first["settings"], first["result"]["records"]
+    settings = first["settings"]
+    train = settings["train"]
     figures = sorted((RESULTS / "study" / f"seed_{first_seed}_report").rglob("*.png"))
     parts = [
         "# What our own study found",
         "Written by `benchmarks/study_tables.py --write` from `benchmarks/results/study`; "
         "`benchmarks/study.py RUN --write` puts the results of a finished run there. Intervals are 95 %.",
-        f"Preset `{settings['preset']}`, {settings['epochs']} epochs, dropout {settings['train']['dropout']}, "
-        f"{records['read']:,} real records: {records['train']:,} to train, {records['val_select']} to select, "
-        f"{records['val_confirm']} to confirm, {records['test']} to test. On 2 CPU cores: {hours(first)}.",
+        f"Preset `{settings['preset']}`, {settings['epochs']} epochs, weight decay {train['weight_decay']}, "
+        f"dropout {train['dropout']}, on 2 CPU cores: {hours(first)}. {split_text(first)}.",
         "## The sweep",
         sweep_table(first),
         "## Training",
@@ -190,7 +213,7 @@ def page() -> str:
         "A seed decides the split too, so every seed has test records and refitted baselines of its own.",
     ]
     for seed, study in found.items():
-        parts += [f"Seed {seed}:", test_table(seed, study)]
+        parts += [f"Seed {seed}:", test_table(seed, study), not_reached(seed, study)]
     if figures:
         parts.append("## Figures")
         parts += [f"![{path.stem.replace('_', ' ')}]({'../' + str(path.relative_to(ROOT))})" for path in figures]
@@ -202,9 +225,9 @@ def short() -> str:
     found = studies()
     first_seed, first = next(iter(found.items()))
     made = f"`{first['settings']['preset']}`, {first['settings']['epochs']} epochs on 2 CPU cores ({hours(first)})"
-    records = f"{first['result']['records']['read']:,} real records"
-    heading = f"{made}, {records}; test split of seed {first_seed}, 95 % intervals:"
-    return "\n\n".join([heading, test_table(first_seed, first), f"{verdict(found)} [All of it](docs/study.md)."])
+    heading = f"{made}, {split_text(first)}. The test split of seed {first_seed}, 95 % intervals:"
+    closing = f"{not_reached(first_seed, first)} {verdict(found)} [All of it](docs/study.md)."
+    return "\n\n".join([heading, test_table(first_seed, first), closing])
 
 
 def main() -> None:
