@@ -2,8 +2,22 @@
 
 from types import TracebackType
 
+from redheart.train.events import Event
 from redheart.train.learner import Validation
 from redheart.train.pace import duration_text
+
+_OVERFIT_RISE = 0.005
+"""Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""
+
+
+def best_epoch_text(epochs: list[Event]) -> str:
+    """Which of these `epoch` events has the lowest validation loss, and whether it has risen since."""
+    best = min(epochs, key=lambda event: event["val_loss"])
+    text = f"validation loss {best['val_loss']:.4f} after epoch {best['epoch']} of {len(epochs)}"
+    rise = epochs[-1]["val_loss"] / best["val_loss"] - 1
+    if rise > _OVERFIT_RISE:
+        text += f"; {rise:+.1%} since then: it overfits, try a larger --train.weight-decay"
+    return text
 
 
 class ProgressDisplay:
