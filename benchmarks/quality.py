@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
-    "values x 10": {"value_weight": 10.0},
-    "dropout .1": {"dropout": 0.1},
-    "dropout .1, values x 10": {"dropout": 0.1, "value_weight": 10.0},
-    "dropout .2, values x 10": {"dropout": 0.2, "value_weight": 10.0},
+    "dropout .2": {"dropout": 0.2},
+    "decay 1": {"weight_decay": 1.0},
+    "decay 6": {"weight_decay": 6.0},
+    "decay 12": {"weight_decay": 12.0},
+    "decay 6, values x 10": {"weight_decay": 6.0, "value_weight": 10.0},
 }
 """Settings of the training by name of the variant."""
 
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="file of records")
     parser.add_argument("--work", type=Path, default=Path("runs/quality"), help="where runs are kept and resumed")
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seq-len-tokens", type=int, default=FeatureConfig().seq_len_tokens)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="networks to train")
