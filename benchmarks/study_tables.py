@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from redheart.evaluate.evaluation import Estimate, Evaluation
-from redheart.report.limitations import better_baselines
+from redheart.report.limitations import better_baselines, names_by_task
 from redheart.report.tables import estimate_text, markdown_table
 from redheart.select.statistics import Gain
 
@@ -176,11 +176,7 @@ def not_reached(seed: int, study: Found) -> str:
     better = better_baselines(model, {name: found for name, found in models.items() if not name.startswith("**")})
     if not better:
         return "No baseline does better in any of the tasks."
-    return (
-        "Better than the recommended model: "
-        + "; ".join(f"{', '.join(names)} ({task})" for task, names in better.items())
-        + "."
-    )
+    return f"Better than the recommended model: {names_by_task(better)}."
 
 
 def page() -> str:

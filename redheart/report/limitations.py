@@ -47,9 +47,9 @@ def limitations(
         found.append("The recombination of modules shows no evidence of gain on this run.")
     if is_gain_shown is None:
         found.append("No comparison on unseen records has been made yet.")
-    for task, names in (better_baselines or {}).items():
+    if better_baselines:
         found.append(
-            f"On the test split the recommended model does not reach these baselines ({task}): {', '.join(names)}."
+            f"On the test split these do better than the recommended model: {names_by_task(better_baselines)}."
         )
     if is_calibrated is None:
         found.append("Whether the confidence means what it says has not been examined.")
@@ -76,3 +76,9 @@ def better_baselines(model: Evaluation, baselines: Mapping[str, Evaluation]) -> 
             if names:
                 found[task] = names
     return found
+
+
+def names_by_task(names: Mapping[str, list[str]]) -> str:
+    """What `better_baselines` found, in words; names in code marks, for some have a comma in them."""
+    parts = [f"{task}: {', '.join(f'`{name}`' for name in found)}" for task, found in names.items()]
+    return "; ".join(parts)

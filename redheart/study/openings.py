@@ -27,6 +27,7 @@ class Opening(msgspec.Struct, frozen=True):
     num_records: int
     time_utc: str
     command: str
+    """`RUN` stands for the folder of the run."""
     models: dict[str, str]
     """Digests of the models that were judged, by name."""
 
@@ -44,11 +45,15 @@ def record_opening(
         file=str(file.relative_to(folder.root) if file.is_relative_to(folder.root) else file),
         num_records=num_records,
         time_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=shlex.join(["redheart", *sys.argv[1:]]),
+        command=shlex.join(["redheart", *(_shown(argument, folder) for argument in sys.argv[1:])]),
         models=dict(models),
     )
     write_sealed(folder.openings, _Openings([*read_openings(folder), opening]))
     return read_openings(folder)
+
+
+def _shown(argument: str, folder: RunFolder) -> str:
+    return "RUN" if Path(argument).resolve() == folder.root.resolve() else argument
 
 
 def read_openings(folder: RunFolder) -> list[Opening]:
