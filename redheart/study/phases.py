@@ -23,7 +23,7 @@ from redheart.study.trials import best_rate
 from redheart.train.events import EventSink, all_events, read_events
 from redheart.train.json_lines import JsonLines
 from redheart.train.loop import train
-from redheart.train.progress import best_epoch_text
+from redheart.train.progress import overfit_text
 from redheart.train.settings import RunSettings
 from redheart.train.wandb_sink import open_wandb, wandb_mode
 
@@ -102,8 +102,9 @@ def run_training(
         if found:
             timings.remember(found)
         epochs = [event for event in events if event["event"] == "epoch"]
-        if show_progress and epochs:
-            say(config, "best", best_epoch_text(epochs))
+        warning = overfit_text(epochs) if epochs else None
+        if show_progress and warning:
+            say(config, "overfit", warning)
 
 
 def run_settings(config: StudyConfig, data: StudyData, rate: float, *, epochs: int) -> RunSettings:

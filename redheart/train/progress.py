@@ -10,14 +10,16 @@ _OVERFIT_RISE = 0.005
 """Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""
 
 
-def best_epoch_text(epochs: list[Event]) -> str:
-    """Which of these `epoch` events has the lowest validation loss, and whether it has risen since."""
+def overfit_text(epochs: list[Event]) -> str | None:
+    """What there is to say if the validation loss of these `epoch` events has risen since it was lowest."""
     best = min(epochs, key=lambda event: event["val_loss"])
-    text = f"validation loss {best['val_loss']:.4f} after epoch {best['epoch']} of {len(epochs)}"
     rise = epochs[-1]["val_loss"] / best["val_loss"] - 1
-    if rise > _OVERFIT_RISE:
-        text += f"; {rise:+.1%} since then: it overfits, try a larger --train.weight-decay"
-    return text
+    if rise <= _OVERFIT_RISE:
+        return None
+    return (
+        f"the validation loss was {best['val_loss']:.4f} after epoch {best['epoch']} of {len(epochs)} and is "
+        f"{rise:.1%} higher now; try a larger --train.weight-decay"
+    )
 
 
 class ProgressDisplay:
