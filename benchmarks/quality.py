@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "decay 6": {"weight_decay": 6.0},
     "decay 12": {"weight_decay": 12.0},
     "decay 6, values x 10": {"weight_decay": 6.0, "value_weight": 10.0},
+    "decay 6, feature dropout .3": {"weight_decay": 6.0, "feature_dropout": 0.3},
 }
 """Settings of the training by name of the variant."""
 

@@ -184,14 +184,15 @@ def page() -> str:
     found = studies()
     first_seed, first = next(iter(found.items()))
     settings = first["settings"]
-    train = settings["train"]
+    names = ("weight_decay", "dropout", "feature_dropout")
+    regularisation = ", ".join(f"{name.replace('_', ' ')} {settings['train'].get(name, 0.0)}" for name in names)
     figures = sorted((RESULTS / "study" / f"seed_{first_seed}_report").rglob("*.png"))
     parts = [
         "# What our own study found",
         "Written by `benchmarks/study_tables.py --write` from `benchmarks/results/study`; "
         "`benchmarks/study.py RUN --write` puts the results of a finished run there. Intervals are 95 %.",
-        f"Preset `{settings['preset']}`, {settings['epochs']} epochs, weight decay {train['weight_decay']}, "
-        f"dropout {train['dropout']}, on 2 CPU cores: {hours(first)}. {split_text(first)}.",
+        f"Preset `{settings['preset']}`, {settings['epochs']} epochs, {regularisation}; 2 CPU cores: {hours(first)}. "
+        f"{split_text(first)}.",
         "## The sweep",
         sweep_table(first),
         "## Training",

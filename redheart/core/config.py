@@ -68,6 +68,8 @@ class TrainConfig:
     """Decay of the second moment per step."""
     dropout: float = 0.0
     """Share of a layer's additions to the residual stream that is dropped in training."""
+    feature_dropout: float = 0.0
+    """Share of the 768 input channels that a record is read without in training, other ones at every reading."""
     value_weight: float = 1.0
     """Weight of the tasks in 0-1 beside the emotion in the loss."""
     clip_norm: float = 1.0
@@ -187,6 +189,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.effective_batch": (1, _MANY),
     "train.micro_batch": (0, _MANY),
     "train.dropout": (0, 0.9),
+    "train.feature_dropout": (0, 0.9),
     "train.value_weight": (1e-3, 1e3),
     "train.weight_decay": (0, 1e9),
     "train.beta1": (0, 1 - 1e-9),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redheart.model.blocks import Attention, AttentionPool, FeedForward, Layer, MixtureOfExperts
+from redheart.model.blocks import Attention, AttentionPool, FeedForward, Layer, MixtureOfExperts, drop_channels
 from redheart.model.dims import FEATURE_WIDTH, TASKS, HeadDims, ModelDims, ReaderDims, num_heads
 
 
@@ -20,6 +20,7 @@ class Backbone(nn.Module):
     def __init__(self, dims: ModelDims):
         super().__init__()
         width, heads = dims.width, num_heads(dims.width)
+        self.feature_dropout = dims.feature_dropout
         self.project = nn.Linear(FEATURE_WIDTH, width)
         self.layers = nn.ModuleList(
             Layer(width, heads=heads, hidden=dims.hidden, rotary=True, dropout=dims.dropout) for _ in range(dims.layers)
@@ -32,6 +33,8 @@ class Backbone(nn.Module):
         self.pool_gain = nn.Parameter(torch.empty(len(TASKS)))
 
     def forward(self, features_BSC: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training and self.feature_dropout:
+            features_BSC = drop_channels(features_BSC, self.feature_dropout)
         states_BSW = self.project(features_BSC)
         for layer in self.layers:
             states_BSW = layer(states_BSW, mask_BN=mask_BS)

@@ -39,7 +39,8 @@ class EmotionLearner:
         value_weight: float = 1.0,
     ) -> None:
         self.model: nn.Module = model
-        self._outputs, self._dropout = model.dims.outputs, model.dims.dropout
+        self._outputs = model.dims.outputs
+        self._drops = model.dims.dropout > 0 or model.dims.feature_dropout > 0
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
         self._module_names = module_names(model)
@@ -98,7 +99,7 @@ class EmotionLearner:
     @contextmanager
     def _dropout_stream(self, rows: np.ndarray) -> Iterator[None]:
         """Dropout drawn from the rows and their order, which no two epochs share: a resumed run draws the same."""
-        if self._dropout == 0:
+        if not self._drops:
             yield
             return
         with torch.random.fork_rng():

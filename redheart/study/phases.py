@@ -63,7 +63,13 @@ def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
 
 def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -> RedHeart:
     """The preset's model for this data set's inventory, with initial weights from the seed."""
-    dims = preset(config.preset, outputs=prepared.inventory.outputs, dropout=config.train.dropout)
+    train = config.train
+    dims = preset(
+        config.preset,
+        outputs=prepared.inventory.outputs,
+        dropout=train.dropout,
+        feature_dropout=train.feature_dropout,
+    )
     model = build(dims, seed=config.seed, device=device)
     set_checkpointing(model, config.train.checkpointing)
     return model

@@ -21,9 +21,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, FeatureCac
     return prepared, make_features(prepared.records, config=config, root=folder / "features", fit=folder / "fit")
 
 
-def learner_of(data: tuple[Prepared, FeatureCache], *, dropout: float = 0, value_weight: float = 1) -> EmotionLearner:
+def learner_of(data: tuple[Prepared, FeatureCache], *, value_weight: float = 1, **dropouts: float) -> EmotionLearner:
     prepared, features = data
-    model = build(preset("tiny", outputs=prepared.inventory.outputs, dropout=dropout), seed=0)
+    model = build(preset("tiny", outputs=prepared.inventory.outputs, **dropouts), seed=0)
     return EmotionLearner(model, prepared, features, seed=0, micro_batch=8, value_weight=value_weight)
 
 
@@ -32,11 +32,12 @@ def loss_of(learner: EmotionLearner, rows: np.ndarray) -> float:
     return float(learner.loss(learner.model, rows, step_rows=rows).total.detach())
 
 
+@pytest.mark.parametrize("kind", ["dropout", "feature_dropout"])
 def test_dropout_follows_from_the_rows_and_leaves_the_global_stream_alone(
-    data: tuple[Prepared, FeatureCache],
+    data: tuple[Prepared, FeatureCache], kind: str
 ) -> None:
     rows = np.arange(8)
-    learner = learner_of(data, dropout=0.3)
+    learner = learner_of(data, **{kind: 0.3})
     torch.manual_seed(1)
     first = loss_of(learner, rows)
     after = torch.rand(1)
