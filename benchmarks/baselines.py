@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from redheart.evaluate.baselines import Predictions
     from redheart.evaluate.evaluation import Evaluation
 
-COLUMNS = (("emotion", "kl"), ("emotion", "accuracy"), ("emotion", "accuracy_tie"), ("regret", "r2.regret_factor"))
-SHOWN = (*COLUMNS, ("bentham", "r2"), ("surd", "r2"))
-
 
 def fit_all(options: argparse.Namespace) -> "dict[str, Evaluation]":
     """Evaluations on the test split by name, the stack last."""
@@ -85,23 +82,6 @@ def stack(prepared: "Prepared", members: "list[dict[str, Predictions]]") -> "dic
     return combined
 
 
-def table(found: "dict[str, Evaluation]") -> str:
-    """The figures as Markdown, each with its 95 % interval where it has one."""
-    lines = ["| model | " + " | ".join(f"{task} {name}" for task, name in SHOWN) + " |", "|---" * 7 + "|"]
-    for name, evaluation in found.items():
-        cells = []
-        for task, metric in SHOWN:
-            estimate = evaluation.tasks.get(task, {}).get(metric)
-            if estimate is None:
-                cells.append("")
-            elif estimate.low is None:
-                cells.append(f"{estimate.value:.3f}")
-            else:
-                cells.append(f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="file of records")
@@ -116,12 +96,13 @@ def main() -> None:
     set_environment()
     found = fit_all(options)
     import msgspec
+    from study_tables import models_table
 
     payload = {name: msgspec.to_builtins(evaluation) for name, evaluation in found.items()}
     if options.write:
         settings = {"seed": options.seed, "data": options.data.name, "features": dataclasses.asdict(FeatureConfig())}
         write_result("baselines", payload, settings=settings)
-    print(json.dumps(payload) if options.json else table(found))
+    print(json.dumps(payload) if options.json else models_table(found))
 
 
 if __name__ == "__main__":

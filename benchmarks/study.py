@@ -54,12 +54,15 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
         return read_sealed(path, kind)
 
     manifest = part(folder.data / "manifest.json", Manifest)
+
+    def part_if_there(path: Path, kind: type) -> Any:
+        return read_sealed(path, kind) if path.is_file() else None
+
     # A run whose learning rate was given has none.
-    sweep = part(folder.sweep / "sweep.json", Sweep) if (folder.sweep / "sweep.json").is_file() else None
+    sweep = part_if_there(folder.sweep / "sweep.json", Sweep)
     spot = part(folder.select / "sweet_spot.json", SweetSpot)
     crossover = part(folder.select / "crossover.json", Crossover)
     evaluation = part(folder.evaluation / "evaluation.json", EvaluationResult)
-    calibration = folder.calibration / "calibration.json"
     events = all_events(folder.train / "events.jsonl")
     samples = watched_events(folder.train / "samples.jsonl")
     trials = sweep.trials if sweep else []
@@ -93,7 +96,7 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
             },
             "crossover": crossover,
             "evaluation": evaluation,
-            "calibration": read_sealed(calibration, CalibrationFacts) if calibration.is_file() else None,
+            "calibration": part_if_there(folder.calibration / "calibration.json", CalibrationFacts),
             "openings": read_openings(folder),
         }
     )

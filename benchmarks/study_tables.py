@@ -7,18 +7,18 @@ Everything is read from `benchmarks/results/study/seed_N.json` and `benchmarks/r
 
 import argparse
 import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from record import RESULTS, ROOT
 
-from redheart.evaluate.evaluation import Estimate, Evaluation
+from redheart.evaluate.evaluation import Evaluation
+from redheart.report.facts import EvaluationFacts
 from redheart.report.limitations import better_baselines, names_by_task
 from redheart.report.tables import estimate_text, markdown_table
 from redheart.select.statistics import Gain
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "study.md"
 
 COLUMNS = {
@@ -43,26 +43,32 @@ def studies() -> dict[int, Found]:
     return dict(sorted(found.items()))
 
 
-def models_of(seed: int, study: Found) -> dict[str, Found]:
-    """Evaluations on the test split of this seed: both models, then the baselines refitted on its split."""
-    evaluation = study["result"]["evaluation"]
-    models = {f"**{name.replace('_', ' ')}**": found for name, found in evaluation["models"].items()}
-    baselines = dict(evaluation["baselines"])
+def evaluation_of(seed: int, study: Found) -> EvaluationFacts:
+    """Models and baselines on the test split of this seed, all the baselines that were refitted on its split."""
+    evaluation = msgspec.convert(study["result"]["evaluation"], EvaluationFacts)
     path = RESULTS / "baselines.json"
     if path.is_file():
         record = json.loads(path.read_text())
         if record["settings"]["seed"] == seed:
-            baselines |= record["result"]
-    return models | baselines
+            refitted = msgspec.convert(record["result"], dict[str, Evaluation])
+            evaluation = msgspec.structs.replace(evaluation, baselines=evaluation.baselines | refitted)
+    return evaluation
+
+
+def models_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Models by name, one a row, with 95 % intervals."""
+    rows = [
+        [name, *[estimate_text(found.tasks.get(task, {}).get(metric)) for task, metric in COLUMNS.values()]]
+        for name, found in evaluations.items()
+    ]
+    return markdown_table(["model", *COLUMNS], rows)
 
 
 def test_table(seed: int, study: Found) -> str:
-    """Models and baselines, one a row, with 95 % intervals."""
-    rows = []
-    for name, found in models_of(seed, study).items():
-        cells = [found["tasks"].get(task, {}).get(metric) for task, metric in COLUMNS.values()]
-        rows.append([name, *[estimate_text(cell and msgspec.convert(cell, Estimate)) for cell in cells]])
-    return markdown_table(["model", *COLUMNS], rows)
+    """Both models, then the baselines."""
+    evaluation = evaluation_of(seed, study)
+    models = {f"**{name.replace('_', ' ')}**": found for name, found in evaluation.models.items()}
+    return models_table(models | evaluation.baselines)
 
 
 def sweep_table(study: Found) -> str:
@@ -170,10 +176,8 @@ def split_text(study: Found) -> str:
 
 def not_reached(seed: int, study: Found) -> str:
     """Which baselines did better than the model that the run recommends."""
-    evaluation = study["result"]["evaluation"]
-    models = {name: msgspec.convert(found, Evaluation) for name, found in models_of(seed, study).items()}
-    model = msgspec.convert(evaluation["models"][evaluation["recommended"]], Evaluation)
-    better = better_baselines(model, {name: found for name, found in models.items() if not name.startswith("**")})
+    evaluation = evaluation_of(seed, study)
+    better = better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines)
     if not better:
         return "No baseline does better in any of the tasks."
     return f"Better than the recommended model: {names_by_task(better)}."

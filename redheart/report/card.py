@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from redheart.report.facts import RunFacts
-from redheart.report.limitations import better_baselines, limitations
+from redheart.report.limitations import limitations
 from redheart.report.tables import comparison_table, markdown_table
 
 _USE = """from redheart.predict import load
@@ -65,22 +65,9 @@ def model_card(
         "## Calibration",
         facts.calibration.verdict if facts.calibration else "Not examined; confidence is the model's own.",
         "## Limitations",
-        "\n".join(f"- {sentence}" for sentence in limitations_of(facts)),
+        limitations(facts.manifest, facts.crossover, facts.evaluation, facts.calibration),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def limitations_of(facts: RunFacts) -> list[str]:
-    """The limitations of a run, from its facts."""
-    calibration, evaluation = facts.calibration, facts.evaluation
-    return limitations(
-        facts.manifest,
-        is_gain_shown=facts.crossover.gain_confirm.is_evidence if facts.crossover else None,
-        is_calibrated=calibration.is_used if calibration else None,
-        better_baselines=better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines)
-        if evaluation
-        else None,
-    )
 
 
 def _results(facts: RunFacts) -> str:

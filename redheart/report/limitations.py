@@ -4,29 +4,28 @@ from collections.abc import Mapping
 
 from redheart.data.prepare import Manifest
 from redheart.evaluate.evaluation import Evaluation
+from redheart.report.facts import CalibrationFacts, CrossoverFacts, EvaluationFacts
 
 _FEW_TEST_RECORDS = 1000
 """Below, a share near one half has a standard error above 1.5 points."""
 
-_LESS_IS_BETTER = {"kl"}
-_COMPARED = ("kl", "r2")
-"""The metric by which a task's models are told apart; which of them it is depends on the kind of the task."""
+_COMPARED = {"kl": -1, "r2": 1}
+"""The metric by which a task's models are told apart, which depends on the kind of the task; -1: less is better."""
 
 
 def limitations(
     manifest: Manifest,
-    *,
-    is_gain_shown: bool | None,
-    is_calibrated: bool | None = None,
-    better_baselines: Mapping[str, list[str]] | None = None,
-) -> list[str]:
-    """The limitations of a run, a sentence each.
+    crossover: CrossoverFacts | None,
+    evaluation: EvaluationFacts | None,
+    calibration: CalibrationFacts | None,
+) -> str:
+    """The limitations of a run as a Markdown list, a sentence each.
 
     Args:
         manifest: of the prepared data.
-        is_gain_shown: whether the recombined model was shown to be better; None where that has not been tried.
-        is_calibrated: whether a calibration was shown to be better than none; None where that has not been tried.
-        better_baselines: by task, the baselines that did better on the test split.
+        crossover: the recombined model beside the best single snapshot; None where that has not been tried.
+        evaluation: models and baselines on the test split; None while that is closed.
+        calibration: of the recommended model; None where that has not been tried.
     """
     records = manifest.train + manifest.val_select + manifest.val_confirm + manifest.test
     found = [f"{records:,} records after cleaning; {manifest.train:,} of them trained on, {manifest.test:,} tested on."]
@@ -43,36 +42,29 @@ def limitations(
         found.append("Only emotions are labelled; what has no label was not trained and is not predicted.")
     if manifest.invalid:
         found.append(f"{manifest.invalid:,} malformed records were dropped.")
-    if is_gain_shown is False:
+    if crossover and not crossover.gain_confirm.is_evidence:
         found.append("The recombination of modules shows no evidence of gain on this run.")
-    if is_gain_shown is None:
+    if crossover is None:
         found.append("No comparison on unseen records has been made yet.")
-    if better_baselines:
-        found.append(
-            f"On the test split these do better than the recommended model: {names_by_task(better_baselines)}."
-        )
-    if is_calibrated is None:
+    better = better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines) if evaluation else {}
+    if better:
+        found.append(f"On the test split these do better than the recommended model: {names_by_task(better)}.")
+    if calibration is None:
         found.append("Whether the confidence means what it says has not been examined.")
-    if is_calibrated is False:
+    if calibration and not calibration.is_used:
         found.append("No calibration was shown to be better than none: confidence is the model's own.")
     found.append("Predictions are about how a text reads. They are no diagnosis and no basis for decisions on people.")
-    return found
+    return "\n".join(f"- {sentence}" for sentence in found)
 
 
 def better_baselines(model: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, list[str]]:
     """The baselines with a better value than the model's, by task; a task that the model leads is left out."""
     found = {}
     for task, estimates in model.tasks.items():
-        for metric in _COMPARED:
-            if metric not in estimates:
-                continue
-            sign = -1 if metric in _LESS_IS_BETTER else 1
-            names = [
-                name
-                for name, baseline in baselines.items()
-                if metric in baseline.tasks.get(task, {})
-                and sign * baseline.tasks[task][metric].value > sign * estimates[metric].value
-            ]
+        for metric in estimates.keys() & _COMPARED:
+            least = _COMPARED[metric] * estimates[metric].value
+            values = {name: other.tasks.get(task, {}).get(metric) for name, other in baselines.items()}
+            names = [name for name, value in values.items() if value and _COMPARED[metric] * value.value > least]
             if names:
                 found[task] = names
     return found

@@ -8,7 +8,7 @@ from redheart.data.prepare import Manifest
 from redheart.report.calibration import calibration_section
 from redheart.report.facts import CalibrationFacts
 from redheart.report.figures import draw_lines
-from redheart.report.limitations import better_baselines, limitations
+from redheart.report.limitations import limitations
 from redheart.report.selection import (
     MISSING,
     crossover_section,
@@ -76,7 +76,7 @@ def write_report(
         "## Records that were opened",
         openings_section(openings),
         "## Limitations",
-        _limitations(manifest, crossover, evaluation, calibration),
+        limitations(manifest, crossover, evaluation, calibration),
     ]
     path = out / "report.md"
     write_bytes(path, ("\n\n".join(sections) + "\n").encode())
@@ -174,15 +174,3 @@ def _test(evaluation: Any) -> str:
         f"[{gain.low:+.2f}, {gain.high:+.2f}]. Recommended on the confirm half, before this split was opened: "
         f"`{evaluation.recommended}`."
     )
-
-
-def _limitations(manifest: Manifest, crossover: Any, evaluation: Any, calibration: CalibrationFacts | None) -> str:
-    facts = limitations(
-        manifest,
-        is_gain_shown=crossover.gain_confirm.is_evidence if crossover else None,
-        is_calibrated=calibration.is_used if calibration else None,
-        better_baselines=better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines)
-        if evaluation
-        else None,
-    )
-    return "\n".join(f"- {sentence}" for sentence in facts)
