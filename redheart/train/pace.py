@@ -1,15 +1,19 @@
 """How long a run still takes: from the steps and ends of epochs that this process has measured, before that from a
 figure of earlier runs."""
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from statistics import mean, median
 
 MIN_STEPS = 5
 """Steps that an estimate needs, beside the first of the process, which warms up caches and compiles."""
 WINDOW_STEPS = 200
 """Steps that are averaged: enough for batches of every length, few enough to follow a machine that slows down."""
+FEW_STEPS, WARM_UP_FACTOR = 20, 4
+"""Of so few steps those that took so many medians are left out: on a device kernels are loaded when first called."""
 NEWS_SHARE = 0.25
 
 
@@ -94,7 +98,7 @@ class Pace:
     def step_s(self) -> float | None:
         """Seconds of a step, None where neither measured nor expected."""
         if len(self._steps) >= MIN_STEPS:
-            return sum(self._steps) / len(self._steps)
+            return _mean_step_s(self._steps)
         return self._expected.step_s if self._expected else None
 
     @property
@@ -145,6 +149,11 @@ class Pace:
         now_s = self._clock_s()
         seconds, self._mark_s = now_s - self._mark_s, now_s
         return seconds
+
+
+def _mean_step_s(steps: Collection[float]) -> float:
+    longest_s = WARM_UP_FACTOR * median(steps) if len(steps) < FEW_STEPS else math.inf
+    return mean(step_s for step_s in steps if step_s <= longest_s)
 
 
 def duration_text(seconds: float) -> str:

@@ -34,6 +34,16 @@ def test_the_first_step_of_a_process_does_not_count_and_the_end_of_an_epoch_does
     assert after is not None and after.seconds == 34.0
 
 
+def test_a_few_steps_that_load_kernels_are_not_taken_for_the_pace() -> None:
+    clock = Clock()
+    pace = Pace(expected=None, clock_s=clock)
+    for step_s in (9.0, 5.0, 1.0, 1.5, 1.0, 0.5):
+        run_steps(pace, clock, 1, step_s=step_s)
+    assert pace.step_s == 1.0
+    run_steps(pace, clock, 15, step_s=1.0)
+    assert pace.step_s == pytest.approx((5.0 + 4.0 + 15.0) / 20)
+
+
 def test_it_is_said_once_and_the_outcome_is_held_against_it() -> None:
     clock = Clock()
     pace = Pace(expected=None, clock_s=clock)
