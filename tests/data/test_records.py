@@ -135,7 +135,7 @@ def test_forty_planted_faults_are_all_reported_at_once(tmp_path: Path) -> None:
         ("a.json", b"[" * 100_000, "not valid JSON"),
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.json", b'[{"name": "x"}]', "no known schema"),
-        ("a.json.gz", gzip.compress(b"[]" * 100)[:-9], "cut or damaged"),
+        ("a.json.gz", gzip.compress(b"[]" * 100, mtime=0)[:-9], "cut or damaged"),
         ("a.json.gz", b"[]", "cut or damaged"),
         ("a.jsonl", b'{"id": 1}\n{', "line 2"),
         ("a.csv", b"id,text", "unknown kind of file"),
