@@ -1,7 +1,7 @@
 """Memory of real steps beside the planner's prediction, each configuration in a fresh process.
 
-Usage: python benchmarks/vram.py [--data FILE] [--preset P] [--strategies A B] [--micro-batch N] [--cap 8GiB]
-       [--json] [--write]
+Usage: python benchmarks/vram.py [--data FILE] [--preset P] [--strategies A B] [--micro-batches N M]
+       [--cap 8GiB] [--json] [--write]
 
 Batches are of the records of --data, else of generated ones, padded to the full length: the most that a step takes.
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 from record import write_result
@@ -49,7 +50,6 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
 
     from redheart.data.loader import load_batch
     from redheart.memory import probe
-    from redheart.memory.plan import CONTEXT_BYTES, WORKSPACE_BYTES
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
     from redheart.model.network import build
@@ -60,16 +60,10 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
     cap = planning.parse_bytes(options.cap) if options.cap else 0
     length, effective_batch = options.seq_len_tokens, options.effective_batch
 
-    overhead_source = None
-    if cap and torch.cuda.is_available():
-        # The first product makes the context and the cuBLAS workspace.
-        _ = torch.zeros(1, 1, device="cuda") @ torch.zeros(1, 1, device="cuda")
+    overhead = measure_overhead() if torch.cuda.is_available() else None
+    if cap and overhead is not None:
         total = torch.cuda.mem_get_info()[1]
-        process = probe.measure().device_process_bytes
-        reserved = torch.cuda.memory_reserved()
-        overhead = process - reserved if process else CONTEXT_BYTES + WORKSPACE_BYTES
-        overhead_source = "measured" if process else "assumed"
-        torch.cuda.set_per_process_memory_fraction(max(0.0, (cap - overhead) / total))
+        torch.cuda.set_per_process_memory_fraction(max(0.0, (cap - overhead[0]) / total))
     config = study(options, folder)
     data = phases.open_data(config, RunFolder(folder), show_progress=False)
     prepared = data.prepared
@@ -100,8 +94,25 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
         engine.step(1e-5)
         seconds["step_s"] = _now(torch) - start
         steps.append({name: round(value, 4) for name, value in seconds.items()})
-    result = {"measured": msgspec.to_builtins(probe.measure()), "steps": steps, "overhead": overhead_source}
+    result = {"measured": msgspec.to_builtins(probe.measure()), "steps": steps}
+    if overhead is not None:
+        result |= {"overhead_bytes": overhead[0], "overhead_source": overhead[1]}
     print("RESULT " + json.dumps(result))
+
+
+def measure_overhead() -> tuple[int, str]:
+    """Bytes of the CUDA context and the cuBLAS workspace, and how they were found."""
+    import torch
+
+    from redheart.memory import probe
+    from redheart.memory.plan import CONTEXT_BYTES, WORKSPACE_BYTES
+
+    # The first product makes both.
+    _ = torch.zeros(1, 1, device="cuda") @ torch.zeros(1, 1, device="cuda")
+    process = probe.measure().device_process_bytes
+    if process is None:
+        return CONTEXT_BYTES + WORKSPACE_BYTES, "assumed"
+    return process - torch.cuda.memory_reserved(), "measured"
 
 
 def _now(torch: object) -> float:
@@ -110,15 +121,17 @@ def _now(torch: object) -> float:
     return time.perf_counter()
 
 
-def row(options: argparse.Namespace, strategy: str, cap: int, folder: Path) -> dict[str, object]:
-    """Prediction and measurement of one strategy."""
+def row(
+    options: argparse.Namespace, strategy: str, micro_batch: int | None, cap: int, folder: Path
+) -> dict[str, object]:
+    """Prediction and measurement of one strategy and micro-batch."""
     import torch
 
     from redheart.study import planning
 
     config = study(options, folder)
     plan = planning.answer(
-        config, vram_bytes=cap or planning.parse_bytes("8GiB"), strategy=strategy, micro_batch=options.micro_batch
+        config, vram_bytes=cap or planning.parse_bytes("8GiB"), strategy=strategy, micro_batch=micro_batch
     ).plan
     found: dict[str, object] = {
         "strategy": strategy,
@@ -129,6 +142,7 @@ def row(options: argparse.Namespace, strategy: str, cap: int, folder: Path) -> d
             "peak_bytes": plan.peak_bytes,
             "upper_bytes": plan.upper_bytes,
             "allocated_bytes": max(moment.allocated_bytes for moment in plan.moments.values()),
+            "host_bytes": plan.host_bytes,
             "pcie_bytes_a_step": planning.bus_bytes(config, strategy, plan.accumulation_steps),
         },
     }
@@ -159,7 +173,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None, help="file of records; empty: generated ones")
     parser.add_argument("--preset", default="full" if has_cuda else "small", choices=("tiny", "small", "full"))
     parser.add_argument("--strategies", nargs="+", default=None)
-    parser.add_argument("--micro-batch", type=int, default=None, help="empty: what the planner picks")
+    parser.add_argument("--micro-batches", nargs="+", type=int, default=[None], help="empty: what the planner picks")
     parser.add_argument("--effective-batch", type=int, default=64)
     parser.add_argument("--seq-len-tokens", type=int, default=128)
     parser.add_argument("--cap", default=None, help="hold every process to this budget, e.g. 8GiB")
@@ -176,11 +190,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         # The records are prepared before the first measurement, not within it.
         phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)), show_progress=True)
-        rows = [row(options, name, cap, Path(folder)) for name in names]
-    result = {"device": "cuda" if has_cuda else "none: device memory is predicted, host and times are measured"}
-    result |= {"preset": options.preset, "rows": rows}
-    if options.write:
-        write_result("vram", result, settings={**vars(options), "data": options.data and options.data.name})
+        result: dict[str, object] = {
+            "device": "cuda" if has_cuda else "none: device memory is predicted, host and times are measured",
+            "preset": options.preset,
+        }
+        rows: list[dict[str, object]] = []
+        for name, micro_batch in product(names, options.micro_batches):
+            rows.append(row(options, name, micro_batch, cap, Path(folder)))
+            result["rows"] = rows
+            if options.write:
+                write_result("vram", result, settings={**vars(options), "data": options.data and options.data.name})
     print(json.dumps(result, indent=None if options.json else 1))
     # The negative control is there to be refused.
     if cap and has_cuda and any(item["verdict"] != "ran" for item in rows if item["strategy"] != "fp32_adamw"):

@@ -14,6 +14,8 @@ class Peaks(msgspec.Struct, frozen=True):
     device_reserved_bytes: int | None
     device_process_bytes: int | None
     """Of this process as the driver counts it now, context and workspaces included."""
+    device_used_bytes: int | None
+    """Of the whole device now, other processes and the driver's own share included."""
     host_rss_bytes: int | None
 
 
@@ -23,8 +25,10 @@ def measure() -> Peaks:
 
     host = _status_bytes("VmHWM")
     if not torch.cuda.is_available():
-        return Peaks(None, None, None, host)
-    return Peaks(torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved(), _driver_bytes(), host)
+        return Peaks(None, None, None, None, host)
+    free, total = torch.cuda.mem_get_info()
+    allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return Peaks(allocated, reserved, _driver_bytes(), total - free, host)
 
 
 def reset() -> None:
