@@ -123,3 +123,5 @@ def set_environment() -> None:
     # processes on two cores a step of `small` took 23 s; with a short spin it takes 1.7 s there, and 0.47 s alone as
     # before (0.77 s if they never spin).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # The same bits at every call: see train/engine.py. cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

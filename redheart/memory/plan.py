@@ -234,10 +234,13 @@ def host_parts(work: Workload, entries: Sequence[Entry]) -> dict[str, int]:
     host = [entry for entry in entries if entry.where == "host"]
     held = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.total_bytes}
     held |= {entry.name: max(entry.each_bytes, default=0) for entry in host if entry.life == "step"}
-    start = 4 * work.sizes.total
-    # The float32 weights of the start are gone before the first master exists.
-    parts = held if sum(held.values()) >= start else {"weights at the start": start}
-    return {"process": HOST_BASE_BYTES, **parts}
+    # Before the first step there are no optimizer states.
+    start = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.attribute != "state"}
+    start |= {entry.name: entry.total_bytes for entry in host if entry.life == "init_all" and entry.total_bytes}
+    # The float32 weights of the module are gone before the first master exists.
+    before: dict[str, int] = {"weights at the start": 4 * work.sizes.total}
+    largest = max((held, start, before), key=lambda parts: sum(parts.values()))
+    return {"process": HOST_BASE_BYTES, **largest}
 
 
 def cpu_host_parts(
@@ -251,6 +254,7 @@ def cpu_host_parts(
     parts = host_parts(planner.workload, entries)
     # The pass is over when the optimizer's temporaries come.
     temporaries = parts.pop("temporaries of the host optimizer", 0)
+    parts.pop("page-locked slots", None)
     return parts | {
         "weights and buffers": buffers,
         "the larger of a pass and the update": max(passing + bucket, temporaries),

@@ -77,6 +77,8 @@ class Engine(Protocol):
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
     """Build the engine that `config.strategy` names around a module with its initial weights."""
     strategy = load_strategy(config)
+    if torch.cuda.is_available():
+        _fix_kernels()
     if strategy.stage == 0:
         return PlainEngine(module, config)
     if strategy.stage == 3:
@@ -168,6 +170,9 @@ class ZeroEngine:
             _return_freed_memory(module)
         world_size = int(os.environ["WORLD_SIZE"])
         set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        if world_size == 1:
+            # One rank has nobody to talk to, and NCCL would hold half a GiB of the card for it.
+            deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))
         groups = parameter_groups(module, weight_decay=config.weight_decay)
         optimizer = adamw(groups, config, state_bits=strategy.state_bits, on_host=strategy.offloads)
@@ -176,6 +181,9 @@ class ZeroEngine:
             raise BadInput("accelerate did not hand the model to DeepSpeed", got=type(prepared).__name__)
         self._engine = prepared
         self._zero = prepared.optimizer
+        if world_size == 1:
+            # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
+            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
         if strategy.state_bits == 8 and strategy.offloads:
             install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
@@ -227,6 +235,22 @@ class ZeroEngine:
     def barrier(self) -> None:
         if self.world_size > 1:
             self._distributed.barrier()
+
+
+def _leave_gradients(*_: object, **__: object) -> None:
+    """What one rank has to do to gradients for which several meet."""
+
+
+def _fix_kernels() -> None:
+    """Let a CUDA device compute the same bits at every call, by the kernels that the planner counts."""
+    # The only workspace but a tiny one for which torch believes cuBLAS to be deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Without it the backward of memory-efficient attention adds up keys in any order.
+    torch.use_deterministic_algorithms(True)
+    # It would overwrite every new tensor for the sake of programs that read what they did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # torch prefers cuDNN's attention from Hopper on only.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _set_up_environment() -> None:

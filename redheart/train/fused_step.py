@@ -3,12 +3,14 @@
 DeepSpeed 0.19.8 multiplies the gradient by the clip factor, runs the optimizer, and copies the weights to bf16: each a
 pass over host memory. Here the host optimizer does all three as it goes. Gradients come to the host once per
 micro-batch: in bf16 where one micro-batch is the whole step, else summed there in float32, so that nothing is pulled
-back to the device and the sum is exact to float32.
+back to the device and the sum is exact to float32. On a CUDA device gradients leave behind the backward pass, and new
+weights while the next are computed; DeepSpeed's copy of all new weights on the host is given up.
 
 Written for `deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer` of 0.19.8; `install` refuses another.
 """
 
 import math
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.train.transfers import ToDevice, ToHost, pieces
 
 WRITTEN_FOR = "0.19.8"
+ADD_ELEMENTS = 1 << 17
 
 
 def install(zero: Any, *, accumulates: bool) -> None:
@@ -42,14 +46,24 @@ def install(zero: Any, *, accumulates: bool) -> None:
             mend=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
         )
     assert isinstance(zero.optimizer, HostAdamW8bit)
+    zero.param_buffer_of_bit16_for_cpu_offload_groups.clear()
     if not accumulates:
         for partition in zero.single_partition_of_fp32_groups:
             _hold_gradient_in(torch.bfloat16, partition)
         # It holds views of the gradients, which keep the replaced float32 ones alive: 4 bytes per parameter.
         zero._get_offload_gradient_dict()
+    if needs_transfers(zero.bit16_groups_flat[0].device):
+        zero._to_host, zero._to_device = ToHost(), ToDevice()
+    else:
+        zero._to_host = zero._to_device = None
     zero._received = set()
     zero.copy_grads_in_partition = MethodType(_receive_gradient, zero)
     zero.step = MethodType(_step, zero)
+
+
+def needs_transfers(device: torch.device) -> bool:
+    """Whether weights and gradients are copied between a device and the host; on the CPU they are there already."""
+    return device.type != "cpu"
 
 
 def _hold_gradient_in(dtype: torch.dtype, partition: Tensor) -> None:
@@ -70,13 +84,28 @@ def _receive_gradient(zero: Any, param: Tensor, group_idx: int | None = None) ->
     group, source_offset, offset, elements = zero.grad_position[param_id]
     source = zero.get_param_gradient_attribute(param).detach().view(-1).narrow(0, source_offset, elements)
     partition = zero.single_partition_of_fp32_groups[group]
-    if param_id in zero._received:
-        _hold_gradient_in(torch.float32, partition)
-        partition.grad.narrow(0, offset, elements).add_(source.to(partition.device))
+    keep = _add if param_id in zero._received else _set
+    zero._received.add(param_id)
+    if zero._to_host is None:
+        keep(partition, offset, source)
     else:
-        partition.grad.narrow(0, offset, elements).copy_(source)
-        zero._received.add(param_id)
+        for piece in pieces(elements):
+            zero._to_host.send(source[piece], partial(keep, partition, offset + piece.start))
     zero.clear_grad_attribute(param)
+
+
+def _set(partition: Tensor, offset: int, arrived: Tensor) -> None:
+    assert partition.grad is not None
+    partition.grad.narrow(0, offset, arrived.numel()).copy_(arrived)
+
+
+def _add(partition: Tensor, offset: int, arrived: Tensor) -> None:
+    _hold_gradient_in(torch.float32, partition)
+    assert partition.grad is not None
+    total = partition.grad.narrow(0, offset, arrived.numel())
+    # torch makes a float32 copy of what it adds: in the cache seven times faster than in memory.
+    for part, addend in zip(total.split(ADD_ELEMENTS), arrived.split(ADD_ELEMENTS), strict=True):
+        part.add_(addend)
 
 
 def _step(zero: Any, closure: None = None) -> None:
@@ -84,6 +113,8 @@ def _step(zero: Any, closure: None = None) -> None:
     zero.micro_step_id = -1
     optimizer: HostAdamW8bit = zero.optimizer
     masters = zero.single_partition_of_fp32_groups
+    if zero._to_host is not None:
+        zero._to_host.wait()
     _clear_what_did_not_come(zero)
     squares = torch.tensor([sum(optimizer.sum_squares(master.grad) for master in masters)], dtype=torch.float64)
     world_size = torch.distributed.get_world_size()
@@ -102,17 +133,22 @@ def _step(zero: Any, closure: None = None) -> None:
     rank = torch.distributed.get_rank()
     for index, (group, master) in enumerate(zip(optimizer.param_groups, masters, strict=True)):
         weights = zero.parallel_partitioned_bit16_groups[index][rank].data
-        is_on_host = weights.device.type == "cpu"
-        copy = weights if is_on_host else zero.param_buffer_of_bit16_for_cpu_offload_groups[index].data
-        optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=copy)
-        if not is_on_host:
-            weights.copy_(copy, non_blocking=True)
+        to_device: ToDevice | None = zero._to_device
+        if to_device is None:
+            optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=weights)
+            continue
+        for part, copy in optimizer.update_in_parts(
+            group,
+            master,
+            master.grad,
+            grad_scale=grad_scale,
+            parts=pieces(master.numel()),
+            slot=to_device.slot,
+        ):
+            to_device.send(copy, weights[part])
     if world_size > 1:
         for flat, partitions in zip(zero.bit16_groups_flat, zero.parallel_partitioned_bit16_groups, strict=True):
             torch.distributed.all_gather_into_tensor(flat, partitions[rank].clone(), group=zero.dp_process_group)
-    elif torch.cuda.is_available():
-        # The next step writes the staging copy again.
-        torch.cuda.synchronize()
 
 
 def _clear_what_did_not_come(zero: Any) -> None:

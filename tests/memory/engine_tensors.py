@@ -52,9 +52,10 @@ def main(name: str, divisor: int) -> None:
     model = build(dims, seed=0)
     # ZeRO-3 is refused by `start_engine`; its buffers can be looked at all the same.
     engine = engines.ZeroEngine(model, config, strategy) if strategy.stage == 3 else engines.start_engine(model, config)
-    features_BSD = torch.randn(4, 4, 768).to(engine.dtype)
-    mask_BS = torch.ones(4, 4, dtype=torch.bool)
-    targets_BT, present_BT = torch.rand(4, 22), torch.ones(4, 22, dtype=torch.bool)
+    features_BSD = torch.randn(4, 4, 768).to(engine.device, engine.dtype)
+    mask_BS = torch.ones(4, 4, dtype=torch.bool, device=engine.device)
+    targets_BT = torch.rand(4, 22).to(engine.device)
+    present_BT = torch.ones(4, 22, dtype=torch.bool, device=engine.device)
     counts_K = task_counts(present_BT, dims.outputs)
     rss_before_bytes = status_bytes("VmRSS")
     held: dict[str, int] = {}

@@ -1,8 +1,11 @@
 """Run a few optimizer steps with one strategy and print what happened as JSON: one engine a process.
 
-Usage: python engine_steps.py STRATEGY MICRO_BATCHES
+Usage: python engine_steps.py STRATEGY MICRO_BATCHES [through-slots]
+
+`through-slots` sends gradients and weights on the CPU the way they take to a device and back.
 """
 
+import hashlib
 import json
 import sys
 
@@ -12,6 +15,7 @@ from redheart.core.config import TrainConfig
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
+from redheart.train import fused_step, transfers
 from redheart.train.engine import start_engine
 
 RECORDS = 8
@@ -25,9 +29,13 @@ def main(strategy: str, num_micro_batches: int) -> None:
     targets_BT = torch.rand(RECORDS, 22)
     targets_BT[:, :7] /= targets_BT[:, :7].sum(1, keepdim=True)
     present_BT = torch.ones(RECORDS, 22, dtype=torch.bool)
+    config = TrainConfig(
+        strategy=strategy, micro_batch=RECORDS // num_micro_batches, effective_batch=RECORDS, num_threads=1
+    )
+    engine = start_engine(build(DIMS, seed=0), config)
+    features_BSD, mask_BS = features_BSD.to(engine.device), mask_BS.to(engine.device)
+    targets_BT, present_BT = targets_BT.to(engine.device), present_BT.to(engine.device)
     counts_K = task_counts(present_BT, DIMS.outputs)
-
-    engine = start_engine(build(DIMS, seed=0), TrainConfig(strategy=strategy, micro_batch=RECORDS // num_micro_batches))
     share = RECORDS // num_micro_batches
     steps = []
     for _ in range(3):
@@ -45,8 +53,15 @@ def main(strategy: str, num_micro_batches: int) -> None:
     saved = {name: tensor.clone() for name, tensor in engine.state_tensors()}
     engine.load_state_tensors([saved])
     restored = all(torch.equal(tensor, saved[name]) for name, tensor in engine.state_tensors())
-    print("RESULT " + json.dumps({"steps": steps, "restored": restored}))
+    digest = hashlib.sha256()
+    for name, tensor in sorted(saved.items()):
+        digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(torch.cat([item.detach().float().flatten() for item in engine.module.parameters()]).cpu().numpy())
+    print("RESULT " + json.dumps({"steps": steps, "restored": restored, "digest": digest.hexdigest()}))
 
 
 if __name__ == "__main__":
+    if sys.argv[3:] == ["through-slots"]:
+        fused_step.needs_transfers = lambda device: True
+        transfers.SLOT_ELEMENTS = 1024
     main(sys.argv[1], int(sys.argv[2]))

@@ -13,9 +13,9 @@ SCRIPT = Path(__file__).with_name("engine_steps.py")
 
 
 @cache
-def steps_of(strategy: str, num_micro_batches: int) -> dict[str, Any]:
+def steps_of(strategy: str, num_micro_batches: int, *more: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, SCRIPT, strategy, str(num_micro_batches)], capture_output=True, text=True, timeout=300
+        [sys.executable, SCRIPT, strategy, str(num_micro_batches), *more], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
@@ -39,3 +39,10 @@ def test_two_micro_batches_equal_one_batch_under_offload() -> None:
         # The sum of two bf16 gradients is rounded once more than one gradient is.
         assert second["loss"] == pytest.approx(first["loss"], rel=2e-3)
         assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-2)
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+def test_the_way_through_slots_gives_the_same_bytes(num_micro_batches: int) -> None:
+    direct = steps_of("zero2_offload_adam8bit", num_micro_batches)
+    through = steps_of("zero2_offload_adam8bit", num_micro_batches, "through-slots")
+    assert through == direct

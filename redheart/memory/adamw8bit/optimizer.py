@@ -1,7 +1,7 @@
 """The optimizer: bitsandbytes' state layout, the fused kernel or the chunked fallback behind it."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -61,12 +61,44 @@ class HostAdamW8bit(torch.optim.Optimizer):
         out_bf16: Tensor | None = None,
     ) -> None:
         """One step on one parameter, its gradient scaled on the way and its bf16 copy written in the same pass."""
+        scalars = self._begin(group, parameter, grad_scale)
+        self._update_part(parameter, grad, scalars, slice(0, parameter.numel()), out_bf16)
+
+    @torch.no_grad()
+    def update_in_parts(
+        self,
+        group: dict[str, Any],
+        parameter: Tensor,
+        grad: Tensor,
+        *,
+        grad_scale: float,
+        parts: Iterable[slice],
+        slot: Callable[[int], Tensor],
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The same step part by part: yields where a part lies and its new weights in bf16, in what `slot` gave.
+
+        Args:
+            group: the parameter's group.
+            parameter: the master weights, (n,) float32.
+            grad: (n,) float32 or bfloat16.
+            grad_scale: every gradient is multiplied by it.
+            parts: of [0, n), each beginning at a multiple of 256.
+            slot: from a number of elements to where their bf16 copy is written.
+        """
+        scalars = self._begin(group, parameter, grad_scale)
+        for part in parts:
+            out_bf16 = slot(part.stop - part.start)
+            self._update_part(parameter, grad, scalars, part, out_bf16)
+            yield part, out_bf16
+
+    def _begin(self, group: dict[str, Any], parameter: Tensor, grad_scale: float) -> StepScalars:
+        """Count the step, with states at zero before the first."""
         state = self.state[parameter]
         if not state:
             self._start(state, parameter, group["state_bits"])
         state["step"] += 1
         beta1, beta2 = group["betas"]
-        scalars = StepScalars(
+        return StepScalars(
             step=state["step"],
             learning_rate=group["lr"],
             beta1=beta1,
@@ -76,15 +108,21 @@ class HostAdamW8bit(torch.optim.Optimizer):
             grad_scale=grad_scale,
             min_code2=self._min_code2,
         )
-        master, flat_grad = parameter.data.view(-1), grad.reshape(-1)
-        first, second = state["state1"].view(-1), state["state2"].view(-1)
-        if state["state1"].dtype == torch.uint8:
+
+    def _update_part(
+        self, parameter: Tensor, grad: Tensor, scalars: StepScalars, part: slice, out_bf16: Tensor | None
+    ) -> None:
+        state = self.state[parameter]
+        master, flat_grad = parameter.data.view(-1)[part], grad.reshape(-1)[part]
+        first, second = state["state1"].view(-1)[part], state["state2"].view(-1)[part]
+        if first.dtype == torch.uint8:
+            blocks = slice(part.start // BLOCK, -(-part.stop // BLOCK))
             self._backend.update8(
                 scalars,
                 master,
                 flat_grad,
                 codes=(first, second),
-                absmax=(state["absmax1"], state["absmax2"]),
+                absmax=(state["absmax1"][blocks], state["absmax2"][blocks]),
                 qmaps=(state["qmap1"], state["qmap2"]),
                 out_bf16=out_bf16,
             )
