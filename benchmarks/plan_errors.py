@@ -23,9 +23,10 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.data.features import make_features, record_bytes
 from redheart.data.records import Record
 from redheart.data.summary import POOLED_WIDTH
+from redheart.memory.kernels import CPU
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import Planner, Workload, cpu_host_parts, disk_parts, model_sizes
-from redheart.memory.trace import cpu_attention, trace_pass
+from redheart.memory.trace import trace_pass
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss
@@ -52,8 +53,8 @@ def activation_rows() -> list[dict[str, object]]:
             config = StudyConfig(preset=name, features=FeatureConfig(seq_len_tokens=length))
             work = planning.workload(config, dtype=torch.float32, device=device)
             set_checkpointing(work.module, checkpointing)
-            chosen = cpu_attention if device == "meta" else None
-            peaks[device] = trace_pass(work.module, work.batch(batch), work.loss, attention=chosen).peak_bytes
+            chosen = CPU if device == "meta" else None
+            peaks[device] = trace_pass(work.module, work.batch(batch), work.loss, kernels=chosen).peak_bytes
         rows.append(
             {"preset": name, "batch": batch, "length": length, "checkpointing": checkpointing}
             | {"predicted_bytes": peaks["meta"], "measured_bytes": peaks["cpu"]}

@@ -88,6 +88,8 @@ class TrainConfig:
     """Optimizer steps between resume states; 0 writes one per epoch."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    deterministic: bool = True
+    """On a CUDA device, the same bits at every run; without it attention's backward pass may be faster there."""
     num_threads: int = 0
     """CPU threads per rank; 0 takes the physical cores over the ranks of this host."""
     wandb: Literal["auto", "off", "offline", "online"] = "auto"
@@ -100,7 +102,7 @@ class TrainConfig:
 
 
 HOW_ONLY = (
-    *("num_threads", "state_every_steps", "checkpointing", "micro_batch"),
+    *("num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
     *("compress_snapshots", "wandb", "progress", "sample_every_s"),
 )
 """Settings of `train` that say how a run is made and watched; they do not decide what comes out.

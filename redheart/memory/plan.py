@@ -12,21 +12,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from redheart.memory.kernels import CUDA, Kernels
 from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, ledger
 from redheart.memory.replay import Replay, moments, replay_step
-from redheart.memory.trace import AttentionOp, Loss, Trace, at_batch, cuda_attention, trace_pass
+from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
 
 MIB = 1 << 20
 GIB = 1 << 30
 
-CONTEXT_BYTES, CONTEXT_UPPER_BYTES = 450 * MIB, 640 * MIB
-"""CUDA context with loaded kernels: 0.25-0.6 GB are reported; not measured here."""
-WORKSPACE_BYTES, WORKSPACE_UPPER_BYTES = 17 * MIB, 64 * MIB
-"""cuBLAS: 8.1 MiB a handle and stream before Hopper, 32 MiB on it (torch's notes on CUDA); cuBLASLt the same again."""
+CONTEXT_BYTES, CONTEXT_UPPER_BYTES = 832 * MIB, 896 * MIB
+"""CUDA context with loaded kernels, as measured on an H100 with torch 2.11 (612 MiB before the first pass); cards with
+fewer multiprocessors are reported at 0.25 to 0.6 GB."""
+WORKSPACE_BYTES, WORKSPACE_UPPER_BYTES = 32 * MIB, 64 * MIB
+"""cuBLAS: what `CUBLAS_WORKSPACE_CONFIG=:4096:8` asks for; cuBLASLt up to the same again."""
 FRAGMENTATION_SHARE = 0.05
 """Added to what is reserved for the upper bound: real streams and library temporaries are not in the trace."""
 ACTIVATION_SHARE = 0.10
 """Added to activations and temporaries for the upper bound: torch's own tracker is tested to 10 %."""
+SLOTS = "page-locked slots"
+"""The ledger's line of what copies to and from a device pass through; without one there are none."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -84,7 +88,7 @@ class Workload:
     snapshots: int
     snapshot_output_bytes: int
     feature_bytes: int
-    attention: AttentionOp = cuda_attention
+    kernels: Kernels = CUDA
 
 
 class Planner:
@@ -218,7 +222,7 @@ class Planner:
             work.module,
             work.batch(micro_batch),
             work.loss,
-            attention=work.attention,
+            kernels=work.kernels,
             backward=kind != "validation",
             release_gradients=kind == "release",
         )
@@ -226,12 +230,14 @@ class Planner:
 
 HOST_BASE_BYTES = 630 * MIB
 """A process with torch, DeepSpeed, accelerate and bitsandbytes at work, CPU builds: measured 540 (0.3M parameters)
-to 640 MiB (30M and 55M) beside the ledger's entries. A CUDA build of torch holds more; its share is not measured."""
+to 640 MiB (30M and 55M) beside the ledger's entries."""
+HOST_BASE_CUDA_BYTES = 2020 * MIB
+"""The same with a CUDA device: measured on an H100's host with torch 2.11 for CUDA 13, the full model."""
 
 
-def host_parts(work: Workload, entries: Sequence[Entry]) -> dict[str, int]:
+def host_parts(work: Workload, entries: Sequence[Entry], *, has_device: bool = True) -> dict[str, int]:
     """Resident host memory of a rank by part, at the larger of initialisation and training."""
-    host = [entry for entry in entries if entry.where == "host"]
+    host = [entry for entry in entries if entry.where == "host" and (has_device or entry.name != SLOTS)]
     held = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.total_bytes}
     held |= {entry.name: max(entry.each_bytes, default=0) for entry in host if entry.life == "step"}
     # Before the first step there are no optimizer states.
@@ -240,7 +246,7 @@ def host_parts(work: Workload, entries: Sequence[Entry]) -> dict[str, int]:
     # The float32 weights of the module are gone before the first master exists.
     before: dict[str, int] = {"weights at the start": 4 * work.sizes.total}
     largest = max((held, start, before), key=lambda parts: sum(parts.values()))
-    return {"process": HOST_BASE_BYTES, **largest}
+    return {"process": HOST_BASE_CUDA_BYTES if has_device else HOST_BASE_BYTES, **largest}
 
 
 def cpu_host_parts(
@@ -251,10 +257,9 @@ def cpu_host_parts(
     buffers = sum(entry.total_bytes for entry in device if entry.life == "always")
     passing = planner.pass_bytes(micro_batch, checkpointing=checkpointing)
     bucket = sum(entry.total_bytes for entry in device if entry.life == "backward")
-    parts = host_parts(planner.workload, entries)
+    parts = host_parts(planner.workload, entries, has_device=False)
     # The pass is over when the optimizer's temporaries come.
     temporaries = parts.pop("temporaries of the host optimizer", 0)
-    parts.pop("page-locked slots", None)
     return parts | {
         "weights and buffers": buffers,
         "the larger of a pass and the update": max(passing + bucket, temporaries),

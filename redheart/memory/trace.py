@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-AttentionOp = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+from redheart.memory.kernels import Kernels, replaced
+
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
@@ -92,47 +93,12 @@ class _StorageTracker(TorchDispatchMode):
         self.events.append(Event("alloc", number, size))
 
 
-def cpu_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The fused kernel that torch takes on the CPU, with its mask turned into a bias as torch does it."""
-    bias = None if mask is None else _as_bias(mask, query)
-    mixed: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=bias
-    )[0]
-    return mixed
-
-
-def cuda_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The kernels that torch takes on CUDA in bf16: flash without a mask, memory-efficient with one.
-
-    Source: `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp`; the bias of the efficient kernel is padded
-    to rows of a multiple of 16 (`pad_bias` in `attention.cpp`).
-    """
-    mixed: Tensor
-    if mask is None:
-        mixed = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False)[0]
-        return mixed
-    bias = _as_bias(mask, query)
-    columns = bias.shape[-1]
-    if columns % 16:
-        bias = nn.functional.pad(bias, (0, 16 - columns % 16))[..., :columns]
-    bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    mixed = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, bias, True)[0]
-    return mixed
-
-
-def _as_bias(mask: Tensor, query: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        return mask
-    zero = torch.scalar_tensor(0.0, dtype=query.dtype, device=query.device)
-    return torch.where(mask, zero, torch.scalar_tensor(-torch.inf, dtype=query.dtype, device=query.device))
-
-
 def trace_pass(
     module: nn.Module,
     batch: Any,
     loss: Loss,
     *,
-    attention: AttentionOp | None = None,
+    kernels: Kernels | None = None,
     backward: bool = True,
     release_gradients: bool = False,
 ) -> Trace:
@@ -142,13 +108,13 @@ def trace_pass(
         module: on any device; its parameters are not counted.
         batch: any structure of tensors, on the module's device.
         loss: from module and batch to a scalar.
-        attention: the operator behind `scaled_dot_product_attention`; None leaves the choice to torch.
+        kernels: those of the device that the pass is meant for; None leaves the choice to torch.
         backward: False traces the forward pass without gradients, as in validation.
         release_gradients: drop each gradient once it is complete, as ZeRO does after it has copied it.
     """
     known = [*module.parameters(), *module.buffers(), *(item for item in tree_iter(batch) if isinstance(item, Tensor))]
     tracker = _StorageTracker(known)
-    with _gradient_marks(module, tracker, release=release_gradients), _maybe(attention), tracker:
+    with _gradient_marks(module, tracker, release=release_gradients), replaced(kernels), tracker:
         tracker.mark("forward")
         if backward:
             value = loss(module, batch)
@@ -163,28 +129,6 @@ def trace_pass(
     for parameter in module.parameters():
         parameter.grad = None
     return Trace(tuple(tracker.events))
-
-
-@contextmanager
-def _maybe(attention: AttentionOp | None) -> Iterator[None]:
-    """Put an operator in the place of `scaled_dot_product_attention`, and the function back afterwards.
-
-    A torch function mode would do it without a replacement, but is off inside `backward`, where checkpointing
-    runs the forward pass once more.
-    """
-    if attention is None:
-        yield
-        return
-    original = nn.functional.scaled_dot_product_attention
-
-    def chosen(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
-        return attention(query, key, value, attn_mask)
-
-    nn.functional.scaled_dot_product_attention = chosen  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        nn.functional.scaled_dot_product_attention = original
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.data.features import record_bytes
+from redheart.memory.kernels import Kernels
 from redheart.memory.ledger import StrategySizes, strategy_sizes
 from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes, traffic_bytes
 from redheart.memory.replay import Replay
@@ -158,7 +159,7 @@ def strategies() -> list[str]:
 
 def cpu_workload(config: StudyConfig) -> Workload:
     """As `workload`, with the attention that the blocks spell out in bf16 on the CPU."""
-    return dataclasses.replace(workload(config), attention=spelled_out_attention)
+    return dataclasses.replace(workload(config), kernels=Kernels(spelled_out_attention))
 
 
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:

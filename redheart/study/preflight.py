@@ -30,7 +30,7 @@ def check_run(config: StudyConfig) -> str:
         work = planning.workload(config)
         sizes = planning.sizes_of(config, config.train.strategy)
         entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
-        host, disk = host_parts(work, entries), disk_parts(work, sizes, entries)
+        host, disk = host_parts(work, entries, has_device=False), disk_parts(work, sizes, entries)
         # Without a card its share lies in host memory too.
         on_device = [entry for entry in entries if entry.where == "device" and entry.life == "always"]
         host |= {"weights and buffers": sum(entry.total_bytes for entry in on_device)}

@@ -78,7 +78,7 @@ def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
     """Build the engine that `config.strategy` names around a module with its initial weights."""
     strategy = load_strategy(config)
     if torch.cuda.is_available():
-        _fix_kernels()
+        _fix_kernels(deterministic=config.deterministic)
     if strategy.stage == 0:
         return PlainEngine(module, config)
     if strategy.stage == 3:
@@ -241,12 +241,12 @@ def _leave_gradients(*_: object, **__: object) -> None:
     """What one rank has to do to gradients for which several meet."""
 
 
-def _fix_kernels() -> None:
-    """Let a CUDA device compute the same bits at every call, by the kernels that the planner counts."""
+def _fix_kernels(*, deterministic: bool) -> None:
+    """Let a CUDA device compute by the kernels that the planner counts, the same bits at every call if asked to."""
     # The only workspace but a tiny one for which torch believes cuBLAS to be deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Without it the backward of memory-efficient attention adds up keys in any order.
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(deterministic)
     # It would overwrite every new tensor for the sake of programs that read what they did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # torch prefers cuDNN's attention from Hopper on only.

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from redheart.memory.trace import Trace, at_batch, cpu_attention, trace_pass
+from redheart.memory.kernels import CPU
+from redheart.memory.trace import Trace, at_batch, trace_pass
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
@@ -30,8 +31,8 @@ def pass_on(device: str, name: str, batch: int, length: int, checkpointing: bool
         predictions = module(items[0], items[1])
         return multitask_loss(predictions, items[2], items[3], outputs=dims.outputs, step_counts_K=counts).total
 
-    attention = cpu_attention if device == "meta" else None
-    return trace_pass(model, given, loss, attention=attention, backward=backward)
+    kernels = CPU if device == "meta" else None
+    return trace_pass(model, given, loss, kernels=kernels, backward=backward)
 
 
 @pytest.fixture(autouse=True)

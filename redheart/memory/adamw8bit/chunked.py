@@ -67,6 +67,11 @@ class Chunked:
         """See `Kernel.sum_squares`."""
         return math.fsum(chunk.double().square().sum().item() for chunk in grad.split(CHUNK))
 
+    def add(self, total: Tensor, addend: Tensor) -> None:
+        """See `Kernel.add`; a chunk's copy stays in the cache."""
+        for part, chunk in zip(total.split(CHUNK), addend.split(CHUNK), strict=True):
+            part.add_(chunk)
+
 
 def dequantise(codes: Tensor, absmax: Tensor, qmap: Tensor) -> Tensor:
     """Values of codes, (n,) float32."""

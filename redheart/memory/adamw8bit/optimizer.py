@@ -91,6 +91,10 @@ class HostAdamW8bit(torch.optim.Optimizer):
             self._update_part(parameter, grad, scalars, part, out_bf16)
             yield part, out_bf16
 
+    def add(self, total: Tensor, addend: Tensor) -> None:
+        """Add a gradient, (n,) bfloat16, to a sum of gradients on the host, (n,) float32."""
+        self._backend.add(total, addend)
+
     def _begin(self, group: dict[str, Any], parameter: Tensor, grad_scale: float) -> StepScalars:
         """Count the step, with states at zero before the first."""
         state = self.state[parameter]

@@ -37,8 +37,9 @@ int main() {
                     bad += redheart_sum_squares(rank, 3, n, grad, bf16, &sum);
                     bad += redheart_quantise(rank, signed_map, 1, n, master.get(), codes1.get(), absmax1.get());
                     bad += redheart_quantise(rank, unsigned_map, 0, n, grad32.get(), codes2.get(), absmax2.get());
+                    redheart_add_bf16(3, n, grad32.get(), grad16.get());
                     if (bad) return 2;
-                    calls += 5;
+                    calls += 6;
                 }
             }
         }

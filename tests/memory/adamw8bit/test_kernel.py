@@ -146,6 +146,25 @@ def test_the_norm_is_that_of_float64() -> None:
 
 
 @pytest.mark.parametrize("backend", [*KERNELS, Chunked()], ids=lambda item: item.name)
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.one_of(st.integers(0, 300), st.sampled_from([1 << 18, (1 << 19) + 5])),
+    seed=st.integers(0, 2**16),
+    poison=st.sampled_from([None, math.nan, math.inf]),
+)
+def test_a_bf16_gradient_is_added_as_torch_adds_it(
+    backend: Kernel | Chunked, n: int, seed: int, poison: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    total, addend = torch.randn(n, generator=generator), torch.randn(n, generator=generator).bfloat16()
+    if poison is not None:
+        addend[n // 2 :] = poison
+    expected = total + addend.float()
+    backend.add(total, addend)
+    torch.testing.assert_close(total, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", [*KERNELS, Chunked()], ids=lambda item: item.name)
 def test_quantised_codes_are_the_nearest(backend: Kernel | Chunked) -> None:
     for qmap in QMAPS:
         values = torch.linspace(float(qmap[0]), 1, 50 * BLOCK)
