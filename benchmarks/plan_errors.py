@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/plan_errors.py [--json] [--write]
 
-Measurements of the full model are read from `benchmarks/results/full_steps*.json`, as `full_steps.py` wrote them.
+Measurements of the full model are read from `benchmarks/results/full_steps*.json`, as `full_steps.py` wrote them, and
+those of a card from `vram_8gib*.json`, as `vram.py --cap 8GiB` wrote them there.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from redheart.study import planning
 from redheart.train.groups import parameter_groups
 
 FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32")
+DEVICE_RUNS = ("vram_8gib", "vram_8gib_gpu_adam8bit")
 FULL_EPOCH = "full_steps_20"
 """The run that wrote a state and a snapshot."""
 ENGINE_SCRIPT = ROOT / "tests" / "memory" / "engine_tensors.py"
@@ -136,6 +138,30 @@ def full_rows() -> list[dict[str, object]]:
     return rows
 
 
+def device_rows() -> list[dict[str, object]]:
+    """Measured peaks of the full model on a card, as `vram.py` recorded them, beside what is predicted now."""
+    rows = []
+    for record in recorded(DEVICE_RUNS):
+        settings = record["settings"]
+        vram_bytes = planning.parse_bytes(settings["cap"])
+        features = FeatureConfig(seq_len_tokens=settings["seq_len_tokens"])
+        train = TrainConfig(effective_batch=settings["effective_batch"])
+        config = StudyConfig(preset=settings["preset"], features=features, train=train)
+        for row in record["result"]["rows"]:
+            name, micro_batch = row["strategy"], row["micro_batch"]
+            plan = planning.answer(config, vram_bytes=vram_bytes, strategy=name, micro_batch=micro_batch).plan
+            measured = row.get("measured", {}).get("device_process_bytes")
+            rows.append(
+                {"card": record["machine"]["gpu"], "strategy": name, "micro_batch": micro_batch}
+                | {"budget_bytes": vram_bytes, "verdict": row["verdict"], "predicted_fits": plan.fits}
+                | {"predicted_bytes": plan.peak_bytes, "upper_bytes": plan.upper_bytes, "measured_bytes": measured}
+                | {"error": plan.peak_bytes / measured - 1 if measured else None}
+                | {"host_predicted_bytes": plan.host_bytes}
+                | {"host_measured_bytes": row.get("measured", {}).get("host_rss_bytes")}
+            )
+    return rows
+
+
 def disk_rows() -> list[dict[str, object]]:
     """A resume state and a snapshot of the full model's epoch, and features made now, beside their predictions."""
     rows = [feature_row()]
@@ -205,10 +231,10 @@ def main() -> None:
         "host": host,
         "host_full": full_rows(),
         "disk_full": disk_rows(),
-        "device": "no card was at hand: predicted only",
+        "device_full": device_rows(),
     }
     tables = {name: rows for name, rows in result.items() if rows and isinstance(rows, list)}
-    result["largest_error"] = {name: max(abs(row["error"]) for row in rows) for name, rows in tables.items()}
+    result["largest_error"] = {name: max(abs(row["error"] or 0.0) for row in rows) for name, rows in tables.items()}
     if options.write:
         write_result("plan_errors", result, settings=vars(options))
     print(json.dumps(result if options.json else result["largest_error"], indent=None if options.json else 1))

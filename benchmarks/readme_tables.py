@@ -7,6 +7,11 @@ from typing import Any
 
 import study_tables
 
+from redheart.core.config import StudyConfig, resolved
+from redheart.study import planning
+from redheart.study.plan_output import total_lines
+
+GIB = 1 << 30
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,9 +33,24 @@ def rows() -> list[tuple[str, str, str]]:
     crossover = result("crossover")
     search, assembly = crossover["search"]["module"], crossover["assembly of full, 2 snapshots"]
     sums = result("accumulation")
+    card = result("plan_errors")["device_full"]
+    ran = [row for row in card if row["verdict"] == "ran"]
+    refused = [row for row in card if row["verdict"] == "out of memory"]
+    assert all(not row["predicted_fits"] for row in refused), "the table says that the plan refused them"
     ours = sums["zero2_offload_adam8bit, 4 micro-batches"]
     theirs = sums["zero2_offload_adam32, 4 micro-batches"]
     return [
+        (
+            f"`full`, {ran[0]['card'].partition(',')[0]} held to {ran[0]['budget_bytes'] / GIB:g} GiB: peak of the "
+            "whole process",
+            "; ".join(
+                f"{row['measured_bytes'] / GIB:.2f} GiB at micro-batch {row['micro_batch']} "
+                f"(planned {row['predicted_bytes'] / GIB:.2f})"
+                for row in ran
+            )
+            + "".join(f"; `{row['strategy']}` ran out of memory, as planned" for row in refused),
+            "benchmarks/vram.py --cap 8GiB",
+        ),
         (
             "one optimizer step on the host, 2 cores",
             f"{kernel['ns_per_param']:.2f} ns/param: {deepspeed['times_the_kernel']:.2f} times as fast as "
@@ -103,6 +123,14 @@ def rows() -> list[tuple[str, str, str]]:
     ]
 
 
+def plan() -> str:
+    """The verdict of `redheart plan --vram 8GiB`."""
+    found = planning.answer(resolved(StudyConfig(preset="full")), vram_bytes=8 * GIB, micro_batch=0).plan
+    spare = (found.vram_bytes - found.upper_bytes) / GIB
+    verdict = f"fits {found.vram_bytes / GIB:g} GiB with {spare:.2f} GiB to spare"
+    return "\n".join(["```text", *total_lines(found), verdict, "```"])
+
+
 def table() -> str:
     """What was measured, in Markdown."""
     lines = ["| what | measured | by |", "|---|---|---|"]
@@ -111,7 +139,7 @@ def table() -> str:
 
 def blocks() -> dict[str, str]:
     """The README's generated parts, each between its markers, by name."""
-    parts = {"measured": table(), "study": study_tables.short()}
+    parts = {"plan": plan(), "measured": table(), "study": study_tables.short()}
     return {name: f"<!-- {name}: begin -->\n{part}\n<!-- {name}: end -->" for name, part in parts.items()}
 
 

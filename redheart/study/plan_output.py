@@ -34,15 +34,8 @@ def print_plan(answer: Answer) -> None:
     table.add_row("allocated", *[_mib(moment.allocated_bytes) for moment in plan.moments.values()])
     table.add_row("reserved", *[_mib(moment.reserved_bytes) for moment in plan.moments.values()])
     console.print(table)
-    console.print(
-        f"whole process  {plan.peak_bytes / GIB:6.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"
-    )
-    for title, total, parts in (
-        ("host", plan.host_bytes, plan.host_parts),
-        ("disk", plan.disk_bytes, plan.disk_parts),
-    ):
-        named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
-        console.print(f"{title:<14} {total / GIB:6.2f} GiB ({named})")
+    for line in total_lines(plan):
+        console.print(line)
     console.print(f"time           {time_text(plan)}")
     margin = (plan.vram_bytes - plan.upper_bytes) / GIB
     if plan.fits:
@@ -50,6 +43,18 @@ def print_plan(answer: Answer) -> None:
     else:
         console.print(f"[bold red]does not fit[/] {plan.vram_bytes / GIB:g} GiB: {-margin:.2f} GiB too much")
         console.print(nearest_text(answer.nearest))
+
+
+def total_lines(plan: Plan) -> list[str]:
+    """The peak of the device, the host and the disk, a line each."""
+    lines = [f"whole process  {plan.peak_bytes / GIB:6.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"]
+    for title, total, parts in (
+        ("host", plan.host_bytes, plan.host_parts),
+        ("disk", plan.disk_bytes, plan.disk_parts),
+    ):
+        named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+        lines.append(f"{title:<14} {total / GIB:6.2f} GiB ({named})")
+    return lines
 
 
 def time_text(plan: Plan) -> str:

@@ -128,6 +128,17 @@ def test_host_memory_of_full_is_predicted_within_five_per_cent() -> None:
         assert abs(row["error"]) <= 0.05, row
 
 
+def test_a_card_took_what_was_predicted() -> None:
+    rows = plan_errors.device_rows()
+    ran = [row for row in rows if row["verdict"] == "ran"]
+    assert len(ran) >= 2 and len(rows) > len(ran)
+    for row in rows:
+        assert row["predicted_fits"] == (row["verdict"] == "ran"), row
+    for row in ran:
+        assert abs(row["error"]) <= 0.05 and row["measured_bytes"] <= row["upper_bytes"], row
+        assert row["host_predicted_bytes"] == pytest.approx(row["host_measured_bytes"], rel=0.05)
+
+
 def test_disk_of_full_is_predicted_within_five_per_cent() -> None:
     rows = plan_errors.disk_rows()
     assert {row["what"] for row in rows} == {"states", "snapshots", "features"}
