@@ -237,16 +237,7 @@ HOST_BASE_CUDA_BYTES = 2020 * MIB
 
 def host_parts(work: Workload, entries: Sequence[Entry], *, has_device: bool = True) -> dict[str, int]:
     """Resident host memory of a rank by part, at the larger of initialisation and training."""
-    host = [entry for entry in entries if entry.where == "host" and (has_device or entry.name != SLOTS)]
-    held = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.total_bytes}
-    held |= {entry.name: max(entry.each_bytes, default=0) for entry in host if entry.life == "step"}
-    # Before the first step there are no optimizer states.
-    start = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.attribute != "state"}
-    start |= {entry.name: entry.total_bytes for entry in host if entry.life == "init_all" and entry.total_bytes}
-    # The float32 weights of the module are gone before the first master exists.
-    before: dict[str, int] = {"weights at the start": 4 * work.sizes.total}
-    largest = max((held, start, before), key=lambda parts: sum(parts.values()))
-    return {"process": HOST_BASE_CUDA_BYTES if has_device else HOST_BASE_BYTES, **largest}
+    return _larger(*_host_moments(work, entries, has_device=has_device))
 
 
 def cpu_host_parts(
@@ -254,16 +245,34 @@ def cpu_host_parts(
 ) -> dict[str, int]:
     """As `host_parts` where there is no card: weights, buffers and activations lie in host memory as well."""
     device = [entry for entry in entries if entry.where == "device"]
-    buffers = sum(entry.total_bytes for entry in device if entry.life == "always")
+    buffers = {"weights and buffers": sum(entry.total_bytes for entry in device if entry.life == "always")}
     passing = planner.pass_bytes(micro_batch, checkpointing=checkpointing)
     bucket = sum(entry.total_bytes for entry in device if entry.life == "backward")
-    parts = host_parts(planner.workload, entries, has_device=False)
+    initialisation, training = _host_moments(planner.workload, entries, has_device=False)
     # The pass is over when the optimizer's temporaries come.
-    temporaries = parts.pop("temporaries of the host optimizer", 0)
-    return parts | {
-        "weights and buffers": buffers,
-        "the larger of a pass and the update": max(passing + bucket, temporaries),
-    }
+    temporaries = training.pop("temporaries of the host optimizer", 0)
+    largest = {"the larger of a pass and the update": max(passing + bucket, temporaries)}
+    return _larger(initialisation | buffers, training | buffers | largest)
+
+
+def _host_moments(
+    work: Workload, entries: Sequence[Entry], *, has_device: bool
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What the host holds when the engine is built, and while it steps."""
+    host = [entry for entry in entries if entry.where == "host" and (has_device or entry.name != SLOTS)]
+    process = {"process": HOST_BASE_CUDA_BYTES if has_device else HOST_BASE_BYTES}
+    kept = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.total_bytes}
+    # The optimizer's states come with the first step.
+    start = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.attribute != "state"}
+    start |= {entry.name: entry.total_bytes for entry in host if entry.life == "init_all" and entry.total_bytes}
+    # The float32 weights of the module are gone before the first master exists.
+    start = _larger(start, {"weights at the start": 4 * work.sizes.total})
+    step = {entry.name: max(entry.each_bytes, default=0) for entry in host if entry.life == "step"}
+    return process | start, process | kept | step
+
+
+def _larger(*moments: dict[str, int]) -> dict[str, int]:
+    return max(moments, key=lambda parts: sum(parts.values()))
 
 
 def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]) -> dict[str, int]:
