@@ -27,7 +27,7 @@ class Opening(msgspec.Struct, frozen=True):
     num_records: int
     time_utc: str
     command: str
-    """`RUN` stands for the folder of the run."""
+    """`RUN` stands for the folder of the run; other absolute paths by their last part."""
     models: dict[str, str]
     """Digests of the models that were judged, by name."""
 
@@ -53,7 +53,11 @@ def record_opening(
 
 
 def _shown(argument: str, folder: RunFolder) -> str:
-    return "RUN" if Path(argument).resolve() == folder.root.resolve() else argument
+    """A run may be given away, and where it lay on this machine is nobody's business."""
+    path = Path(argument)
+    if path.resolve() == folder.root.resolve():
+        return "RUN"
+    return path.name if path.is_absolute() else argument
 
 
 def read_openings(folder: RunFolder) -> list[Opening]:
