@@ -168,6 +168,12 @@ def hours(study: Found) -> str:
     return f"sweep {result['sweep']['seconds'] / 60:.0f} min, training {result['events']['seconds'] / 60:.0f} min"
 
 
+def cores_text(study: Found) -> str:
+    """How many cores a study ran on."""
+    cores = study["settings"]["train"]["num_threads"] or study["machine"]["cpu_usable_cores"]
+    return f"{cores} CPU core{'s' if cores > 1 else ''}"
+
+
 def options_text(settings: Mapping[str, Any]) -> str:
     """The options of a study that are not the defaults and decide its result."""
     defaults = dataclasses.asdict(TrainConfig())
@@ -207,7 +213,7 @@ def page() -> str:
         "# What our own study found",
         "Written by `benchmarks/study_tables.py --write` from `benchmarks/results/study`; "
         "`benchmarks/study.py RUN --write` puts the results of a finished run there. Intervals are 95 %.",
-        f"`redheart run {options_text(settings)}` on 2 CPU cores: {hours(first)}. {split_text(first)}.",
+        f"`redheart run {options_text(settings)}` on {cores_text(first)}: {hours(first)}. {split_text(first)}.",
         "Regularisation and cycle were chosen on the validation records of seed 0; these overlap with the test records "
         "of other seeds. The rate that seed 0's sweep found was given to the others.",
         "## The sweep",
@@ -238,7 +244,7 @@ def short() -> str:
     """What the README shows: the first seed's test table and the verdict over all."""
     found = studies()
     first_seed, first = next(iter(found.items()))
-    made = f"`redheart run {options_text(first['settings'])}` on 2 CPU cores ({hours(first)})"
+    made = f"`redheart run {options_text(first['settings'])}` on {cores_text(first)} ({hours(first)})"
     heading = f"{made}, {split_text(first)}. The test split of seed {first_seed}, 95 % intervals:"
     closing = f"{not_reached(first_seed, first)} {verdict(found)} [All of it](docs/study.md)."
     return "\n\n".join([heading, test_table(first_seed, first), closing])
