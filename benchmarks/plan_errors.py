@@ -129,6 +129,8 @@ def full_rows() -> list[dict[str, object]]:
         accumulates = micro_batch < config.train.effective_batch
         entries = ledger(planner.workload.sizes, planning.sizes_of(config, strategy), accumulates=accumulates)
         parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
+        # Features that the same process made before left more behind than the planner's process has.
+        parts["process"] = max(parts["process"], record["result"]["rss_before_training_bytes"])
         predicted, measured = sum(parts.values()), record["result"]["rss_peak_bytes"]
         rows.append(
             {"strategy": strategy, "micro_batch": micro_batch, "parameters": planner.workload.sizes.total}

@@ -166,8 +166,7 @@ class ZeroEngine:
         # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if not torch.cuda.is_available():
-            _return_freed_memory(module)
+        _return_freed_memory(module)
         world_size = int(os.environ["WORLD_SIZE"])
         set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         if world_size == 1:
@@ -264,15 +263,20 @@ def _set_up_environment() -> None:
 
 
 def _return_freed_memory(module: nn.Module) -> None:
-    """Let a large model's freed tensors go back to the operating system at once, on the CPU.
+    """Give the operating system what was freed until now, and with a large model on the CPU from now on at once.
 
-    glibc keeps blocks below 32 MiB for itself, which made the peak of 91 million parameters 5 % larger than what was
-    alive. Page faults are the price (a pass of that model took 40 % longer), so smaller models keep the default.
+    The features of 150 texts of 300 words left 209 MiB behind in glibc. It keeps blocks below 32 MiB for itself, which
+    made the peak of 91 million parameters 5 % larger than what was alive. Page faults are the price (a pass of that
+    model took 40 % longer), so smaller models keep the default.
     """
-    if sys.platform == "linux" and sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL:
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):
-            library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+    is_large = sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL
+    if is_large and not torch.cuda.is_available() and hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
 
 
 def _free_port() -> int:
