@@ -39,6 +39,10 @@ def rows() -> list[tuple[str, str, str]]:
     assert all(not row["predicted_fits"] for row in refused), "the table says that the plan refused them"
     ours = sums["zero2_offload_adam8bit, 4 micro-batches"]
     theirs = sums["zero2_offload_adam32, 4 micro-batches"]
+    training = result("train_step")["zero2_offload_adam8bit"]
+    samples = {name: way["samples_per_s_median"] for name, way in training["ways"].items()}
+    raw, trainer = (training["red_heart_over"][name] for name in ("raw loop", "Hugging Face Trainer"))
+    reading = {(way["encoder"], way["batch"]): way for way in result("predict")["ways"] if way["preset"] == "small"}
     return [
         (
             f"`full`, {ran[0]['card'].partition(',')[0]} held to {ran[0]['budget_bytes'] / GIB:g} GiB: peak of the "
@@ -59,6 +63,18 @@ def rows() -> list[tuple[str, str, str]]:
             "benchmarks/optimizer_step.py",
         ),
         ("its states", f"{kernel['state_bytes_per_param']:.2f} B/param", "benchmarks/optimizer_step.py"),
+        (
+            "training `small` in the default strategy on real records, the whole step",
+            f"{samples['Red Heart']:.0f} records a second: {raw:.2f} times a raw DeepSpeed loop with bitsandbytes, "
+            f"{trainer:.2f} times the Hugging Face Trainer",
+            "benchmarks/train_step.py",
+        ),
+        (
+            "`redheart predict`, `small`, texts a second one by one and 128 at a time",
+            f"{reading['minilm', 1]['texts_per_s']:.0f} and {reading['minilm', 128]['texts_per_s']:.0f}, of which the "
+            f"frozen encoder takes {reading['minilm', 128]['encode_share']:.0%}",
+            "benchmarks/predict.py",
+        ),
         (
             "`small` on real records, ten epochs, three seeds: validation loss with 8-bit states over 32-bit ones",
             f"{bits['relative_difference']:+.3%}",
