@@ -58,9 +58,13 @@ def total_lines(plan: Plan) -> list[str]:
 
 
 def time_text(plan: Plan) -> str:
-    """How long the run takes, or that nobody knows."""
+    """How long the run takes, or that nobody knows; a machine without a card knows nothing of one."""
+    import torch
+
     if plan.step_s is None or plan.run_s is None:
         return "unknown: this machine has not taken such steps yet; `redheart train` measures them"
+    if not torch.cuda.is_available():
+        return f"unknown for a card; without one a step takes {plan.step_s:.2f} s here (measured: {plan.time_basis})"
     return f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
 
 

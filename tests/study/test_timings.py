@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.memory.plan import GIB
@@ -46,7 +47,9 @@ def test_too_few_steps_say_nothing() -> None:
     assert timings.measured_step(CONFIG, STEPS[:3], ranks=1) is None
 
 
-def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting() -> None:
+def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def plan(config: StudyConfig):
         return planning.answer(config, vram_bytes=8 * GIB, micro_batch=8).plan
 
@@ -59,6 +62,10 @@ def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting()
     assert after.step_s == pytest.approx(0.40)
     assert after.run_s == pytest.approx(0.40 * -(-planning.NUM_TRAINING // 32) * 10)
     assert found.device in time_text(after)
+    for has_card, words in ((True, "hours of steps"), (False, "unknown for a card")):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda has_card=has_card: has_card)
+            assert words in time_text(after)
     other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, strategy="zero2_offload_adam32"))
     assert plan(other).step_s is None
 
