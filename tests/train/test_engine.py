@@ -1,6 +1,7 @@
 """The engines agree with each other, and k micro-batches with the one big batch."""
 
 import json
+import os
 import subprocess
 import sys
 from functools import cache
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from redheart.train import engine
 
 SCRIPT = Path(__file__).with_name("engine_steps.py")
 
@@ -46,3 +50,16 @@ def test_the_way_through_slots_gives_the_same_bytes(num_micro_batches: int) -> N
     direct = steps_of("zero2_offload_adam8bit", num_micro_batches)
     through = steps_of("zero2_offload_adam8bit", num_micro_batches, "through-slots")
     assert through == direct
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_card_computes_by_the_kernels_that_were_planned(deterministic: bool) -> None:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        engine._fix_kernels(deterministic=deterministic)
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cuda.enable_cudnn_sdp(before[1])
