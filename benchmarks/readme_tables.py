@@ -8,10 +8,10 @@ from typing import Any
 import study_tables
 
 from redheart.core.config import StudyConfig, resolved
+from redheart.memory.plan import GIB
 from redheart.study import planning
-from redheart.study.plan_output import total_lines
+from redheart.study.plan_output import total_lines, verdict
 
-GIB = 1 << 30
 ROOT = Path(__file__).parent.parent
 
 
@@ -142,9 +142,7 @@ def rows() -> list[tuple[str, str, str]]:
 def plan() -> str:
     """The verdict of `redheart plan --vram 8GiB`."""
     found = planning.answer(resolved(StudyConfig(preset="full")), vram_bytes=8 * GIB, micro_batch=0).plan
-    spare = (found.vram_bytes - found.upper_bytes) / GIB
-    verdict = f"fits {found.vram_bytes / GIB:g} GiB with {spare:.2f} GiB to spare"
-    return "\n".join(["```text", *total_lines(found), verdict, "```"])
+    return "\n".join(["```text", *total_lines(found), " ".join(verdict(found)), "```"])
 
 
 def table() -> str:

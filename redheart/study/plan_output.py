@@ -37,12 +37,18 @@ def print_plan(answer: Answer) -> None:
     for line in total_lines(plan):
         console.print(line)
     console.print(f"time           {time_text(plan)}")
-    margin = (plan.vram_bytes - plan.upper_bytes) / GIB
-    if plan.fits:
-        console.print(f"[bold green]fits[/] {plan.vram_bytes / GIB:g} GiB with {margin:.2f} GiB to spare")
-    else:
-        console.print(f"[bold red]does not fit[/] {plan.vram_bytes / GIB:g} GiB: {-margin:.2f} GiB too much")
+    word, rest = verdict(plan)
+    console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
+    if not plan.fits:
         console.print(nearest_text(answer.nearest))
+
+
+def verdict(plan: Plan) -> tuple[str, str]:
+    """Whether it fits, and by how much."""
+    budget, margin = f"{plan.vram_bytes / GIB:g} GiB", (plan.vram_bytes - plan.upper_bytes) / GIB
+    if plan.fits:
+        return "fits", f"{budget} with {margin:.2f} GiB to spare"
+    return "does not fit", f"{budget}: {-margin:.2f} GiB too much"
 
 
 def total_lines(plan: Plan) -> list[str]:

@@ -127,9 +127,9 @@ def _step(zero: Any, closure: None = None) -> None:
     # The constant keeps the quotient finite; both as in DeepSpeed's unscale_and_clip_grads.
     grad_scale = 1.0 if zero.clip_grad <= 0 else min(1.0, zero.clip_grad / (norm + 1e-6))
     rank = torch.distributed.get_rank()
+    to_device: ToDevice | None = zero._to_device
     for index, (group, master) in enumerate(zip(optimizer.param_groups, masters, strict=True)):
         weights = zero.parallel_partitioned_bit16_groups[index][rank].data
-        to_device: ToDevice | None = zero._to_device
         if to_device is None:
             optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=weights)
             continue
