@@ -101,13 +101,13 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
 
 
 def measure_overhead() -> tuple[int, str]:
-    """Bytes of the CUDA context and the cuBLAS workspace, and how they were found."""
+    """Bytes beside what torch's allocator holds, the CUDA context's above all, and how they were found."""
     import torch
 
     from redheart.memory import probe
     from redheart.memory.plan import CONTEXT_BYTES, WORKSPACE_BYTES
 
-    # The first product makes both.
+    # The first product makes the context, and cuBLAS's workspace within the allocator.
     _ = torch.zeros(1, 1, device="cuda") @ torch.zeros(1, 1, device="cuda")
     process = probe.measure().device_process_bytes
     if process is None:
