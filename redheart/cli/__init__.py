@@ -3,6 +3,7 @@
 A command's module is imported when it is called, so that `redheart --help` answers at once.
 """
 
+import io
 import os
 import signal
 import sys
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `redheart`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     set_environment()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What its encoding lacks is written as an escape: a Korean title in ASCII, a file's name that is no UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # As Ctrl-C does: outside of training there is nothing to finish, and the next start goes on after the last file.
     from redheart.train.interrupt import raise_interrupt
 

@@ -11,6 +11,9 @@ import tyro
 T = TypeVar("T")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 RunPath = Annotated[Path, tyro.conf.Positional]
+EncoderPath = Annotated[
+    str | None, tyro.conf.arg(help="Where the run's encoder lies now, if it is one of its own and was moved.")
+]
 
 
 @dataclass(frozen=True)

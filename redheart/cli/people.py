@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunPath, parse, print_json
+from redheart.cli.options import EncoderPath, Flag, RunPath, parse, print_json
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class RatingsOptions:
     """Table with the columns id, subject and valence, arousal, faa or the names of targets."""
     texts: Path | None = None
     """The texts that the ids mean; without it they are validation records of the run."""
+    encoder: EncoderPath = None
     json: Flag = False
 
 
@@ -42,7 +43,7 @@ def ratings(arguments: Sequence[str]) -> None:
     from redheart.study.ratings import rate
 
     options = parse(RatingsOptions, arguments, "ratings")
-    result = rate(options.run, options.csv, texts=options.texts)
+    result = rate(options.run, options.csv, texts=options.texts, encoder=options.encoder)
     if options.json:
         print_json(result, True)
         return

@@ -1,6 +1,5 @@
 """`predict`, `demo`, `export`: what a finished model says of texts, and the model as a folder of its own."""
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redheart.cli.options import Flag, RunPath, parse, print_json
+from redheart.cli.options import EncoderPath, Flag, RunPath, parse, print_json
 from redheart.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ class PredictOptions:
     """File for the predictions, one JSON object a line; it appears when it is whole."""
     batch: int = 32
     """Texts that the model reads at once."""
+    encoder: EncoderPath = None
     json: Flag = False
     """Print JSON lines instead of cards."""
 
@@ -43,7 +43,8 @@ class ExportOptions:
     run: RunPath
     """Folder of the run."""
     out: Path
-    """Folder to write; it must not be there yet."""
+    """Folder to write; new, or empty."""
+    encoder: EncoderPath = None
     json: Flag = False
 
 
@@ -55,14 +56,17 @@ class DemoOptions:
     """Folder of a run, or of an exported model."""
     port: int = 8765
     """Port to listen on; 0 takes a free one."""
+    encoder: EncoderPath = None
 
 
 def demo(arguments: Sequence[str]) -> None:
+    from redheart.core.files import shown
     from redheart.predict.server import HOST, make_server
 
     options = parse(DemoOptions, arguments, "demo")
-    predictor = open_predictor(options.run)
-    with make_server(predictor, name=f"Red Heart: {options.run.resolve().name}", port=options.port) as server:
+    predictor = open_predictor(options.run, encoder=options.encoder)
+    name = f"Red Heart: {shown(options.run.resolve().name)}"
+    with make_server(predictor, name=name, port=options.port) as server:
         print(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         # To be ended is how a server ends.
         with suppress(KeyboardInterrupt):
@@ -73,7 +77,7 @@ def export(arguments: Sequence[str]) -> None:
     from redheart.study.exporting import run_export
 
     options = parse(ExportOptions, arguments, "export")
-    manifest = run_export(options.run, options.out)
+    manifest = run_export(options.run, options.out, encoder=options.encoder)
     if options.json:
         print_json(manifest, True)
     else:
@@ -81,25 +85,28 @@ def export(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
+    from redheart.core.files import is_stream
+
     options = parse(PredictOptions, arguments, "predict")
     if (options.text is None) == (options.input is None):
         raise BadInput("one of --text and --input is needed", got="both" if options.text else "neither")
     records = _records(options)
-    predictor = open_predictor(options.run)
+    predictor = open_predictor(options.run, encoder=options.encoder)
     predictions = predictor.stream(records, batch=options.batch)
     if options.output:
         _write(options.output, predictions)
-        print(f"{len(records)} predictions in {options.output}")
+        # A stream may be standard output itself.
+        print(f"{len(records)} predictions in {options.output}", file=sys.stderr if is_stream(options.output) else None)
     else:
         _print(predictions, records, as_json=options.json)
 
 
-def open_predictor(folder: Path) -> "Predictor":
-    """The model of a run's folder, or of an exported one."""
+def open_predictor(folder: Path, *, encoder: str | None) -> "Predictor":
+    """The model of a run's folder, or of an exported one; `encoder` is where its encoder lies now."""
     from redheart.predict.exported import is_export, load
     from redheart.study.final import open_run
 
-    return load(folder) if is_export(folder) else open_run(folder)
+    return load(folder, encoder=encoder) if is_export(folder) else open_run(folder, encoder=encoder)
 
 
 def _records(options: PredictOptions) -> "list[Record]":
@@ -114,12 +121,12 @@ def _records(options: PredictOptions) -> "list[Record]":
 
 
 def _write(path: Path, predictions: "Iterator[Prediction]") -> None:
-    from redheart.core.files import new_file
+    from redheart.core.files import new_file, open_output
     from redheart.predict.cards import json_line
 
-    with new_file(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+    with new_file(path) as temporary, open_output(temporary) as file:
         for prediction in predictions:
-            file.write(json_line(prediction) + "\n")
+            file.write(json_line(prediction).encode() + b"\n")
 
 
 def _print(predictions: "Iterator[Prediction]", records: "Sequence[Record]", *, as_json: bool) -> None:
@@ -127,9 +134,6 @@ def _print(predictions: "Iterator[Prediction]", records: "Sequence[Record]", *, 
 
     from redheart.predict.cards import json_line, print_card
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the terminal's encoding lacks, as a Korean title in ASCII, is written as its escape.
-        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     for prediction, record in zip(predictions, records, strict=True):
         if as_json:

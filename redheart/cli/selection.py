@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from redheart.cli.options import Flag, RunOptions, RunPath, parse, print_json
+from redheart.cli.options import EncoderPath, Flag, RunOptions, RunPath, parse, print_json
 from redheart.core.config import SelectConfig, resolved
 
 
@@ -40,6 +40,7 @@ class EvaluateOptions:
     """Folder of the run."""
     data: Path | None = None
     """A labelled file that the run has never seen."""
+    encoder: EncoderPath = None
     json: Flag = False
 
 
@@ -62,9 +63,12 @@ def sweet_spot(arguments: Sequence[str]) -> None:
 
 
 def crossover(arguments: Sequence[str]) -> None:
+    from redheart.snapshots.mergekit import tensors_folder
     from redheart.study import crossover, phases, run_folder, selection_text
 
     options = parse(CrossoverOptions, arguments, "crossover")
+    if options.mergekit:
+        tensors_folder(options.mergekit)
     with run_folder.opened(options.run) as (folder, config):
         data = phases.load_data(config, folder, show_progress=True)
         result = crossover.run_crossover(config, folder, data)
@@ -82,7 +86,7 @@ def evaluate(arguments: Sequence[str]) -> None:
             data = phases.load_data(config, folder, show_progress=True)
             print_json(evaluation.run_evaluation(config, folder, data), options.json)
     else:
-        folder, config = run_folder.load(options.run)
+        folder, config = run_folder.load(options.run, encoder=options.encoder)
         inventory = evaluation.inventory_of(folder)
         print_json(evaluation.evaluate_file(config, folder, inventory, options.data), options.json)
 

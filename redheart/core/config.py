@@ -36,6 +36,10 @@ class PrepareConfig:
     """Number of records that the generator makes when no file is given."""
 
 
+BUILT_IN_ENCODERS = ("minilm", "hash")
+"""Encoders that are known by a name, wherever their files lie."""
+
+
 @dataclass(frozen=True)
 class FeatureConfig:
     """Frozen token features of a sentence encoder."""

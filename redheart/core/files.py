@@ -1,28 +1,37 @@
 """Files that are either whole or not there: temp, fsync, rename, fsync of the folder, SHA-256.
 
 A crash at any instant leaves either the old content or the new one under the final name, and at most a hidden
-`.NAME.….partial` beside it. What a run's results rest on is sealed: its last line is the digest of all before it.
+`.NAME.….redheart-partial` beside it. Links are followed; what is no regular file, a pipe or a device, is written
+through. What a run's results rest on is sealed: its last line is the digest of all before it.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 
 from redheart.core.errors import BadInput, CorruptFile, DiskError
 
 T = TypeVar("T")
-PARTIAL = ".partial"
+PARTIAL = ".redheart-partial"
+"""How the names of unfinished files and folders end; nobody else's do, so that they may be removed."""
+_OPEN_FILES = ("/dev/std", "/dev/fd/", "/proc/")
+"""Where the system shows files that processes have open."""
+_NAME_CHARS = 40
+"""Of a final name in a temporary one: names may be 255 bytes long."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _SEAL = ',\n "sha256": "{}"\n}}\n'
+_SEAL_PATTERN = r',\n "sha256": "[0-9a-f]{64}"\n}\n'
 _SEAL_BYTES = len(_SEAL.format("0" * 64))
 
 _DISK_ERRNOS = {
@@ -42,7 +51,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # Some libraries raise an OSError of their own, which no call of the system stands behind.
-        if error.errno is None:
+        # And a reader that wants no more of a pipe is not a disk.
+        if error.errno in (None, errno.EPIPE):
             raise
         raise DiskError(
             f"cannot write: {_DISK_ERRNOS.get(error.errno, str(error.strerror).lower())}",
@@ -70,23 +80,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file atomically.
 
     Raises:
+        BadInput: a folder stands at `path`.
         DiskError: the content could not be written; an older file is untouched.
     """
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        fsync_path(path.parent)
+    with new_file(path) as temporary, open_output(temporary) as file:
+        file.write(content)
 
 
 def write_checked(path: Path, content: bytes) -> None:
@@ -126,6 +124,14 @@ def write_sealed(path: Path, value: object) -> None:
     assert text.endswith("\n}"), "an object with at least one key"
     body = text.removesuffix("\n}").encode()
     write_bytes(path, body + _SEAL.format(hashlib.sha256(body).hexdigest()).encode())
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends as `write_sealed` ends it; what is in it is for `read_sealed` to judge."""
+    if not path.is_file():
+        return False
+    seal = _content(path)[-_SEAL_BYTES:].decode(errors="replace")
+    return re.fullmatch(_SEAL_PATTERN, seal) is not None
 
 
 def read_sealed(path: Path, kind: type[T]) -> T:
@@ -183,34 +189,32 @@ def _decoded(path: Path, content: bytes, kind: type[T]) -> T:
         ) from error
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the `.partial` files and folders that killed processes left in a folder.
-
-    The caller holds the lock under which they are written: what another process is still writing looks the same.
-    """
-    with disk_errors(folder):
-        for item in folder.glob(f".*{PARTIAL}"):
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
-
-
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """A file that appears under its final name only when the block has ended without an error.
 
-    Yields the name of a sibling to write to, which must not be there yet. An existing file at `path` is replaced.
+    Yields the name of a sibling to write to, which is not there yet. An existing file at `path` is replaced and its
+    permissions stay; a new one has those that the umask leaves. A link is followed. A stream (see `is_stream`) is
+    yielded itself, for `open_output`: what is written there is gone at once, and nothing can appear whole.
 
     Raises:
         BadInput: a folder stands at `path`.
         DiskError: the disk is full, read-only or over its quota.
     """
-    if path.is_dir():
-        raise BadInput("a folder stands where a file was to be written", where=path)
     with disk_errors(path):
+        if path.is_dir():
+            raise BadInput("a folder stands where a file was to be written", where=path, mend="give the name of a file")
+        if is_stream(path):
+            yield path
+            return
+        path = real_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+        temporary = temporary_path(path)
         try:
             yield temporary
             fsync_path(temporary)
+            if path.exists():
+                shutil.copymode(path, temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -218,33 +222,46 @@ def new_file(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
 
 
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under its final name only when the block has ended without an error.
+def is_stream(path: Path) -> bool:
+    """Whether what is written to a path goes on at once: a pipe, a device, or a file that is open already.
 
-    Yields a temporary sibling. On success every file in it is flushed and the folder renamed;
-    on any error it is removed. An existing folder at `path` is replaced.
+    The last is what `/dev/stdout` is after `> FILE` and `>> FILE`; so a stream is only ever appended to.
+    """
+    if str(path.absolute()).startswith(_OPEN_FILES):
+        return True
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def open_output(path: Path) -> IO[bytes]:
+    """Open a new file, or a stream at whatever stands in it already, for writing."""
+    return path.open("ab" if is_stream(path) else "wb")
+
+
+def to_disk(file: IO[bytes]) -> None:
+    """Flush an open file to the disk; a stream has none."""
+    file.flush()
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        os.fsync(file.fileno())
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads once all links are followed, whether something is there or not.
 
     Raises:
-        DiskError: the disk is full, read-only or over its quota.
+        DiskError: links go round in a circle.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         try:
-            temporary.chmod(0o755)
-            yield temporary
-            for entry in sorted(temporary.rglob("*")):
-                fsync_path(entry)
-            fsync_path(temporary)
-            replaced = None
-            if path.exists():
-                replaced = temporary.with_name(temporary.name.removesuffix(PARTIAL) + ".replaced" + PARTIAL)
-                path.rename(replaced)
-            temporary.rename(path)
-            fsync_path(path.parent)
-            if replaced is not None:
-                shutil.rmtree(replaced)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            return path.resolve()
+        except RuntimeError as error:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden sibling's name that is not taken, for what will be at `path`."""
+    return path.with_name(f".{path.name[:_NAME_CHARS]}.{secrets.token_hex(4)}{PARTIAL}")
+
+
+def shown(name: object) -> str:
+    """A file's or folder's name as text that can be written anywhere; bytes that are no UTF-8 are spelled out."""
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -19,8 +19,8 @@ def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f".{name}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path = folder / f".redheart-{name}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.config import TrainConfig, decisive, digest
+from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
 from redheart.custom.learner import TensorLearner
 from redheart.train.events import EventSink
@@ -40,13 +41,15 @@ def fit(
         show_progress: bars on standard output.
 
     Raises:
-        BadInput: the folder holds another run, or another process works in it.
+        BadInput: the folder holds another run or other people's files, or another process works in it.
         Diverged: the loss or gradient was not finite three steps in a row.
         Interrupted: asked to stop; a state was written.
         DiskError: a state or snapshot could not be written.
     """
     config = dataclasses.replace(config, micro_batch=config.micro_batch or config.effective_batch)
     settings = RunSettings(config, epochs, learning_rate, _key(learner, config, learning_rate))
+    if not (folder / "events.jsonl").exists():
+        refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select"), what="a run")
     with folder_lock(folder, name="run", wait=False):
         train(learner, settings, folder=folder, sinks=sinks, show_progress=show_progress)
 

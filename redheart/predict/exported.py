@@ -10,16 +10,19 @@ The encoder is referred to by name and by the digest of its weights; another one
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import torch
 
 from redheart import __version__
-from redheart.core.config import FeatureConfig
+from redheart.core.config import BUILT_IN_ENCODERS, FeatureConfig
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import new_folder, read_sealed, sha256_file, write_bytes, write_sealed
-from redheart.data.encoders import Encoder, open_encoder
+from redheart.core.files import read_sealed, sha256_file, write_bytes, write_sealed
+from redheart.core.folders import new_folder
+from redheart.core.places import found_again, seen_from
+from redheart.data.encoders import open_encoder
 from redheart.data.inventory import Inventory
 from redheart.data.summary import SummaryFit
 from redheart.evaluate.calibration import Calibration
@@ -30,7 +33,7 @@ from redheart.snapshots.tensor_file import TensorFile, copy_into, open_tensors, 
 
 CONFIG, MANIFEST, WEIGHTS, CARD = "config.json", "manifest.json", "model.safetensors", "README.md"
 SUMMARY = "summary.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 class ExportConfig(msgspec.Struct, frozen=True):
@@ -43,6 +46,8 @@ class ExportConfig(msgspec.Struct, frozen=True):
     features: FeatureConfig
     encoder: str
     """Name and digest of the encoder's weights."""
+    encoder_place: str | None
+    """Its folder, seen from the export's, where it has one of its own."""
     inventory: Inventory
     trained: dict[str, tuple[str, ...]]
     calibration: Calibration | None
@@ -65,19 +70,22 @@ def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifes
     """Write a model, its configuration and its card into a new folder.
 
     Raises:
-        BadInput: something lies at `out` already.
+        BadInput: something lies at `out` already, an earlier export too.
         DiskError: the folder cannot be written.
     """
-    if out.exists():
-        raise BadInput("the folder is there already", where=out, mend="choose another --out, or remove it")
-    with new_folder(out) as folder:
+    with new_folder(out, None) as folder:
         tensors = {name: _narrow(tensor) for name, tensor in predictor.model.state_dict().items()}
+        features, place = predictor.features, None
+        if features.encoder not in BUILT_IN_ENCODERS and (place := seen_from(out, features.encoder)):
+            # Where it lay on this machine is nobody's business.
+            features = replace(features, encoder=Path(features.encoder).name)
         config = ExportConfig(
             format=FORMAT,
             redheart=__version__,
             dims=predictor.model.dims,
-            features=predictor.features,
+            features=features,
             encoder=predictor.encoder.identity,
+            encoder_place=place,
             inventory=predictor.inventory,
             trained=predictor.trained,
             calibration=predictor.calibration,
@@ -91,8 +99,12 @@ def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifes
     return manifest
 
 
-def load(folder: str | Path) -> Predictor:
+def load(folder: str | Path, *, encoder: str | None = None) -> Predictor:
     """Open an exported model; every file is held against its digest first.
+
+    Args:
+        folder: of the export.
+        encoder: where its encoder lies now, if that is not where it was.
 
     Raises:
         BadInput: there is no exported model, it is of another format, or the encoder is not the one it was trained on.
@@ -110,31 +122,15 @@ def load(folder: str | Path) -> Predictor:
     copy_into(model.state_dict(), open_tensors(folder, config.weights), where=folder / WEIGHTS)
     return Predictor(
         model=model.eval(),
-        encoder=checked_encoder(config.features, config.encoder),
+        encoder=open_encoder(
+            encoder or found_again(config.features.encoder, folder, config.encoder_place), identity=config.encoder
+        ),
         features=config.features,
         inventory=config.inventory,
         trained=config.trained,
         summary=_summary(folder, config.summary) if config.summary else None,
         calibration=config.calibration,
     )
-
-
-def checked_encoder(features: FeatureConfig, identity: str) -> Encoder:
-    """The encoder of a configuration, if its weights are those that the model was trained on.
-
-    Raises:
-        BadInput: they are others, or it cannot be loaded.
-    """
-    encoder = open_encoder(features.encoder)
-    if encoder.identity != identity:
-        raise BadInput(
-            "the encoder is not the one that the model was trained on",
-            where=features.encoder,
-            got=encoder.identity,
-            expected=identity,
-            mend="install or restore the encoder with these weights",
-        )
-    return encoder
 
 
 def device() -> str:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from redheart.core.files import read_sealed
+from redheart.core.files import read_sealed, shown
 from redheart.data.prepare import Manifest
 from redheart.evaluate.evaluation import Evaluation
 from redheart.evaluate.reliability import Bin, CalibrationScores
@@ -83,7 +83,7 @@ def read_facts(root: Path) -> RunFacts:
         CorruptFile: a file was changed since it was written.
     """
     return RunFacts(
-        name=root.resolve().name,
+        name=shown(root.resolve().name),
         config=read_sealed(root / "config.json", _Config).config,
         manifest=read_sealed(root / "data" / "manifest.json", Manifest),
         crossover=_if_there(root / "select" / "crossover.json", CrossoverFacts),

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import disk_errors, fsync_path, write_sealed
+from redheart.core.folders import remove_leftovers as remove_unfinished
 from redheart.core.lock import folder_lock
 from redheart.snapshots import delta
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, link_same, list_snapshots
-from redheart.snapshots.single_file import SUFFIX
-from redheart.snapshots.tensor_file import Delta, TensorFile, content_sha256, write_stream
+from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, content_sha256, write_stream
 
 WINDOW = 16
 """Every how many snapshots one is kept whole."""
@@ -106,13 +106,11 @@ def expand_snapshots(
 
 def remove_leftovers(snapshot: Snapshot) -> None:
     """Remove what a killed rewriting left in a snapshot's folder, and nothing else."""
+    remove_unfinished(snapshot.folder)
     named = {entry.file for entry in snapshot.files}
-    ours = {f"{name}{suffix}" for name in snapshot.manifest.modules for suffix in (SUFFIX, delta.SUFFIX)}
     with disk_errors(snapshot.folder):
-        for path in snapshot.folder.iterdir():
-            is_temporary = path.name.startswith((f".{MANIFEST}.", *(f".{name}." for name in ours)))
-            if path.name not in named and (path.name in ours or is_temporary):
-                path.unlink()
+        for name in snapshot.forms - named:
+            (snapshot.folder / name).unlink(missing_ok=True)
 
 
 def _base(snapshots: Sequence[Snapshot], position: int) -> Snapshot | None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import canonical_json, new_folder, read_sealed, write_sealed
+from redheart.core.files import canonical_json, read_sealed, write_sealed
+from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
-from redheart.snapshots.module_snapshots import Snapshot
+from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
 from redheart.snapshots.single_file import Tensors, converted
 from redheart.snapshots.tensor_file import TensorFile, TensorSpec, open_tensors, spec_of, write_stream
 
@@ -74,13 +75,13 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
     _check_choice(choice, by_epoch, expected)
     parts = {}
-    with new_folder(out) as folder:
+    with new_folder(out, assembly_contents) as folder:
         for name, specs in expected.items():
             chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
             sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
             parts[name] = Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, specs))
         assembly = Assembly(parts)
-        write_sealed(folder / "manifest.json", assembly)
+        write_sealed(folder / MANIFEST, assembly)
     return assembly
 
 
@@ -97,7 +98,7 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
         DiskError: the model cannot be written.
     """
     parts = {}
-    with new_folder(out) as folder:
+    with new_folder(out, assembly_contents) as folder:
         for module in modules:
             names = [name for name in tensors.specs if name.startswith(f"{module}.")]
             keys = {name.removeprefix(f"{module}."): name for name in names}
@@ -108,7 +109,7 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
 
             parts[module] = Part(NOTHING, (), write_stream(folder / f"{module}.safetensors", specs, read))
         assembly = Assembly(parts)
-        write_sealed(folder / "manifest.json", assembly)
+        write_sealed(folder / MANIFEST, assembly)
     return assembly
 
 
@@ -126,12 +127,21 @@ def read_module(
 
 def link_folder(source: Path, out: Path) -> None:
     """Give a folder's files a second place, as hard links where the file system allows it."""
-    with new_folder(out) as folder:
+    with new_folder(out, assembly_contents) as folder:
         for path in sorted(source.iterdir()):
             try:
                 os.link(path, folder / path.name)
             except OSError:
                 shutil.copyfile(path, folder / path.name)
+
+
+def assembly_contents(folder: Path) -> set[str]:
+    """Names of the files of an assembled model, by its manifest.
+
+    Raises:
+        BadInput: there is none.
+    """
+    return {MANIFEST, *(part.weights.file for part in read_assembly(folder).modules.values())}
 
 
 def read_assembly(folder: Path) -> Assembly:
@@ -140,7 +150,7 @@ def read_assembly(folder: Path) -> Assembly:
     Raises:
         BadInput: there is none.
     """
-    return read_sealed(folder / "manifest.json", Assembly)
+    return read_sealed(folder / MANIFEST, Assembly)
 
 
 def load_assembly(model: nn.Module, folder: Path) -> Assembly:

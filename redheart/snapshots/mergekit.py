@@ -8,12 +8,24 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from redheart.core.errors import BadInput
-from redheart.core.files import new_folder, write_bytes
+from redheart.core.files import read_sealed, sha256_file, shown, write_bytes, write_sealed
+from redheart.core.folders import new_folder, refuse_foreign
 from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, check_specs
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.tensor_file import write_stream
+
+_MANIFEST = "manifest.json"
+
+
+class MergeFiles(msgspec.Struct, frozen=True):
+    """What a folder beside a merge holds."""
+
+    mergekit_files: dict[str, str]
+    """SHA-256 by file name."""
 
 
 def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snapshot], expected: Specs) -> None:
@@ -22,20 +34,20 @@ def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Seque
     `mergekit-pytorch --tensor-union FILE OUT` then makes the model. The files are named by absolute paths.
 
     Raises:
-        BadInput: the path has no suffix, or a module's name is part of another module's tensor names.
+        BadInput: as `tensors_folder`, or a module's name is part of another module's tensor names.
         CorruptFile: a file of a snapshot does not match its digest, or holds other tensors than expected.
         DiskError: the files cannot be written.
     """
-    if not path.suffix:
-        raise BadInput("a mergekit file needs a suffix", where=path, expected="a name such as merge.yaml")
+    folder = tensors_folder(path)
     _check_filters(expected)
     epochs = sorted({epoch for blend in choice.values() for epoch in blend.epochs})
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
-    folder = path.with_suffix("").absolute()
-    with new_folder(folder) as temporary:
+    with new_folder(folder, _contents) as temporary:
         for epoch in epochs:
             taken = [name for name, blend in choice.items() if epoch in blend.epochs]
             _write_epoch(temporary / f"epoch_{epoch:04d}.safetensors", by_epoch[epoch], taken, expected)
+        files = {item.name: sha256_file(item) for item in sorted(temporary.iterdir())}
+        write_sealed(temporary / _MANIFEST, MergeFiles(files))
     lines = ["# Made by Red Heart. Run: mergekit-pytorch --tensor-union THIS_FILE OUT"]
     for name, blend in choice.items():
         digests = ", ".join(by_epoch[epoch].manifest.modules[name].content_sha256[:16] for epoch in blend.epochs)
@@ -50,6 +62,25 @@ def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Seque
                 lines += [f"        - filter: {json.dumps(f'{name}.')}", f"          value: {share!r}"]
         lines.append("        - value: 0.0")
     write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def tensors_folder(path: Path) -> Path:
+    """The folder of tensors beside a merge, free to be written.
+
+    Raises:
+        BadInput: the path has no suffix or cannot stand in YAML, or another folder or file is in the way.
+    """
+    if not path.suffix:
+        raise BadInput("a mergekit file needs a suffix", where=path, expected="a name such as merge.yaml")
+    folder = path.with_suffix("").absolute()
+    if shown(folder) != str(folder):
+        raise BadInput("mergekit reads paths in UTF-8", where=path, got=shown(folder), mend="choose another folder")
+    refuse_foreign(folder, _contents)
+    return folder
+
+
+def _contents(folder: Path) -> set[str]:
+    return {_MANIFEST, *read_sealed(folder / _MANIFEST, MergeFiles).mergekit_files}
 
 
 def _check_filters(expected: Specs) -> None:

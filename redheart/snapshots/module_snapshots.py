@@ -15,9 +15,12 @@ import msgspec
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
-from redheart.core.files import new_folder, read_sealed, write_sealed
+from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
+from redheart.core.folders import new_folder
+from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import DeltaReader
 from redheart.snapshots.tensor_file import (
+    SUFFIX,
     Delta,
     TensorFile,
     TensorReader,
@@ -61,6 +64,11 @@ class Snapshot:
     def files(self) -> list[TensorFile]:
         """What the manifest knows of every file of the snapshot."""
         return [*self.manifest.modules.values(), self.manifest.outputs]
+
+    @property
+    def forms(self) -> set[str]:
+        """Names of the files that its modules may be in, whole or as differences; a killed rewriting leaves both."""
+        return {f"{name}{suffix}" for name in self.manifest.modules for suffix in (SUFFIX, DELTA_SUFFIX)}
 
     @property
     def is_whole(self) -> bool:
@@ -136,10 +144,10 @@ def write_snapshot(
         DiskError: the disk is full, read-only or over its quota.
     """
     folder = root / f"epoch_{epoch:04d}"
-    for leftover in root.glob(f".{folder.name}.*"):
+    for leftover in root.glob(f".{folder.name}.*{PARTIAL}"):
         # Of a run that was killed while it wrote this very snapshot.
         shutil.rmtree(leftover, ignore_errors=True)
-    with new_folder(folder) as temporary:
+    with new_folder(folder, snapshot_contents) as temporary:
         manifest = SnapshotManifest(
             epoch=epoch,
             step=step,
@@ -173,8 +181,7 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         source, target = other.folder / twin.file, snapshot.folder / entry.file
         if source.is_file() and source.samefile(target):
             continue
-        temporary = target.with_name(f".{target.name}.link")
-        temporary.unlink(missing_ok=True)
+        temporary = temporary_path(target)
         try:
             # What has rotted since it was written must not take the place of what was not.
             os.link(verify(other.folder, twin), temporary)
@@ -183,6 +190,17 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         temporary.replace(target)
         saved_bytes += entry.bytes
     return saved_bytes
+
+
+def snapshot_contents(folder: Path) -> set[str]:
+    """Names of what a snapshot's folder holds, whole or as differences, by its manifest.
+
+    Raises:
+        BadInput: its manifest is missing.
+        CorruptFile: its manifest was changed.
+    """
+    snapshot = open_snapshot(folder)
+    return {MANIFEST, *snapshot.forms, *(entry.file for entry in snapshot.files)}
 
 
 def open_snapshot(folder: Path) -> Snapshot:

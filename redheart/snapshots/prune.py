@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.errors import BadInput
-from redheart.core.files import disk_errors, fsync_path
+from redheart.core.files import PARTIAL, disk_errors, fsync_path
+from redheart.core.folders import refuse_foreign
 from redheart.core.lock import folder_lock
 from redheart.snapshots.compress import expand_snapshots, remove_leftovers
-from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, snapshot_contents
 
-_REMOVED = ".removed"
+_REMOVED = f".removed{PARTIAL}"
 
 
 class Keep(msgspec.Struct, frozen=True):
@@ -56,6 +57,7 @@ def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool 
 
     Raises:
         BadInput: no rule, a rule that names no snapshot, or nothing to prune.
+        BadInput: or files of other people lie in a snapshot that would go; nothing was removed.
         CorruptFile: a file that must be rewritten does not match its digest; nothing was removed.
     """
     with folder_lock(root.parent, name="snapshots", wait=wait):
@@ -66,6 +68,8 @@ def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool 
         names = {item.folder.name for item in going}
         leaning = [item for item in staying if any(entry.delta and entry.delta.base in names for entry in item.files)]
         before = disk_bytes(root)
+        for snapshot in going:
+            refuse_foreign(snapshot.folder, snapshot_contents)
         if remove:
             for snapshot in staying:
                 remove_leftovers(snapshot)

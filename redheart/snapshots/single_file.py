@@ -13,11 +13,10 @@ from redheart.core.files import new_file
 from redheart.snapshots.masters import Masters
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.states import State
-from redheart.snapshots.tensor_file import TensorSpec, write_stream
+from redheart.snapshots.tensor_file import SUFFIX, TensorSpec, write_stream
 
 DtypeName = Literal["fp32", "bf16"]
 DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SUFFIX = ".safetensors"
 
 
 class SingleFile(msgspec.Struct, frozen=True):

@@ -5,6 +5,8 @@ removed before the new state has been read back and matches its digests. A state
 over for the one before: training is deterministic, so that the same bytes come out and only time is lost.
 """
 
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,9 +19,12 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, read_json, read_sealed, write_json, write_sealed
+from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names
 from redheart.snapshots.tensor_file import TensorFile, TensorReader, open_tensors, verify, write_tensors
 
 KEPT_STATES = 2
+MANIFEST = "manifest.json"
+_NAMES = re.compile(r"manifest\.json|rank_\d+\.(?:safetensors|json)")
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -88,6 +93,7 @@ def write_state(
     """Write this rank's part of a state; every rank calls it.
 
     Raises:
+        BadInput: files of other people lie in the folder of a state of this very step.
         DiskError: the disk is full, read-only or over its quota; older states are untouched.
     """
     folder = root / f"step_{progress.step:08d}"
@@ -114,13 +120,14 @@ def write_state(
 
 
 def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
-    write_sealed(temporary / "manifest.json", manifest)
+    write_sealed(temporary / MANIFEST, manifest)
     for entry in manifest.files:
         verify(temporary, entry)
     fsync_path(temporary)
     # The last step of an epoch may have a state already, from before the epoch was counted.
     replaced = temporary.with_name(f".{folder.name}.replaced{PARTIAL}")
     shutil.rmtree(replaced, ignore_errors=True)
+    refuse_foreign(folder, _contents)
     if folder.exists():
         folder.rename(replaced)
     temporary.rename(folder)
@@ -129,9 +136,23 @@ def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
     for other in state_folders(folder.parent):
         # One of a later step was damaged when this run went on from before it.
         if other > folder:
-            shutil.rmtree(other)
+            remove_names(other, _contents(other))
     for old in state_folders(folder.parent)[:-KEPT_STATES]:
-        shutil.rmtree(old)
+        remove_names(old, _contents(old))
+
+
+def remove_states(root: Path) -> None:
+    """Remove all states below `root`, also unfinished ones, and nothing else."""
+    remove_leftovers(root)
+    for folder in state_folders(root):
+        remove_names(folder, _contents(folder))
+    with suppress(OSError):
+        root.rmdir()
+
+
+def _contents(folder: Path) -> list[str]:
+    """Names in a state's folder that a state gives, damaged or not; the manifest first, so that no half is left."""
+    return sorted((name for name in os.listdir(folder) if _NAMES.fullmatch(name)), key=lambda name: name != MANIFEST)
 
 
 def newest_state(root: Path) -> State | None:
@@ -146,7 +167,7 @@ def newest_state(root: Path) -> State | None:
     refused: list[RedHeartError] = []
     for folder in reversed(state_folders(root)):
         try:
-            manifest = read_sealed(folder / "manifest.json", StateManifest)
+            manifest = read_sealed(folder / MANIFEST, StateManifest)
             ranks = [open_tensors(folder, entry) for entry in manifest.files]
         except (BadInput, CorruptFile) as error:
             refused.append(error)
@@ -162,15 +183,15 @@ def newest_state(root: Path) -> State | None:
     return None
 
 
-def least_events_bytes(root: Path) -> int:
-    """How long the event log beside the states below `root` is at least: 0 where no state says it."""
+def newest_progress(root: Path) -> Progress | None:
+    """How far the newest state below `root` says that the run has come; None where no state says it."""
     for folder in reversed(state_folders(root)):
         # What is wrong with a state is for those to say who want to resume from it.
         with suppress(BadInput, CorruptFile):
-            return read_sealed(folder / "manifest.json", StateManifest).progress.events_bytes
-    return 0
+            return read_sealed(folder / MANIFEST, StateManifest).progress
+    return None
 
 
 def state_folders(root: Path) -> list[Path]:
-    """Folders of states, the oldest first; a copy that somebody made beside them has another name."""
-    return sorted(root.glob(f"step_{'[0-9]' * 8}"))
+    """Folders with anything of a state in them, the oldest first; a copy that somebody made has another name."""
+    return sorted(folder for folder in root.glob(f"step_{'[0-9]' * 8}") if _contents(folder))

@@ -9,7 +9,6 @@ library maps the whole file into the process, which counts as resident and made 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile
-from redheart.core.files import disk_errors, sha256_file
+from redheart.core.files import disk_errors, open_output, sha256_file, to_disk
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -34,6 +33,7 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+SUFFIX = ".safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
 
@@ -122,12 +122,11 @@ def write_stream(
         DiskError: the disk is full, read-only or over its quota.
     """
     digest, size = hashlib.sha256(), 0
-    with disk_errors(path), path.open("wb") as file:
+    with disk_errors(path), open_output(path) as file:
         for block in _blocks(specs, read, metadata):
             digest.update(block)
             size += file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
+        to_disk(file)
     return TensorFile(
         file=path.name,
         sha256=digest.hexdigest(),

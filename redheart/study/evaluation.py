@@ -21,6 +21,7 @@ from redheart.model.dims import TASKS
 from redheart.select.scoring import Scoring
 from redheart.select.statistics import Gain, paired_gain
 from redheart.study.crossover import FINAL, MODELS, load_final, read_crossover
+from redheart.study.final import run_features
 from redheart.study.learner import loss_floors, predict_rows, predictor_losses
 from redheart.study.openings import open_test, record_opening
 from redheart.study.phases import StudyData
@@ -85,7 +86,12 @@ def evaluate_file(config: StudyConfig, folder: RunFolder, inventory: Inventory, 
     records = [_renamed(record, parsed.inventory, inventory, path) for record in parsed.records]
     values_NT, mask_NT = target_arrays(records, inventory)
     features = make_features(
-        records, config=config.features, root=folder.evaluation / "features", fit=folder.summary_fit, show_progress=True
+        records,
+        config=config.features,
+        root=folder.evaluation / "features",
+        fit=folder.summary_fit,
+        identity=run_features(folder).encoder,
+        show_progress=True,
     )
     crossover = read_crossover(folder)
     digests = {FINAL: crossover.digests[crossover.recommended]}

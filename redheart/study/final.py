@@ -7,13 +7,14 @@ import msgspec
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, sha256_file
-from redheart.data.features import FeatureManifest
+from redheart.data.encoders import open_encoder
+from redheart.data.features import FeatureManifest, known_manifest
 from redheart.data.prepare import Manifest, Prepared, load_prepared
 from redheart.data.summary import load_fit
 from redheart.evaluate.calibration import Calibration
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
-from redheart.predict.exported import checked_encoder, device
+from redheart.predict.exported import device
 from redheart.predict.predictor import Predictor, trained_targets
 from redheart.snapshots.consolidate import load_assembly
 from redheart.study import run_folder
@@ -36,14 +37,18 @@ class StoredCalibration(msgspec.Struct, frozen=True):
     calibration: Calibration | None
 
 
-def open_run(root: Path) -> Predictor:
+def open_run(root: Path, *, encoder: str | None = None) -> Predictor:
     """The recommended model of a finished run, with the run's encoder, names and calibration.
+
+    Args:
+        root: the run's folder.
+        encoder: where its encoder lies now, if that is not where it was.
 
     Raises:
         BadInput: there is no run, it has no crossover yet, or the encoder is not the one it was trained on.
         CorruptFile: a file of the run was changed.
     """
-    folder, config = run_folder.load(root)
+    folder, config = run_folder.load(root, encoder=encoder)
     choice = recommended(folder)
     prepared = load_prepared(folder.data)
     return predictor_of(config, folder, prepared, choice, calibration_of(folder, choice))
@@ -54,8 +59,8 @@ def predictor_of(
 ) -> Predictor:
     """The recommended model of a run whose records are loaded."""
     # The encoder first: it is checked in a moment, the weights of `full` are 1.5 GB.
-    features = feature_manifest(folder)
-    encoder = checked_encoder(config.features, features.encoder)
+    features = run_features(folder)
+    encoder = open_encoder(config.features.encoder, identity=features.encoder)
     return Predictor(
         model=load_recommended(config, folder, prepared.manifest, choice),
         encoder=encoder,
@@ -103,18 +108,16 @@ def calibration_of(folder: RunFolder, choice: Recommended) -> Calibration | None
     return stored.calibration
 
 
-def feature_manifest(folder: RunFolder) -> FeatureManifest:
-    """What the run's features were made with."""
-    found = [read_sealed(path, FeatureManifest) for path in folder.features.glob("*/manifest.json")]
-    encoders = sorted({manifest.encoder for manifest in found})
-    if len(encoders) != 1:
-        raise BadInput(
-            "the run's features do not name one encoder",
-            where=folder.features,
-            got=", ".join(encoders) or "no features",
-            mend="remove the features of other encoders; `redheart evaluate RUN` makes the run's own again",
-        )
-    return found[0]
+def run_features(folder: RunFolder) -> FeatureManifest:
+    """What the run's features were made with.
+
+    Raises:
+        BadInput: there are none, or they are of several encoders.
+    """
+    found = known_manifest(folder.features)
+    if found is None:
+        raise BadInput("the run has no features", where=folder.features, mend="`redheart train --run RUN` makes them")
+    return found
 
 
 def load_recommended(config: StudyConfig, folder: RunFolder, manifest: Manifest, choice: Recommended) -> RedHeart:

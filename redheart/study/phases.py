@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.config import StudyConfig, decisive, digest
-from redheart.core.files import remove_leftovers
+from redheart.core.folders import remove_leftovers
 from redheart.core.lock import folder_lock
-from redheart.data.features import FeatureCache, make_features
+from redheart.data.features import FeatureCache, known_manifest, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
@@ -40,22 +40,27 @@ def open_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
     """Prepare the records and compute the features, or open what is there."""
     # The ranks of one host meet here: the first one works, the others then find it done.
     with folder_lock(folder.root, name="data", wait=True):
+        source = source_path(config)
         if is_first_rank():
             # The other ranks write nothing here without this lock.
             remove_leftovers(folder.root)
-        prepare(source_path(config), out=folder.data, config=config.prepare, seed=config.seed, replace=False)
+            if source and not source.exists() and (folder.data / "manifest.json").is_file():
+                say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
+        prepare(source, out=folder.data, config=config.prepare, seed=config.seed, replace=False)
     return load_data(config, folder, show_progress=show_progress)
 
 
 def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) -> StudyData:
     """The prepared records of a run and their features, without the file that they came from."""
     prepared = load_prepared(folder.data)
+    known = known_manifest(folder.features)
     features = make_features(
         prepared.records,
         config=config.features,
         root=folder.features,
         fit=folder.summary_fit,
         train=prepared.split["train"],
+        identity=known.encoder if known else None,
         show_progress=show_progress,
     )
     return StudyData(prepared, features)

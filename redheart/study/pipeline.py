@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed
+from redheart.core.files import read_sealed, shown
 from redheart.data.prepare import Manifest
 from redheart.model.dims import preset
 from redheart.model.ledger import count
@@ -94,7 +94,7 @@ def make_report(config: StudyConfig, folder: RunFolder) -> Path:
     evaluation = _if_there(folder.evaluation / "evaluation.json", EvaluationResult)
     path = write_report(
         folder.report,
-        title=f"Red Heart: {folder.root.name}",
+        title=f"Red Heart: {shown(folder.root.resolve().name)}",
         manifest=manifest,
         ledger_rows=ledger_rows,
         trials=sweep.trials if sweep else [],

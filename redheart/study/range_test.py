@@ -5,7 +5,6 @@ It says where the candidates stand, and drops none of them: a rate that diverges
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import msgspec
 
 from redheart.core.config import StudyConfig, digest
 from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.snapshots.states import remove_states
 from redheart.study.phases import StudyData, is_first_rank, run_settings, train_at
 from redheart.study.run_folder import RunFolder
 from redheart.study.trials import trial_lock
@@ -85,11 +85,11 @@ def train_ramp(config: StudyConfig, folder: RunFolder, data: StudyData, *, show_
     out, name = _folder(folder), f"{folder.root.name} range test"
     with trial_lock(out):
         if is_first_rank():
-            shutil.rmtree(out / "states", ignore_errors=True)
+            remove_states(out / "states")
             (out / "events.jsonl").unlink(missing_ok=True)
         train_at(config, data, _settings(config, data), out, name=name, show_progress=show_progress)
         if is_first_rank():
-            shutil.rmtree(out / "states", ignore_errors=True)
+            remove_states(out / "states")
 
 
 def judge(

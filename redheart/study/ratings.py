@@ -30,7 +30,7 @@ class RatingsResult(msgspec.Struct, frozen=True):
     """None where there was too little to correlate."""
 
 
-def rate(root: Path, csv: Path, *, texts: Path | None) -> RatingsResult:
+def rate(root: Path, csv: Path, *, texts: Path | None, encoder: str | None = None) -> RatingsResult:
     """Correlate a run's predictions with a table of ratings.
 
     Args:
@@ -38,12 +38,13 @@ def rate(root: Path, csv: Path, *, texts: Path | None) -> RatingsResult:
         csv: the table.
         texts: the texts that its ids mean; without it they are records of the run, of its validation split only:
             what was trained on would flatter the model, and the test split is opened by `evaluate` alone.
+        encoder: where the run's encoder lies now, if that is not where it was.
 
     Raises:
         BadInput: the table or the texts are malformed, a measure is not known, or no row is left.
     """
     table = read_ratings(csv)
-    predictor = open_run(root)
+    predictor = open_run(root, encoder=encoder)
     records = _known_texts(root, table, texts)
     rows = [row for row, name in enumerate(table.ids) if name in records]
     if not rows:

@@ -2,17 +2,27 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from redheart.core.config import GENERATED, HOW_ONLY, StudyConfig, decisive, digest
+from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, decisive, digest
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed, remove_leftovers, write_sealed
+from redheart.core.files import is_sealed, read_sealed, write_sealed
+from redheart.core.folders import refuse_taken, remove_leftovers
 from redheart.core.lock import folder_lock
+from redheart.core.places import found_again, seen_from
+from redheart.snapshots.states import newest_progress
+
+DATA, ENCODER = "data", "features.encoder"
+"""What a run is made from and may lie elsewhere later."""
+FIRST_RANK_S = 600
+"""Seconds that other ranks wait for the first one, which asks the planner before it starts a run."""
 
 
 class SavedConfig(msgspec.Struct, frozen=True):
@@ -20,6 +30,8 @@ class SavedConfig(msgspec.Struct, frozen=True):
 
     key: str
     config: dict[str, object]
+    places: dict[str, str] = {}
+    """Where the records and an encoder of one's own lay, seen from the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,12 @@ class RunFolder:
     """Paths below a run's folder."""
 
     root: Path
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of everything that a run writes in its folder, but for hidden files."""
+        kept = (self.config, self.data, self.features, self.sweep, self.train, self.select, self.evaluation)
+        return tuple(path.name for path in (*kept, self.openings, self.report, self.calibration))
 
     @property
     def config(self) -> Path:
@@ -88,53 +106,86 @@ def claimed(config: StudyConfig) -> Iterator[RunFolder]:
     The first rank holds the folder's lock inside the block, for the others of its run.
 
     Raises:
-        BadInput: another run works in the folder, or it was started with other settings; they are named.
+        BadInput: another run works in the folder, it was started with other settings, which are named, or it holds
+            other people's files where the run would write.
     """
     if os.environ.get("RANK", "0") != "0":
-        yield RunFolder(config.out)
+        yield _started_by_first_rank(RunFolder(config.out))
         return
+    # Before the lock, which is a file too.
+    check(config)
     with folder_lock(config.out, name="run", wait=False):
         yield start(config)
 
 
 @contextmanager
-def opened(root: Path) -> Iterator[tuple[RunFolder, StudyConfig]]:
+def opened(root: Path, *, encoder: str | None = None) -> Iterator[tuple[RunFolder, StudyConfig]]:
     """A run's folder and configuration, as `load` gives them, for one process that writes results into it.
 
     Raises:
         BadInput: there is no run in this folder, or another process works in it.
     """
-    folder, config = load(root)
+    folder, config = load(root, encoder=encoder)
     with folder_lock(root, name="run", wait=False):
         yield folder, config
+
+
+def check(config: StudyConfig) -> SavedConfig | None:
+    """Whether a run of this configuration may work in its folder; what was saved there before, None in a new one.
+
+    Raises:
+        BadInput: the folder was started with other settings, which are named; it has trained more epochs than are
+            asked for; or it holds other people's files where the run would write.
+    """
+    folder = RunFolder(config.out)
+    if config.out.exists() and not config.out.is_dir():
+        raise BadInput("a file stands where the run's folder is to be", where=config.out, mend="choose another --out")
+    if not is_sealed(folder.config):
+        refuse_taken(folder.root, folder.parts, what="a run")
+        return None
+    old = read_sealed(folder.config, SavedConfig)
+    before = _decoded(old)
+    changed = _differences(_decisive(before), _decisive(config))
+    if changed:
+        raise BadInput(
+            "this folder holds a run with other settings",
+            where=folder.root,
+            got="; ".join(changed),
+            mend="choose another --out, or repeat the settings that the run was started with",
+        )
+    progress = newest_progress(folder.states)
+    done = progress.epoch if progress else 0
+    if done > config.epochs:
+        raise BadInput(
+            "the run has trained more epochs already",
+            where=folder.root,
+            got=f"--epochs {config.epochs}",
+            expected=f"{done} or more",
+            mend="give that many, or choose another --out for a shorter run",
+        )
+    return old
 
 
 def start(config: StudyConfig) -> RunFolder:
     """Write the configuration into a run's folder, or recognise it as this configuration's.
 
     Raises:
-        BadInput: the folder was started with other settings; they are named.
+        BadInput: as `check`.
     """
     folder = RunFolder(config.out)
+    old = check(config)
     for part in (folder.sweep, folder.select, folder.evaluation, folder.report):
         remove_leftovers(part)
-    saved = SavedConfig(digest(_decisive(config)), msgspec.to_builtins(config, enc_hook=str))
-    if folder.config.exists():
-        old = read_sealed(folder.config, SavedConfig)
-        if old.key != saved.key:
-            changed = _differences(old.config, saved.config)
-            raise BadInput(
-                "this folder holds a run with other settings",
-                where=folder.root,
-                got="; ".join(changed),
-                mend="choose another --out, or repeat the settings that the run was started with",
-            )
-    write_sealed(folder.config, saved)
+    write_sealed(folder.config, _saved(config, folder, old))
     return folder
 
 
-def load(root: Path) -> tuple[RunFolder, StudyConfig]:
+def load(root: Path, *, encoder: str | None = None) -> tuple[RunFolder, StudyConfig]:
     """A run's folder and the configuration that it was started with.
+
+    Args:
+        root: the run's folder.
+        encoder: where its encoder lies now, if that is not where it was.
 
     Raises:
         BadInput: there is no run in this folder.
@@ -143,12 +194,23 @@ def load(root: Path) -> tuple[RunFolder, StudyConfig]:
     if not folder.config.is_file():
         raise BadInput("there is no run in this folder", where=root, mend="make one with `redheart run --out FOLDER`")
     saved = read_sealed(folder.config, SavedConfig)
+    config = _decoded(saved)
+    features = dataclasses.replace(
+        config.features,
+        encoder=encoder or found_again(config.features.encoder, root, saved.places.get(ENCODER)),
+    )
+    data = found_again(config.data, root, saved.places.get(DATA))
+    return folder, dataclasses.replace(config, out=root, data=data, features=features)
 
-    def decode(kind: type, value: object) -> object:
-        return Path(str(value)) if kind is Path else value
 
-    config = msgspec.convert(saved.config, StudyConfig, dec_hook=decode)
-    return folder, dataclasses.replace(config, out=root)
+def _started_by_first_rank(folder: RunFolder) -> RunFolder:
+    """The folder once the first rank has found it free: what another rank wrote before would be in its way."""
+    deadline = time.monotonic() + FIRST_RANK_S
+    while not is_sealed(folder.config):
+        if time.monotonic() > deadline:
+            raise BadInput("the first rank has not started the run", where=folder.root, mend="see its own message")
+        time.sleep(0.05)
+    return folder
 
 
 def source_path(config: StudyConfig) -> Path | None:
@@ -156,24 +218,71 @@ def source_path(config: StudyConfig) -> Path | None:
     return None if config.data == GENERATED else Path(config.data)
 
 
+def _saved(config: StudyConfig, folder: RunFolder, old: SavedConfig | None) -> SavedConfig:
+    """What is kept of a configuration: paths as they were typed, and where they lead seen from the folder."""
+    places, features = dict(old.places) if old else {}, config.features
+    typed = {DATA: config.data, ENCODER: features.encoder}
+    before = _decoded(old) if old else None
+    known = {DATA: before.data, ENCODER: before.features.encoder} if before else {}
+    for name, path in typed.items():
+        if path == GENERATED or (name == ENCODER and path in BUILT_IN_ENCODERS):
+            continue
+        if name in known and path == found_again(known[name], folder.root, places.get(name)):
+            # Not typed now, but read from here.
+            typed[name] = known[name]
+        elif (place := seen_from(folder.root, path)) is not None:
+            if name == ENCODER and old:
+                _check_encoder(folder, path)
+            places[name] = place
+    config = dataclasses.replace(
+        config, data=typed[DATA], features=dataclasses.replace(features, encoder=typed[ENCODER])
+    )
+    return SavedConfig(digest(_decisive(config)), _plain(config), places)
+
+
+def _check_encoder(folder: RunFolder, path: str) -> None:
+    """Another path may be another encoder, which must not go on with the features of the first."""
+    from redheart.data.encoders import open_encoder
+    from redheart.data.features import known_manifest
+
+    known = known_manifest(folder.features)
+    if known:
+        open_encoder(path, identity=known.encoder)
+
+
+def _decoded(saved: SavedConfig) -> StudyConfig:
+    def decode(kind: type, value: object) -> object:
+        return Path(str(value)) if kind is Path else value
+
+    return msgspec.convert(saved.config, StudyConfig, dec_hook=decode)
+
+
+def _plain(config: StudyConfig) -> dict[str, object]:
+    """The configuration as JSON has it: lists for tuples, text for paths."""
+    return dict(msgspec.json.decode(msgspec.json.encode(config, enc_hook=str)))
+
+
 def _decisive(config: StudyConfig) -> dict[str, object]:
     """The settings that decide what lies in the folder; where it lies and how fast it is made do not.
 
     Neither does the number of epochs: a finished run may be continued with more. Nor does how snapshots are chosen
-    from: that may be done again in any way.
+    from: that may be done again in any way. Records and encoder are told by their digests, not by where they lie; see
+    `prepare` and `make_features`.
     """
-    values = msgspec.to_builtins(config, enc_hook=str)
-    del values["out"], values["epochs"], values["select"]
-    values["train"] = decisive(config.train)
-    return dict(values)
+    values: dict[str, Any] = _plain(config)
+    del values["out"], values["epochs"], values["select"], values["data"]
+    values["train"] = {name: values["train"][name] for name in decisive(config.train)}
+    if config.features.encoder not in BUILT_IN_ENCODERS:
+        values["features"]["encoder"] = "one of its own"
+    return values
 
 
-def _differences(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
             found += _differences(before, value, f"{prefix}{key}.")
-        elif before != value and key not in ("out", "epochs", "select", *HOW_ONLY):
+        elif before != value:
             found.append(f"{prefix}{key} was {before}, is {value}")
     return found

@@ -1,7 +1,6 @@
 """The search for the learning rate: every rate in a process of its own, from the same weights and data order."""
 
 import dataclasses
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from redheart.core.config import StudyConfig, SweepConfig, digest
 from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
 from redheart.core.files import read_sealed, write_sealed
+from redheart.snapshots.states import remove_states
 from redheart.study import range_test
 from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, train_at
 from redheart.study.run_folder import RunFolder
@@ -76,7 +76,7 @@ def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: flo
         train_at(config, data, settings, out, name=name, show_progress=show_progress)
         if is_first_rank():
             # Two states of every trial would take more disk than the main run is planned with; nobody resumes them.
-            shutil.rmtree(out / "states", ignore_errors=True)
+            remove_states(out / "states")
 
 
 def score(sweep: SweepConfig, val_loss: Sequence[float], train_loss: Sequence[float]) -> float:

@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from redheart.core.errors import BadInput, CorruptFile, DiskError, RedHeartError
 from redheart.core.files import disk_errors
-from redheart.snapshots.states import least_events_bytes
+from redheart.snapshots.states import newest_progress
 
 _CHAIN = ', "chain": "{}"}}'
+_BEGINNING = b'{"event": "'
 _CHAIN_BYTES = len(_CHAIN.format("0" * 16))
 _MEND = "restore it from a copy, or remove its folder to train again"
 
@@ -52,6 +53,7 @@ class EventLog:
         `keeps_rest` keeps what follows: a finished run that is started again has nothing to add.
 
         Raises:
+            BadInput: the file is no event log.
             CorruptFile: what the run logged up to that state was changed or cut.
         """
         self._file = None
@@ -61,6 +63,8 @@ class EventLog:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes() if path.exists() else b""
+            if length_bytes == 0:
+                _refuse_foreign(path, content)
             kept = content[: content.rfind(b"\n") + 1 if keeps_rest else length_bytes]
             past, self._chain = _parsed(path, kept, least_bytes=length_bytes)
             self._file = path.open("ab")
@@ -129,8 +133,8 @@ def all_events(path: Path) -> list[Event]:
         CorruptFile: a line was changed or is missing, also at the end, where the resume states beside the log know
             of more; the file and the line are named.
     """
-    least_bytes = least_events_bytes(path.parent / "states")
-    return _parsed(path, _content(path), least_bytes=least_bytes)[0]
+    progress = newest_progress(path.parent / "states")
+    return _parsed(path, _content(path), least_bytes=progress.events_bytes if progress else 0)[0]
 
 
 def read_events(path: Path, event: str) -> list[Event]:
@@ -150,6 +154,12 @@ def watched_events(path: Path) -> list[Event]:
             entry.pop("chain", None)
             events.append(entry)
     return events
+
+
+def _refuse_foreign(path: Path, content: bytes) -> None:
+    """Another program's file of this name must not be cut to the length of ours."""
+    if not content.startswith(_BEGINNING[: len(content)]):
+        raise BadInput("another file stands where the event log is to be written", where=path, mend="move it elsewhere")
 
 
 def _content(path: Path) -> bytes:

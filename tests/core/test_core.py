@@ -9,10 +9,8 @@ from redheart.core.config import StudyConfig, SweepConfig, TrainConfig, digest, 
 from redheart.core.errors import BadInput, CorruptFile, DiskError
 from redheart.core.files import (
     disk_errors,
-    new_folder,
     read_json,
     read_sealed,
-    remove_leftovers,
     write_bytes,
     write_json,
     write_sealed,
@@ -57,33 +55,11 @@ def test_a_sealed_file_is_json_and_every_changed_byte_is_found(tmp_path: Path) -
         read_sealed(path, list)
 
 
-def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("kept", ".kept", ".lock", "kept.partial"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / ".run.x.partial").mkdir()
-    (tmp_path / ".run.x.partial" / "half").write_text("x")
-    (tmp_path / ".a.json.y.partial").write_text("x")
-    remove_leftovers(tmp_path)
-    assert sorted(item.name for item in tmp_path.iterdir()) == [".kept", ".lock", "kept", "kept.partial"]
-
-
 def test_a_folder_in_the_way_is_a_disk_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "a.json", tmp_path / ("n" * 300)):
         with pytest.raises(DiskError, match="cannot write"):
             write_bytes(path, b"x")
-
-
-def test_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "run") as folder:
-        (folder / "half").write_text("x")
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-    for text in ("one", "two"):
-        with new_folder(tmp_path / "run") as folder:
-            (folder / "whole").write_text(text)
-        assert (tmp_path / "run" / "whole").read_text() == text
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 def test_full_disk_is_exit_74(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_killed_run_blocks_nobody_and_its_leftovers_go(unbroken_plain: Path, t
     wait_for_steps(run, 3, first)
     first.kill()
     first.communicate()
-    assert (run / ".run.lock").read_text() == str(first.pid)
+    assert (run / ".redheart-run.lock").read_text() == str(first.pid)
     left = [
         run / f".data.x{PARTIAL}",
         run / "features" / f".key.x{PARTIAL}",
@@ -48,7 +48,7 @@ def test_a_killed_run_blocks_nobody_and_its_leftovers_go(unbroken_plain: Path, t
         folder.mkdir(parents=True)
         (folder / "half.safetensors").write_bytes(b"half")
     # Neither do what another process number or no text at all in the lock's file say.
-    (run / ".run.lock").write_bytes(b"\xff\xfe not a number")
+    (run / ".redheart-run.lock").write_bytes(b"\xff\xfe not a number")
     finished = launch(command)
     assert finished.returncode == 0, finished.stderr
     assert not [item for item in run.rglob(f".*{PARTIAL}")]

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from redheart.core.errors import CorruptFile
+from redheart.core.files import PARTIAL
 from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.snapshots.tensor_file import copy_into, read_tensors, write_tensors
 
@@ -85,7 +86,7 @@ def test_two_states_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
 
 def test_a_leftover_of_a_killed_save_is_no_state(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    partial = tmp_path / ".step_00000002.partial"
+    partial = tmp_path / f".step_00000002{PARTIAL}"
     partial.mkdir()
     (partial / "rank_0.safetensors").write_bytes(b"half")
     state = newest_state(tmp_path)

@@ -1,0 +1,161 @@
+"""Folders that this program makes, replaces and removes; nobody else's are touched.
+
+One rule: what is replaced or removed holds nothing but what this program wrote into it for the same purpose, by the
+manifest that lies there. Everything else is refused before work starts, with the names of what is in the way.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.files import PARTIAL, disk_errors, fsync_path, is_sealed, real_path, temporary_path
+
+Contents = Callable[[Path], Collection[str]]
+"""From a folder to the names of what this program wrote into it, as its manifest there says; it raises `BadInput` or
+`CorruptFile` where there is no manifest of this purpose."""
+_SHOWN_NAMES = 5
+
+
+def refuse_foreign(path: Path, contents: Contents | None) -> None:
+    """Refuse a place that a folder of this purpose must not be written to.
+
+    Args:
+        path: of the folder that is to be written.
+        contents: of one that it may take the place of; None replaces none.
+
+    Raises:
+        BadInput: a file stands there, or a folder with anything in it that this program did not write for this
+            purpose; or a file system is mounted there, which no other folder can take the place of.
+        CorruptFile: this program's own manifest there was changed.
+    """
+    with disk_errors(path):
+        if not path.exists():
+            return
+    if not path.is_dir():
+        raise BadInput("a file stands where a folder is to be written", where=path, mend="choose another name")
+    if found := foreign_names(path, contents):
+        what, others = "holds what this program did not write there", ", or one that the same command made"
+        if contents is None:
+            what, others = "is there already", ""
+        raise BadInput(
+            f"the folder {what}",
+            where=path,
+            got=names_text(found),
+            expected=f"a new or empty folder{others}",
+            mend="choose another one, or move these files elsewhere",
+        )
+    if os.path.ismount(path):
+        raise BadInput(
+            "a file system is mounted at this folder, which so cannot be replaced",
+            where=path,
+            mend=f"give a folder in it, for example {path / 'out'}",
+        )
+
+
+def foreign_names(folder: Path, contents: Contents | None) -> list[str]:
+    """What lies in a folder and is not among its contents, sorted; all of it where there is no manifest."""
+    ours: Collection[str] = ()
+    try:
+        ours = contents(folder) if contents else ()
+    except CorruptFile as error:
+        # Ours, and damaged: that is another message. Another program's manifest has no seal.
+        if is_sealed(Path(str(error.where))):
+            raise
+    except BadInput:
+        pass
+    with disk_errors(folder):
+        return sorted(name for name in os.listdir(folder) if name not in ours and not name.endswith(PARTIAL))
+
+
+def refuse_taken(folder: Path, names: Iterable[str], *, what: str) -> None:
+    """Refuse a folder in which a name is taken that something new is to be written under.
+
+    Args:
+        folder: that may hold anything else.
+        names: that must be free; an empty folder or a link to one is.
+        what: is to be written, for the message.
+
+    Raises:
+        BadInput: names are taken; they are listed.
+    """
+    with disk_errors(folder):
+        taken = [name for name in names if (folder / name).exists() and not _is_empty_folder(folder / name)]
+    if taken:
+        raise BadInput(
+            f"the folder holds other files where {what} is to be written",
+            where=folder,
+            got=names_text(taken),
+            mend="choose another folder, for example a new one in it",
+        )
+
+
+@contextmanager
+def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
+    """A folder that appears under its final name only when the block has ended without an error.
+
+    Yields a temporary sibling. On success every file in it is flushed and the folder renamed; on any error it is
+    removed. A folder at `path` that holds nothing but its `contents` is replaced. A link is followed.
+
+    Raises:
+        BadInput: something stands there that is not to be replaced; see `refuse_foreign`.
+        DiskError: the disk is full, read-only or over its quota.
+    """
+    path = real_path(path)
+    refuse_foreign(path, contents)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for entry in sorted(temporary.rglob("*")):
+                fsync_path(entry)
+            fsync_path(temporary)
+            # What came while it was written stays as well.
+            refuse_foreign(path, contents)
+            replaced: Path | None = None
+            names: tuple[str, ...] = ()
+            if path.exists():
+                shutil.copymode(path, temporary)
+                replaced, names = temporary_path(path), tuple(os.listdir(path))
+                path.rename(replaced)
+            temporary.rename(path)
+            fsync_path(path.parent)
+            if replaced is not None:
+                remove_leftovers(replaced)
+                remove_names(replaced, names)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def remove_names(folder: Path, names: Iterable[str]) -> None:
+    """Remove files from a folder by name, and then the folder if nothing else is in it."""
+    with disk_errors(folder):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files and folders that killed processes left in a folder.
+
+    The caller holds the lock under which they are written: what another process is still writing looks the same.
+    """
+    with disk_errors(folder):
+        for item in folder.glob(f".*{PARTIAL}"):
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+
+
+def names_text(names: Collection[str]) -> str:
+    """The first few of these names, and how many more there are."""
+    shown = ", ".join(list(names)[:_SHOWN_NAMES])
+    return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
