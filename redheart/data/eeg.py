@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.errors import BadInput
+from redheart.core.extras import extra
 from redheart.data.alpha_asymmetry import ALPHA_HZ, EPOCH_S, OVERLAP_S, Asymmetry, log_ratio
 
 Reference = Literal["average", "csd", "none"]
@@ -31,7 +32,7 @@ def measure_file(path: Path, *, subject: str | None, reference: Reference) -> As
     epochs of 2 s every second, band power by Welch.
 
     Raises:
-        RedHeartError: MNE is not installed.
+        BadInput: MNE is not installed.
         BadInput: the file cannot be read, or has no F3 and F4.
     """
     mne = _mne()
@@ -125,12 +126,6 @@ def _subject(raw: Any, path: Path) -> str:
 
 
 def _mne() -> Any:
-    try:
+    with extra("eeg", library="mne", purpose="reading recordings of EEG"):
         import mne
-    except ModuleNotFoundError as error:
-        if error.name != "mne":
-            raise
-        raise RedHeartError(
-            "recordings of EEG need MNE-Python, which is not installed", mend="pip install 'redheart[eeg]'"
-        ) from None
     return mne

@@ -18,7 +18,7 @@ import msgspec
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
 
-FOLDER = Path(__file__).parents[2] / "ds_configs" / "ledgers"
+FOLDER = Path(__file__).parents[1] / "ds_configs" / "ledgers"
 
 Where = Literal["device", "host"]
 Per = Literal["once", "group", "parameter"]

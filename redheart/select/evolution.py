@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from redheart.core.extras import extra
 from redheart.core.seeds import stream_seed
 from redheart.select.problem import Choice, UnitChoice, choice_of
 from redheart.select.search import Search
@@ -17,7 +18,8 @@ def cma(search: Search) -> Choice:
 
     The unknowns are the shares of the further snapshots; what they leave is the best single snapshot's.
     """
-    from cma import CMAEvolutionStrategy
+    with extra("cma", library="cma", purpose="the strategy `cma`"):
+        from cma import CMAEvolutionStrategy
 
     problem, settings = search.problem, search.settings
     units = problem.units(settings.level)

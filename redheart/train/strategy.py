@@ -7,7 +7,7 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
 
-FOLDER = Path(__file__).parents[2] / "ds_configs"
+FOLDER = Path(__file__).parents[1] / "ds_configs"
 PLAIN = "plain"
 
 

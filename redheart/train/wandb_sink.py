@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from redheart.core.errors import BadInput
+from redheart.core.extras import extra
 from redheart.core.files import read_json, write_json
 
 Mode = Literal["off", "offline", "online"]
@@ -126,13 +127,14 @@ def open_wandb(
         is_finished: nothing will follow, so a W&B run that was told everything already is left alone.
 
     Raises:
-        BadInput: online without a key; said at once instead of after the run.
+        BadInput: it is not installed, or online without a key; said at once instead of after the run.
     """
     if mode == "off":
         return None
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    import wandb
+    with extra("wandb", library="wandb", purpose="Weights & Biases"):
+        import wandb
 
     path = folder / "wandb.json"
     known = read_json(path, RunId).id if path.is_file() else None
