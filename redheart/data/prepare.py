@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 from redheart.core.config import PrepareConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
+    is_sealed,
     read_json,
     read_sealed,
     sha256_file,
@@ -88,8 +89,9 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
             and must not be replaced, or what this program did not write there.
         DiskError: the folder cannot be written; nothing is left of it.
     """
-    refuse_foreign(out, contents)
-    manifest = read_sealed(out / "manifest.json", Manifest) if (out / "manifest.json").exists() else None
+    manifest = read_sealed(out / "manifest.json", Manifest) if is_sealed(out / "manifest.json") else None
+    if manifest is None:
+        refuse_foreign(out, contents)
     best_reachable = None
     if source is None:
         raw, best_reachable = generate(config.num_generated, seed=seed)
@@ -112,6 +114,7 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
                 expected=manifest.source.sha256,
                 mend="restore the file, or choose another --out for the changed one",
             )
+        refuse_foreign(out, contents)
     parsed = parse_rows(source or Path("generated.json"), kind, rows)
     if parsed.problems and not config.skip_invalid:
         raise _invalid(source, parsed)

@@ -1,5 +1,6 @@
 """Figures of a run, drawn from its files; no display is needed and no global state is touched."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from redheart.core.files import write_bytes
 
 _LINE_STYLES = ("-", "--", ":")
 
@@ -34,7 +37,7 @@ def draw_lines(
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
         axes.legend(fontsize=8, ncols=2 if len(series) > 8 else 1)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_heatmaps(
@@ -67,7 +70,7 @@ def draw_heatmaps(
     figure.suptitle(title, fontsize=10)
     figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel(ylabel, fontsize=9)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -78,6 +81,13 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, the same bytes at every call.
+
+    Raises:
+        BadInput: a folder stands at `path`.
+        DiskError: it cannot be written.
+    """
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
+    write_bytes(path, content.getvalue())

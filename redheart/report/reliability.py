@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from redheart.evaluate.reliability import Bin
+from redheart.report.figures import save_png
 
 
 def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], *, num_records: int) -> None:
@@ -29,5 +29,4 @@ def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], *, num_recor
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+    save_png(figure, path)

@@ -76,8 +76,9 @@ def time_text(plan: Plan) -> str:
 
 def draw_step(replay: Replay, path: Path) -> None:
     """Stacked areas of what the device holds over one optimizer step, in the order of its requests."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from redheart.report.figures import save_png
 
     # A few thousand points show every peak: each keeps the largest moment of its slice.
     stride = max(1, len(replay.curve) // 3000)
@@ -95,8 +96,7 @@ def draw_step(replay: Replay, path: Path) -> None:
     axes.set(xlabel="requests of one optimizer step", ylabel="GiB on the device (predicted)", xlim=(0, len(points)))
     axes.set_ylim(0, 1.12 * max(sum(held.values()) for _, held in points) / GIB)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+    save_png(figure, path)
 
 
 def plan_fields(answer: Answer) -> dict[str, object]:
