@@ -17,6 +17,7 @@ from record import write_result
 
 from redheart.cli import set_environment
 from redheart.core.config import FeatureConfig, StudyConfig
+from redheart.core.progress import SILENT, Display
 
 if TYPE_CHECKING:
     from redheart.data.prepare import Prepared
@@ -34,7 +35,7 @@ def fit_all(options: argparse.Namespace) -> "dict[str, Evaluation]":
     # The baselines of the table read what they always read: the last layer's states.
     features = FeatureConfig()
     config = StudyConfig(data=str(options.data), out=options.work, features=features, seed=options.seed)
-    data = phases.open_data(config, RunFolder(options.work), show_progress=not options.json)
+    data = phases.open_data(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
     # The test split is opened for baselines alone: nothing of ours is chosen by it.
     prepared = dataclasses.replace(data.prepared, split=data.prepared.split.opened())
     found = linear_baselines(prepared, data.features, text_chars=features.text_chars)

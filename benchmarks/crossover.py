@@ -116,7 +116,7 @@ def train(run: str, preset: str, epochs: str, records: str) -> dict[str, object]
         )
     )
     folder = run_folder.start(config)
-    phases.run_training(config, folder, phases.open_data(config, folder, show_progress=False), show_progress=False)
+    phases.run_training(config, folder, phases.open_data(config, folder), show_progress=False)
     return {}
 
 
@@ -127,12 +127,12 @@ def search(run: str, level: str) -> dict[str, object]:
     from redheart.study import phases, run_folder, selection
 
     folder, config = run_folder.load(Path(run))
-    data = phases.open_data(config, folder, show_progress=False)
+    data = phases.open_data(config, folder)
     settings = replace(config.select, level=level, map_epochs=0)  # type: ignore[arg-type]
     (folder.select / "evaluated.bin").unlink(missing_ok=True)
 
     def work() -> Any:
-        return selection.run_sweet_spot(config, folder, data, settings=settings, show_progress=False)
+        return selection.run_sweet_spot(config, folder, data, settings=settings)
 
     spot, cost = measured(work)
     return {
@@ -156,7 +156,7 @@ def whole(run: str) -> dict[str, object]:
     from redheart.study import crossover, learner, phases, run_folder, selection
 
     folder, config = run_folder.load(Path(run))
-    data = phases.open_data(config, folder, show_progress=False)
+    data = phases.open_data(config, folder)
     snapshots, specs = selection.open_snapshots(folder), selection.expected_specs(config, data.prepared)
     rows = data.prepared.split[selection.SELECT]
 

@@ -16,6 +16,7 @@ from record import write_result
 
 from redheart.cli import set_environment
 from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig, resolved
+from redheart.core.progress import Display
 
 GIB = 2**30
 
@@ -41,7 +42,7 @@ def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
     from redheart.train.events import read_events
 
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder, show_progress=True)
+    data = phases.open_data(config, folder, display=Display("bar"))
     before_bytes = psutil.Process().memory_info().rss
     start_s = time.perf_counter()
     phases.run_training(config, folder, data, show_progress=True, max_steps=steps)

@@ -12,6 +12,7 @@ from record import write_result
 
 from redheart.cli import set_environment
 from redheart.core.config import FeatureConfig, StudyConfig, resolved
+from redheart.core.progress import Display
 
 
 def coverage(config: StudyConfig, *, micro_batch: int) -> dict[str, object]:
@@ -22,7 +23,7 @@ def coverage(config: StudyConfig, *, micro_batch: int) -> dict[str, object]:
     from redheart.study.learner import EmotionLearner
 
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder, show_progress=True)
+    data = phases.open_data(config, folder, display=Display("bar"))
     learner = EmotionLearner(
         phases.new_model(config, data.prepared), data.prepared, data.features, seed=config.seed, micro_batch=micro_batch
     )

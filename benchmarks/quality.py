@@ -19,6 +19,7 @@ from record import write_result
 
 from redheart.cli import set_environment
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.progress import SILENT, Display
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +150,7 @@ def run_one(options: argparse.Namespace, variant: str) -> None:
     from redheart.study.run_folder import RunFolder
 
     config = study(options, variant)
-    data = phases.open_data(config, RunFolder(options.work), show_progress=not options.json)
+    data = phases.open_data(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
     phases.run_training(config, RunFolder(folder_of(options, variant)), data, show_progress=not options.json)
 
 
@@ -224,7 +225,9 @@ def main() -> None:
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
 
-    data = phases.open_data(study(options, "default"), RunFolder(options.work), show_progress=not options.json)
+    data = phases.open_data(
+        study(options, "default"), RunFolder(options.work), display=SILENT if options.json else Display("bar")
+    )
     result: dict[str, object] = {"ridge, 5 folds of the training records": proxies(data)}
     result["networks"] = {variant: network(options, variant, data) for variant in options.variants}
     if options.write:

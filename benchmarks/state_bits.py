@@ -17,6 +17,7 @@ from record import write_result
 
 from redheart.cli import set_environment
 from redheart.core.config import StudyConfig, TrainConfig, resolved
+from redheart.core.progress import Display
 
 STRATEGIES = {8: "zero2_offload_adam8bit", 32: "zero2_offload_adam32"}
 
@@ -47,7 +48,7 @@ def run_one(options: argparse.Namespace, *, bits: int, seed: int) -> None:
     from redheart.study.run_folder import RunFolder
 
     # The data's seed is always the first one's, so that all runs validate on the same records.
-    data = phases.open_data(study(options, bits=bits, seed=0), RunFolder(options.work), show_progress=True)
+    data = phases.open_data(study(options, bits=bits, seed=0), RunFolder(options.work), display=Display("bar"))
     config = study(options, bits=bits, seed=seed)
     phases.run_training(config, RunFolder(run_folder(options, bits, seed)), data, show_progress=True)
 

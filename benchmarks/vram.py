@@ -65,7 +65,7 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
         total = torch.cuda.mem_get_info()[1]
         torch.cuda.set_per_process_memory_fraction(max(0.0, (cap - overhead[0]) / total))
     config = study(options, folder)
-    data = phases.open_data(config, RunFolder(folder), show_progress=False)
+    data = phases.open_data(config, RunFolder(folder))
     prepared = data.prepared
     dims = preset(options.preset, outputs=prepared.inventory.outputs)
     engine = start_engine(

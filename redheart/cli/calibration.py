@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from redheart.cli.options import RunOptions, parse, print_json
+from redheart.cli.options import RunOptions, display_of, parse, print_json
 
 
 def calibrate(arguments: Sequence[str]) -> None:
@@ -14,7 +14,9 @@ def calibrate(arguments: Sequence[str]) -> None:
 
     options = parse(RunOptions, arguments, "calibrate")
     with run_folder.opened(options.run) as (folder, config):
-        result = run_calibration(config, folder, phases.load_data(config, folder, show_progress=True))
+        data = phases.load_data(config, folder, display=display_of(options))
+        with display_of(options).working("calibrate"):
+            result = run_calibration(config, folder, data)
     if options.json:
         print_json(result, True)
         return

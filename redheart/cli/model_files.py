@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunPath, parse, print_json
-from redheart.cli.progress import bytes_bar
+from redheart.cli.options import Flag, RunPath, display_of, parse, print_json
 from redheart.core.config import Preset
 from redheart.core.errors import BadInput
 
@@ -68,7 +67,7 @@ def consolidate(arguments: Sequence[str]) -> None:
         if state is None:
             raise BadInput("the run has no resume state", where=states, mend="train first: `redheart train`")
         size = sum(entry.bytes for entry in state.manifest.files)
-        with bytes_bar("consolidate", size, shown=not options.json) as advance:
+        with display_of(options).track("consolidate", size, unit="bytes") as advance:
             made = consolidate_state(state, options.out, dtype=options.dtype or "fp32", on_tensor=advance)
     else:
         by_epoch = {item.epoch: item for item in list_snapshots(folder)}
@@ -79,7 +78,7 @@ def consolidate(arguments: Sequence[str]) -> None:
             expected = ", ".join(map(str, by_epoch))
             raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
         size = sum(entry.content_bytes for entry in by_epoch[epoch].files)
-        with bytes_bar("consolidate", size, shown=not options.json) as advance:
+        with display_of(options).track("consolidate", size, unit="bytes") as advance:
             made = consolidate_snapshot(by_epoch[epoch], options.out, dtype=options.dtype or "bf16", on_tensor=advance)
     if options.json:
         print_json(made, True)
@@ -109,7 +108,7 @@ def import_model(arguments: Sequence[str]) -> None:
     refuse_problems(problems_against(found.tensors, expected, dtype=dtype), options.source)
     specs = found.tensors.specs
     size = sum(spec.bytes for spec in specs.values())
-    with bytes_bar("import", size, shown=not options.json) as advance:
+    with display_of(options).track("import", size, unit="bytes") as advance:
         if options.out.suffix == SUFFIX:
             write_model(
                 options.out,

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import tyro
+
+from redheart.core.progress import Display
 
 T = TypeVar("T")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -71,6 +73,18 @@ def _flag_names(kind: type, prefix: str) -> Iterator[str]:
             yield f"{prefix}{name}"
         elif dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
             yield from _flag_names(item.type, f"{prefix}{name}.")
+
+
+class MayBeJson(Protocol):
+    """Options of a command whose standard output may be one result for machines."""
+
+    @property
+    def json(self) -> bool: ...
+
+
+def display_of(options: MayBeJson) -> Display:
+    """Where a command tells how far it is: beside a result for machines, on standard error."""
+    return Display("bar", on_stderr=options.json)
 
 
 def print_json(value: object, one_line: bool) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from redheart.cli.options import EncoderPath, Flag, RunOptions, RunPath, parse, print_json
+from redheart.cli.options import EncoderPath, Flag, RunOptions, RunPath, display_of, parse, print_json
 from redheart.core.config import SelectConfig, resolved
 
 
@@ -57,8 +57,8 @@ def sweet_spot(arguments: Sequence[str]) -> None:
             settings = replace(settings, strategy=options.strategy)
         resolved(replace(config, select=settings))
         strategy_named(settings.strategy)
-        data = phases.load_data(config, folder, show_progress=True)
-        spot = selection.run_sweet_spot(config, folder, data, settings=settings, show_progress=not options.json)
+        data = phases.load_data(config, folder, display=display_of(options))
+        spot = selection.run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
     _print(spot, selection_text.sweet_spot_lines(spot), options.json)
 
 
@@ -70,8 +70,9 @@ def crossover(arguments: Sequence[str]) -> None:
     if options.mergekit:
         tensors_folder(options.mergekit)
     with run_folder.opened(options.run) as (folder, config):
-        data = phases.load_data(config, folder, show_progress=True)
-        result = crossover.run_crossover(config, folder, data)
+        data = phases.load_data(config, folder, display=display_of(options))
+        with display_of(options).working("crossover"):
+            result = crossover.run_crossover(config, folder, data)
         if options.mergekit:
             crossover.write_mergekit(config, folder, data, result, options.mergekit)
     _print(result, selection_text.crossover_lines(result), options.json)
@@ -83,12 +84,16 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
         with run_folder.opened(options.run) as (folder, config):
-            data = phases.load_data(config, folder, show_progress=True)
-            print_json(evaluation.run_evaluation(config, folder, data), options.json)
+            data = phases.load_data(config, folder, display=display_of(options))
+            with display_of(options).working("evaluate"):
+                result = evaluation.run_evaluation(config, folder, data)
+        print_json(result, options.json)
     else:
         folder, config = run_folder.load(options.run, encoder=options.encoder)
         inventory = evaluation.inventory_of(folder)
-        print_json(evaluation.evaluate_file(config, folder, inventory, options.data), options.json)
+        print_json(
+            evaluation.evaluate_file(config, folder, inventory, options.data, display=display_of(options)), options.json
+        )
 
 
 def report(arguments: Sequence[str]) -> None:

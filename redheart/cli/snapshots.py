@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redheart.cli import model_files
-from redheart.cli.options import Flag, RunPath, parse, print_json
-from redheart.cli.progress import bytes_bar
+from redheart.cli.options import Flag, RunPath, display_of, parse, print_json
 from redheart.core.errors import BadInput
 
 SUBCOMMANDS = {
@@ -127,7 +126,7 @@ def _verify(arguments: Sequence[str]) -> None:
 
     options = parse(VerifyOptions, arguments, "snapshots verify")
     folders = _folders(options.run)
-    with bytes_bar("verify", bytes_to_verify(*folders), shown=not options.json) as advance:
+    with display_of(options).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
     if options.json:
         print_json({**_fields(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
@@ -150,7 +149,7 @@ def _compress(arguments: Sequence[str]) -> None:
     found = list_snapshots(folder)
     before = disk_bytes(folder)
     size = sum(entry.content_bytes for item in found for entry in item.manifest.modules.values())
-    with bytes_bar("expand" if options.undo else "compress", size, shown=not options.json) as advance:
+    with display_of(options).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
         if options.undo:
             with folder_lock(folder.parent, name="snapshots", wait=False):
                 done = expand_snapshots(found, on_bytes=advance)

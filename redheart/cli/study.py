@@ -12,6 +12,7 @@ import tyro
 from redheart.cli.options import Flag, parse, print_json, spelled_out
 from redheart.core.config import PrepareConfig, StudyConfig, load_toml, resolved
 from redheart.core.errors import BadInput
+from redheart.core.progress import Display
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def sweep(arguments: Sequence[str]) -> None:
     config = _study(rest, "sweep")
     _check(config, force)
     with run_folder.claimed(config) as folder:
-        data = phases.open_data(config, folder, show_progress=config.train.progress == "bar")
+        data = phases.open_data(config, folder, display=Display(config.train.progress))
         say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
 
 
@@ -64,7 +65,7 @@ def train(arguments: Sequence[str]) -> None:
     config = _study(rest, "train")
     _check(config, force)
     with run_folder.claimed(config) as folder:
-        data = phases.open_data(config, folder, show_progress=config.train.progress == "bar")
+        data = phases.open_data(config, folder, display=Display(config.train.progress))
         phases.run_training(config, folder, data, show_progress=True)
 
 
@@ -83,7 +84,7 @@ def trial(arguments: Sequence[str]) -> None:
     # The run that the sweep is for has no rate yet.
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=None))
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder, show_progress=config.train.progress == "bar")
+    data = phases.open_data(config, folder, display=Display(config.train.progress))
     if rate is None or is_range_test:
         range_test.train_ramp(config, folder, data, show_progress=True)
     else:

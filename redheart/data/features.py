@@ -14,7 +14,6 @@ encoder, L summary numbers, P 384.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,6 +32,7 @@ from redheart.core.files import (
 )
 from redheart.core.folders import new_folder, remove_leftovers, remove_names
 from redheart.core.lock import folder_lock
+from redheart.core.progress import SILENT, Display
 from redheart.data.encoders import FEATURE_WIDTH, MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
 from redheart.data.records import Record
 from redheart.data.summary import SummaryFit, load_fit, load_or_fit
@@ -139,7 +139,7 @@ def make_features(
     fit: Path,
     train: np.ndarray | None = None,
     identity: str | None = None,
-    show_progress: bool = False,
+    display: Display = SILENT,
 ) -> FeatureCache:
     """Open the features of these records below `root`, computing what is not there yet.
 
@@ -150,7 +150,7 @@ def make_features(
         fit: file of the summaries' fit.
         train: rows of the training records that the fit is made on; without them it must be there already.
         identity: of the encoder, where it is known; what is there already is then opened without the encoder.
-        show_progress: show a bar.
+        display: where it is told how far this is.
 
     Raises:
         BadInput: the encoder cannot be loaded, or is not the one that is known.
@@ -164,12 +164,12 @@ def make_features(
             expected="1 to 512",
         )
     with folder_lock(root, name="features", wait=True):
-        folder = _encoded_folder(records, config, root, identity=identity, show_progress=show_progress)
+        folder = _encoded_folder(records, config, root, identity=identity, display=display)
         return open_features(folder, fit=fit, train=train)
 
 
 def _encoded_folder(
-    records: Sequence[Record], config: FeatureConfig, root: Path, *, identity: str | None, show_progress: bool
+    records: Sequence[Record], config: FeatureConfig, root: Path, *, identity: str | None, display: Display
 ) -> Path:
     remove_leftovers(root)
     texts = [input_text(record, text_chars=config.text_chars) for record in records]
@@ -183,9 +183,7 @@ def _encoded_folder(
     key = key_with(encoder.identity)
     folder = root / key
     if not (folder / "manifest.json").exists():
-        chunks = _encode_chunks(
-            encoder, texts, config=config, folder=root / f"{key}.partial", show_progress=show_progress
-        )
+        chunks = _encode_chunks(encoder, texts, config=config, folder=root / f"{key}.partial", display=display)
         _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config)
     # Also where a killed run had the cache whole and the chunks still there.
     chunk_folder = root / f"{key}.partial"
@@ -256,22 +254,23 @@ def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -
 
 
 def _encode_chunks(
-    encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, show_progress: bool
+    encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, display: Display
 ) -> list[Path]:
     paths = []
-    starts = range(0, len(texts), _CHUNK_RECORDS)
-    for start in _progress(starts, total=len(starts), shown=show_progress):
-        path = folder / f"{start:08d}.chunk"
-        paths.append(path)
-        if read_checked(path) is not None:
-            continue
-        rows = encode_texts(encoder, texts[start : start + _CHUNK_RECORDS], seq_len_tokens=config.seq_len_tokens)
-        _refuse_non_finite(rows, encoder, start)
-        # One chunk is one file: the lengths, the summaries, all states, and the digest of these.
-        lengths = np.array([len(row.states_SW) for row in rows], dtype=np.int64)
-        summaries_NL = np.stack([row.summary_L for row in rows])
-        states_RW = np.concatenate([row.states_SW for row in rows])
-        write_checked(path, save({"lengths": lengths, "summaries": summaries_NL, "states": states_RW}))
+    with display.track("features", len(texts), unit="records") as advance:
+        for start in range(0, len(texts), _CHUNK_RECORDS):
+            path = folder / f"{start:08d}.chunk"
+            paths.append(path)
+            chunk = texts[start : start + _CHUNK_RECORDS]
+            if read_checked(path) is None:
+                rows = encode_texts(encoder, chunk, seq_len_tokens=config.seq_len_tokens)
+                _refuse_non_finite(rows, encoder, start)
+                # One chunk is one file: the lengths, the summaries, all states, and the digest of these.
+                lengths = np.array([len(row.states_SW) for row in rows], dtype=np.int64)
+                summaries_NL = np.stack([row.summary_L for row in rows])
+                states_RW = np.concatenate([row.states_SW for row in rows])
+                write_checked(path, save({"lengths": lengths, "summaries": summaries_NL, "states": states_RW}))
+            advance(len(chunk))
     return paths
 
 
@@ -315,11 +314,3 @@ def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, c
             summaries_sha256=sha256_file(paths["summaries.f32"]),
         )
         write_sealed(temporary / "manifest.json", manifest)
-
-
-def _progress(items: Any, *, total: int, shown: bool) -> Any:
-    if not shown or total < 4:
-        return items
-    from rich.progress import track
-
-    return track(items, description="features", total=total)

@@ -8,6 +8,7 @@ import numpy as np
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, write_sealed
+from redheart.core.progress import SILENT, Display
 from redheart.core.seeds import stream_seed
 from redheart.data.features import make_features
 from redheart.data.inventory import Inventory
@@ -72,7 +73,9 @@ def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> E
     return result
 
 
-def evaluate_file(config: StudyConfig, folder: RunFolder, inventory: Inventory, path: Path) -> Evaluation:
+def evaluate_file(
+    config: StudyConfig, folder: RunFolder, inventory: Inventory, path: Path, *, display: Display = SILENT
+) -> Evaluation:
     """Evaluate the run's recommended model on a labelled file that it has never seen.
 
     Raises:
@@ -91,7 +94,7 @@ def evaluate_file(config: StudyConfig, folder: RunFolder, inventory: Inventory, 
         root=folder.evaluation / "features",
         fit=folder.summary_fit,
         identity=run_features(folder).encoder,
-        show_progress=True,
+        display=display,
     )
     crossover = read_crossover(folder)
     digests = {FINAL: crossover.digests[crossover.recommended]}

@@ -10,6 +10,7 @@ import msgspec
 from redheart.core.config import StudyConfig, decisive, digest
 from redheart.core.folders import remove_leftovers
 from redheart.core.lock import folder_lock
+from redheart.core.progress import SILENT, Display
 from redheart.data.features import FeatureCache, known_manifest, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.blocks import set_checkpointing
@@ -36,7 +37,7 @@ class StudyData:
     features: FeatureCache
 
 
-def open_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) -> StudyData:
+def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> StudyData:
     """Prepare the records and compute the features, or open what is there."""
     # The ranks of one host meet here: the first one works, the others then find it done.
     with folder_lock(folder.root, name="data", wait=True):
@@ -47,10 +48,10 @@ def open_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
         prepare(source, out=folder.data, config=config.prepare, seed=config.seed, replace=False)
-    return load_data(config, folder, show_progress=show_progress)
+    return load_data(config, folder, display=display)
 
 
-def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) -> StudyData:
+def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> StudyData:
     """The prepared records of a run and their features, without the file that they came from."""
     prepared = load_prepared(folder.data)
     known = known_manifest(folder.features)
@@ -61,7 +62,7 @@ def load_data(config: StudyConfig, folder: RunFolder, *, show_progress: bool) ->
         fit=folder.summary_fit,
         train=prepared.split["train"],
         identity=known.encoder if known else None,
-        show_progress=show_progress,
+        display=display if is_first_rank() else SILENT,
     )
     return StudyData(prepared, features)
 

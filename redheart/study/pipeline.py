@@ -7,6 +7,7 @@ from typing import TypeVar
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown
+from redheart.core.progress import Display
 from redheart.data.prepare import Manifest
 from redheart.model.dims import preset
 from redheart.model.ledger import count
@@ -41,9 +42,10 @@ def run_study(config: StudyConfig) -> Path:
     Raises:
         RedHeartError: a phase failed; run the same command again once the cause is mended.
     """
+    display = Display(config.train.progress)
     with run_folder.claimed(config) as folder:
         say(config, "prepare", f"records from {config.data}")
-        data = open_data(config, folder, show_progress=config.train.progress == "bar")
+        data = open_data(config, folder, display=display)
         manifest = data.prepared.manifest
         say(
             config,
@@ -60,15 +62,17 @@ def run_study(config: StudyConfig) -> Path:
         say(config, "train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
         run_training(config, folder, data, show_progress=True)
         say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
-        spot = run_sweet_spot(
-            config, folder, data, settings=config.select, show_progress=config.train.progress == "bar"
-        )
+        spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
         say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
         say(config, "sweet-spot", work_text(spot))
-        crossover = run_crossover(config, folder, data)
+        with display.working("crossover"):
+            crossover = run_crossover(config, folder, data)
         say(config, "crossover", crossover.verdict)
-        say(config, "calibrate", _calibrate(config, folder, data))
-        evaluation = run_evaluation(config, folder, data)
+        with display.working("calibrate"):
+            calibrated = _calibrate(config, folder, data)
+        say(config, "calibrate", calibrated)
+        with display.working("evaluate"):
+            evaluation = run_evaluation(config, folder, data)
         emotion = evaluation.models[evaluation.recommended].tasks.get("emotion", {})
         shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
         say(config, "evaluate", f"{evaluation.recommended}: {shown}")

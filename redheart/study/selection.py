@@ -1,15 +1,14 @@
 """The sweet spot of a run: which snapshots each module group is taken from. Reads files of the run; needs no engine."""
 
 import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from redheart.core.config import SelectConfig, StudyConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import canonical_json, write_sealed
+from redheart.core.progress import SILENT, Display
 from redheart.data.prepare import Prepared
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
@@ -30,7 +29,6 @@ from redheart.study.wired import FINALS, WiredEmotion
 
 SELECT = "val_select"
 MIB = 2**20
-Show = Callable[[str, Search], None]
 
 
 def selection_groups(modules: list[str]) -> dict[str, tuple[str, ...]]:
@@ -44,7 +42,7 @@ def selection_groups(modules: list[str]) -> dict[str, tuple[str, ...]]:
 
 
 def run_sweet_spot(
-    config: StudyConfig, folder: RunFolder, data: StudyData, *, settings: SelectConfig, show_progress: bool
+    config: StudyConfig, folder: RunFolder, data: StudyData, *, settings: SelectConfig, display: Display = SILENT
 ) -> SweetSpot:
     """Choose on the select half of the validation records; writes `sweet_spot.json` and `maps.json` below `select/`.
 
@@ -53,23 +51,22 @@ def run_sweet_spot(
     snapshots = open_snapshots(folder)
     problem = selection_problem(snapshots, data.prepared)
     evaluator = make_evaluator(config, folder, data, snapshots, settings)
-    with _progress(show_progress) as show:
+    with display.track("sweet-spot", 0, unit="models compared") as advance:
         spot = find_sweet_spot(
             problem,
             evaluator,
             settings,
             seed=config.seed,
             num_reused=lambda: evaluator.num_reused,
-            on_trial=lambda search: show(f"sweet-spot, {settings.strategy}", search),
+            on_trial=_counted(advance),
         )
-        write_sealed(folder.select / "sweet_spot.json", spot)
-        if settings.map_epochs > 1:
-            search = Search(
-                problem, evaluator, settings, seed=config.seed, on_trial=lambda search: show("transplants", search)
-            )
+    write_sealed(folder.select / "sweet_spot.json", spot)
+    if settings.map_epochs > 1:
+        with display.track("maps", 0, unit="models compared") as advance:
+            search = Search(problem, evaluator, settings, seed=config.seed, on_trial=_counted(advance))
             write_sealed(folder.select / "maps.json", draw_maps(search, num_epochs=settings.map_epochs))
-        else:
-            (folder.select / "maps.json").unlink(missing_ok=True)
+    else:
+        (folder.select / "maps.json").unlink(missing_ok=True)
     return spot
 
 
@@ -154,20 +151,13 @@ def make_evaluator(
     return StoredEvaluator(conditional, store, key)
 
 
-@contextmanager
-def _progress(shown: bool) -> Iterator[Show]:
-    if not shown or not sys.stderr.isatty():
-        yield lambda _title, _search: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+def _counted(advance: Callable[[float], None]) -> Callable[[Search], None]:
+    """What a search calls after every model, so that it is told how many it has compared."""
+    told = 0
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("")
+    def count(search: Search) -> None:
+        nonlocal told
+        advance(search.num_candidates - told)
+        told = search.num_candidates
 
-        def show(title: str, search: Search) -> None:
-            text = f"{title}: {search.num_candidates} models compared, {search.spent:.1f} full evaluations"
-            progress.update(task, description=text)
-
-        yield show
+    return count

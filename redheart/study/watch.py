@@ -10,9 +10,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from redheart.core.progress import duration_text
 from redheart.report.line_chart import line_chart, sparkline
 from redheart.study.status import RunStatus
-from redheart.train.pace import duration_text
 
 GIB = 1 << 30
 COLOURS = {"running": "green", "finished": "bold green", "stopped": "red", "silent": "yellow", "waiting": "dim"}

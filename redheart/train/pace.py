@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import mean, median
 
+from redheart.core.progress import duration_text
+
 MIN_STEPS = 5
 """Steps that an estimate needs, beside the first of the process, which warms up caches and compiles."""
 WINDOW_STEPS = 200
@@ -154,10 +156,3 @@ class Pace:
 def _mean_step_s(steps: Collection[float]) -> float:
     longest_s = WARM_UP_FACTOR * median(steps) if len(steps) < FEW_STEPS else math.inf
     return mean(step_s for step_s in steps if step_s <= longest_s)
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as people say it: `40 s`, `12 min`, `2.1 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

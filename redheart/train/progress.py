@@ -2,9 +2,9 @@
 
 from types import TracebackType
 
+from redheart.core.progress import Ticker, duration_text
 from redheart.train.events import Event
 from redheart.train.learner import Validation
-from redheart.train.pace import duration_text
 
 _OVERFIT_RISE = 0.005
 """Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""
@@ -23,11 +23,12 @@ def overfit_text(epochs: list[Event]) -> str | None:
 
 
 class ProgressDisplay:
-    """A rich progress bar, or nothing where it is not shown."""
+    """A rich progress bar; elsewhere than in a terminal a line when none has come for a while; or nothing."""
 
     def __init__(self, *, shown: bool):
         self._progress = None
-        self._epoch = ""
+        self._epoch = self._standing = ""
+        self._ticker: Ticker | None = None
         if shown:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -40,26 +41,34 @@ class ProgressDisplay:
                 transient=True,
             )
             self._task = self._progress.add_task("", total=1, loss=float("nan"), left="")
+            if not self._progress.console.is_terminal:
+                self._ticker = Ticker(lambda: self.note("train", self._standing or "starting"))
 
     def __enter__(self) -> "ProgressDisplay":
         if self._progress:
             self._progress.start()
+        if self._ticker:
+            self._ticker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._ticker:
+            self._ticker.close()
         if self._progress:
             self._progress.stop()
 
     def note(self, name: str, text: str) -> None:
         """Print a line that stays, in the form of the other phases' lines."""
         if self._progress:
-            self._progress.console.print(f"{name:<11}{text}", soft_wrap=True, highlight=False)
+            self._progress.console.print(f"{name:<11}{text}", soft_wrap=True, highlight=False, markup=False)
+        if self._ticker:
+            self._ticker.said()
 
     def start_epoch(self, epoch: int, epochs: int, steps: int, *, done: int) -> None:
         """A new bar."""
-        self._epoch = f"epoch {epoch}/{epochs}"
+        self._epoch, self._steps, self._step = f"epoch {epoch}/{epochs}", steps, done
         if self._progress:
             task, name = self._task, self._epoch
             self._progress.reset(task, total=steps, completed=done, description=name, loss=float("nan"), left="")
@@ -68,6 +77,10 @@ class ProgressDisplay:
         """One optimizer step is done; the run takes `left_s` more seconds, if that is known."""
         if self._progress:
             left = "" if left_s is None else f"{duration_text(left_s)} left"
+            self._step += 1
+            self._standing = f"{self._epoch}, step {self._step} of {self._steps}, loss {loss:.4f}" + f", {left}" * bool(
+                left
+            )
             self._progress.update(self._task, advance=1, loss=loss, left=left)
 
     def end_epoch(self, validation: Validation | None) -> None:
@@ -75,3 +88,5 @@ class ProgressDisplay:
         if self._progress and validation:
             metrics = "  ".join(f"{name} {value:.4f}" for name, value in validation.metrics.items())
             self._progress.console.print(f"{self._epoch}  val loss {validation.loss:.4f}  {metrics}")
+        if self._ticker:
+            self._ticker.said()

@@ -46,7 +46,7 @@ def make_run(root: Path, change: Change, *, epochs: tuple[int, ...] = (2, 4, 6),
         )
     )
     folder = run_folder.start(config)
-    data = open_data(config, folder, show_progress=False)
+    data = open_data(config, folder)
     rows = np.concatenate([data.prepared.split[part] for part in VALIDATION_PARTS])
     for epoch in epochs:
         model = new_model(config, data.prepared)

@@ -79,7 +79,7 @@ def test_a_calibration_of_another_model_is_refused(run_copy: Path) -> None:
 
 def test_the_test_split_stays_closed_and_few_records_are_refused(run_copy: Path) -> None:
     folder, config = run_folder.load(run_copy)
-    data = phases.load_data(config, folder, show_progress=False)
+    data = phases.load_data(config, folder)
     # Records of the select half, so that there are enough in a data set as small as this one.
     split = {SELECT: data.prepared.split["train"][:40], CONFIRM: data.prepared.split["train"][40:60]}
     closed = phases.StudyData(dataclasses.replace(data.prepared, split=split), data.features)

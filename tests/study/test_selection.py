@@ -37,7 +37,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 
 
 def spot_of(run: QuickRun, **settings: object) -> SweetSpot:
-    return run_sweet_spot(run.config, run.folder, run.data, settings=run.settings(**settings), show_progress=False)
+    return run_sweet_spot(run.config, run.folder, run.data, settings=run.settings(**settings))
 
 
 def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp_path: Path) -> None:

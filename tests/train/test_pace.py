@@ -2,7 +2,8 @@
 
 import pytest
 
-from redheart.train.pace import MIN_STEPS, Expected, Pace, duration_text
+from redheart.core.progress import duration_text
+from redheart.train.pace import MIN_STEPS, Expected, Pace
 
 
 class Clock:

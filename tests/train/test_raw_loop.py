@@ -17,7 +17,7 @@ from tests.train.raw_loop import raw_loop
 
 
 def open_study(config: StudyConfig) -> phases.StudyData:
-    return phases.open_data(config, run_folder.start(config), show_progress=False)
+    return phases.open_data(config, run_folder.start(config))
 
 
 def learner_of(config: StudyConfig, data: phases.StudyData) -> EmotionLearner:

@@ -1,0 +1,130 @@
+"""What a run is told by: digests of what it was made from, and its settings; never where something lies."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from redheart.core.config import FeatureConfig, StudyConfig, SweepConfig, TrainConfig, resolved
+from redheart.core.errors import BadInput
+from redheart.core.files import shown
+from redheart.data.generator import generate
+from redheart.study import run_folder
+from redheart.study.phases import open_data
+from redheart.study.pipeline import make_report
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with records; paths are typed relative to it."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path("r.json").write_text(json.dumps(generate(120, seed=0)[0]))
+    return folder
+
+
+def study(data: str = "r.json", out: Path | str = "run", **changes: object) -> StudyConfig:
+    given = StudyConfig(
+        data=data,
+        out=Path(out),
+        epochs=4,
+        features=FeatureConfig(encoder="hash", seq_len_tokens=8),
+        train=TrainConfig(strategy="plain", learning_rate=1e-3),
+    )
+    return resolved(dataclasses.replace(given, **changes))  # type: ignore[arg-type]
+
+
+def begin(config: StudyConfig) -> str:
+    """Start a run up to its records; their key."""
+    return open_data(config, run_folder.start(config)).prepared.manifest.key
+
+
+def test_a_run_goes_on_however_its_records_are_named_now(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = begin(study())
+    (project / "link.json").symlink_to("r.json")
+    (project / "copy.json").write_bytes((project / "r.json").read_bytes())
+    for name in (str(project / "r.json"), "./r.json", "link.json", "copy.json"):
+        assert begin(study(data=name)) == key
+    # From another working folder, where the typed path leads nowhere.
+    (project / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    folder, config = run_folder.load(Path("../run"))
+    assert Path(config.data).samefile(project / "copy.json") and begin(config) == key
+    assert str(project) not in folder.config.read_text()
+
+
+def test_a_run_that_was_moved_with_its_records_finds_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = begin(study())
+    moved = project.rename(project.with_name("moved"))
+    monkeypatch.chdir("/")
+    _, config = run_folder.load(moved / "run")
+    assert Path(config.data) == moved / "r.json" and begin(config) == key
+
+
+def test_prepared_records_need_no_source_and_another_one_is_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = begin(study())
+    (project / "r.json").unlink()
+    capsys.readouterr()
+    assert begin(run_folder.load(Path("run"))[1]) == key
+    assert "going on with the records that were prepared from it" in capsys.readouterr().out
+    (project / "r.json").write_text(json.dumps(generate(120, seed=1)[0]))
+    with pytest.raises(BadInput, match="not those that this run was started with"):
+        begin(study())
+    with pytest.raises(BadInput, match="not those that this run was started with"):
+        begin(study(data="generated"))
+
+
+def test_settings_that_decide_are_named_and_equal_ones_are_no_difference(project: Path) -> None:
+    rates = SweepConfig(rates=(1e-4, 2e-4))
+    run_folder.start(study(sweep=rates))
+    run_folder.start(study(sweep=rates, epochs=9))
+    with pytest.raises(BadInput) as caught:
+        run_folder.check(study(sweep=rates, seed=3))
+    assert "got:      seed was 0, is 3\n" in str(caught.value)
+    with pytest.raises(BadInput, match=r"features\.encoder was hash, is minilm"):
+        run_folder.check(study(sweep=rates, features=FeatureConfig(encoder="minilm", seq_len_tokens=8)))
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"compilerOptions": {}}\n', b"", b"\xff"])
+def test_another_programs_config_is_no_run(content: bytes, project: Path) -> None:
+    (project / "config.json").write_bytes(content)
+    with pytest.raises(BadInput, match=r"config\.json"):
+        run_folder.start(study(out="."))
+    assert (project / "config.json").read_bytes() == content
+    assert sorted(os.listdir(project)) == ["config.json", "r.json"]
+
+
+def test_parts_of_a_run_may_be_links_to_a_larger_disk(project: Path, tmp_path: Path) -> None:
+    Path("run").mkdir()
+    for part in ("data", "features", "train"):
+        (tmp_path / "disk" / part).mkdir(parents=True)
+        Path("run", part).symlink_to(tmp_path / "disk" / part)
+    key = begin(study())
+    assert begin(study()) == key
+    assert Path("run/data").is_symlink() and (tmp_path / "disk" / "data" / "manifest.json").is_file()
+    assert list((tmp_path / "disk" / "features").glob("*/manifest.json"))
+
+
+def test_a_shorter_run_than_was_trained_is_refused_before_anything_changes(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    _, config = run_folder.load(run)
+    before = (run / "config.json").read_bytes()
+    for epochs in (1, 3):
+        with pytest.raises(BadInput, match="4 or more"):
+            run_folder.start(dataclasses.replace(config, epochs=epochs))
+    assert (run / "config.json").read_bytes() == before
+    for epochs in (4, 7):
+        run_folder.start(dataclasses.replace(config, epochs=epochs))
+
+
+def test_a_run_in_a_folder_of_another_encoding_is_reported(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / os.fsdecode(b"caf\xe9 \xff"))
+    folder, config = run_folder.load(run)
+    path = make_report(config, folder)
+    assert path.read_text().startswith("# Red Heart: caf\\xe9 \\xff\n") and shown(run.name) == "caf\\xe9 \\xff"
