@@ -46,6 +46,8 @@ class ImportOptions:
     """Hold names and shapes against this preset of the model."""
     like: Path | None = None
     """Hold names and shapes against the model of this run instead."""
+    part: str = ""
+    """Key of the model in a file that holds several, dots between keys: `ema` or `state.model`; empty looks for it."""
     dtype: Literal["fp32", "bf16"] | None = None
     """Convert floating-point tensors; empty keeps their type."""
     json: Flag = False
@@ -91,7 +93,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.consolidate import write_modules
     from redheart.snapshots.foreign import open_foreign, problems_against, refuse_problems
     from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
-    from redheart.snapshots.tensor_file import spec_of
+    from redheart.snapshots.tensor_file import MAX_PROBLEMS, spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
     model = _expected_model(options)
@@ -102,9 +104,9 @@ def import_model(arguments: Sequence[str]) -> None:
             got=options.out,
             expected=f"a name that ends in {SUFFIX}, or --preset or --like as well",
         )
-    found = open_foreign(options.source)
-    dtype = DTYPES[options.dtype] if options.dtype else None
     expected = None if model is None else {name: spec_of(tensor) for name, tensor in model.state_dict().items()}
+    found = open_foreign(options.source, part=options.part, expected=expected or ())
+    dtype = DTYPES[options.dtype] if options.dtype else None
     refuse_problems(problems_against(found.tensors, expected, dtype=dtype), options.source)
     specs = found.tensors.specs
     size = sum(spec.bytes for spec in specs.values())
@@ -126,14 +128,21 @@ def import_model(arguments: Sequence[str]) -> None:
         "num_tensors": len(specs),
         "num_elements": sum(spec.num_elements for spec in specs.values()),
         "ignored": found.ignored,
+        "prefix": found.prefix,
+        "together": found.together,
         "is_checked": expected is not None,
     }
     if options.json:
         print_json(made, True)
         return
     print(f"{options.out}: {made['num_tensors']} tensors, {made['num_elements']:,} elements, from a {found.kind}")
+    if found.prefix:
+        print(f"taken from before every name: {found.prefix}")
+    if found.together:
+        print(f"taken together as parts of one model: {', '.join(found.together)}; --part takes one")
     if found.ignored:
-        print(f"left out: {', '.join(found.ignored)}")
+        more = f" and {len(found.ignored) - MAX_PROBLEMS} more" if len(found.ignored) > MAX_PROBLEMS else ""
+        print(f"left out: {', '.join(found.ignored[:MAX_PROBLEMS])}{more}")
     if expected is None:
         print("names and shapes were held against nothing: --preset or --like does")
 

@@ -1,7 +1,8 @@
 """Models that other tools wrote: DeepSpeed's and accelerate's folders, `.pt` and `.safetensors` files."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -10,20 +11,17 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
+from redheart.snapshots.foreign_model import find_model
+from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
+from redheart.snapshots.foreign_parts import read_parts
+from redheart.snapshots.foreign_types import refuse_unwritable
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
 from redheart.snapshots.safe_load import load_torch_file
 from redheart.snapshots.single_file import Tensors
-from redheart.snapshots.tensor_file import TensorReader, TensorSpec, spec_of
+from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorReader, TensorSpec, spec_of
 
-_WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state", "weights")
-"""Keys that a training script puts the model's tensors under, beside what it keeps of the training."""
-_TRAINING = ("optim", "sched", "lr_sched", "scaler", "grad_scaler", "rng", "random")
-"""Beginnings of keys that hold tensors of the training, not of the model."""
-_PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"
-_MAX_PROBLEMS = 50
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -40,6 +38,10 @@ class Foreign:
     tensors: Tensors
     ignored: list[str] = field(default_factory=list)
     """Entries beside the model that hold tensors and were left out."""
+    prefix: str = ""
+    """What stood before every name and was taken away."""
+    together: list[str] = field(default_factory=list)
+    """Complete models in one file that were taken as the parts of one."""
 
 
 class Renamed(Mapping[str, Tensor]):
@@ -61,42 +63,41 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._places)
 
 
-class Loaded(dict[str, Tensor]):
+class Loaded(Mapping[str, Tensor]):
     """Tensors that are mapped already."""
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        return {name: spec_of(tensor) for name, tensor in self.items()}
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors = tensors
+        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in tensors.items()}
+        """Types and shapes of all tensors."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
-def open_foreign(source: Path) -> Foreign:
+def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()) -> Foreign:
     """Find out what a file or folder is and open the model in it; names lose what wrappers put before all of them.
 
+    Args:
+        source: a file or folder.
+        part: path of the model in a file of torch.save, where there are several; empty looks for it.
+        expected: names that the model should have; where given they tell it from what else there is.
+
     Raises:
-        BadInput: it is nothing that is known here, holds no tensors, or would run code; the cause is named.
+        BadInput: it is nothing that is known here, holds no model, several, or tensors that cannot be written, or it
+            would run code; the cause is named.
         CorruptFile: a part of it is missing, cut or changed.
     """
-    found = _open_folder(source) if source.is_dir() else _open_file(source)
+    found = (_open_folder if source.is_dir() else _open_file)(source, part, expected)
     if not found.tensors.specs:
-        raise BadInput("there are no tensors", where=source)
-    return Foreign(found.kind, _without_prefixes(found.tensors), found.ignored)
-
-
-def model_tensors(content: object, where: Path) -> tuple[Loaded, list[str]]:
-    """The model's tensors in a loaded file, flat or nested, and the entries that were left out.
-
-    Raises:
-        BadInput: there are none.
-    """
-    if not isinstance(content, Mapping):
-        raise BadInput("the file holds no dictionary of tensors", where=where, got=type(content).__name__)
-    holding = {str(key): value for key, value in content.items() if _flat(value, "")}
-    ignored = [key for key in holding if key.startswith(_TRAINING)]
-    rest = {key: value for key, value in holding.items() if key not in ignored}
-    if len(rest) == 1 and isinstance(inner := next(iter(rest.values())), Mapping) and next(iter(rest)) in _WRAPPERS:
-        tensors, more = model_tensors(inner, where)
-        return tensors, ignored + more
-    return Loaded(_flat(rest, "")), ignored
+        raise BadInput("there are no weights", where=source, got=", ".join(found.ignored[:MAX_PROBLEMS]) or "nothing")
+    return found
 
 
 def problems_against(
@@ -107,7 +108,8 @@ def problems_against(
     Args:
         tensors: what was opened.
         expected: names and shapes that there must be; None asks for no particular ones.
-        dtype: the type that floating-point tensors will be converted to; None wants one type for all of them.
+        dtype: the type that floating-point tensors will be converted to; None wants one type for all of them but those
+            of 8 bits, beside which there are always others.
     """
     found = tensors.specs
     problems = []
@@ -120,14 +122,16 @@ def problems_against(
             for name, spec in expected.items()
             if name in found and found[name].shape != spec.shape
         ]
-    floats = [spec.dtype for spec in found.values() if spec.dtype.is_floating_point]
+    floats = [spec.dtype for spec in found.values() if spec.dtype.is_floating_point and spec.dtype.itemsize > 1]
     common = max(sorted(set(floats), key=str), key=floats.count, default=torch.float32)
     for name, spec in found.items():
         wants_float = expected is not None and name in expected and expected[name].dtype.is_floating_point
-        is_other_float = spec.dtype.is_floating_point and dtype is None and spec.dtype != common
+        is_other_float = spec.dtype in floats and dtype is None and spec.dtype != common
         if is_other_float or (wants_float and not spec.dtype.is_floating_point):
             wanted = str(common if dtype is None else dtype).removeprefix("torch.")
             problems.append(f"{name}: expected {wanted}, found {spec}")
+        if dtype is not None and spec.dtype.is_floating_point and (scale := _scale_of(name, found)):
+            problems.append(f"{name}: {spec} is a weight only once {scale} is applied, which --dtype does not do")
     return problems
 
 
@@ -138,8 +142,8 @@ def refuse_problems(problems: list[str], source: Path) -> None:
         BadInput: there are any.
     """
     if problems:
-        shown = "\n".join(f"    {problem}" for problem in problems[:_MAX_PROBLEMS])
-        more = f"\n    and {len(problems) - _MAX_PROBLEMS} more" if len(problems) > _MAX_PROBLEMS else ""
+        shown = "\n".join(f"    {problem}" for problem in problems[:MAX_PROBLEMS])
+        more = f"\n    and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise BadInput(
             f"{len(problems)} tensors are not what they must be\n{shown}{more}",
             where=source,
@@ -147,16 +151,37 @@ def refuse_problems(problems: list[str], source: Path) -> None:
         )
 
 
-def _open_file(path: Path) -> Foreign:
+def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
-        return Foreign("safetensors file", TensorReader(path))
-    tensors, ignored = model_tensors(load_torch_file(path), path)
-    return Foreign("file of torch.save", tensors, ignored)
+        _refuse_part(part, path)
+        return _named("safetensors file", TensorReader(path), path, expected)
+    names_of = partial(model_names, prefixes=PREFIXES, expected=expected)
+    found = find_model(read_parts(load_torch_file(path), path), path=part, names_of=names_of, expected=expected)
+    tensors = found.part.by_name()
+    names = names_of(found.part.specs, is_in_order=found.part.is_flat)
+    refuse_unwritable({name: tensors[key] for key, name in names.by_key.items()}, path)
+    loaded = Loaded({key: tensors[key] for key in names.by_key})
+    places = {name: (loaded, key) for name, key in keys_by_name(names, path).items()}
+    ignored = found.ignored + [found.part.at(key) for key in names.strays]
+    return Foreign("file of torch.save", Renamed(places), ignored, names.prefix, found.together)
 
 
-def _open_folder(folder: Path) -> Foreign:
+def _named(kind: str, tensors: Tensors, where: Path, expected: Collection[str]) -> Foreign:
+    """Tensors that lie side by side in no order of the model's."""
+    names = model_names(tensors.specs, expected=expected)
+    places = {name: (tensors, key) for name, key in keys_by_name(names, where).items()}
+    return Foreign(kind, Renamed(places), list(names.strays), names.prefix)
+
+
+def _refuse_part(part: str, where: Path) -> None:
+    if part:
+        raise BadInput("only a file of torch.save has parts", where=where, got=f"--part {part}")
+
+
+def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
     if is_zero_folder(folder):
-        return Foreign("DeepSpeed ZeRO folder", open_zero(folder))
+        _refuse_part(part, folder)
+        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, expected)
     for name in _WHOLE:
         path, index = folder / name, folder / f"{name}{_INDEX_SUFFIX}"
         if len(several := sorted(folder.glob(f"{path.stem}*{path.suffix}"))) > 1 and not index.is_file():
@@ -167,10 +192,10 @@ def _open_folder(folder: Path) -> Foreign:
                 mend="give the file that you mean",
             )
         if index.is_file():
-            return Foreign("accelerate folder", _sharded(folder, index))
+            _refuse_part(part, folder)
+            return _named("accelerate folder", _sharded(folder, index), folder, expected)
         if path.is_file():
-            opened = _open_file(path)
-            return Foreign("accelerate folder", opened.tensors, opened.ignored)
+            return replace(_open_file(path, part, expected), kind="accelerate folder")
     raise BadInput(
         "not a folder that is known here",
         where=folder,
@@ -185,7 +210,7 @@ def _sharded(folder: Path, index: Path) -> Renamed:
     for file in dict.fromkeys(weight_map.values()):
         if Path(file).name != file:
             raise BadInput("an index names a file of another folder", where=index, got=file)
-        shards[file] = _open_file(folder / file).tensors
+        shards[file] = _shard(folder / file)
     absent = [f"{name}: expected in {file}" for name, file in weight_map.items() if name not in shards[file].specs]
     extra = [f"{key}: not in the index" for shard in shards.values() for key in shard.specs if key not in weight_map]
     if absent or extra:
@@ -193,23 +218,22 @@ def _sharded(folder: Path, index: Path) -> Renamed:
     return Renamed({name: (shards[file], name) for name, file in weight_map.items()})
 
 
-def _flat(value: object, prefix: str) -> dict[str, Tensor]:
-    """All tensors of nested dictionaries, keys joined by dots."""
-    if isinstance(value, Tensor):
-        return {prefix: value}
-    if not isinstance(value, Mapping):
-        return {}
-    found: dict[str, Tensor] = {}
-    for key, item in value.items():
-        found |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return found
+def _shard(path: Path) -> Tensors:
+    """All tensors of a file, which alone cannot say what is the model's."""
+    if path.suffix == ".safetensors" and path.is_file():
+        return TensorReader(path)
+    tensors = dict(read_parts(load_torch_file(path), path).all_tensors())
+    refuse_unwritable(tensors, path)
+    return Loaded(tensors)
 
 
-def _without_prefixes(tensors: Tensors) -> Tensors:
-    names = {name: name for name in tensors.specs}
-    while prefix := next((item for item in _PREFIXES if all(name.startswith(item) for name in names)), None):
-        names = {name.removeprefix(prefix): key for name, key in names.items()}
-    return Renamed({name: (tensors, key) for name, key in names.items()})
+def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
+    """The tensor that a weight of 8 bits is to be multiplied by, where it lies beside it."""
+    if specs[name].dtype.itemsize > 1:
+        return None
+    owner = name.rpartition(".")[0]
+    places = (f"{name}_scale", f"{name}_scale_inv", f"{name}.scale", f"{owner}.scale", f"{owner}.scale_inv")
+    return next((place for place in places if place in specs), None)
 
 
 def _shape(spec: TensorSpec) -> str:

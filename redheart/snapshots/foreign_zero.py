@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.snapshots.foreign_types import refuse_unwritable
 from redheart.snapshots.masters import pieces
 from redheart.snapshots.safe_load import Inert, load_torch_file
 from redheart.snapshots.tensor_file import TensorSpec, spec_of
@@ -219,4 +220,5 @@ def _tensors(value: object, where: Path, key: str) -> dict[str, Tensor]:
     found = {str(name): item for name, item in _dictionary(value, where, key).items() if isinstance(item, Tensor)}
     if not found:
         raise CorruptFile("the model's file holds no tensors", where=where)
+    refuse_unwritable(found, where)
     return found

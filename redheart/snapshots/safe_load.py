@@ -1,12 +1,16 @@
 """Files of `torch.save` read without running anything that is in them.
 
-Only torch's own restricted reader is used (`weights_only=True`). What DeepSpeed's files name beside tensors, its enum
-of stages, loss scaler and fragment addresses, becomes an inert object here: none of DeepSpeed's code is needed or run.
+Only torch's own restricted reader is used (`weights_only=True`). What files name beside tensors, DeepSpeed's enum of
+stages, loss scaler and fragment addresses, arguments, paths and scores as numbers of numpy, becomes an inert object
+here: none of that code is needed or run.
 """
 
 import struct
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +23,18 @@ _ALLOWED = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 """What `save_checkpoint` of DeepSpeed 0.19.8 writes in stages 1 and 2; the dynamic scaler comes with fp16 alone."""
+
+_PLAIN = (
+    "argparse.Namespace",
+    "builtins.dict",
+    "builtins.list",
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"{core}.multiarray.scalar" for core in ("numpy.core", "numpy._core")),
+    *(f"{paths}.{system}Path" for paths in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
+)
+"""Plain data that training scripts keep beside weights: arguments, folders, the best score."""
+_ARRAYS = tuple(f"{core}.multiarray._reconstruct" for core in ("numpy.core", "numpy._core"))
 
 _UNREADABLE = (
     ArithmeticError,
@@ -36,7 +52,7 @@ _UNREADABLE = (
 
 
 class Inert:
-    """Stands where a file names one of DeepSpeed's classes; remembers what it was called with and does nothing."""
+    """Stands where a file names a class of `_ALLOWED` or `_PLAIN`; remembers what it was called with, does nothing."""
 
     arguments: tuple[object, ...]
 
@@ -49,6 +65,15 @@ class Inert:
         return None
 
 
+class InertArray(Inert):
+    """Stands where a file holds an array of numpy."""
+
+
+def _plain_dict(*_: object) -> dict[object, object]:
+    """What a `defaultdict` is read as."""
+    return {}
+
+
 def load_torch_file(path: Path) -> object:
     """The content of a file of `torch.save`; tensors are mapped, and read from the disk when they are used.
 
@@ -58,7 +83,9 @@ def load_torch_file(path: Path) -> object:
     """
     _check_zip(path)
     try:
-        with torch.serialization.safe_globals([(Inert, name) for name in _ALLOWED]):
+        with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
+            # Of types that torch will give up, and of protocols: what is in the file cannot be helped here.
+            warnings.simplefilter("ignore")
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if not unsafe:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -71,6 +98,12 @@ def load_torch_file(path: Path) -> object:
         expected="tensors, numbers, texts, lists and dictionaries",
         mend="if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
     )
+
+
+def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What takes the place of every name that is allowed beside torch's own."""
+    arrays = [(InertArray, name) for name in _ARRAYS]
+    return [*((Inert, name) for name in _ALLOWED + _PLAIN), *arrays, (_plain_dict, "collections.defaultdict")]
 
 
 def _check_zip(path: Path) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from redheart.core.errors import CorruptFile
+from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import disk_errors, open_output, sha256_file, to_disk
 
 DTYPE_NAMES = {
@@ -31,11 +31,24 @@ DTYPE_NAMES = {
     torch.int16: "I16",
     torch.int8: "I8",
     torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.complex64: "C64",
 }
+"""The format's types that torch computes with; those of less than a byte are not among them."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
+MAX_PROBLEMS = 50
+"""So many tensors are named in one error."""
+_MAX_ELEMENTS = 2**63 - 1
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -86,7 +99,12 @@ class TensorSpec(msgspec.Struct, frozen=True):
         return self.num_elements * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+        return f"{text_of(self.dtype)} {list(self.shape)}"
+
+
+def text_of(kind: torch.dtype | torch.layout) -> str:
+    """A type's name without torch's."""
+    return str(kind).removeprefix("torch.")
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
@@ -162,7 +180,8 @@ def _blocks(
     for name, spec in specs.items():
         tensor = read(name)
         assert spec_of(tensor) == spec, name
-        yield tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
+        plain = tensor.detach().resolve_conj().resolve_neg()
+        yield plain.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
 def verify(folder: Path, entry: TensorFile) -> Path:
@@ -197,7 +216,8 @@ class TensorReader(Mapping[str, Tensor]):
     """The tensors of a safetensors file by name; each is read when it is asked for, and nothing is kept.
 
     Raises:
-        CorruptFile: the file is no safetensors file of tensor types known here, or ends early.
+        BadInput: the file is in order and holds tensors of types that are not known here; all are named.
+        CorruptFile: the file is no safetensors file, or ends early.
     """
 
     def __init__(self, path: Path):
@@ -214,12 +234,26 @@ class TensorReader(Mapping[str, Tensor]):
             raise CorruptFile("not a safetensors file", where=path, got=error) from error
         end = path.stat().st_size - self._start
         for name, item in slices.items():
-            dtype = _DTYPES.get(item.dtype)
             first, last = item.data_offsets
-            if dtype is None or not 0 <= first <= last <= end:
-                raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
-            if last - first != math.prod(item.shape) * dtype.itemsize or min(item.shape, default=0) < 0:
-                raise CorruptFile("a tensor's size is not its shape's", where=f"{path}, {name}", got=item)
+            if not 0 <= first <= last <= end or min(item.shape, default=0) < 0:
+                raise CorruptFile(
+                    "not a readable tensor",
+                    where=f"{path}, {name}",
+                    got=f"{item}, bytes {first} to {last}",
+                    expected=f"within the {end} bytes behind the header",
+                )
+        _refuse_unknown_types(slices, path)
+        for name, item in slices.items():
+            first, last = item.data_offsets
+            size = math.prod(item.shape) * _DTYPES[item.dtype].itemsize
+            # Beside an axis of no elements the others may be of any length, which torch multiplies all the same.
+            if last - first != size or math.prod(max(axis, 1) for axis in item.shape) > _MAX_ELEMENTS:
+                raise CorruptFile(
+                    "a tensor's size is not its shape's",
+                    where=f"{path}, {name}",
+                    got=f"{item}, {last - first} bytes",
+                    expected=f"{size} bytes",
+                )
         self._slices = MappingProxyType(slices)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(
             {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
@@ -262,6 +296,22 @@ class _Slice(msgspec.Struct, frozen=True):
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+def _refuse_unknown_types(slices: Mapping[str, _Slice], path: Path) -> None:
+    unknown = [f"{name}: {item}" for name, item in slices.items() if item.dtype not in _DTYPES]
+    if unknown:
+        more = f" and {len(unknown) - MAX_PROBLEMS} more" if len(unknown) > MAX_PROBLEMS else ""
+        raise BadInput(
+            "tensors are of a type that is not known here",
+            where=path,
+            got="; ".join(unknown[:MAX_PROBLEMS]) + more,
+            expected=", ".join(_DTYPES),
+            mend="convert them where the file was made; what packs several numbers into a byte can be kept as U8",
+        )
 
 
 def open_tensors(folder: Path, entry: TensorFile) -> TensorReader:
