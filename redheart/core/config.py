@@ -16,6 +16,7 @@ import msgspec
 
 from redheart.core.errors import BadInput
 from redheart.core.files import canonical_json
+from redheart.core.text import read_text
 
 Preset = Literal["tiny", "small", "full"]
 GENERATED = "generated"
@@ -278,13 +279,10 @@ def load_toml(path: Path) -> StudyConfig:
     Raises:
         BadInput: no such file, not TOML, an unknown key (the nearest is named) or a value of the wrong type.
     """
+    text = read_text(path, what="configuration file")
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput("configuration file not found", where=path, mend="check the path of --config") from None
-    except OSError as error:
-        raise BadInput("configuration file cannot be read", where=path, got=error.strerror) from error
-    # Invalid UTF-8 and numbers of thousands of digits are ValueErrors too.
+        raw = tomllib.loads(text)
+    # Numbers of thousands of digits are ValueErrors too.
     except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
         raise BadInput("configuration file is not TOML", where=path, got=error) from error
     _refuse_unknown_keys(raw, StudyConfig, path, prefix="")

@@ -15,6 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from redheart.core.config import StudyConfig
+from redheart.core.text import read_text
 
 _LINE_CHARS = 100
 
@@ -71,7 +72,7 @@ def origins(
         file: the configuration file that it was read from.
         arguments: the command line's overrides.
     """
-    lines = key_lines(file.read_text(encoding="utf-8")) if file else {}
+    lines = key_lines(read_text(file)) if file else {}
     overridden = _overridden(arguments)
     found = []
     for setting in settings():
@@ -91,7 +92,7 @@ def key_lines(text: str) -> dict[str, int]:
     """The line (from 1) of every key and table header of a TOML document, by dotted name."""
     lines: dict[str, int] = {}
     table = ""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         header = re.match(r"\s*\[([^\[\]]+)\]", line)
         key = re.match(r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=", line)
         if header:

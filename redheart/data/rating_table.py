@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.errors import BadInput
-from redheart.data.records import read_text
+from redheart.core.text import read_text
 
 _SHOWN_PROBLEMS = 100
 KEYS = ("id", "subject")

@@ -1,18 +1,18 @@
 """Records, and the raw rows of any accepted file: JSON array, JSON lines or GoEmotions TSV, plain or gzip."""
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from redheart.core.errors import BadInput
+from redheart.core.text import decode, read_content
 
-MAX_BYTES = 1 << 30
-MAX_LINE_BYTES = 1 << 24
+MAX_LINE_CHARS = 1 << 24
 SUFFIXES = (".json", ".jsonl", ".tsv")
+_SHOWN_CHARS = 60
+_MARK = "\ufeff"
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -31,6 +31,13 @@ class RepeatedKeys(dict[str, object]):
     """An object of a file in which a key stands twice; which of its values was meant nobody knows."""
 
 
+class Malformed(msgspec.Struct, frozen=True):
+    """Stands where a line could not be read."""
+
+    got: str
+    expected: str
+
+
 class Row(msgspec.Struct, frozen=True):
     """A record as it stands in its file."""
 
@@ -40,97 +47,106 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def read_rows(path: Path) -> tuple[str, list[Row]]:
-    """Read a file's rows and its format, `json` or `tsv`.
+    """Read a file's rows and its format, `json` or `tsv`; a line that is none is a `Malformed` row among the others.
 
     Raises:
-        BadInput: no such file, unknown suffix, cut gzip, invalid UTF-8, invalid JSON, too large, or empty.
+        BadInput: no such file, unknown suffix, cut gzip, too large, or empty; or an array that is no JSON in UTF-8.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix not in SUFFIXES:
-        raise BadInput(
-            "unknown kind of file",
-            where=path,
-            got=suffix or "no suffix",
-            expected=", ".join(f"{item}[.gz]" for item in SUFFIXES),
-            mend="convert or rename the file",
-        )
-    text = read_text(path)
-    if not text.strip():
+    suffix = known_suffix(path, SUFFIXES)
+    content = read_content(path)
+    if not content.strip():
         raise BadInput("the file is empty", where=path, expected="at least one record")
-    rows = list({".json": _array, ".jsonl": _lines, ".tsv": _tsv}[suffix](path, text))
+    if suffix == ".json":
+        rows = _array(path, decode(content, path))
+    else:
+        rows = [Row(where, _cells(line) if suffix == ".tsv" else _object(line)) for where, line in text_lines(content)]
     if not rows:
         raise BadInput("the file holds no record", where=path, expected="at least one record")
     return suffix.removeprefix(".").removesuffix("l"), rows
 
 
-def read_text(path: Path) -> str:
-    """The text of a file, plain or gzip.
+def known_suffix(path: Path, known: Sequence[str]) -> str:
+    """The suffix of a file, in small letters and without `.gz`.
 
     Raises:
-        BadInput: no such file, cut gzip, invalid UTF-8, or too large.
+        BadInput: it is not one of the known ones.
     """
-    opened = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opened(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise BadInput("file not found", where=path, mend="check its path") from None
-    except IsADirectoryError:
-        raise BadInput("a folder stands where a file of records was expected", where=path) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadInput("the gzip file is cut or damaged", where=path, got=error, mend="fetch it again") from error
-    except OSError as error:
-        raise BadInput("the file cannot be read", where=path, got=error.strerror) from error
-    if len(content) > MAX_BYTES:
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(name).suffix
+    if suffix not in known:
         raise BadInput(
-            "the file is too large", where=path, expected=f"at most {MAX_BYTES} bytes unpacked", mend="split the file"
+            "unknown kind of file",
+            where=path,
+            got=suffix or "no suffix",
+            expected=", ".join(f"{item}[.gz]" for item in known),
+            mend="convert or rename the file",
         )
+    return suffix
+
+
+def shown(value: object) -> str:
+    """A value as messages show it."""
     try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise BadInput(
-            "the file is not UTF-8",
-            where=f"{path}: line {line}, byte {error.start}",
-            got=hex(content[error.start]),
-            mend="convert it, for instance with `iconv -t utf-8`",
-        ) from error
+        text = repr(value)
+    except RecursionError:
+        return "a value nested too deeply"
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 
-def _parse(text: str, where: str) -> object:
+def text_lines(content: bytes) -> Iterator[tuple[str, str | Malformed]]:
+    """What stands in the lines that are not blank, each behind its place, `line 4` (from 1)."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        try:
+            # A file that was put together of several has their byte order marks inside.
+            text = line.decode().removeprefix(_MARK)
+        except UnicodeDecodeError as error:
+            yield f"line {number}", Malformed(f"the byte {hex(line[error.start])}", "text in UTF-8")
+            continue
+        # What UTF-16 without a byte order mark looks like.
+        if "\0" in text:
+            yield f"line {number}", Malformed("a zero byte", "text in UTF-8")
+        elif text.strip():
+            yield f"line {number}", text
+
+
+def _array(path: Path, text: str) -> list[Row]:
     try:
-        return json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise BadInput("not valid JSON", where=where, got=error, mend="correct or remove it") from error
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    return value if len(value) == len(pairs) else RepeatedKeys(pairs)
-
-
-def _array(path: Path, text: str) -> Iterator[Row]:
-    value = _parse(text, str(path))
+        value = _parse(text)
+    except ValueError as error:
+        raise BadInput("not valid JSON", where=path, got=error, mend="correct or remove it") from error
     if not isinstance(value, list):
         raise BadInput("not a JSON array", where=path, got=type(value).__name__, expected="an array of records")
-    return (Row(f"record {index}", item) for index, item in enumerate(value))
+    return [Row(f"record {index}", item) for index, item in enumerate(value)]
 
 
-def _lines(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if len(line) > MAX_LINE_BYTES:
-            raise BadInput(
-                "a line is too long",
-                where=f"{path}: line {number}",
-                got=f"{len(line)} characters",
-                expected=f"at most {MAX_LINE_BYTES}",
-                mend="a .jsonl file has one record a line; is this a .json array?",
-            )
-        if line.strip():
-            yield Row(f"line {number}", _parse(line, f"{path}: line {number}"))
+def _object(line: str | Malformed) -> object:
+    if isinstance(line, Malformed):
+        return line
+    if len(line) > MAX_LINE_CHARS:
+        return Malformed(f"{len(line)} characters", f"at most {MAX_LINE_CHARS} of them, one record a line")
+    try:
+        return _parse(line)
+    except ValueError as error:
+        return Malformed(f"{shown(line)} ({error})", "valid JSON")
 
 
-def _tsv(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield Row(f"line {number}", line.rstrip("\r").split("\t"))
+def _cells(line: str | Malformed) -> object:
+    return line if isinstance(line, Malformed) else line.split("\t")
+
+
+def _parse(text: str) -> object:
+    """The value of a JSON text; a ValueError says what is wrong with it."""
+    try:
+        return json.loads(text, object_pairs_hook=_keyed)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg}: {line}column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        raise ValueError("a number of thousands of digits, which Python refuses to read") from error
+
+
+def _keyed(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else RepeatedKeys(pairs)

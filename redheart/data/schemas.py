@@ -3,19 +3,23 @@
 Nothing is repaired or defaulted: an absent target is masked, a malformed one is a problem.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from redheart.core.errors import BadInput
+from redheart.core.text import read_text
 from redheart.data.inventory import BENTHAM, EMOTIONS, SURD, Inventory, make_inventory
-from redheart.data.records import Record, RepeatedKeys, Row
+from redheart.data.records import Malformed, Record, RepeatedKeys, Row, shown
 
 # Seven numbers rounded to two places may miss 1 by 0.035; anything further was not meant as a distribution.
 SUM_TOLERANCE = 0.036
 _TARGETS = {"label", "emotions", "regret_factor", "bentham_scores", "surd_metrics"}
+Schema = Literal["documented", "distribution"]
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -50,9 +54,7 @@ class _Fields:
         self.problems: list[Problem] = []
 
     def wrong(self, field: str, got: object, expected: str) -> None:
-        text = repr(got)
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        self.problems.append(Problem(self._where, _encodable(str(self.id)), _encodable(field), shown, expected))
+        self.problems.append(Problem(self._where, _encodable(str(self.id)), _encodable(field), shown(got), expected))
 
     def text(self, field: str, *, required: bool = False) -> str:
         value = self._value.get(field, None if required else "")
@@ -108,7 +110,11 @@ class _Fields:
 
 
 def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
-    """Recognise the schema of a file and turn its rows into records.
+    """Turn the rows of a file into records, each by the schema that it shows.
+
+    A record shows it by its `emotions`, `bentham_scores` and `label`; where they show none or both it goes with most of
+    its file. The SURD metrics are those of all well-formed records together, in the order in which the file first names
+    them; a record that lacks one has it masked.
 
     Raises:
         BadInput: the schema is not one of the known ones.
@@ -117,23 +123,63 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
         classes = _goemotions_classes(path)
         return _collect("goemotions", make_inventory(emotions=classes), rows, lambda row: _goemotions(row, classes))
     objects = [row.value for row in rows if isinstance(row.value, dict)]
-    if any(isinstance(value.get("emotions"), list) for value in objects):
-        surd = next((tuple(value["surd_metrics"]) for value in objects if _is_surd(value.get("surd_metrics"))), SURD)
-        return _collect("distribution", make_inventory(surd=surd), rows, lambda row: _distribution(row, surd))
-    if any(_TARGETS & value.keys() for value in objects):
-        return _collect("documented", make_inventory(), rows, _documented)
-    first = rows[0].value
-    raise BadInput(
+    is_known = any(_TARGETS & value.keys() for value in objects)
+    if not is_known and not any(isinstance(row.value, Malformed) for row in rows):
+        raise _unknown_schema(path, rows[0].value)
+    marks = Counter(mark for value in objects for mark in _marks(value))
+    usual: Schema = "distribution" if marks["distribution"] >= max(1, marks["documented"]) else "documented"
+    shapes: dict[str, tuple[Schema, tuple[str, ...]]] = {}
+
+    def convert(row: Row) -> tuple[Record | None, list[Problem]]:
+        value = row.value if isinstance(row.value, dict) else {}
+        found = set(_marks(value))
+        schema = found.pop() if len(found) == 1 else usual
+        surd = SURD if schema == "documented" else _surd_names(value)
+        record, problems = _documented(row) if schema == "documented" else _distribution(row, surd)
+        if record is not None:
+            shapes.setdefault(record.id, (schema, surd))
+        return record, problems
+
+    parsed = _collect("documented", make_inventory(), rows, convert)
+    used = [shapes[record.id] for record in parsed.records]
+    if all(schema == "documented" for schema, _ in used):
+        return parsed
+    surd = tuple(dict.fromkeys(name for _, names in used for name in names)) or SURD
+    records = [_aligned(record, names, surd) for record, (_, names) in zip(parsed.records, used, strict=True)]
+    return msgspec.structs.replace(parsed, schema="distribution", inventory=make_inventory(surd=surd), records=records)
+
+
+def _unknown_schema(path: Path, first: object) -> BadInput:
+    return BadInput(
         "no known schema fits the records",
         where=path,
-        got=", ".join(map(str, first)) if isinstance(first, dict) else type(first).__name__,
+        got=(", ".join(map(str, first)) or "no key") if isinstance(first, dict) else type(first).__name__,
         expected="records with `id`, `text` and at least one of " + ", ".join(f"`{name}`" for name in sorted(_TARGETS)),
         mend="see the README's section on data",
     )
 
 
-def _is_surd(value: object) -> bool:
-    return isinstance(value, dict) and len(value) > 0 and all(_encodable(name) == name for name in value)
+def _marks(value: dict[str, object]) -> Iterator[Schema]:
+    """The schemas that the fields of a record show."""
+    for field, documented, distribution in (("emotions", dict, list), ("bentham_scores", list, dict)):
+        if isinstance(value.get(field), documented):
+            yield "documented"
+        elif isinstance(value.get(field), distribution):
+            yield "distribution"
+    # In the other schema it is a word about the post, which a misspelt class looks like.
+    if isinstance(value.get("label"), int):
+        yield "documented"
+
+
+def _surd_names(value: dict[str, object]) -> tuple[str, ...]:
+    metrics = value.get("surd_metrics")
+    return tuple(metrics) if isinstance(metrics, dict) else ()
+
+
+def _aligned(record: Record, names: tuple[str, ...], surd: tuple[str, ...]) -> Record:
+    by_name = dict(zip(names, record.targets["surd"], strict=True))
+    targets = {**record.targets, "surd": tuple(by_name.get(name) for name in surd)}
+    return msgspec.structs.replace(record, targets=targets)
 
 
 def _encodable(text: str) -> str:
@@ -164,6 +210,8 @@ def _collect(
 
 
 def _open(row: Row) -> tuple[_Fields | None, list[Problem]]:
+    if isinstance(row.value, Malformed):
+        return None, [Problem(row.where, "?", "record", row.value.got, row.value.expected)]
     if not isinstance(row.value, dict):
         return None, [Problem(row.where, "?", "record", type(row.value).__name__, "an object")]
     fields = _Fields(row, row.value)
@@ -229,6 +277,9 @@ def _distribution(row: Row, surd: tuple[str, ...]) -> tuple[Record | None, list[
     if fields is None:
         return None, problems
     assert isinstance(row.value, dict)
+    for name in surd:
+        if not name.strip() or _encodable(name) != name:
+            fields.wrong(f"surd_metrics.{name}", name, "a name in Unicode that is not empty")
     emotion = fields.listed_numbers("emotions", len(EMOTIONS))
     present = [value for value in emotion if value is not None]
     if present and not fields.problems:
@@ -239,7 +290,7 @@ def _distribution(row: Row, surd: tuple[str, ...]) -> tuple[Record | None, list[
     return Record(
         id=str(fields.id),
         # `text` may be cut; the labels were made from the whole post.
-        text=fields.text("text_full" if "text_full" in row.value else "text", required=True),
+        text=fields.text("text" if row.value.get("text_full") is None else "text_full", required=True),
         title=fields.text("title"),
         action=fields.text("action"),
         targets={
@@ -253,8 +304,13 @@ def _distribution(row: Row, surd: tuple[str, ...]) -> tuple[Record | None, list[
     ), fields.problems
 
 
+def class_names_path(path: Path) -> Path:
+    """The file with the class names of a GoEmotions file."""
+    return path.with_name("labels.txt")
+
+
 def _goemotions_classes(path: Path) -> tuple[str, ...]:
-    labels = path.with_name("labels.txt")
+    labels = class_names_path(path)
     if not labels.is_file():
         raise BadInput(
             "a .tsv file needs its class names beside it",
@@ -262,14 +318,12 @@ def _goemotions_classes(path: Path) -> tuple[str, ...]:
             got="no such file",
             expected="one class name a line",
         )
-    try:
-        classes = tuple(labels.read_text(encoding="utf-8").split())
-    except (UnicodeDecodeError, OSError) as error:
-        raise BadInput("the class names cannot be read", where=labels, got=error) from error
-    if len(classes) < 2 or len(set(classes)) < len(classes):
+    # A name may hold blanks. An empty line among them would give all that follow another number.
+    classes = tuple(line.strip() for line in read_text(labels).rstrip().split("\n"))
+    if len(classes) < 2 or len(set(classes)) < len(classes) or "" in classes:
         raise BadInput(
             "the class names are not a list of classes",
-            where=labels,
+            where=f"{labels}: line {classes.index('') + 1}" if "" in classes else labels,
             got=", ".join(classes) or "nothing",
             expected="two or more different names, one a line",
         )
@@ -277,6 +331,8 @@ def _goemotions_classes(path: Path) -> tuple[str, ...]:
 
 
 def _goemotions(row: Row, classes: tuple[str, ...]) -> tuple[Record | None, list[Problem]]:
+    if isinstance(row.value, Malformed):
+        return None, [Problem(row.where, "?", "record", row.value.got, row.value.expected)]
     cells = row.value
     assert isinstance(cells, list)
     if len(cells) != 3:
@@ -285,7 +341,7 @@ def _goemotions(row: Row, classes: tuple[str, ...]) -> tuple[Record | None, list
     chosen = ids.split(",")
     # Python refuses to read numbers of thousands of digits.
     if not all(item.isdecimal() and len(item) < 10 and int(item) < len(classes) for item in chosen):
-        return None, [Problem(row.where, name, "class ids", repr(ids), f"numbers from 0 to {len(classes) - 1}")]
+        return None, [Problem(row.where, name, "class ids", shown(ids), f"numbers from 0 to {len(classes) - 1}")]
     if not text.strip() or not name.strip():
         return None, [Problem(row.where, name or "?", "text or id", "empty", "a non-empty string")]
     members = {int(item) for item in chosen}

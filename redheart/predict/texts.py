@@ -3,7 +3,18 @@
 from pathlib import Path
 
 from redheart.core.errors import BadInput
-from redheart.data.records import SUFFIXES, Record, RepeatedKeys, Row, read_rows, read_text
+from redheart.core.text import read_content
+from redheart.data.records import (
+    SUFFIXES,
+    Malformed,
+    Record,
+    RepeatedKeys,
+    Row,
+    known_suffix,
+    read_rows,
+    shown,
+    text_lines,
+)
 from redheart.predict.predictor import as_record
 
 _SHOWN_PROBLEMS = 100
@@ -15,23 +26,14 @@ def read_texts(path: Path) -> list[Record]:
     Raises:
         BadInput: the file cannot be read, or texts are missing or malformed; all of them are named.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix not in (".txt", *SUFFIXES):
-        raise BadInput(
-            "unknown kind of file",
-            where=path,
-            got=suffix or "no suffix",
-            expected=", ".join(f"{item}[.gz]" for item in (".txt", *SUFFIXES)),
-        )
-    if suffix == ".txt":
-        lines = enumerate(read_text(path).splitlines(), start=1)
-        records = [as_record(line, f"line {number}") for number, line in lines if line.strip()]
-        if not records:
+    if known_suffix(path, (".txt", *SUFFIXES)) == ".txt":
+        kind, rows = "txt", [Row(where, line) for where, line in text_lines(read_content(path))]
+        if not rows:
             raise BadInput("the file is empty", where=path, expected="at least one line of text")
-        return records
-    _, rows = read_rows(path)
+    else:
+        kind, rows = read_rows(path)
     problems: list[str] = []
-    records = [_record(row, problems) for row in rows]
+    records = [_record(kind, row, problems) for row in rows]
     if problems:
         more = f"\n    and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         listing = "\n".join(f"    {problem}" for problem in problems[:_SHOWN_PROBLEMS])
@@ -39,24 +41,27 @@ def read_texts(path: Path) -> list[Record]:
     return records
 
 
-def _record(row: Row, problems: list[str]) -> Record:
-    if isinstance(row.value, str):
-        return _checked(row, {"text": row.value}, problems)
-    if isinstance(row.value, list):
+def _record(kind: str, row: Row, problems: list[str]) -> Record:
+    value = row.value
+    if isinstance(value, str):
+        return _checked(row, {"text": value}, problems)
+    if kind == "tsv" and isinstance(value, list):
         # GoEmotions: text, class ids, id.
-        cells = row.value
-        return _checked(row, {"text": cells[0], "id": cells[2] if len(cells) == 3 else None}, problems)
-    if isinstance(row.value, dict) and not isinstance(row.value, RepeatedKeys):
-        return _checked(row, row.value, problems)
-    got = "a key that stands twice" if isinstance(row.value, dict) else type(row.value).__name__
-    problems.append(f"{row.where}: got {got}, expected an object with `text`, or a string")
+        return _checked(row, {"text": value[0], "id": value[2] if len(value) == 3 else None}, problems)
+    if isinstance(value, dict) and not isinstance(value, RepeatedKeys):
+        return _checked(row, value, problems)
+    if isinstance(value, Malformed):
+        problems.append(f"{row.where}: got {value.got}, expected {value.expected}")
+    else:
+        got = "a key that stands twice" if isinstance(value, dict) else type(value).__name__
+        problems.append(f"{row.where}: got {got}, expected an object with `text`, or a string")
     return as_record("", row.where)
 
 
 def _checked(row: Row, value: dict[str, object], problems: list[str]) -> Record:
     found = {}
     # `text` may be cut where there is a `text_full`; the whole is what was trained on.
-    text_field = "text_full" if "text_full" in value else "text"
+    text_field = "text" if value.get("text_full") is None else "text_full"
     for name, field in (("text", text_field), ("title", "title"), ("action", "action"), ("id", "id")):
         item = value.get(field)
         if item is None and name != "text":
@@ -65,7 +70,7 @@ def _checked(row: Row, value: dict[str, object], problems: list[str]) -> Record:
             item = str(item)
         if not isinstance(item, str) or (name == "text" and not item.strip()) or not _is_unicode(item):
             expected = "text that is not empty" if name == "text" else "text"
-            problems.append(f"{row.where}: {field}: got {item!r:.60}, expected {expected}")
+            problems.append(f"{row.where}: {field}: got {shown(item)}, expected {expected}")
             item = ""
         found[name] = item
     return as_record(found["text"], found["id"], title=found["title"], action=found["action"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from redheart.core.config import PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.data.generator import generate
+from redheart.data.inventory import SURD
 from redheart.data.prepare import load_prepared, prepare
 from redheart.data.records import read_rows
 from redheart.data.schemas import parse_rows
@@ -136,8 +137,10 @@ def test_forty_planted_faults_are_all_reported_at_once(tmp_path: Path) -> None:
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.json", b'[{"name": "x"}]', "no known schema"),
         ("a.json.gz", gzip.compress(b"[]" * 100, mtime=0)[:-9], "cut or damaged"),
-        ("a.json.gz", b"[]", "cut or damaged"),
-        ("a.jsonl", b'{"id": 1}\n{', "line 2"),
+        ("a.json.gz", b"[]", "no record"),
+        ("a.json", gzip.compress(b"[]" * 100, mtime=0)[:-9], "cut or damaged"),
+        ("a.json", b"\xff\xfe[\0]", "not UTF-16-LE"),
+        ("a.json", b'[{"id": 1},\n {"id": 2]', "line 2, column 10"),
         ("a.csv", b"id,text", "unknown kind of file"),
         ("a.json/b.json", None, "cannot be read"),
         ("a.tsv", b"x\t1\ta", "class names"),
@@ -153,12 +156,73 @@ def test_unreadable_files_say_what_is_wrong(tmp_path: Path, name: str, content: 
         parse(path)
 
 
-@pytest.mark.parametrize("classes", [b"", b"joy", b"joy joy", b"joy\n\xff"])
+@pytest.mark.parametrize("classes", [b"", b"\n", b"joy", b"very sad", b"joy\njoy\n", b"joy\n\xff", b"joy\n\nanger"])
 def test_class_names_that_are_none_are_refused(tmp_path: Path, classes: bytes) -> None:
     (tmp_path / "labels.txt").write_bytes(classes)
     (tmp_path / "a.tsv").write_bytes(b"x\t0\ta")
     with pytest.raises(BadInput, match=r"labels\.txt"):
         parse(tmp_path / "a.tsv")
+
+
+SURD_MIXTURES: list[tuple[list[dict[str, Any]], tuple[str, ...]]] = [
+    ([{"surd_metrics": {"risk": 0.2}}, {}], ("risk", "selection", "uncertainty", "decision")),
+    ([{"surd_metrics": None}, {"surd_metrics": {}}, {}], ("selection", "uncertainty", "risk", "decision")),
+    ([{}, {"surd_metrics": {"trust": 0.5, "risk": None}}], ("selection", "uncertainty", "risk", "decision", "trust")),
+    ([{"surd_metrics": {"b": 0.1}}, {"surd_metrics": {"a": 0.1}}], ("b", "a")),
+    ([{"surd_metrics": None}], ("surprise", "uncertainty", "relevance", "depth")),
+    # What stands in a malformed record alone is nobody's metric.
+    ([{"surd_metrics": {"x": 2}}, {}], ("selection", "uncertainty", "risk", "decision")),
+    ([{"surd_metrics": {"x": 0.5}, "text_full": 3}, {}], ("selection", "uncertainty", "risk", "decision")),
+    ([{"surd_metrics": {" ": 0.5}}, {}], ("selection", "uncertainty", "risk", "decision")),
+]
+
+
+@pytest.mark.parametrize(("changes", "names"), SURD_MIXTURES)
+def test_surd_metrics_are_those_of_all_records_and_masked_where_one_lacks_them(
+    changes: list[dict[str, Any]], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [{**real_row(index), **change} for index, change in enumerate(changes)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows))
+    parsed = parse(path)
+    assert parsed.inventory.task("surd").targets == names
+    assert len(parsed.records) + parsed.num_invalid == len(rows)
+    by_id = {row["id"]: row["surd_metrics"] or {} for row in rows}
+    for record in parsed.records:
+        assert record.targets["surd"] == tuple(by_id[record.id].get(name) for name in names)
+
+
+def test_no_record_decides_the_schema_of_the_others(tmp_path: Path) -> None:
+    documented, _ = generate(6, seed=0)
+    path = tmp_path / "a.json"
+    # One record of the other schema, or a malformed one that looks like it, in either place.
+    for position in (0, 3, 6):
+        rows: list[Any] = [*documented[:position], real_row(0), *documented[position:]]
+        path.write_text(json.dumps(rows))
+        parsed = parse(path)
+        assert not parsed.problems and len(parsed.records) == 7
+        assert set(parsed.inventory.task("surd").targets) == {*SURD, *real_row(0)["surd_metrics"]}
+        values = [
+            dict(zip(parsed.inventory.task("surd").targets, r.targets["surd"], strict=True)) for r in parsed.records
+        ]
+        assert [value["risk"] for value in values].count(None) == 6 and [v["depth"] for v in values].count(None) == 1
+        rows[position] = {**documented[0], "id": "list", "emotions": ["joy"]}
+        path.write_text(json.dumps(rows))
+        assert {(p.id, p.field) for p in parse(path).problems} == {("list", "emotions")}
+    rows = [{**real_row(0), "emotions": {"primary": "joy"}}, *(real_row(index) for index in range(1, 5))]
+    path.write_text(json.dumps(rows))
+    assert {(p.id, p.field) for p in parse(path).problems} == {("r0", "emotions")}
+    # A record that shows no schema goes with most of its file.
+    rows = [{"id": "x", "text": "x", "surd_metrics": {"risk": 0.5}}, *(real_row(index) for index in range(1, 5))]
+    path.write_text(json.dumps(rows))
+    assert len(parse(path).records) == 5
+
+
+def test_a_null_is_an_absent_field(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{**real_row(0), "text_full": None}, {**real_row(1), "emotions": None}]))
+    first, second = parse(path).records
+    assert first.text == "cut" and second.targets["emotion"] == (None,) * 7
 
 
 def test_what_json_allows_and_nobody_can_mean_is_a_problem_of_its_record(tmp_path: Path) -> None:
@@ -190,7 +254,7 @@ def test_what_json_allows_and_nobody_can_mean_is_a_problem_of_its_record(tmp_pat
 
 
 def test_a_class_number_of_thousands_of_digits(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("joy anger")
+    (tmp_path / "labels.txt").write_text("joy\nanger")
     (tmp_path / "a.tsv").write_text(f"x\t0\ta\ny\t{'9' * 5000}\tb")
     assert [problem.field for problem in parse(tmp_path / "a.tsv").problems] == ["class ids"]
 
