@@ -106,7 +106,7 @@ def test_every_verb_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) ->
     texts = tmp_path / "texts.txt"
     texts.write_text("one two three\n")
     (tmp_path / "ratings.csv").write_text("id,subject,valence\nline 1,a,0.5\n")
-    small = ["--prepare.num-generated", 160, "--features.encoder", "hash", "--sweep.epochs", 1, "--sweep.rates", 1e-3]
+    small = ["--prepare.num-generated", 240, "--features.encoder", "hash", "--sweep.epochs", 1, "--sweep.rates", 1e-3]
     ran("doctor")
     ran("plan", "--preset", "tiny")
     ran("model", "--json")

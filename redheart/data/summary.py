@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load, save
-from scipy.linalg import eigh
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_checked, write_checked
@@ -44,6 +43,9 @@ def fit_summary(summaries_NL: np.ndarray, *, key: str) -> SummaryFit:
     Half-way between plain and whitened components. In ridge it does as well as plain ones (emotion KL .0742 and
     .0746; all 2,688 numbers .0736), and leaves small components large enough for float16 and a network to see.
     """
+    # A prediction applies a fit and waits for no more libraries than it needs.
+    from scipy.linalg import eigh
+
     mean_L = summaries_NL.mean(0, dtype=np.float64)
     std_L = np.maximum(summaries_NL.std(0, dtype=np.float64), _SMALLEST_STD)
     scaled_NL = (summaries_NL - mean_L) / std_L

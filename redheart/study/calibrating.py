@@ -10,7 +10,8 @@ from redheart.core.errors import BadInput
 from redheart.core.files import write_sealed
 from redheart.core.seeds import stream_seed
 from redheart.data.prepare import Prepared
-from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated, fit
+from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated
+from redheart.evaluate.calibration_fit import fit
 from redheart.evaluate.reliability import Bin, CalibrationScores, calibration_scores, reliability_bins, share_losses
 from redheart.report.reliability import draw_reliability
 from redheart.select.statistics import Gain, paired_gain

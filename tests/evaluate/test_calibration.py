@@ -8,7 +8,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from redheart.evaluate import metrics
-from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated, fit, fit_classifier
+from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated
+from redheart.evaluate.calibration_fit import fit, fit_classifier
 from redheart.evaluate.reliability import calibration_scores, reliability_bins
 
 
