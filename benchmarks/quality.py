@@ -50,7 +50,7 @@ def proxies(data: "StudyData") -> dict[str, object]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.utils.extmath import randomized_svd
 
-    from redheart.data.features import input_text
+    from redheart.data.input_text import input_text
 
     prepared, features = data.prepared, data.features
     width = features.manifest.state_width

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from redheart.cli.options import Flag, parse, print_json, spelled_out
+from redheart.cli.options import Flag, display_of, parse, print_json, spelled_out
 from redheart.core.config import PrepareConfig, StudyConfig, load_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
@@ -42,7 +42,9 @@ def prepare(arguments: Sequence[str]) -> None:
 
     options = parse(PrepareOptions, arguments, "prepare")
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
-    print_json(run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed), options.json)
+    with display_of(options).working("prepare"):
+        manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)
+    print_json(manifest, options.json)
 
 
 def sweep(arguments: Sequence[str]) -> None:

@@ -28,7 +28,8 @@ class PrepareConfig:
     """From a file of records to a split data set."""
 
     duplicate_similarity: float = 0.92
-    """Two texts at or above this normalised Indel similarity are near-duplicates; 0 keeps everything."""
+    """Two records whose title, action and start of the text, as the encoder reads them, have at least this normalised
+    Indel similarity are near-duplicates; case, accents and spacing do not count. 0 keeps everything."""
     keep_duplicates: bool = False
     """Keep near-duplicates (a cluster never crosses the split) instead of dropping all but the first."""
     skip_invalid: bool = False

@@ -34,6 +34,7 @@ from redheart.core.folders import new_folder, remove_leftovers, remove_names
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
 from redheart.data.encoders import FEATURE_WIDTH, MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
+from redheart.data.input_text import input_text
 from redheart.data.records import Record
 from redheart.data.summary import SummaryFit, load_fit, load_or_fit
 
@@ -81,12 +82,6 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return len(self.offsets_N) - 1
-
-
-def input_text(record: Record, *, text_chars: int) -> str:
-    """What the encoder reads of a record: title, action and the start of the text, a line each."""
-    parts = (record.title, record.action, record.text[:text_chars])
-    return "\n".join(part.strip() for part in parts if part.strip())
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int) -> list[Encoded]:

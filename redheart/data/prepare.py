@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from redheart.core.config import PrepareConfig, digest
+from redheart.core.config import FeatureConfig, PrepareConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     is_sealed,
@@ -22,10 +22,11 @@ from redheart.core.files import (
 )
 from redheart.core.folders import new_folder, refuse_foreign
 from redheart.data.generator import generate
+from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
-from redheart.data.near_duplicates import clusters, keep_first, near_duplicate_pairs
+from redheart.data.near_duplicates import NearDuplicates, near_duplicates
 from redheart.data.records import Record, Row, read_rows
-from redheart.data.schemas import Parsed, Problem, parse_rows
+from redheart.data.schemas import Parsed, Problem, class_names_path, parse_rows
 from redheart.data.split import Split, split_rows
 
 _SHOWN_PROBLEMS = 100
@@ -78,11 +79,28 @@ class Prepared:
     """Rows by part; the test part is closed."""
 
 
-def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int, replace: bool = True) -> Manifest:
+def prepare(
+    source: Path | None,
+    *,
+    out: Path,
+    config: PrepareConfig,
+    seed: int,
+    text_chars: int = FeatureConfig.text_chars,
+    replace: bool = True,
+) -> Manifest:
     """Prepare a file of records, or generated ones where `source` is None, into the folder `out`.
 
     A folder that was made from the same content with the same settings is kept as it is; one of other content is
-    replaced, unless `replace` is False: then what is prepared also stands for a file that is no longer there.
+    replaced, unless `replace` is False. Then what an older version made of the same file is kept too, so that a run
+    that was started with it goes on with its own split; and what is prepared stands for a file that is gone.
+
+    Args:
+        source: the file.
+        out: the folder.
+        config: what is dropped.
+        seed: of the split.
+        text_chars: characters of a text that the encoder reads; near-duplicates are judged on those.
+        replace: whether a folder of other content may be replaced.
 
     Raises:
         BadInput: the file or its records are malformed; all problems are listed. Or the folder holds other content
@@ -92,21 +110,29 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
     manifest = read_sealed(out / "manifest.json", Manifest) if is_sealed(out / "manifest.json") else None
     if manifest is None:
         refuse_foreign(out, contents)
+    elif not replace and source is not None and not source.exists():
+        return load_prepared(out).manifest
     best_reachable = None
     if source is None:
         raw, best_reachable = generate(config.num_generated, seed=seed)
         rows, kind = [Row(f"record {index}", row) for index, row in enumerate(raw)], "json"
         origin = Source("generated", digest(raw))
-    elif manifest and not replace and not source.exists():
-        origin = manifest.source
     else:
         kind, rows = read_rows(source)
         origin = Source(str(source), sha256_file(source))
-    key = digest({"version": 1, "source": origin.sha256, "config": config, "seed": seed})
+    labels = class_names_path(source) if source and kind == "tsv" else None
+    keys = _keys(origin, labels, config=config, seed=seed, text_chars=text_chars)
     if manifest:
-        if manifest.key == key:
+        if manifest.key == keys[0] or (manifest.key in keys and not replace):
             return load_prepared(out).manifest
         if not replace:
+            if labels and manifest.source.sha256 == origin.sha256:
+                raise BadInput(
+                    "the class names are not those that this run was started with",
+                    where=labels,
+                    expected=", ".join(manifest.inventory.task("emotion").targets),
+                    mend="restore the file, or choose another --out for the changed one",
+                )
             raise BadInput(
                 "the records are not those that this run was started with",
                 where=source or "generated records",
@@ -122,11 +148,9 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
         raise BadInput("no record is left", where=source, got=f"{parsed.num_invalid} malformed records")
 
     records = sorted(parsed.records, key=lambda record: record.id)
-    pairs: list[tuple[int, int]] = []
-    if config.duplicate_similarity > 0:
-        pairs = near_duplicate_pairs([record.text for record in records], similarity=config.duplicate_similarity)
-    clusters_N = clusters(len(records), pairs)
-    kept_N = np.ones(len(records), dtype=bool) if config.keep_duplicates else keep_first(len(records), pairs)
+    alike = _alike(records, similarity=config.duplicate_similarity, text_chars=text_chars)
+    clusters_N = alike.clusters_N
+    kept_N = np.ones(len(records), dtype=bool) if config.keep_duplicates else alike.kept_N
     cluster_ids = _cluster_ids(records, clusters_N)
     records = [record for record, kept in zip(records, kept_N, strict=True) if kept]
     values_NT, mask_NT = target_arrays(records, parsed.inventory)
@@ -161,7 +185,7 @@ def prepare(source: Path | None, *, out: Path, config: PrepareConfig, seed: int,
             **{part: len(rows_of_part) for part, rows_of_part in split.items()},
             best_reachable=best_reachable,
             seed=seed,
-            key=key,
+            key=keys[0],
             inventory=parsed.inventory,
             files={item.name: sha256_file(item) for item in sorted(folder.iterdir())},
         )
@@ -198,7 +222,7 @@ def load_prepared(folder: Path) -> Prepared:
                 expected=expected,
                 mend="remove the folder and run `redheart prepare` again",
             )
-    lines = gzip.decompress((folder / "records.jsonl.gz").read_bytes()).splitlines()
+    lines = gzip.decompress((folder / "records.jsonl.gz").read_bytes()).split(b"\n")[:-1]
     tensors = load_file(folder / "targets.safetensors")
     split = read_json(folder / "split.json", dict[str, list[int]])
     return Prepared(
@@ -224,6 +248,25 @@ def emotion_classes(values_NT: np.ndarray, mask_NT: np.ndarray, inventory: Inven
     """Arg-max emotion of every record (the first of a tie), -1 where it has none, (N,) int64."""
     columns = inventory.columns("emotion")
     return np.where(mask_NT[:, columns].any(1), values_NT[:, columns].argmax(1), -1)
+
+
+def _keys(origin: Source, labels: Path | None, *, config: PrepareConfig, seed: int, text_chars: int) -> tuple[str, ...]:
+    """Digest of everything that decides the content, and behind it what older versions called the same."""
+    decisive = {"source": origin.sha256, "config": config, "seed": seed}
+    classes = sha256_file(labels) if labels and labels.is_file() else None
+    return (
+        digest({"version": 2, **decisive, "classes": classes, "text_chars": text_chars}),
+        # Near-duplicates were judged on the text alone, as it stood.
+        digest({"version": 1, **decisive}),
+    )
+
+
+def _alike(records: Sequence[Record], *, similarity: float, text_chars: int) -> NearDuplicates:
+    """The near-duplicates among records, judged on what the encoder reads of them; none at similarity 0."""
+    if similarity == 0:
+        return NearDuplicates(np.ones(len(records), dtype=bool), np.arange(len(records)))
+    texts = [folded(input_text(record, text_chars=text_chars)) for record in records]
+    return near_duplicates(texts, similarity=similarity)
 
 
 def _cluster_ids(records: Sequence[Record], clusters_N: np.ndarray) -> list[list[str]]:

@@ -13,7 +13,8 @@ from scipy.sparse import issparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
-from redheart.data.features import FeatureCache, input_text
+from redheart.data.features import FeatureCache
+from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics

@@ -13,7 +13,8 @@ import torch
 from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
 from redheart.data.encoders import Encoder
-from redheart.data.features import encode_texts, input_text, widened
+from redheart.data.features import encode_texts, widened
+from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
 from redheart.data.loader import pad
 from redheart.data.records import Record

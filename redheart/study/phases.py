@@ -47,7 +47,15 @@ def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
             remove_leftovers(folder.root)
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
-        prepare(source, out=folder.data, config=config.prepare, seed=config.seed, replace=False)
+        with (display if is_first_rank() else SILENT).working("prepare"):
+            prepare(
+                source,
+                out=folder.data,
+                config=config.prepare,
+                seed=config.seed,
+                text_chars=config.features.text_chars,
+                replace=False,
+            )
     return load_data(config, folder, display=display)
 
 
