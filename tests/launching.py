@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+Process = subprocess.Popen[bytes]
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--prepare.num-generated",
@@ -44,11 +46,25 @@ MEASURED = (
 
 def environment() -> dict[str, str]:
     """This process's environment without what a launcher sets, and with this interpreter's launchers first."""
-    others = ("RANK", "WORLD_SIZE")
-    kept = {name: value for name, value in os.environ.items() if name not in others and not name.startswith("WANDB_")}
+    others = ("WANDB_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
     kept["PYTHONPATH"] = str(ROOT)
     return kept
+
+
+def start_by_hand(world_size: int, command: list[str], *arguments: object, **variables: str) -> list[Process]:
+    """Start a process for every rank as one does without a launcher; each has its errors for itself."""
+    address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [address | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+    return [start(command, *arguments, **variables, **rank) for rank in ranks]
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def launch(command: list[str], *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -62,12 +78,12 @@ def launch(command: list[str], *arguments: object, **options: object) -> subproc
     )
 
 
-def start(command: list[str], *arguments: object) -> subprocess.Popen[bytes]:
+def start(command: list[str], *arguments: object, **variables: str) -> Process:
     """Start a command in a process group of its own."""
     return subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -110,7 +126,7 @@ def events_of(path: Path) -> list[dict[str, object]]:
     return [entry for entry in kept if entry["event"] in ("step", "epoch")]
 
 
-def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[bytes], part: str = "train") -> None:
+def wait_for_steps(run: Path, steps: int, process: Process, part: str = "train") -> None:
     """Return once the event log of a training in a run's folder holds that many optimizer steps."""
     path = run / part / "events.jsonl"
     deadline = time.monotonic() + 180

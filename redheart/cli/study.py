@@ -1,7 +1,7 @@
 """`run`, `prepare`, `sweep`, `train`, `trial`: the phases that make snapshots."""
 
 import dataclasses
-import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from redheart.cli.options import Flag, display_of, parse, print_json, spelled_ou
 from redheart.core.config import PrepareConfig, StudyConfig, load_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
+from redheart.core.ranks import launched
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class PrepareOptions:
 def run(arguments: Sequence[str]) -> None:
     from redheart.study.pipeline import run_study
 
+    _note_ranks("run")
     rest, force = _without(arguments, "--force")
     config = _study(rest, "run")
     _check(config, force)
@@ -52,6 +54,7 @@ def sweep(arguments: Sequence[str]) -> None:
     from redheart.study.say import say
     from redheart.study.sweep import run_sweep
 
+    _note_ranks("sweep")
     rest, force = _without(arguments, "--force")
     config = _study(rest, "sweep")
     _check(config, force)
@@ -63,6 +66,7 @@ def sweep(arguments: Sequence[str]) -> None:
 def train(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
 
+    _note_ranks()
     rest, force = _without(_without_local_rank(arguments), "--force")
     config = _study(rest, "train")
     _check(config, force)
@@ -77,6 +81,7 @@ def trial(arguments: Sequence[str]) -> None:
     from redheart.study.sweep import run_trial
     from redheart.train.interrupt import stop_with_parent
 
+    launched()
     stop_with_parent()
     rest, is_range_test = _without(_without_local_rank(arguments), "--range-test")
     config = _study(rest, "trial")
@@ -93,6 +98,28 @@ def trial(arguments: Sequence[str]) -> None:
         run_trial(config, folder, data, rate, show_progress=True)
 
 
+def _note_ranks(alone: str | None = None) -> None:
+    """Say that what is left of a launcher's environment is passed over; refuse a command that works `alone`.
+
+    Raises:
+        BadInput: the environment contradicts itself, or is that of one of several processes.
+    """
+    ranks = launched()
+    if alone and ranks.world_size > 1:
+        raise BadInput(
+            f"`redheart {alone}` works in one process",
+            got=f"rank {ranks.rank} of {ranks.world_size}",
+            mend="start it without a launcher; `launch/train.py` trains in several (docs/several-devices.md)",
+        )
+    if ranks.leftovers:
+        print(
+            f"note: {', '.join(ranks.leftovers)} without the rest of a launcher's variables means nothing; this is a "
+            "run of one process (for several see docs/several-devices.md)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], bool]:
     return [item for item in arguments if item != flag], flag in arguments
 
@@ -104,7 +131,7 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 def _check(config: StudyConfig, force: bool) -> None:
     """The planner's verdict before anything is allocated; `--force` goes on without asking."""
-    if not force and os.environ.get("RANK", "0") == "0":
+    if not force and launched().is_first:
         from redheart.study.preflight import check_run
         from redheart.study.say import say
 

@@ -11,6 +11,7 @@ from redheart.core.config import StudyConfig, decisive, digest
 from redheart.core.folders import remove_leftovers
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
+from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, known_manifest, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.blocks import set_checkpointing
@@ -101,7 +102,7 @@ def run_training(
     rate = config.train.learning_rate
     if rate is None:
         rate = best_rate(folder)
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = launched().world_size
     manifest = data.prepared.manifest
     num_validation = manifest.val_select + manifest.val_confirm
     settings = dataclasses.replace(
@@ -173,7 +174,7 @@ def train_at(
 
 def is_first_rank() -> bool:
     """Whether this process is the one of a launcher's that writes files and talks."""
-    return os.environ.get("RANK", "0") == "0"
+    return launched().is_first
 
 
 def event_sinks(

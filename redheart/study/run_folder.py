@@ -1,7 +1,6 @@
 """Where a run keeps what, and what its folder was started with."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from redheart.core.files import is_sealed, read_sealed, write_sealed
 from redheart.core.folders import refuse_taken, remove_leftovers
 from redheart.core.lock import folder_lock
 from redheart.core.places import found_again, seen_from
+from redheart.core.ranks import launched
 from redheart.snapshots.states import newest_progress
 
 DATA, ENCODER = "data", "features.encoder"
@@ -109,7 +109,7 @@ def claimed(config: StudyConfig) -> Iterator[RunFolder]:
         BadInput: another run works in the folder, it was started with other settings, which are named, or it holds
             other people's files where the run would write.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not launched().is_first:
         yield _started_by_first_rank(RunFolder(config.out))
         return
     # Before the lock, which is a file too.

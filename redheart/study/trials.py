@@ -1,6 +1,5 @@
 """The sweep's files: its trials, its result, and where they lie."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import msgspec
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, write_bytes
 from redheart.core.lock import folder_lock
+from redheart.core.ranks import launched
 from redheart.study.run_folder import RunFolder
 
 
@@ -42,7 +42,7 @@ def trial_lock(out: Path) -> AbstractContextManager[None]:
 
     Only the first rank holds it: the others of its launcher must not be locked out.
     """
-    return folder_lock(out, name="trial", wait=True) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    return folder_lock(out, name="trial", wait=True) if launched().is_first else nullcontext()
 
 
 def write_csv(path: Path, trial: Trial) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.ranks import Ranks, launched
 from redheart.snapshots.states import ParameterPlace
 from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups, parameter_places
@@ -102,7 +103,7 @@ class PlainEngine:
     """One process, no DeepSpeed, float32 AdamW: for debugging and as a reference."""
 
     def __init__(self, module: nn.Module, config: TrainConfig):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launched().world_size > 1:
             raise BadInput("strategy `plain` is for one process", mend="use a zero2 strategy with several ranks")
         set_threads(config, 1)
         self.rank, self.world_size = 0, 1
@@ -155,7 +156,8 @@ class ZeroEngine:
     """DeepSpeed ZeRO with the optimizer on the host, bf16 weights, one or more ranks."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
-        _set_up_environment()
+        ranks = launched()
+        _set_up_environment(ranks)
         import deepspeed
         from accelerate import Accelerator
         from accelerate.utils import DeepSpeedPlugin
@@ -167,17 +169,21 @@ class ZeroEngine:
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _return_freed_memory(module)
-        world_size = int(os.environ["WORLD_SIZE"])
-        set_threads(config, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        world_size = ranks.world_size
+        set_threads(config, ranks.local_world_size)
         if world_size == 1:
-            # One rank has nobody to talk to, and NCCL would hold half a GiB of the card for it.
+            _start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))
         groups = parameter_groups(module, weight_decay=config.weight_decay)
         optimizer = adamw(groups, config, state_bits=strategy.state_bits, on_host=strategy.offloads)
         prepared, _ = accelerator.prepare(module, optimizer)
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
-            raise BadInput("accelerate did not hand the model to DeepSpeed", got=type(prepared).__name__)
+            raise BadInput(
+                "accelerate did not hand the model to DeepSpeed",
+                got=type(prepared).__name__,
+                mend="unset ACCELERATE_USE_CPU; to leave a card alone set CUDA_VISIBLE_DEVICES to nothing",
+            )
         self._engine = prepared
         self._zero = prepared.optimizer
         if world_size == 1:
@@ -195,7 +201,6 @@ class ZeroEngine:
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self.device, self.dtype = prepared.device, torch.bfloat16
-        self._distributed = torch.distributed
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -227,13 +232,14 @@ class ZeroEngine:
         return _host_bytes(zero.single_partition_of_fp32_groups, zero.optimizer, staging)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
-        if self.world_size > 1:
-            self._distributed.all_reduce(values)
+        if self.world_size == 1:
+            return values
+        torch.distributed.all_reduce(values)
         return values
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            self._distributed.barrier()
+            torch.distributed.barrier()
 
 
 def _leave_gradients(*_: object, **__: object) -> None:
@@ -252,14 +258,22 @@ def _fix_kernels(*, deterministic: bool) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def _set_up_environment() -> None:
-    """Let a plain `python` start look like a launcher's with one rank, and use the CPU where there is no GPU."""
+def _set_up_environment(ranks: Ranks) -> None:
+    """Let DeepSpeed and accelerate see the same ranks, and use the CPU where there is no GPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in os.environ:
-        os.environ.update(alone)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        # `accelerate launch --cpu` asks for what is done anyway, and accelerate would leave DeepSpeed out for it.
+        os.environ.pop("ACCELERATE_USE_CPU", None)
+    os.environ.update(ranks.as_variables())
+    # Left over in a shell under MPI it ends DeepSpeed, which holds it against the other.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+
+
+def _start_group_of_one() -> None:
+    """One rank has nobody to talk to: it needs no port, and NCCL would hold half a GiB of the card for it."""
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 def _return_freed_memory(module: nn.Module) -> None:
@@ -277,14 +291,6 @@ def _return_freed_memory(module: nn.Module) -> None:
     is_large = sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL
     if is_large and not torch.cuda.is_available() and hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _host_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging: list[Tensor]) -> dict[str, int]:

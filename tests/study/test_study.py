@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import LAUNCHERS, PYTHON, SMALL, TWO_RANKS, launch, redheart, weights_digest
+from launching import LAUNCHERS, PYTHON, SMALL, TWO_RANKS, environment, launch, redheart, weights_digest
 
 from redheart.train.events import all_events
 
@@ -82,6 +82,22 @@ def test_two_ranks_reach_the_same_loss(unbroken: dict[str, str], tmp_path: Path)
     assert len(losses[0]) == len(losses[1]) > 8
     # Half the records are summed on each rank in bf16: three significant digits.
     assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+
+
+def test_leftovers_of_launchers_change_nothing_and_are_named_once(unbroken: dict[str, str], tmp_path: Path) -> None:
+    leftovers = {
+        "RANK": "0",
+        "MASTER_PORT": "none",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+        "SLURM_PROCID": "1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    done = launch(PYTHON, *SMALL, "--epochs", 2, "--out", tmp_path / "run", env=environment() | leftovers)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.startswith("note: RANK=0, MASTER_PORT=none without the rest of a launcher's variables")
+    assert done.stderr.count("\n") == 1
+    assert weights_digest(tmp_path / "run") == unbroken
 
 
 @pytest.mark.parametrize(
