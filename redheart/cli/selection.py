@@ -1,5 +1,6 @@
 """`sweet-spot`, `crossover`, `evaluate`, `report`: what a finished run is turned into."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,9 +92,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     else:
         folder, config = run_folder.load(options.run, encoder=options.encoder)
         inventory = evaluation.inventory_of(folder)
-        print_json(
-            evaluation.evaluate_file(config, folder, inventory, options.data, display=display_of(options)), options.json
-        )
+        found = evaluation.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
+        if warning := evaluation.seen_text(found.seen, num_records=found.num_records):
+            print(f"warning: {warning}", file=sys.stderr)
+        print_json(found, options.json)
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """Evaluation of what a run has chosen: on its test split, once, and on labelled files from outside."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +13,14 @@ from redheart.core.files import read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.core.seeds import stream_seed
 from redheart.data.features import make_features
+from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
-from redheart.data.prepare import Manifest, target_arrays
+from redheart.data.prepare import Manifest, Prepared, load_prepared, target_arrays
 from redheart.data.records import Record, read_rows
 from redheart.data.schemas import parse_rows
 from redheart.data.split import TEST
 from redheart.evaluate.baselines import fit_baselines
-from redheart.evaluate.evaluation import Evaluation, evaluate_predictions
+from redheart.evaluate.evaluation import Estimate, Evaluation, evaluate_predictions
 from redheart.model.dims import TASKS
 from redheart.select.scoring import Scoring
 from redheart.select.statistics import Gain, paired_gain
@@ -38,6 +41,15 @@ class EvaluationResult(msgspec.Struct, frozen=True):
     gain_test: Gain
     digests: dict[str, str] = {}
     """Of the models' weights."""
+
+
+class FileEvaluation(msgspec.Struct, frozen=True):
+    """Evaluation on a labelled file from outside; see `Evaluation`."""
+
+    num_records: int
+    tasks: dict[str, dict[str, Estimate]]
+    seen: dict[str, int]
+    """Records of the file that the encoder cannot tell from one that the run was trained or chosen on, by part."""
 
 
 def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> EvaluationResult:
@@ -75,8 +87,8 @@ def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> E
 
 def evaluate_file(
     config: StudyConfig, folder: RunFolder, inventory: Inventory, path: Path, *, display: Display = SILENT
-) -> Evaluation:
-    """Evaluate the run's recommended model on a labelled file that it has never seen.
+) -> FileEvaluation:
+    """Evaluate the run's recommended model on a labelled file that it has never seen; how far it has, is counted.
 
     Raises:
         BadInput: the file is malformed, or its emotion classes are not the run's.
@@ -101,8 +113,35 @@ def evaluate_file(
     record_opening(folder, part="file", file=path, num_records=len(records), models=digests)
     model = load_final(config, folder, inventory, FINAL)
     outputs = predict_rows(model, features, np.arange(len(records)), micro_batch=config.train.micro_batch)
-    return evaluate_predictions(
+    found = evaluate_predictions(
         {task: outputs[f"heads.{task}"] for task in TASKS}, values_NT, mask_NT, inventory, seed=config.seed
+    )
+    seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
+    return FileEvaluation(found.num_records, found.tasks, seen)
+
+
+def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:
+    """How many of these records are the same to an encoder as one of a run's, by part; parts without any left out.
+
+    The test split stays closed: what is in it was neither trained nor chosen on.
+    """
+
+    def identity(record: Record) -> str:
+        return folded(input_text(record, text_chars=text_chars))
+
+    part_of = {identity(prepared.records[row]): part for part, rows in prepared.split.items() for row in rows}
+    found = Counter(part_of.get(identity(record)) for record in records)
+    return {part: found[part] for part in prepared.split if found[part]}
+
+
+def seen_text(seen: Mapping[str, int], *, num_records: int) -> str | None:
+    """The warning that figures on records of the run itself need; None where there are none."""
+    if not seen:
+        return None
+    parts = ", ".join(f"{count:,} in {part}" for part, count in seen.items())
+    return (
+        f"{sum(seen.values()):,} of {num_records:,} records of the file were trained or chosen on ({parts}): on these "
+        "the figures say nothing about others"
     )
 
 
