@@ -3,10 +3,9 @@
 import os
 from contextlib import suppress
 
-import psutil
-
 from redheart.core.config import StudyConfig
 from redheart.core.errors import DoesNotFit
+from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB, disk_parts, host_parts
 from redheart.study import planning
@@ -37,14 +36,27 @@ def check_run(config: StudyConfig) -> str:
         line = (
             f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk"
         )
-    _refuse("host memory", sum(host.values()), psutil.virtual_memory().available, "use a smaller --preset")
+    memory = host_memory()
+    mend = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"
+    _refuse("host memory", sum(host.values()), memory.available_bytes, str(memory), mend=mend)
     free_bytes = planning.free_disk_bytes(config.out) + _already_written(config)
     _refuse(
         "disk",
         sum(disk.values()),
         free_bytes,
-        "free some space, choose another --out or a larger --train.snapshot-every",
+        f"{free_bytes / GIB:.2f} GiB free",
+        mend="free some space, choose another --out or a larger --train.snapshot-every",
     )
+    allowed_bytes = max_file_bytes()
+    if allowed_bytes is not None:
+        # Two states and one being written are planned; each has a file of every rank.
+        _refuse(
+            "room in a file for a resume state",
+            disk["resume states"] // 3 // int(os.environ.get("WORLD_SIZE", "1")),
+            allowed_bytes,
+            f"{allowed_bytes / GIB:.2f} GiB a file, limited by RLIMIT_FSIZE (ulimit -f)",
+            mend="raise the limit or use a smaller --preset",
+        )
     return line
 
 
@@ -59,11 +71,11 @@ def _already_written(config: StudyConfig) -> int:
     return size
 
 
-def _refuse(what: str, wanted_bytes: int, there_bytes: int, mend: str) -> None:
+def _refuse(what: str, wanted_bytes: int, there_bytes: int, there: str, *, mend: str) -> None:
     if wanted_bytes > there_bytes:
         raise DoesNotFit(
             f"the run does not fit: too little {what}",
-            got=f"{there_bytes / GIB:.2f} GiB free",
+            got=there,
             expected=f"{wanted_bytes / GIB:.2f} GiB",
             mend=f"{mend}; --force runs all the same",
         )

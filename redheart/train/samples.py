@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from redheart.memory.host import available_host_bytes
 from redheart.train.events import Event, time_utc
 
 Probe = Callable[[], Mapping[str, object]]
@@ -49,14 +50,14 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
 
 
 def host_probe() -> Probe:
-    """This process's resident memory, what the machine has left, and this process's share of one core in percent."""
+    """This process's resident memory, what it may still take, and this process's share of one core in percent."""
     process = psutil.Process()
     process.cpu_percent()
 
     def probe() -> dict[str, object]:
         return {
             "host_rss_bytes": process.memory_info().rss,
-            "host_available_bytes": psutil.virtual_memory().available,
+            "host_available_bytes": available_host_bytes(),
             "cpu_percent": process.cpu_percent(),
         }
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor, nn
 
+from redheart.memory.host import available_host_bytes
 from redheart.snapshots.states import Progress, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.engine import Engine
@@ -58,7 +58,7 @@ def save_state(
 def copies_fit(*groups: Mapping[str, Tensor]) -> bool:
     """Whether there is memory to copy these tensors and let training go on."""
     size = sum(tensor.nbytes for tensors in groups for tensor in tensors.values())
-    return ROOM_FOR_COPIES * size < psutil.virtual_memory().available
+    return ROOM_FOR_COPIES * size < available_host_bytes()
 
 
 def module_copies(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:

@@ -4,17 +4,16 @@ import dataclasses
 from collections import namedtuple
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import DoesNotFit
+from redheart.memory.host import HostMemory
 from redheart.memory.plan import GIB
-from redheart.study import planning
+from redheart.study import planning, preflight
 from redheart.study.preflight import check_run
 
-Memory = namedtuple("Memory", "available")
 Card = namedtuple("Card", "total_memory")
 
 
@@ -29,10 +28,21 @@ def test_a_run_that_fits_says_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_too_little_host_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(GIB // 4))
+    memory = HostMemory(GIB // 4, GIB, "RLIMIT_AS (ulimit -v)")
+    monkeypatch.setattr(preflight, "host_memory", lambda: memory)
     with pytest.raises(DoesNotFit, match="too little host memory") as refusal:
         check_run(config(tmp_path / "run"))
     assert refusal.value.exit_code == 3 and "--force" in str(refusal.value)
+    assert "0.25 of 1.00 GiB available, limited by RLIMIT_AS" in str(refusal.value.got)
+    assert float(str(refusal.value.expected).split()[0]) > 0.25
+
+
+def test_a_state_that_is_larger_than_a_file_may_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "max_file_bytes", lambda: 1 << 20)
+    with pytest.raises(DoesNotFit, match=r"resume state\n.*ulimit -f"):
+        check_run(config(tmp_path / "run"))
+    monkeypatch.setattr(preflight, "max_file_bytes", lambda: GIB)
+    check_run(config(tmp_path / "run"))
 
 
 def test_too_little_disk_is_refused_and_what_the_run_holds_already_counts(
