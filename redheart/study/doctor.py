@@ -2,12 +2,17 @@
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+
+from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler
+from redheart.memory.adamw8bit.library import usable_folders
+from redheart.memory.host import host_memory
 
 GIB = 1 << 30
 WANTED = {"torch": (2, 9), "deepspeed": (0, 19, 8), "accelerate": (1, 10), "bitsandbytes": (0, 50)}
@@ -24,7 +29,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def examine(folder: Path) -> list[Finding]:
     """Look at everything; nothing is changed and nothing large is allocated."""
-    return [_python(), *_packages(), _compiler(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm()]
+    return [_python(), *_packages(), _compiler(), _kernel(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm()]
 
 
 def _python() -> Finding:
@@ -52,12 +57,31 @@ def _packages() -> list[Finding]:
 
 
 def _compiler() -> Finding:
-    path = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    if path is None:
+    """The compiler that the first start of a run takes, by the function that it asks."""
+    found = compilers()
+    if not found:
         mend = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
         return Finding("C++ compiler", "note", "none", mend)
-    text = _output([path, "--version"])
-    return Finding("C++ compiler", "ok", text.splitlines()[0] if text else path)
+    command = shlex.join(found[0])
+    text = _output([*found[0], "--version"])
+    line = f"{command}: {text.splitlines()[0]}" if text else command
+    if os.environ.get("CXX", "").strip() and not named_compiler():
+        return Finding("C++ compiler", "note", line, f"CXX names no program that is there: {os.environ['CXX']}")
+    return Finding("C++ compiler", "ok", line)
+
+
+def _kernel() -> Finding:
+    """Where the compiled kernel lies or will lie; the folder is made as a run makes it."""
+    failures: list[str] = []
+    folders = list(usable_folders(failures))
+    if not folders:
+        mend = f"{'; '.join(failures)}: set XDG_CACHE_HOME; the slow optimizer in plain torch is used"
+        return Finding("kernel", "note", "nowhere to keep it", mend)
+    kept = [path for folder in folders for path in compiled_in(folder, None)]
+    text = f"compiled: {kept[0]}" if kept else f"compiled at the first start, in {folders[0]}"
+    if not failures:
+        return Finding("kernel", "ok", text)
+    return Finding("kernel", "note", text, f"{'; '.join(failures)}: set XDG_CACHE_HOME")
 
 
 def _gpu() -> list[Finding]:
@@ -86,15 +110,11 @@ def _gpu() -> list[Finding]:
 
 
 def _memory() -> Finding:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available"
-    good = memory.available > 12 * GIB
-    mend = (
-        None if good else "`full` wants about 11 GiB of host memory: close other programs, or `redheart plan` another"
-    )
-    return Finding("host memory", "ok" if good else "note", found, mend)
+    memory = host_memory()
+    good = memory.available_bytes > 12 * GIB
+    close = "raise the limit" if memory.limited_by else "close other programs"
+    mend = None if good else f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
+    return Finding("host memory", "ok" if good else "note", str(memory), mend)
 
 
 def _disk(folder: Path) -> Finding:

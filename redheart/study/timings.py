@@ -7,15 +7,16 @@ another device, preset or strategy.
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 import msgspec
 
+from redheart.core.cache import cache_folder
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DiskError
 from redheart.core.files import read_json, write_json
-from redheart.memory.adamw8bit.build import cache_folder
 from redheart.train.pace import Expected
 
 MIN_STEPS = 3
@@ -93,10 +94,10 @@ def remember(found: StepTime) -> None:
     A cache that cannot be written leaves times unknown and nothing else.
     """
     kept = [item for item in _kept() if _setting(item) != _setting(found)]
-    try:
-        write_json(_path(), [*kept, found])
-    except DiskError:
-        return
+    path = _path()
+    if path is not None:
+        with suppress(DiskError):
+            write_json(path, [*kept, found])
 
 
 def recall(
@@ -138,13 +139,18 @@ def _setting(item: StepTime) -> tuple[object, ...]:
     return msgspec.structs.astuple(item)[:7]
 
 
-def _path() -> Path:
-    return Path(os.environ.get("REDHEART_STEP_TIMES") or cache_folder() / "step_times.json")
+def _path() -> Path | None:
+    """The file of the figures; None where this user has neither a cache nor a home."""
+    if named := os.environ.get("REDHEART_STEP_TIMES"):
+        return Path(named)
+    folder = cache_folder()
+    return folder / "step_times.json" if folder else None
 
 
 def _kept() -> list[StepTime]:
+    path = _path()
     try:
-        return read_json(_path(), list[StepTime]) if _path().is_file() else []
+        return read_json(path, list[StepTime]) if path else []
     except BadInput:
-        # Written by another version: the next run writes it anew.
+        # Not there, not readable, or written by another version: the next run writes it anew.
         return []

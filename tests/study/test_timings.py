@@ -102,3 +102,23 @@ def test_a_broken_or_unwritable_store_costs_nothing_but_the_times(empty_store: P
         assert not empty_store.exists()
     timings.remember(found)
     assert empty_store.exists()
+
+
+@pytest.mark.parametrize("spoil", ["no cache", "a folder", "below a file", "nowhere"])
+def test_a_store_that_cannot_be_used_leaves_times_unknown_and_nothing_else(
+    spoil: str, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spoil == "no cache":
+        monkeypatch.delenv("REDHEART_STEP_TIMES")
+        monkeypatch.setattr(timings, "cache_folder", lambda: None)
+    elif spoil == "a folder":
+        empty_store.mkdir()
+    elif spoil == "below a file":
+        empty_store.touch()
+        monkeypatch.setenv("REDHEART_STEP_TIMES", str(empty_store / "step_times.json"))
+    else:
+        monkeypatch.setenv("REDHEART_STEP_TIMES", "/proc/none/step_times.json")
+    found = timings.measured_step(CONFIG, STEPS, ranks=1)
+    assert found is not None
+    timings.remember(found)
+    assert planning.answer(CONFIG, vram_bytes=8 * GIB, micro_batch=8).plan.step_s is None

@@ -6,63 +6,131 @@ would wait for (torch's own extension builder leaves a lock and waits for ever) 
 
 import hashlib
 import os
+import platform
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from redheart.core.cache import is_trusted_file
+from redheart.core.files import sha256_file
+
 SOURCES = Path(__file__).parent / "csrc"
-# No contraction: fused multiply-adds are written out, so that every instruction set gives the same bits.
+# No contraction: fused multiply-adds are written out, so that every instruction set gives the same bits. CXXFLAGS are
+# not added for the same reason.
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-w")
+PREFIX = "adamw8bit-"
+TIMEOUT_S = 300.0
+"""It takes 3 s on two free cores and half a minute on busy ones."""
 
 
 class NoKernel(Exception):
     """Why there is no compiled kernel, for a person to read."""
 
 
-def library_path() -> Path:
-    """The compiled kernel, compiling it if it is not in the cache.
+def compilers() -> list[tuple[str, ...]]:
+    """Commands that may compile the kernel, the one to try first in front: that of `CXX`, then those on the path.
+
+    `CXX` may hold arguments, as `ccache g++` or `g++ -m64`. One that names no program counts as not set.
+    """
+    named = named_compiler()
+    found = [named] if named else []
+    for name in ("g++", "clang++", "c++"):
+        path = shutil.which(name)
+        if path and os.path.realpath(path) not in {os.path.realpath(other[0]) for other in found if len(other) == 1}:
+            found.append((path,))
+    return found
+
+
+def named_compiler() -> tuple[str, ...] | None:
+    """The command of `CXX`; None where it is not set, blank, or the program is not there."""
+    text = os.environ.get("CXX", "").strip()
+    if not text:
+        return None
+    try:
+        # A path may have blanks in it.
+        words = [text] if shutil.which(text) else shlex.split(text)
+    except ValueError:
+        return None
+    program = shutil.which(words[0]) if words else None
+    return (program, *words[1:]) if program else None
+
+
+def compile_in(folder: Path, compiler: Sequence[str], extra_flags: Sequence[str] = ()) -> Path:
+    """Compile the kernel into a folder, where it then lies whole under a name of its content, or not at all.
 
     Raises:
-        NoKernel: no compiler is found, or it fails.
+        NoKernel: the compiler fails, is killed or does not end; with the first line that it says.
+        OSError: the folder cannot be written.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    if compiler is None:
-        raise NoKernel("no C++ compiler was found: install g++ or clang++")
-    path = cache_folder() / f"adamw8bit-{_digest(compiler)}.so"
-    if not path.exists():
-        compile_to(path, compiler)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-", ignore_cleanup_errors=True) as build:
+        built = Path(build) / "kernel.so"
+        command = [*compiler, *FLAGS, *extra_flags, "-o", str(built), str(SOURCES / "adamw8bit.cpp")]
+        _run(command, Path(build), name=shlex.join(compiler))
+        built.chmod(0o755)
+        path = folder / f"{_stem(compiler)}-{_content_digest(built)}.so"
+        built.replace(path)
     return path
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels lie: below `XDG_CACHE_HOME` or `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "redheart"
+def compiled_in(folder: Path, compiler: Sequence[str] | None) -> list[Path]:
+    """Libraries of these sources in a folder that are as they were written; of any compiler where it is None.
 
-
-def compile_to(path: Path, compiler: str, extra_flags: tuple[str, ...] = ()) -> None:
-    """Compile the kernel to a path that then holds a whole library or nothing.
-
-    Raises:
-        NoKernel: the compiler fails, with the first line that it says.
+    A library that was cut would end the process when it is loaded, not raise.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
-        built = Path(folder) / path.name
-        command = [compiler, *FLAGS, *extra_flags, "-o", str(built), str(SOURCES / "adamw8bit.cpp")]
+    stem = _stem(compiler) if compiler else _sources_stem()
+    found = []
+    for path in sorted(folder.glob(f"{stem}-*.so")):
+        if is_trusted_file(path) and path.stem.endswith(f"-{_content_digest(path)}"):
+            found.append(path)
+    return found
+
+
+def _run(command: Sequence[str], folder: Path, *, name: str) -> None:
+    """Run a compiler to its end, its temporary files in `folder`, and none of its processes left behind."""
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+    except OSError as error:
+        raise NoKernel(f"the C++ compiler {name} does not start: {error.strerror}") from error
+    with process:
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise NoKernel(f"the C++ compiler {compiler} does not start: {error.strerror}") from error
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise NoKernel(f"the C++ compiler {compiler} fails: {lines[0]}")
-        built.replace(path)
+            _, said = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise NoKernel(f"the C++ compiler {name} did not end within {TIMEOUT_S:.0f} s") from error
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode != 0:
+        code = process.returncode
+        end = f"was killed by signal {-code}" if code < 0 else f"exit code {code}"
+        raise NoKernel(f"the C++ compiler {name} fails: {next(iter(said.strip().splitlines()), end)}")
 
 
-def _digest(compiler: str) -> str:
-    content = hashlib.sha256("\n".join((compiler, sys.platform, *FLAGS)).encode())
+def _stem(compiler: Sequence[str]) -> str:
+    """A library's name up to the digest of its content."""
+    return f"{_sources_stem()}-{hashlib.sha256(shlex.join(compiler).encode()).hexdigest()[:8]}"
+
+
+def _sources_stem() -> str:
+    content = hashlib.sha256("\n".join((sys.platform, platform.machine(), *FLAGS)).encode())
     for source in sorted(SOURCES.iterdir()):
         content.update(source.read_bytes())
-    return content.hexdigest()[:16]
+    return f"{PREFIX}{content.hexdigest()[:16]}"
+
+
+def _content_digest(path: Path) -> str:
+    return sha256_file(path)[:16]

@@ -11,7 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import NoKernel, library_path
+from redheart.memory.adamw8bit.build import NoKernel
+from redheart.memory.adamw8bit.library import libraries
 
 BLOCK = 256
 
@@ -157,11 +158,30 @@ class Kernel:
 
 @cache
 def kernels() -> tuple[Kernel, ...]:
-    """All paths that this processor runs, the fastest last; empty where nothing could be compiled."""
+    """All paths that this processor runs, the fastest last; empty where there is no compiled library."""
     try:
-        return load_kernels(str(library_path()))
+        return compiled_kernels()
     except NoKernel:
         return ()
+
+
+def compiled_kernels() -> tuple[Kernel, ...]:
+    """All paths of the first library that can be loaded, the fastest last.
+
+    Raises:
+        NoKernel: none can be had; with the reasons.
+    """
+    failures: list[str] = []
+    for path in libraries(failures):
+        try:
+            found = load_kernels(str(path))
+        except OSError as error:
+            failures.append(f"a compiled kernel cannot be loaded: {error}")
+        else:
+            if found:
+                return found
+            failures.append("the kernel has no path for this processor")
+    raise NoKernel("; ".join(dict.fromkeys(failures)))
 
 
 def load_kernels(path: str) -> tuple[Kernel, ...]:

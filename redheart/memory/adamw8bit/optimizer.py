@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import NoKernel, library_path
+from redheart.memory.adamw8bit.build import NoKernel
 from redheart.memory.adamw8bit.chunked import Chunked
-from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, load_kernels
+from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
 
 MIN_8BIT_ELEMENTS = 4096
 """A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
@@ -183,7 +183,7 @@ def dynamic_map(signed: bool) -> Tensor:
 def backend() -> Kernel | Chunked:
     """The fastest way that this machine has to make a step; says once if it is the slow one."""
     try:
-        return load_kernels(str(library_path()))[-1]
+        return compiled_kernels()[-1]
     except NoKernel as reason:
         print(f"note: the optimizer's step runs in plain torch and is slow; {reason}", file=sys.stderr)
         return Chunked()

@@ -4,9 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+from stub_programs import program
 
 from redheart.memory.adamw8bit import build
 
@@ -47,24 +50,99 @@ def test_a_killed_compiler_leaves_nothing_that_blocks(tmp_path: Path) -> None:
     # What a compiler killed half-way leaves: its private folder.
     (tmp_path / ".build-killed").mkdir(parents=True)
     (tmp_path / ".build-killed" / "kernel.so").write_bytes(b"half")
-    path = tmp_path / "kernel.so"
-    build.compile_to(path, str(COMPILER))
+    path = build.compile_in(tmp_path, [str(COMPILER)])
     assert path.stat().st_size > 10_000
-    assert [item.name for item in tmp_path.iterdir() if item.name != ".build-killed"] == ["kernel.so"]
+    assert [item.name for item in tmp_path.iterdir() if item.name != ".build-killed"] == [path.name]
+    assert build.compiled_in(tmp_path, [str(COMPILER)]) == [path] == build.compiled_in(tmp_path, None)
+    assert build.compiled_in(tmp_path, [str(COMPILER), "-m64"]) == []
 
 
 @needs_compiler
 def test_a_failing_compiler_is_no_kernel(tmp_path: Path) -> None:
     with pytest.raises(build.NoKernel, match="-no-such-flag"):
-        build.compile_to(tmp_path / "kernel.so", str(COMPILER), ("-no-such-flag",))
+        build.compile_in(tmp_path, [str(COMPILER)], ("-no-such-flag",))
     with pytest.raises(build.NoKernel, match="does not start"):
-        build.compile_to(tmp_path / "kernel.so", str(tmp_path / "no-such-compiler"))
+        build.compile_in(tmp_path, [str(tmp_path / "no-such-compiler")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "TIMEOUT_S", 0.5)
+    places = tmp_path / "places"
+    places.mkdir()
+    hanging = program(tmp_path / "hanging", f"sleep 1000 & echo $! > {tmp_path}/child; wait")
+    with pytest.raises(build.NoKernel, match="did not end within"):
+        build.compile_in(places, [str(hanging)])
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert list(places.iterdir()) == []
+
+
+def test_a_compiler_that_is_killed_says_so(tmp_path: Path) -> None:
+    killed = program(tmp_path / "killed", "kill -9 $$")
+    with pytest.raises(build.NoKernel, match="was killed by signal 9"):
+        build.compile_in(tmp_path, [str(killed)])
+
+
+def test_a_compiler_has_its_temporary_files_where_the_library_will_lie(tmp_path: Path) -> None:
+    places = tmp_path / "places"
+    places.mkdir()
+    program(tmp_path / "telling", f'echo "$TMPDIR" > {tmp_path}/told; exit 1')
+    with pytest.raises(build.NoKernel, match="exit code 1"):
+        build.compile_in(places, [str(tmp_path / "telling")])
+    assert Path((tmp_path / "told").read_text().strip()).parent == places
+
+
+@pytest.mark.parametrize(
+    ("cxx", "expected"),
+    [
+        ("tool", ["{0}/tool"]),
+        ("tool g++-99 -m64", ["{0}/tool", "g++-99", "-m64"]),
+        ("  tool\t-m64 ", ["{0}/tool", "-m64"]),
+        ("tool '-I/a b'", ["{0}/tool", "-I/a b"]),
+        ("{0}/a tool", ["{0}/a tool"]),
+        ("'{0}/a tool' -O1", ["{0}/a tool", "-O1"]),
+        ("missing", None),
+        ("missing -m64", None),
+        ("tool 'unbalanced", None),
+        ("", None),
+        (" \t", None),
+        (None, None),
+    ],
+)
+def test_the_compiler_that_is_named_may_have_arguments(
+    cxx: str | None, expected: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tool", "a tool", "g++", "c++"):
+        program(tmp_path / name, "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx.format(tmp_path))
+    named = None if expected is None else tuple(item.format(tmp_path) for item in expected)
+    assert build.named_compiler() == named
+    others = [(f"{tmp_path}/g++",), (f"{tmp_path}/c++",)]
+    assert build.compilers() == ([named, *others] if named else others)
+
+
+def test_one_compiler_under_two_names_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "g++", "exit 0")
+    (tmp_path / "c++").symlink_to("g++")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "c++")
+    assert build.compilers() == [(f"{tmp_path}/c++",)]
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert build.compilers() == []
 
 
 def without_a_compiler(folder: Path) -> dict[str, str]:
     """The environment of a machine on which no compiler is installed and nothing is cached."""
-    environment = {**os.environ, "PATH": str(folder), "XDG_CACHE_HOME": str(folder)}
+    environment = {**os.environ, "PATH": str(folder), "XDG_CACHE_HOME": str(folder), "TMPDIR": str(folder)}
     environment.pop("CXX", None)
     return environment
 

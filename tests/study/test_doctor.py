@@ -1,0 +1,65 @@
+"""What `doctor` says is what a run would do: it asks the same functions."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from stub_programs import program
+
+from redheart.memory.adamw8bit import build
+from redheart.memory.host import HostMemory
+from redheart.study import doctor
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "bin").mkdir()
+    for name in ("g++", "wrapper"):
+        program(tmp_path / "bin" / name, f'echo "{name} 99.1: $*"')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("cxx", "found", "verdict"),
+    [
+        (None, "{0}/g++: g++ 99.1: --version", "ok"),
+        ("  ", "{0}/g++: g++ 99.1: --version", "ok"),
+        ("wrapper g++ -m64", "{0}/wrapper g++ -m64: wrapper 99.1: g++ -m64 --version", "ok"),
+        ("no-such-compiler -m64", "{0}/g++: g++ 99.1: --version", "note"),
+    ],
+)
+def test_the_compiler_is_the_one_that_a_run_takes(
+    cxx: str | None, found: str, verdict: str, tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cxx is not None:
+        monkeypatch.setenv("CXX", cxx)
+    finding = doctor._compiler()
+    assert (finding.found, finding.verdict) == (found.format(tools / "bin"), verdict)
+    assert finding.found.startswith(" ".join(build.compilers()[0]))
+    assert (finding.mend is None) == (verdict == "ok") and (verdict == "ok" or str(cxx) in str(finding.mend))
+
+
+def test_no_compiler_is_a_note(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tools))
+    finding = doctor._compiler()
+    assert finding.verdict == "note" and finding.found == "none"
+
+
+def test_a_cache_that_cannot_be_used_is_named_with_what_is_used_instead(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor._kernel().verdict == "ok" and str(tools / "cache") in doctor._kernel().found
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")
+    finding = doctor._kernel()
+    assert finding.verdict == "note" and "/proc/cache" in str(finding.mend) and "/proc/cache" not in finding.found
+
+
+def test_memory_is_what_this_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = HostMemory(3 << 30, 8 << 30, "the control group's memory.max")
+    monkeypatch.setattr(doctor, "host_memory", lambda: memory)
+    finding = doctor._memory()
+    assert finding.verdict == "note" and finding.found == str(memory) and "raise the limit" in str(finding.mend)
