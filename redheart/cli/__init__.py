@@ -8,9 +8,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
+from redheart.core.cache import is_writable, temporary_private_folder
 from redheart.core.errors import BadInput, RedHeartError
 
 COMMANDS = {
@@ -129,3 +132,14 @@ def set_environment() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # The same bits at every call: see train/engine.py. cuBLAS reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _set_folders()
+
+
+def _set_folders() -> None:
+    """Folders for what libraries keep of a user, where the user has none: they would end, or warn at every start."""
+    with suppress(OSError):
+        if os.path.expanduser("~") == "~":
+            os.environ["HOME"] = str(temporary_private_folder())
+        settings = Path(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"))
+        if not is_writable(settings / "matplotlib"):
+            os.environ.setdefault("MPLCONFIGDIR", str(temporary_private_folder() / "matplotlib"))

@@ -7,11 +7,13 @@ reached at the start makes the run offline; one that is lost later is waited for
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from redheart.core.cache import cache_folder, is_writable, temporary_private_folder
 from redheart.core.errors import BadInput
 from redheart.core.extras import extra
 from redheart.core.files import read_json, write_json
@@ -133,6 +135,11 @@ def open_wandb(
         return None
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    cache = cache_folder()
+    if cache is None or not is_writable(cache.with_name("wandb")):
+        # It would write its log of the service to standard error.
+        with suppress(OSError):
+            os.environ.setdefault("WANDB_CACHE_DIR", str(temporary_private_folder() / "wandb"))
     with extra("wandb", library="wandb", purpose="Weights & Biases"):
         import wandb
 
