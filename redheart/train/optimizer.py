@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from redheart.core.config import TrainConfig
+from redheart.core.errors import BadInput
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.train.extension import building
 
 
 def adamw(
@@ -25,7 +27,25 @@ def adamw(
         return eight_bit
     if not on_host:
         return torch.optim.AdamW(list(groups), lr=0.0, betas=betas)
+    return _deepspeed_adam(groups, betas)
+
+
+def _deepspeed_adam(groups: Sequence[dict[str, object]], betas: tuple[float, float]) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    adam: torch.optim.Optimizer = DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas, adamw_mode=True)
+    try:
+        with building("cpu_adam"):
+            adam: torch.optim.Optimizer = DeepSpeedCPUAdam(list(groups), lr=0.0, betas=betas, adamw_mode=True)
+    except RuntimeError as error:
+        raise BadInput(
+            "DeepSpeed's Adam for the host cannot be compiled or loaded",
+            got=_cause(str(error.__cause__ or error)),
+            mend="install g++ (apt install g++), or take --train.strategy zero2_offload_adam8bit",
+        ) from error
     return adam
+
+
+def _cause(text: str) -> str:
+    """The line of a failed build that says why; ninja's first is the whole command."""
+    lines = text.strip().splitlines() or [""]
+    return next((line for line in lines if "error:" in line or "not found" in line), lines[0])
