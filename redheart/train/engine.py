@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -165,6 +166,7 @@ class ZeroEngine:
         # Their warnings are about choices that the strategies make on purpose, and a user can do nothing about them.
         for library in ("DeepSpeed", "bitsandbytes"):
             logging.getLogger(library).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -234,12 +236,14 @@ class ZeroEngine:
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.world_size == 1:
             return values
-        torch.distributed.all_reduce(values)
-        return values
+        # NCCL takes tensors of its device only.
+        shared = values.to(self.device, copy=True)
+        torch.distributed.all_reduce(shared)
+        return shared.to(values.device)
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            torch.distributed.barrier()
+        # Not torch's own, which on a card returns before the others have come and guesses the device.
+        self.sum_over_ranks(torch.zeros(1))
 
 
 def _leave_gradients(*_: object, **__: object) -> None:
