@@ -1,6 +1,7 @@
 """Names of a model's tensors without what wrappers put before them, and which tensors beside them are no weights."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _OF_TRAINING = frozenset(
     )
 )
 """Words in the names of single numbers that scripts keep beside weights."""
+_LOSS_WORDS = frozenset(("auc", "auroc", "confusion", "criterion", "f1"))
+"""Further words in the names of a Lightning module's losses and metrics."""
 TRAINING_WORDS = frozenset(("rng", "scaler", "sched", "scheduler", "schedulers"))
 """Words in the keys of what else is kept of a training."""
 OPTIMIZER_WORDS = frozenset(("opt", "optim", "optimiser", "optimisers", "optimizer", "optimizers"))
@@ -61,19 +64,20 @@ def model_names(
     everything = {key: ".".join(word for word in key.split(".") if word not in _RESERVED) for key in specs}
     of_optimizer = _of_optimizer(everything)
     plain = {key: name for key, name in everything.items() if key not in of_optimizer}
-    dotted = [name for name in plain.values() if "." in name]
     single = {key for key, name in plain.items() if "." not in name and name not in expected}
     behind = single & _behind_parts(plain) if is_in_order else set()
     small = {key for key in single if _is_small(plain[key], specs[key])}
-    odd = {key for key in small if key in behind or _OF_TRAINING & set(words(plain[key]))}
-    strays = odd
+    strays = {key for key in small if key in behind or _is_of_training(plain[key])}
+    beside = {key for key, name in plain.items() if name not in expected and _is_of_loss(name, specs[key])}
+    dotted = [name for key, name in plain.items() if "." in name and key not in beside]
     prefix = _expected_prefix(dotted, expected)
     if prefix is None:
-        prefix = _common_prefix(dotted, prefixes)
-    if prefix:
         # DistributedDataParallel wraps all of a model; a module of Lightning may have weights beside its `model`.
-        beside = odd | behind | (small if prefix.startswith(WRAPS_ALL) else set())
-        strays, prefix = (beside, prefix) if beside == single else (strays, "")
+        prefix = _common_prefix(dotted, prefixes)
+        left = strays | behind | (small if prefix.startswith(WRAPS_ALL) else set())
+        strays, prefix = (left | beside, prefix) if prefix and left == single else (strays, "")
+    elif prefix:
+        strays = small | beside
     taken = {key: name.removeprefix(prefix) for key, name in plain.items() if key not in strays}
     return Names(taken, prefix, tuple(key for key in specs if key not in taken))
 
@@ -81,6 +85,17 @@ def model_names(
 def words(name: str) -> list[str]:
     """The words of a key, in small letters."""
     return re.findall(r"[a-z]+|\d+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def _is_of_training(name: str) -> bool:
+    return bool(_OF_TRAINING & set(words(name)))
+
+
+def _is_of_loss(name: str, spec: TensorSpec) -> bool:
+    """Whether a tensor is one of a part called as a loss or metric is, and no matrix of weights."""
+    top, _, rest = name.partition(".")
+    is_matrix = len(spec.shape) > 1 and spec.dtype.is_floating_point
+    return bool(rest) and not is_matrix and (_is_of_training(top) or bool(_LOSS_WORDS & set(words(top))))
 
 
 def _of_optimizer(plain: Mapping[str, str]) -> set[str]:
@@ -113,17 +128,14 @@ def _common_prefix(names: Sequence[str], prefixes: Sequence[str]) -> str:
 
 
 def _expected_prefix(names: Sequence[str], expected: Collection[str]) -> str | None:
-    """The common beginning, whole words of it, without which most names are expected ones; None where none is."""
-    found, num_best = "", sum(name in expected for name in names)
-    best = "" if num_best else None
-    while expected and names:
-        found += names[0][len(found) :].partition(".")[0] + "."
-        if not all(name.startswith(found) for name in names):
-            break
-        num_found = sum(name[len(found) :] in expected for name in names)
-        if num_found > num_best:
-            best, num_best = found, num_found
-    return best
+    """The beginning, whole words of it, without which most names are expected ones; None where none is in any way."""
+    counts = Counter({"": sum(name in expected for name in names)})
+    for name in names if expected else ():
+        for end in (position for position, letter in enumerate(name) if letter == "."):
+            if name[end + 1 :] in expected:
+                counts[name[: end + 1]] += 1
+    best, num_best = max(counts.items(), key=lambda item: item[1])
+    return best if num_best else None
 
 
 def keys_by_name(names: Names, where: Path) -> dict[str, str]:

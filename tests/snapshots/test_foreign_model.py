@@ -74,6 +74,10 @@ LIGHTNING = {
         ({**WEIGHTS, "whatever": SCORE, "rng_state": BYTES}, ["whatever", "rng_state"]),
         ({"n_averaged": torch.tensor(3), **prefixed("module.")}, ["n_averaged"]),
         ({**prefixed("module."), "class_weights": torch.ones(7)}, ["class_weights"]),
+        (
+            {**prefixed("model."), "criterion.weight": torch.ones(7), "val_acc.tp": SCORE},
+            ["criterion.weight", "val_acc.tp"],
+        ),
         ({"model": prefixed("_forward_module."), "optimizer": OPTIMIZER}, ["optimizer"]),
         (prefixed("module._orig_mod.model."), []),
         (prefixed("_fsdp_wrapped_module.") | {"optimizer.state.0.exp_avg": torch.ones(3)}, None),
@@ -99,6 +103,8 @@ def test_whatever_lies_around_a_model(content: object, ignored: list[str] | None
         ({"logit_scale": SCORE, **WEIGHTS}, {"logit_scale": SCORE, **WEIGHTS}),
         (dict(sorted({"logit_scale": SCORE, **WEIGHTS}.items())), None),
         ({"logit_scale": SCORE, **prefixed("model.")}, {"logit_scale": SCORE, **prefixed("model.")}),
+        ({**WEIGHTS, "loss.weight": LINEAR["bias"]}, {**WEIGHTS, "loss.weight": LINEAR["bias"]}),
+        ({**prefixed("model."), "head.bias": SCORE}, {**prefixed("model."), "head.bias": SCORE}),
         # Parts of one model, and several in one.
         (
             {"model": {"embedding": {"words": LINEAR}, "encoder": prefixed("layers.0.")}, "iteration": 5},
@@ -136,7 +142,7 @@ BESIDE = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(levels=st.lists(st.tuples(KEYS, st.dictionaries(KEYS, BESIDE, max_size=4)), max_size=4), data=st.data())
 def test_a_state_dict_is_found_below_any_keys(
     levels: list[tuple[str, dict[str, object]]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -193,6 +199,8 @@ def test_expected_names_tell_one_model_from_another_and_what_stands_before_its_n
     pruned = {"layer.weight": torch.ones(2, 2), "layer.bias": torch.ones(2)}
     found = opened({"model": pruned, "best": {"weights": prefixed("net.")}, "s": SCORE}, tmp_path, expected=WEIGHTS)
     assert is_the_model(found) and sorted(found.ignored) == ["model", "s"] and found.prefix == "net."
+    more = opened({**prefixed("net."), "head.weight": torch.ones(2, 2), "loss.w": SCORE}, tmp_path, expected=WEIGHTS)
+    assert set(more.tensors.specs) == {*WEIGHTS, "head.weight"} and more.ignored == ["loss.w"]
     kept = opened(prefixed("model."), tmp_path, expected=prefixed("model."))
     assert is_the_model(kept, prefixed("model.")) and kept.prefix == ""
     scale = {"best_temperature": SCORE, **WEIGHTS}
