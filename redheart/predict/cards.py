@@ -30,7 +30,8 @@ def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
         items = sorted(values.items(), key=lambda item: -item[1]) if is_distribution else values.items()
         for name, value in items:
             bar = _bar(value, bar_cells, color="red" if is_distribution else "blue", ascii_only=is_ascii)
-            table.add_row(name, bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
+            # A string would be read as rich's markup, in which `[neutral]` is nothing to be seen.
+            table.add_row(Text(" ".join(name.split())), bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
         parts += [Text(task, style="bold"), table]
     line = " ".join(text.split())
     title = Text(line if len(line) <= _TITLE_CHARS else line[: _TITLE_CHARS - 1] + "…")

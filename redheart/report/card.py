@@ -1,14 +1,16 @@
 """The model card of an exported model. Its figures are read from the run's files; there is no other source."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 
 from redheart.report.facts import RunFacts
 from redheart.report.limitations import limitations
-from redheart.report.tables import comparison_table, markdown_table
+from redheart.report.tables import code, comparison_table, markdown_table, plain
 
 _USE = """from redheart.predict import load
 
-predictor = load("{folder}")
+predictor = load({folder})
 texts = [
     "I was furious at my boss, and then he apologised.",
     "오늘 부엌에서 언니와 있을 때 나는 몹시 기뻤다.",
@@ -39,17 +41,18 @@ def model_card(
         num_parameters: elements of the exported weights.
     """
     manifest = facts.manifest
+    command = f'redheart predict {shlex.quote(folder)} --text "…"'
     sections = [
-        f"# {folder}",
+        f"# {plain(folder)}",
         f"A Red Heart model of the preset `{facts.config['preset']}`, {num_parameters:,} parameters, from the run "
-        f"`{facts.name}`: a text in, emotions and related scores out. It reads the frozen features of the encoder "
-        f"`{encoder}`, which must be installed.",
+        f"{code(facts.name)}: a text in, emotions and related scores out. It reads the frozen features of the encoder "
+        f"{code(encoder)}, which must be installed.",
         "## Use",
         "In the folder that holds this one, with the package `redheart` installed:",
-        f"```python\n{_USE.format(folder=folder)}```",
-        f'or `redheart predict {folder} --text "…"`.',
+        f"```python\n{_USE.format(folder=json.dumps(folder, ensure_ascii=False))}```",
+        f"or {code(command)}.",
         "## What it predicts",
-        markdown_table(["task", "targets"], [[task, ", ".join(names)] for task, names in trained.items()]),
+        markdown_table(["task", "targets"], [[task, ", ".join(map(plain, names))] for task, names in trained.items()]),
         "Emotions are shares that sum to one, the other values lie between zero and one. Targets that no training "
         "record had are not predicted.",
         "## Data",

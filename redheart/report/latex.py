@@ -22,6 +22,11 @@ _SPECIAL = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\n": " ",
+    "\r": " ",
     "–": "--",
 }
 _PARTS = ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")

@@ -16,7 +16,7 @@ from redheart.report.selection import (
     openings_section,
     sweet_spot_section,
 )
-from redheart.report.tables import comparison_table, markdown_table
+from redheart.report.tables import comparison_table, markdown_table, plain
 from redheart.select.maps import Maps
 from redheart.select.sweet_spot import SweetSpot
 
@@ -53,7 +53,7 @@ def write_report(
         calibration: of the recommended model.
     """
     sections = [
-        f"# {title}",
+        f"# {plain(title)}",
         _summary(crossover, evaluation),
         "## Data",
         _data(manifest),
@@ -93,7 +93,7 @@ def _data(manifest: Manifest) -> str:
     names = ("schema", "read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
     rows = [[name, str(getattr(manifest, name))] for name in names]
     text = markdown_table(["", "records"], rows)
-    tasks = [[task.name, task.kind, ", ".join(task.targets)] for task in manifest.inventory.tasks]
+    tasks = [[task.name, task.kind, ", ".join(map(plain, task.targets))] for task in manifest.inventory.tasks]
     text += "\n\n" + markdown_table(["task", "kind", "targets"], tasks)
     if manifest.best_reachable is not None:
         text += (

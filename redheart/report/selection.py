@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from redheart.report.figures import draw_heatmaps, draw_lines
-from redheart.report.tables import markdown_table
+from redheart.report.tables import code, markdown_table
 from redheart.select.maps import Maps
 from redheart.select.statistics import Gain
 from redheart.select.sweet_spot import GroupSpot, SweetSpot
@@ -111,7 +111,7 @@ def openings_section(openings: list[Any]) -> str:
             opening.part,
             str(opening.num_records),
             opening.time_utc,
-            f"`{opening.command}`",
+            code(opening.command),
             ", ".join(f"{name} {digest[:12]}" for name, digest in opening.models.items()),
         ]
         for opening in openings

@@ -1,15 +1,28 @@
-"""Markdown tables."""
+"""Markdown tables, and names that stand in Markdown as they are."""
 
+import re
 from collections.abc import Sequence
 
 from redheart.evaluate.evaluation import Estimate, Evaluation
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are aligned right."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
+    """A table of Markdown; the first column is text, the others are aligned right."""
+    head, *body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, *rows)]
+    return "\n".join([head, "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|", *body])
+
+
+def plain(text: str) -> str:
+    """Markdown that reads as this text on one line, whatever is in it."""
+    # Inside a word `_` means nothing, and most names have it there.
+    return re.sub(r"([\\`*<>\[\]&~$#]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """Text between code marks, whatever is in it."""
+    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
+    space = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
 
 
 def estimate_text(estimate: Estimate | None) -> str:
@@ -30,5 +43,5 @@ def comparison_table(evaluations: dict[str, Evaluation]) -> str:
             metrics |= {(task, metric): None for metric in found}
     for task, metric in metrics:
         values = [evaluation.tasks.get(task, {}).get(metric) for evaluation in evaluations.values()]
-        rows.append([f"{task}: {metric}", *[estimate_text(value) for value in values]])
+        rows.append([plain(f"{task}: {metric}"), *[estimate_text(value) for value in values]])
     return markdown_table(["metric", *evaluations], rows)

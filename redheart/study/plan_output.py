@@ -15,13 +15,16 @@ def print_plan(answer: Answer) -> None:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     plan = answer.plan
     console = Console()
     table = Table(
         box=SIMPLE,
-        title=f"{plan.strategy}, micro-batch {plan.micro_batch} x {plan.accumulation_steps}"
-        f"{', checkpointing' if plan.checkpointing else ''}: predicted device memory, MiB",
+        title=Text(
+            f"{plan.strategy}, micro-batch {plan.micro_batch} x {plan.accumulation_steps}"
+            f"{', checkpointing' if plan.checkpointing else ''}: predicted device memory, MiB"
+        ),
     )
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")
@@ -36,11 +39,11 @@ def print_plan(answer: Answer) -> None:
     console.print(table)
     for line in total_lines(plan):
         console.print(line)
-    console.print(f"time           {time_text(plan)}")
+    console.print(Text(f"time           {time_text(plan)}"))
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
     if not plan.fits:
-        console.print(nearest_text(answer.nearest))
+        console.print(Text(nearest_text(answer.nearest)))
 
 
 def verdict(plan: Plan) -> tuple[str, str]:

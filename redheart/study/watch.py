@@ -81,7 +81,8 @@ def _figures(status: RunStatus) -> Columns:
         "best epoch": status.best_epoch and str(status.best_epoch),
         **{name: f"{value:.4f}" for name, value in status.val_metrics.items()},
     }
-    return Columns([f"[dim]{label}[/] {value}" for label, value in cells.items() if value], padding=(0, 3))
+    shown = [Text.assemble((label, "dim"), f" {value}") for label, value in cells.items() if value]
+    return Columns(shown, padding=(0, 3))
 
 
 def _curves(status: RunStatus, width: int) -> RenderableType:
@@ -104,7 +105,9 @@ def _modules(status: RunStatus) -> Table:
     for name, losses in status.val_module_loss.items():
         known = [(loss, epoch) for epoch, loss in enumerate(losses, start=1) if loss is not None]
         best, last = min(known), known[-1]
-        table.add_row(name, f"{last[0]:.4f}", f"{best[0]:.4f}", str(best[1]), sparkline(losses, width=SPARK_CHARS))
+        table.add_row(
+            Text(name), f"{last[0]:.4f}", f"{best[0]:.4f}", str(best[1]), sparkline(losses, width=SPARK_CHARS)
+        )
     return table
 
 
@@ -115,7 +118,7 @@ def _trials(status: RunStatus) -> Table:
     table.add_column("")
     for trial in status.trials:
         loss = "" if trial.val_loss is None else f"{trial.val_loss:.4f}"
-        table.add_row(f"{trial.rate}", str(trial.epochs), loss, trial.stopped or "")
+        table.add_row(f"{trial.rate}", str(trial.epochs), loss, Text(trial.stopped or ""))
     return table
 
 

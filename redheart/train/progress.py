@@ -62,7 +62,9 @@ class ProgressDisplay:
     def note(self, name: str, text: str) -> None:
         """Print a line that stays, in the form of the other phases' lines."""
         if self._progress:
-            self._progress.console.print(f"{name:<11}{text}", soft_wrap=True, highlight=False, markup=False)
+            self._progress.console.print(
+                f"{name:<11}{text}", soft_wrap=True, highlight=False, markup=False, emoji=False
+            )
         if self._ticker:
             self._ticker.said()
 
@@ -87,6 +89,7 @@ class ProgressDisplay:
         """Print the epoch's line."""
         if self._progress and validation:
             metrics = "  ".join(f"{name} {value:.4f}" for name, value in validation.metrics.items())
-            self._progress.console.print(f"{self._epoch}  val loss {validation.loss:.4f}  {metrics}")
+            line = f"{self._epoch}  val loss {validation.loss:.4f}  {metrics}"
+            self._progress.console.print(line, markup=False, emoji=False)
         if self._ticker:
             self._ticker.said()

@@ -21,7 +21,7 @@ from redheart.data.features import encode_texts, make_features, widened
 from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
 from redheart.predict.cards import print_card
-from redheart.predict.predictor import Predictor, as_record, trained_targets
+from redheart.predict.predictor import Prediction, Predictor, as_record, trained_targets
 from redheart.predict.texts import read_texts
 from redheart.study.final import open_run
 
@@ -151,6 +151,20 @@ def test_a_terminal_without_utf8_or_width_shows_the_card_too(finished_run: Path,
         # An escaped title is wider than its frame.
         assert all(len(line) <= width for line in lines[1:])
         assert all(any(name in line for line in lines) for name in ("regret_factor", "sadness", "fecundity"))
+
+
+@pytest.mark.parametrize(
+    "name", ["[/red]", "[neutral]", "[bold]very[/bold] sad", "[", ":smile:", "a\nb", "[link=x]", "\\[red]"]
+)
+def test_a_name_that_looks_like_markup_is_printed_as_it_is(name: str) -> None:
+    file = io.StringIO()
+    values = {name: 0.75, "other": 0.25}
+    prediction = Prediction("x", {"emotion": values, "surd": {name: 0.5}})
+    print_card(Console(file=file, width=80), prediction, text=f"{name} is said")
+    lines = file.getvalue().splitlines()
+    shown = " ".join(name.split())
+    assert f"{shown} is said" in lines[0]
+    assert sum(shown in line for line in lines[1:]) == 2
 
 
 def test_another_encoder_is_refused(run_copy: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.report.html import render, write_html
+from redheart.report.tables import code, markdown_table, plain
 
 
 class Page(HTMLParser):
@@ -86,6 +87,51 @@ def test_any_markdown_without_figures_is_a_page(tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.getbasetemp()
     page = Page(render(text.replace("!", "").replace("\0", ""), folder=folder))
     assert "script" not in page.tags
+
+
+class Texts(HTMLParser):
+    """The text of every element of some names, by name."""
+
+    def __init__(self, page: str, *names: str) -> None:
+        super().__init__()
+        self.found: dict[str, list[str]] = {name: [] for name in names}
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.found:
+            self.inside = tag
+            self.found[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = "" if tag == self.inside else self.inside
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.found[self.inside][-1] += data
+
+
+MARKUP = ["a|b", "<b>x</b>", "R&amp;D", "_x_", "__x__", "*x*", "`x`", "``", "[x](y)", "![x](y)", "~~x~~", "a\\|b", "#"]
+
+
+def stands_as_it_is(text: str, folder: Path) -> None:
+    expected = " ".join(text.split())
+    table = markdown_table(["", "names"], [[plain(text), f"{plain(text)}, {plain(text)}"], [code(text), "1"]])
+    page = render(f"# {plain(text)}\n\n{table}\n", folder=folder)
+    found = Texts(page, "td", "h1").found
+    assert found["td"] == [expected, f"{expected}, {expected}", expected, "1"] and found["h1"] == [expected]
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_stand_in_tables_headings_and_code_as_they_are(name: str, tmp_path: Path) -> None:
+    stands_as_it_is(name, tmp_path)
+
+
+@given(st.text(st.characters(exclude_categories=["C"]) | st.sampled_from("|<>&_*`[]()!~\\#$\n "), min_size=1))
+@settings(deadline=None)
+def test_any_name_stands_as_it_is(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    if text.strip():
+        stands_as_it_is(text, tmp_path_factory.getbasetemp())
 
 
 def test_missing_figures_and_reports_are_named(tmp_path: Path) -> None:

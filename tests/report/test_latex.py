@@ -41,7 +41,7 @@ def test_special_characters_are_escaped(text: str) -> None:
     found = escaped(text)
     depth = 0
     for token in re.findall(r"\\[a-z]+|\\.|.", found, re.DOTALL):
-        assert token not in ("&", "%", "#", "_", "~", "^")
+        assert token not in ("&", "%", "#", "_", "~", "^", "<", ">", "|", "\n", "\r")
         depth += {"{": 1, "}": -1}.get(token, 0)
         assert depth >= 0
     assert depth == 0 and found.count("$") % 2 == found.count(r"\$") % 2
@@ -49,6 +49,7 @@ def test_special_characters_are_escaped(text: str) -> None:
 
 def test_by_hand() -> None:
     assert escaped("50 % of a_b & -1.5 [-2, 3] e-mail 1e-5") == r"50 \% of a\_b \& $-$1.5 [$-$2, 3] e-mail 1e-5"
+    assert escaped("a<b>|c") == r"a\textless{}b\textgreater{}\textbar{}c"
     assert latex_table(["a", "b"], [["x", "1"]]).splitlines() == [
         r"\begin{tabular}{lr}",
         r"\hline",

@@ -149,3 +149,12 @@ def test_the_command_prints_a_frame_or_json_and_refuses_no_run(tmp_path: Path) -
     assert (told["state"], told["val_loss"]) == ("finished", [0.5, 0.25])
     none = redheart("watch", tmp_path / "none", "--once")
     assert none.returncode == 2 and "no run in this folder" in none.stderr
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(tmp_path: Path) -> None:
+    lines = lines_of_a_run(epochs=3, of=5)
+    for line in lines:
+        if line["event"] == "epoch":
+            line |= {"val_module_loss": {"[/red]": 1.0, "[dim]": 2.0}, "val_metrics": {"[bold]": 0.25}}
+    text = shown(read_status(write(tmp_path, lines), CONFIG, now=NOW), width=120)
+    assert all(name in text for name in ("[/red]", "[dim]", "[bold] 0.2500"))
