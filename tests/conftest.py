@@ -5,11 +5,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import forked
 import pytest
 
 from redheart.cli import set_environment
 
 set_environment()
+forked.start_server()
 # Times of the tests' runs must not become what `redheart plan` tells the user of this machine.
 os.environ["REDHEART_STEP_TIMES"] = str(Path(tempfile.mkdtemp(prefix="redheart-tests-")) / "step_times.json")
 

@@ -15,7 +15,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -37,6 +39,10 @@ class Forked:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        # Until it leads a group of its own it cannot be signalled as one.
+        with suppress(ProcessLookupError):
+            while os.getpgid(self.pid) != self.pid:
+                time.sleep(0.001)
         self.args = list(arguments)
 
     @property

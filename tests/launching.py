@@ -1,4 +1,8 @@
-"""Real processes of small runs: how they are started, watched and compared."""
+"""Processes of small runs: how they are started, watched and compared.
+
+What `python` would run is forked from a process that has the libraries imported already (see `forked`), unless a test
+is about the start itself and asks for it to be `real`. Launchers and other programs are always started for real.
+"""
 
 import hashlib
 import json
@@ -8,8 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-Process = subprocess.Popen[bytes]
+import forked
+
+Process = subprocess.Popen[bytes] | forked.Forked
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--prepare.num-generated",
@@ -67,10 +74,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def launch(command: list[str], *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def launch(
+    command: list[str], *arguments: object, real: bool = False, **options: object
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end from the root of the checkout."""
+    words = [*command, *map(str, arguments)]
+    if not real and _is_for_python(words) and options.keys() <= {"env", "cwd"}:
+        given: dict[str, Any] = {"env": environment(), "cwd": ROOT, **options}
+        return forked.run(words[1:], environment=given["env"], cwd=given["cwd"], timeout=600)
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        words,
         capture_output=True,
         text=True,
         timeout=600,
@@ -78,10 +91,13 @@ def launch(command: list[str], *arguments: object, **options: object) -> subproc
     )
 
 
-def start(command: list[str], *arguments: object, **variables: str) -> Process:
+def start(command: list[str], *arguments: object, real: bool = False, **variables: str) -> Process:
     """Start a command in a process group of its own."""
+    words = [*command, *map(str, arguments)]
+    if not real and _is_for_python(words):
+        return forked.Forked(words[1:], environment=environment() | variables, cwd=ROOT)
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        words,
         cwd=ROOT,
         env=environment() | variables,
         stdout=subprocess.DEVNULL,
@@ -90,9 +106,13 @@ def start(command: list[str], *arguments: object, **variables: str) -> Process:
     )
 
 
+def _is_for_python(words: list[str]) -> bool:
+    return words[0] == sys.executable and not words[1].startswith("-c")
+
+
 def redheart(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
-    return launch([sys.executable, "-m", "redheart.cli"], *arguments, **options)
+    return launch([sys.executable, "-m", "redheart.cli"], *arguments, **options)  # type: ignore[arg-type]
 
 
 def weights_digest(run: Path) -> dict[str, str]:

@@ -1,14 +1,13 @@
 """A model from elsewhere: planned, trained, resumed, and its best windows chosen, by the code of the page about it."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, environment, weights_digest
+from launching import ROOT, launch, weights_digest
 from torch import Tensor, nn
 
 from redheart.core.config import SelectConfig, TrainConfig
@@ -26,8 +25,7 @@ def test_the_page_runs_as_it_stands_and_again_to_the_same(tmp_path: Path) -> Non
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
 
     def run() -> str:
-        command = [sys.executable, "own.py"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        done = launch([sys.executable, "own.py"], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         return done.stdout

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from launching import (
     PYTHON,
     SMALL,
     TWO_RANKS,
+    Process,
     assert_same_end,
     events,
     launch,
@@ -34,7 +34,7 @@ WAYS = {
 }
 
 
-def stop(process: subprocess.Popen[bytes], number: int) -> tuple[int, str]:
+def stop(process: Process, number: int) -> tuple[int, str]:
     """Signal a process and all that it started, as a terminal or a scheduler does; its exit code and errors."""
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=240)
@@ -66,7 +66,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_with_the_same_bytes(
         if way == "python":
             # The launchers end in their own way, accelerate with a traceback of its own.
             assert code == 75 and "Traceback" not in text
-    finished = launch(command)
+    # Whatever the run was started with.
+    finished = launch([*PYTHON, *FOUR_EPOCHS, "--out", str(tmp_path / "run")])
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert_same_end(tmp_path / "run", unbroken_zero)
 
@@ -119,7 +120,8 @@ def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_too(tmp_path: Path) -
     trial = "sweep/rate_0.001"
     done = 0
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        process = start(command)
+        # Its trial is a process of its own, and shares its standard error.
+        process = start(command, real=True)
         wait_for_steps(run, done + 3, process, trial)
         process.send_signal(number)
         assert process.wait(120) == expected

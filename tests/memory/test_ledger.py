@@ -1,7 +1,6 @@
 """The ledger equals what real engines hold on the CPU accelerator, by name and size; formulas run nothing else."""
 
 import json
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
+from launching import launch
 
 from redheart.core.config import StudyConfig, TrainConfig
 from redheart.core.errors import BadInput
@@ -25,8 +25,7 @@ SCRIPT = Path(__file__).with_name("engine_tensors.py")
 
 @cache
 def engine_tensors(strategy: str, divisor: int) -> dict[str, Any]:
-    command = [sys.executable, str(SCRIPT), strategy, str(divisor)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = launch([sys.executable, str(SCRIPT)], strategy, divisor)
     assert done.returncode == 0, done.stderr[-2000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))

@@ -90,7 +90,7 @@ def test_a_sweep_that_is_stopped_or_killed_leaves_no_trial_behind_and_records_no
 ) -> None:
     run = tmp_path / "run"
     arguments = ["sweep", *TINY, "--sweep.rates", "1e-4", "--sweep.epochs", "3000", "--out", str(run)]
-    process = start([sys.executable, "-m", "redheart.cli"], *arguments)
+    process = start([sys.executable, "-m", "redheart.cli"], *arguments, real=True)
     log = run / "sweep" / "rate_0.0001" / "events.jsonl"
     while not log.exists() or '"step"' not in log.read_text():
         assert process.poll() is None

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from launching import ROOT, environment, events_of, redheart
+from launching import ROOT, environment, events_of, launch, redheart
 from wandb_server import WandbServer
 
 TINY = {
@@ -45,8 +45,7 @@ def train(server: WandbServer, folder: Path, *arguments: object, **variables: st
 def run_process(
     command: list[str], server: WandbServer, folder: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    environment_ = wandb_environment(server, folder) | variables
-    return subprocess.run(command, cwd=ROOT, env=environment_, capture_output=True, text=True, timeout=400)
+    return launch(command, env=wandb_environment(server, folder) | variables)
 
 
 def create_sweep(server: WandbServer, folder: Path, run: Path, **changes: object) -> dict:

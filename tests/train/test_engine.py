@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import launch
 
 from redheart.train import engine
 
@@ -18,9 +18,7 @@ SCRIPT = Path(__file__).with_name("engine_steps.py")
 
 @cache
 def steps_of(strategy: str, num_micro_batches: int, *more: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, strategy, str(num_micro_batches), *more], capture_output=True, text=True, timeout=300
-    )
+    done = launch([sys.executable, str(SCRIPT)], strategy, num_micro_batches, *more)
     assert done.returncode == 0, done.stderr[-2000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))
