@@ -107,9 +107,12 @@ class EditBounds:
         for start in range(0, len(runs_P), _CHUNK_PAIRS):
             chunk_P = runs_P[start : start + _CHUNK_PAIRS]
             firsts, seconds = firsts_P[chunk_P], seconds_P[chunk_P]
-            first_PK, second_PK = self._runs_NK[self._long_N[firsts]], self._runs_NK[self._long_N[seconds]]
+            # Pairs come row by row; fetching two histograms costs more than comparing them.
+            is_one_row = firsts[0] == firsts[-1]
+            first_PK = self._runs_NK[self._long_N[firsts[:1] if is_one_row else firsts]]
+            second_PK = self._runs_NK[self._long_N[seconds]]
             # Of bytes without a sign, the difference of the larger and the smaller one fits.
-            bound_P = (np.maximum(first_PK, second_PK) - np.minimum(first_PK, second_PK)).sum(1, dtype=np.int64)
+            bound_P = (np.maximum(first_PK, second_PK) - np.minimum(first_PK, second_PK)).sum(1, dtype=np.uint32)
             limit_P = self._allowed * (self.lengths_N[firsts] + self.lengths_N[seconds])
             passing_P[chunk_P] = bound_P <= _RUN_CHANGES * (limit_P + slack_N[firsts] + slack_N[seconds] + 1e-6)
         return passing_P

@@ -113,7 +113,8 @@ def _array(path: Path, text: str) -> list[Row]:
     try:
         value = _parse(text)
     except ValueError as error:
-        raise BadInput("not valid JSON", where=path, got=error, mend="correct or remove it") from error
+        mend = "correct it; a file with one object a line is called .jsonl"
+        raise BadInput("not valid JSON", where=path, got=error, mend=mend) from error
     if not isinstance(value, list):
         raise BadInput("not a JSON array", where=path, got=type(value).__name__, expected="an array of records")
     return [Row(f"record {index}", item) for index, item in enumerate(value)]
