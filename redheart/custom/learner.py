@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from redheart.core.errors import BadInput
 from redheart.core.seeds import stream_seed
 from redheart.train.learner import MicroLoss, Validation
+from redheart.train.out_of_memory import in_parts
 
 LOSS = "loss"
 """Name of the one predictor."""
@@ -83,8 +84,9 @@ class TensorLearner:
     def validation_losses(self, module: nn.Module, rows: np.ndarray) -> np.ndarray:
         """Loss of every one of these validation records, (N,) float32."""
         parts = [rows[start : start + self.micro_batch] for start in range(0, len(rows), self.micro_batch)]
-        losses = [self._losses(module, self.validation, part).float().cpu().numpy() for part in parts]
-        return np.concatenate(losses)
+        return np.concatenate(
+            in_parts(parts, lambda part: self._losses(module, self.validation, part).float().cpu().numpy())
+        )
 
     def _losses(self, module: nn.Module, tensors: Batch, rows: np.ndarray) -> Tensor:
         device = next(self.model.parameters()).device

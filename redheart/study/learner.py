@@ -21,6 +21,7 @@ from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
 from redheart.train.learner import MicroLoss, Validation
+from redheart.train.out_of_memory import in_parts
 
 VALIDATION_PARTS = ("val_select", "val_confirm")
 
@@ -151,18 +152,21 @@ def predict_rows(
 ) -> dict[str, np.ndarray]:
     """Outputs of every predictor on rows, float32, in their order.
 
-    Rows of similar length are run together, so that little is computed for padding.
+    Rows of similar length are run together, so that little is computed for padding; fewer where memory runs out.
 
     Raises:
+        DoesNotFit: the device's memory does not take one record.
         Diverged: an output is not finite. In a loss it would look like a target that is absent.
     """
     batches, back_N = length_batches(features, rows, micro_batch=micro_batch)
     parameter = next(module.parameters())
-    parts: list[dict[str, Tensor]] = []
-    for batch in batches:
+
+    def predicted(batch: np.ndarray) -> dict[str, Tensor]:
         features_BSD, mask_BS = load_features(features, batch)
         predictions = module(features_BSD.to(parameter), mask_BS.to(parameter.device))
-        parts.append({name: value.float().cpu() for name, value in predictions.items()})
+        return {name: value.float().cpu() for name, value in predictions.items()}
+
+    parts = in_parts(batches, predicted)
     outputs = {name: torch.cat([part[name] for part in parts]).numpy()[back_N] for name in parts[0]}
     wrong = [name for name, values in outputs.items() if not np.isfinite(values).all()]
     if wrong:

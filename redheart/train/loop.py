@@ -1,7 +1,5 @@
 """The training loop: epochs of optimizer steps, validation, snapshots and states, from wherever it stopped."""
 
-import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,23 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from msgspec.structs import replace
 
-from redheart.core.errors import BadInput, Diverged, DoesNotFit, Interrupted, RedHeartError
+from redheart.core.errors import Diverged, DoesNotFit, Interrupted
 from redheart.data.loader import effective_batches, micro_batches, split
-from redheart.snapshots.compress import compress_snapshots
-from redheart.snapshots.module_snapshots import write_snapshot
-from redheart.snapshots.states import Progress, newest_state
 from redheart.train.background import BackgroundWriter
+from redheart.train.counting import AT_START, StepLosses, after_epoch, after_step, finite
 from redheart.train.engine import Engine, start_engine
+from redheart.train.epoch_end import TrainedEpoch, epoch_event, snapshot, validated
 from redheart.train.events import EventLog, EventSink
 from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
+from redheart.train.out_of_memory import no_second_try, tried
 from redheart.train.pace import Pace
 from redheart.train.progress import ProgressDisplay
 from redheart.train.samples import sampling
-from redheart.train.saving import module_copies, save_state
-from redheart.train.schedule import cycle_position, learning_rate, ramped_rate
+from redheart.train.saving import compress_or_warn, resume, save_state
+from redheart.train.schedule import cycle_position, rate_of
 from redheart.train.settings import RunSettings
 
 MAX_BAD_STEPS = 3
@@ -49,9 +47,13 @@ def train(
     Raises:
         Diverged: the loss or gradient was not finite three steps in a row; the last state is intact.
         Interrupted: SIGTERM or Ctrl-C; the step was finished and a state written.
+        DoesNotFit: the device's memory is too small; what was done is not lost.
         DiskError: a state or snapshot could not be written; the older ones are intact.
     """
-    engine = start_engine(learner.model, settings.train)
+    with no_second_try(
+        DoesNotFit("out of device memory", where="the start", mend="take a smaller --preset or another strategy")
+    ):
+        engine = start_engine(learner.model, settings.train)
     with (
         StopRequest() as stop,
         ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
@@ -67,15 +69,15 @@ def train(
             sampling(
                 folder / "samples.jsonl",
                 every_s=settings.train.sample_every_s if engine.rank == 0 else 0.0,
-                step=lambda: run.step,
+                step=lambda: run.at.step,
             ),
         ):
             run.log_start()
             run.announce(display)
             while not run.is_done():
                 steps = run.epoch_steps()
-                display.start_epoch(run.epoch + 1, settings.epochs, len(steps), done=run.step_in_epoch)
-                for step_rows in steps[run.step_in_epoch :]:
+                display.start_epoch(run.at.epoch + 1, settings.epochs, len(steps), done=run.at.step_in_epoch)
+                for step_rows in steps[run.at.step_in_epoch :]:
                     loss = run.optimizer_step(step_rows)
                     run.announce(display)
                     display.step(loss, left_s=run.left_s())
@@ -84,10 +86,10 @@ def train(
                         writer.wait()
                         raise Interrupted(
                             "stopped on request; nothing is lost",
-                            where=f"step {run.step}, epoch {run.epoch + 1}",
+                            where=f"step {run.at.step}, epoch {run.at.epoch + 1}",
                             mend="run the same command again to go on",
                         )
-                    if settings.train.state_every_steps and run.step % settings.train.state_every_steps == 0:
+                    if settings.train.state_every_steps and run.at.step % settings.train.state_every_steps == 0:
                         run.save_state()
                     if run.is_at_step_limit():
                         break
@@ -112,16 +114,13 @@ class _Run:
     ):
         self.learner, self.settings, self.engine = learner, settings, engine
         self.folder, self.writer = folder, writer
-        self.epoch = self.step_in_epoch = self.step = self.bad_steps = 0
         self.micro_batch = settings.train.micro_batch
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, float] = {}
-        self._grad_norm: float | None = None
+        self.at = AT_START
         self._steps_per_epoch = len(self.epoch_steps())
-        events_bytes = self._resume()
+        self.at = resume(engine, root=folder / "states", run_key=settings.key) or self.at
         self.log = EventLog(
             folder / "events.jsonl" if engine.rank == 0 else None,
-            length_bytes=events_bytes,
+            length_bytes=self.at.events_bytes,
             keeps_rest=self.is_done(),
             sinks=sinks,
         )
@@ -130,43 +129,15 @@ class _Run:
         self._epoch_records = 0
         self._host_memory_logged = False
 
-    def _resume(self) -> int:
-        state = newest_state(self.folder / "states")
-        if state is None:
-            return 0
-        manifest = state.manifest
-        if self.engine.rank == 0:
-            for error in state.refused:
-                print(
-                    f"warning: a damaged resume state is passed over; going on from {state.folder.name}, which leads "
-                    f"to the same result\n  {error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        if manifest.run_key != self.settings.key:
-            raise BadInput(
-                "the folder holds another run",
-                where=state.folder,
-                got=f"run {manifest.run_key}",
-                expected=f"run {self.settings.key}",
-                mend="choose another --out, or resume with the settings that the run was started with",
-            )
-        self.engine.load_state_tensors(state.ranks)
-        progress = manifest.progress
-        self.epoch, self.step_in_epoch, self.step = progress.epoch, progress.step_in_epoch, progress.step
-        self.sums, self.counts, self.bad_steps = dict(progress.sums), dict(progress.counts), progress.bad_steps
-        self._grad_norm = progress.grad_norm
-        return progress.events_bytes
-
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return self.epoch >= self.settings.epochs or self.is_at_step_limit()
+        return self.at.epoch >= self.settings.epochs or self.is_at_step_limit()
 
     def log_start(self) -> None:
         """Note what this process is about to do."""
         self.log.write(
             "start",
-            step=self.step,
+            step=self.at.step,
             epochs=self.settings.epochs,
             steps_per_epoch=self._steps_per_epoch,
             key=self.settings.key,
@@ -181,14 +152,14 @@ class _Run:
     def log_end(self, display: ProgressDisplay) -> None:
         """Note how long it took, and how far the estimate was off."""
         outcome = self.pace.outcome()
-        self.log.write("end", step=self.step, **asdict(outcome))
+        self.log.write("end", step=self.at.step, **asdict(outcome))
         display.note("time", str(outcome))
 
     def announce(self, display: ProgressDisplay) -> None:
         """Say how long the run will take, as soon as it is known."""
         estimate = self.pace.news(**self._remaining())
         if estimate:
-            self.log.write("estimate", step=self.step, **asdict(estimate))
+            self.log.write("estimate", step=self.at.step, **asdict(estimate))
             display.note("time", str(estimate))
 
     def left_s(self) -> float | None:
@@ -197,15 +168,15 @@ class _Run:
         return round(estimate.seconds, 1) if estimate else None
 
     def _remaining(self) -> dict[str, int]:
-        epochs = self.settings.epochs - self.epoch
-        steps = epochs * self._steps_per_epoch - self.step_in_epoch
+        epochs = self.settings.epochs - self.at.epoch
+        steps = epochs * self._steps_per_epoch - self.at.step_in_epoch
         if self.settings.max_steps is not None:
-            steps = min(steps, self.settings.max_steps - self.step)
+            steps = min(steps, self.settings.max_steps - self.at.step)
         return {"steps": steps, "epochs": epochs}
 
     def is_at_step_limit(self) -> bool:
         """Whether the number of steps asked for is reached."""
-        return self.settings.max_steps is not None and self.step >= self.settings.max_steps
+        return self.settings.max_steps is not None and self.at.step >= self.settings.max_steps
 
     def is_on_any_rank(self, wanted: bool) -> bool:
         """Whether any rank wants this: a signal reaches them in different steps, and they must stop in the same."""
@@ -215,7 +186,7 @@ class _Run:
 
     def epoch_steps(self) -> list[np.ndarray]:
         """The rows of every optimizer step of the current epoch."""
-        order = self.learner.epoch_rows(self.epoch)
+        order = self.learner.epoch_rows(self.at.epoch)
         return effective_batches(order, effective_batch=self.settings.train.effective_batch)
 
     def optimizer_step(self, step_rows: np.ndarray) -> float:
@@ -223,39 +194,37 @@ class _Run:
         start_s = time.perf_counter()
         engine = self.engine
         pending = micro_batches(step_rows, micro_batch=self.micro_batch, rank=engine.rank, world_size=engine.world_size)
-        total = torch.zeros((), dtype=torch.float64)
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
+        losses = StepLosses()
         self.learner.model.train()
         while pending:
-            try:
-                loss = self.learner.loss(engine.module, pending[0], step_rows=step_rows)
-            except torch.OutOfMemoryError:
+            loss = tried(partial(self.learner.loss, engine.module, pending[0], step_rows=step_rows))
+            if loss is None:
                 self._halve_micro_batch()
                 # What is accumulated stays: a forward pass that failed has added nothing.
                 pending = split(pending, self.micro_batch)
                 continue
             pending = pending[1:]
-            self._backward(loss.total, last=not pending)
-            total += loss.total.detach().double().cpu()
-            _add(sums, loss.sums)
-            _add(counts, loss.counts)
+            # Some gradients of a micro-batch may be in the sum and some not.
+            with no_second_try(self._too_large("backward pass")):
+                engine.backward(loss.total, last=not pending)
+            losses.add(loss)
         forward_backward_s = time.perf_counter() - start_s
-        rate = self._learning_rate(self.step)
-        result = engine.step(rate)
-        total = engine.sum_over_ranks(total)
-        self._count(_over_ranks(engine, sums), _over_ranks(engine, counts), float(total), applied=result.applied)
-        self.step += 1
-        self.step_in_epoch += 1
+        rate = self._learning_rate(self.at.step)
+        with no_second_try(self._too_large("optimizer")):
+            result = engine.step(rate)
+        totals = losses.over_ranks(engine.sum_over_ranks)
+        at = after_step(self.at, totals, applied=result.applied, grad_norm=result.grad_norm)
+        if at.bad_steps >= MAX_BAD_STEPS:
+            raise self._diverged(f"the loss or its gradient was not finite {MAX_BAD_STEPS} steps in a row")
+        self.at = at
         self._epoch_records += len(step_rows)
-        self._grad_norm = _finite(result.grad_norm)
         self.pace.step_done()
         self.log.write(
             "step",
-            epoch=self.epoch + 1,
-            step=self.step,
-            loss=_finite(float(total)),
-            grad_norm=self._grad_norm,
+            epoch=self.at.epoch + 1,
+            step=self.at.step,
+            loss=finite(totals.loss),
+            grad_norm=self.at.grad_norm,
             learning_rate=rate,
             applied=result.applied,
             forward_backward_s=round(forward_backward_s, 4),
@@ -263,143 +232,91 @@ class _Run:
         )
         if not self._host_memory_logged:
             self._host_memory_logged = True
-            self.log.write("host_memory", step=self.step, optimizer_bytes=engine.host_bytes())
-        return float(total)
-
-    def _backward(self, loss: Tensor, *, last: bool) -> None:
-        try:
-            self.engine.backward(loss, last=last)
-        except torch.OutOfMemoryError as error:
-            # Some gradients of this micro-batch are in the sum and some are not.
-            raise self._out_of_memory("backward") from error
+            self.log.write("host_memory", step=self.at.step, optimizer_bytes=engine.host_bytes())
+        return totals.loss
 
     def _halve_micro_batch(self) -> None:
         if self.micro_batch == 1 or self.engine.world_size > 1:
             # Ranks must take the same number of micro-batches.
-            raise self._out_of_memory("forward")
+            raise self._too_large("forward pass")
         self.micro_batch //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.log.write("out_of_memory", step=self.step, micro_batch=self.micro_batch)
+        self.log.write("out_of_memory", step=self.at.step, micro_batch=self.micro_batch)
         print(
             f"warning: out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays",
             file=sys.stderr,
             flush=True,
         )
 
-    def _out_of_memory(self, where: str) -> DoesNotFit:
-        smaller = max(1, self.micro_batch // 2)
+    def _too_large(self, part: str) -> DoesNotFit:
         return DoesNotFit(
             "out of device memory",
-            where=f"{where} pass of step {self.step + 1}",
+            where=f"{part} of step {self.at.step + 1}",
             got=f"micro-batch {self.micro_batch} on {self.engine.world_size} ranks",
-            mend=f"run the same command again with --train.micro-batch {smaller} or --train.checkpointing True; "
-            "it goes on from the last state",
+            mend=f"run the same command again with --train.micro-batch {max(1, self.micro_batch // 2)} or "
+            "--train.checkpointing True; it goes on from the last state",
         )
-
-    def _count(self, sums: dict[str, float], counts: dict[str, float], loss: float, *, applied: bool) -> None:
-        if applied and math.isfinite(loss):
-            self.bad_steps = 0
-            for name, value in sums.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-                self.counts[name] = self.counts.get(name, 0.0) + counts[name]
-            return
-        self.bad_steps += 1
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise self._diverged(f"the loss or its gradient was not finite {MAX_BAD_STEPS} steps in a row")
 
     def _diverged(self, what: str) -> Diverged:
         return Diverged(
             what,
-            where=f"epoch {self.epoch + 1}, step {self.step + 1}",
+            where=f"epoch {self.at.epoch + 1}, step {self.at.step + 1}",
             mend="lower --train.learning-rate; the states from before are intact",
         )
 
     def _learning_rate(self, step: int) -> float:
-        train, peak = self.settings.train, self.settings.peak_learning_rate
-        if self.settings.ramp_from is not None and self.settings.max_steps is not None:
-            return ramped_rate(step, low=self.settings.ramp_from, high=peak, steps=self.settings.max_steps)
-        return learning_rate(
-            step,
-            peak=peak,
-            eta_min=train.eta_min,
-            first_cycle_steps=train.cycle_epochs * self._steps_per_epoch,
-            growth=train.cycle_growth,
-        )
+        return rate_of(step, self.settings, steps_per_epoch=self._steps_per_epoch)
 
     def end_epoch(self) -> Validation | None:
         """Validate, write the snapshot, the epoch's event and a state; count the epoch."""
-        if not self.sums:
+        if not self.at.sums:
             raise self._diverged("no step of the epoch had a finite loss and gradient")
-        seconds = time.perf_counter() - self._epoch_start_s
-        rate = self._learning_rate(self.step - 1)
-        self.epoch += 1
-        self.step_in_epoch = 0
-        position = cycle_position(
-            self.step - 1,
-            first_cycle_steps=self.settings.train.cycle_epochs * self._steps_per_epoch,
-            growth=self.settings.train.cycle_growth,
-        ).fraction
-        validation = write_snapshot_first = None
-        if self.engine.rank == 0:
-            self.learner.model.eval()
-            start_s = time.perf_counter()
-            validation = self.learner.validate(self.learner.model)
-            validation_s = time.perf_counter() - start_s
-            if not math.isfinite(validation.loss):
-                raise self._diverged(f"the validation loss is {validation.loss}")
-            is_snapshot = self.settings.snapshots and (
-                self.epoch % self.settings.train.snapshot_every == 0 or self.epoch == self.settings.epochs
-            )
-            train_loss, train_task_losses = self.learner.mean_losses(self.sums, self.counts)
-            train_module_losses = {name: self.sums[name] / max(1.0, self.counts[name]) for name in self.sums}
-            if is_snapshot:
-                write_snapshot_first = self._snapshot(validation, position, train_module_losses)
-            self.log.write(
-                "epoch",
-                epoch=self.epoch,
-                step=self.step,
-                train_loss=train_loss,
-                val_loss=validation.loss,
-                train_task_loss=train_task_losses,
-                val_task_loss=validation.task_losses,
-                train_module_loss=train_module_losses,
-                val_module_loss=validation.module_losses,
-                val_metrics=validation.metrics,
-                grad_norm=self._grad_norm,
-                learning_rate=rate,
-                cycle_position=position,
-                snapshot=is_snapshot,
-                samples_per_s=round(self._epoch_records / seconds, 2),
-                epoch_s=round(seconds, 2),
-                validation_s=round(validation_s, 2),
-                time_left_s=self.left_s(),
-                host_rss_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                device_peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-            )
-        self.sums, self.counts = {}, {}
-        self.save_state(first=write_snapshot_first)
+        epoch = self._trained_epoch()
+        found = self._validated(epoch)
+        self.at = after_epoch(self.at)
+        write_snapshot = None
+        if found:
+            validation, validation_s = found
+            every = self.settings.train.snapshot_every
+            if self.settings.snapshots and (self.at.epoch % every == 0 or self.at.epoch == self.settings.epochs):
+                write_snapshot = snapshot(self.folder / "snapshots", self.learner, epoch, validation)
+            event = epoch_event(self.learner, epoch, validation, validation_s=validation_s)
+            self.log.write("epoch", **event, snapshot=write_snapshot is not None, time_left_s=self.left_s())
+        self.save_state(first=write_snapshot)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.pace.epoch_end_done()
         self._epoch_start_s, self._epoch_records = time.perf_counter(), 0
-        return validation
+        return found[0] if found else None
 
-    def _snapshot(
-        self, validation: Validation, position: float, train_module_losses: dict[str, float]
-    ) -> Callable[[], object]:
-        """The write of the epoch's snapshot, on copies that training does not change."""
-        return partial(
-            write_snapshot,
-            self.folder / "snapshots",
-            modules=module_copies(self.learner.model, self.learner.modules()),
-            outputs={name: torch.from_numpy(values) for name, values in validation.outputs.items()},
-            epoch=self.epoch,
-            step=self.step,
-            cycle_position=position,
-            val_loss=validation.loss,
-            val_module_loss=validation.module_losses,
-            train_module_loss=train_module_losses,
+    def _validated(self, epoch: TrainedEpoch) -> tuple[Validation, float] | None:
+        """The first rank's validation. Where it fails a state is written first: another try begins with it."""
+        found = failure = None
+        if self.engine.rank == 0:
+            try:
+                found = validated(self.learner, epoch)
+            except (Diverged, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                failure = error
+        if self.is_on_any_rank(failure is not None):
+            self.save_state()
+            self.writer.wait()
+            if failure:
+                raise failure
+            self.engine.barrier()  # which the first rank's end ends
+        return found
+
+    def _trained_epoch(self) -> TrainedEpoch:
+        train = self.settings.train
+        position = cycle_position(
+            self.at.step - 1, first_cycle_steps=train.cycle_epochs * self._steps_per_epoch, growth=train.cycle_growth
+        )
+        return TrainedEpoch(
+            self.at,
+            learning_rate=self._learning_rate(self.at.step - 1),
+            cycle_position=position.fraction,
+            records=self._epoch_records,
+            seconds=time.perf_counter() - self._epoch_start_s,
         )
 
     def save_state(self, *, first: Callable[[], object] | None = None) -> None:
@@ -413,21 +330,11 @@ class _Run:
                 first()
             self.log.to_disk()
 
-        progress = Progress(
-            epoch=self.epoch,
-            step_in_epoch=self.step_in_epoch,
-            step=self.step,
-            sums=dict(self.sums),
-            counts=dict(self.counts),
-            bad_steps=self.bad_steps,
-            grad_norm=self._grad_norm,
-            events_bytes=self.log.length_bytes,
-        )
         save_state(
             self.engine,
             self.writer,
             root=self.folder / "states",
-            progress=progress,
+            progress=replace(self.at, events_bytes=self.log.length_bytes),
             run_key=self.settings.key,
             first=write_first,
         )
@@ -437,22 +344,4 @@ class _Run:
     def compress_rest(self) -> None:
         """Make differences of the snapshots, if that is wanted: also those that a kill after the last state left."""
         if self.settings.snapshots and self.settings.train.compress_snapshots and self.engine.rank == 0:
-            try:
-                compress_snapshots(self.folder / "snapshots", wait=True)
-            except RedHeartError as error:
-                # It saves space and nothing else; a run is not ended for it.
-                print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
-
-
-def _add(totals: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        totals[name] = totals[name] + value if name in totals else value
-
-
-def _over_ranks(engine: Engine, values: dict[str, Tensor]) -> dict[str, float]:
-    stacked = engine.sum_over_ranks(torch.stack(list(values.values())).double().cpu())
-    return dict(zip(values, stacked.tolist(), strict=True))
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+            compress_or_warn(self.folder / "snapshots")

@@ -1,13 +1,16 @@
-"""Saving beside training, on copies, where there is memory for them; in line where there is not."""
+"""Saving beside training, on copies, where there is memory for them, in line where there is not; and going on."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from redheart.core.errors import BadInput, RedHeartError
 from redheart.memory.host import available_host_bytes
-from redheart.snapshots.states import Progress, write_state
+from redheart.snapshots.compress import compress_snapshots
+from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.engine import Engine
 
@@ -53,6 +56,45 @@ def save_state(
         writer.submit(write)
     else:
         write()
+
+
+def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
+    """Load the newest state below `root` into the engine; how far it had come, None where there is no state.
+
+    Raises:
+        BadInput: it belongs to another run.
+        CorruptFile: there are states, and none can be read.
+    """
+    state = newest_state(root)
+    if state is None:
+        return None
+    manifest = state.manifest
+    if engine.rank == 0:
+        for error in state.refused:
+            print(
+                f"warning: a damaged resume state is passed over; going on from {state.folder.name}, which leads "
+                f"to the same result\n  {error}",
+                file=sys.stderr,
+                flush=True,
+            )
+    if manifest.run_key != run_key:
+        raise BadInput(
+            "the folder holds another run",
+            where=state.folder,
+            got=f"run {manifest.run_key}",
+            expected=f"run {run_key}",
+            mend="choose another --out, or resume with the settings that the run was started with",
+        )
+    engine.load_state_tensors(state.ranks)
+    return manifest.progress
+
+
+def compress_or_warn(snapshots: Path) -> None:
+    """Make differences of a run's snapshots. It saves space and nothing else; a run is not ended for it."""
+    try:
+        compress_snapshots(snapshots, wait=True)
+    except RedHeartError as error:
+        print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
 
 
 def copies_fit(*groups: Mapping[str, Tensor]) -> bool:

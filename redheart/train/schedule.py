@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from redheart.train.settings import RunSettings
+
 
 @dataclass(frozen=True)
 class CyclePosition:
@@ -28,6 +30,17 @@ def learning_rate(step: int, *, peak: float, eta_min: float, first_cycle_steps: 
     """Learning rate used by optimizer step `step` (from 0)."""
     fraction = cycle_position(step, first_cycle_steps=first_cycle_steps, growth=growth).fraction
     return eta_min + 0.5 * (peak - eta_min) * (1 + math.cos(math.pi * fraction))
+
+
+def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
+    """Learning rate of step `step` (from 0) of a run: of its cycles, or of a range test."""
+    train, peak = settings.train, settings.peak_learning_rate
+    if settings.ramp_from is not None and settings.max_steps is not None:
+        return ramped_rate(step, low=settings.ramp_from, high=peak, steps=settings.max_steps)
+    cycle_steps = train.cycle_epochs * steps_per_epoch
+    return learning_rate(
+        step, peak=peak, eta_min=train.eta_min, first_cycle_steps=cycle_steps, growth=train.cycle_growth
+    )
 
 
 def ramped_rate(step: int, *, low: float, high: float, steps: int) -> float:

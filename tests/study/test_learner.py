@@ -62,3 +62,26 @@ def test_values_weigh_as_asked_in_training_and_validation(data: tuple[Prepared, 
     learner.model.eval()
     found = learner.validate(learner.model)
     assert found.loss == pytest.approx(total_loss(found.module_losses, value_weight=10))
+
+
+def test_a_validation_that_does_not_fit_gives_the_same_in_smaller_batches(
+    data: tuple[Prepared, FeatureCache], capfd: pytest.CaptureFixture[str]
+) -> None:
+    learner = learner_of(data)
+    whole = learner.validate(learner.model)
+    sizes = []
+
+    def allocate(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("planted")
+
+    learner.model.register_forward_pre_hook(allocate)
+    found = learner.validate(learner.model)
+    # There are six records.
+    assert sizes == [6, 3, *[1] * 6]
+    assert capfd.readouterr().err.count("going on with batches of") == 2
+    for name, outputs in whole.outputs.items():
+        # A batch of another size is padded and multiplied in another order.
+        assert np.allclose(found.outputs[name], outputs, rtol=1e-4, atol=1e-6)
+    assert found.loss == pytest.approx(whole.loss, rel=1e-5)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from redheart.train import fused_step
+from redheart.train.counting import StepLosses
 from redheart.train.engine import ZeroEngine
+from redheart.train.learner import MicroLoss
 
 CARD = torch.device("cuda", 0)
 WORDS = ("all_", "barrier", "batch_", "broadcast", "gather", "irecv", "isend", "recv", "reduce", "scatter", "send")
@@ -80,6 +82,16 @@ def test_sums_are_taken_on_the_device_and_come_back_exact(two_ranks_of_nccl: lis
     assert summed.tolist() == [2.0, 2 / 3] and values.tolist() == [1.0, 1 / 3]
     engine_on_card().barrier()
     assert two_ranks_of_nccl == ["all_reduce", "all_reduce"]
+
+
+def test_the_losses_of_a_step_take_one_sum(two_ranks_of_nccl: list[str]) -> None:
+    losses = StepLosses()
+    for share in (0.5, 0.25):
+        counts = {"a": torch.tensor(3), "b": torch.tensor(1)}
+        losses.add(MicroLoss(torch.tensor(share), {"a": torch.tensor(1.5), "b": torch.tensor(share)}, counts))
+    totals = losses.over_ranks(engine_on_card().sum_over_ranks)
+    assert (totals.loss, totals.sums, totals.counts) == (1.5, {"a": 6.0, "b": 1.5}, {"a": 12.0, "b": 4.0})
+    assert two_ranks_of_nccl == ["all_reduce"]
 
 
 def test_the_fused_step_shares_norm_and_weights_on_the_device(two_ranks_of_nccl: list[str]) -> None:
