@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # What stands in the buffer may not fit on a full disk.
         sys.stdout.flush()
     except RedHeartError as error:
-        _end(error, error.exit_code)
+        _end(None if error.is_said else error, error.exit_code)
     except KeyboardInterrupt:
         _end("interrupted; run the same command again to go on", 75)
     except BrokenPipeError:
@@ -90,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(f"the system refused: {error}", 74)
 
 
-def _end(message: object, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+def _end(message: object | None, code: int) -> None:
+    if message is not None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
     _silence_stdout()
     sys.exit(code)
 

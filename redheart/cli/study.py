@@ -65,14 +65,16 @@ def sweep(arguments: Sequence[str]) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
+    from redheart.train.peers import together
 
     _note_ranks()
-    rest, force = _without(_without_local_rank(arguments), "--force")
-    config = _study(rest, "train")
-    _check(config, force)
-    with run_folder.claimed(config) as folder:
-        data = phases.open_data(config, folder, display=Display(config.train.progress))
-        phases.run_training(config, folder, data, show_progress=True)
+    with together():
+        rest, force = _without(_without_local_rank(arguments), "--force")
+        config = _study(rest, "train")
+        _check(config, force)
+        with run_folder.claimed(config) as folder:
+            data = phases.open_data(config, folder, display=Display(config.train.progress))
+            phases.run_training(config, folder, data, show_progress=True)
 
 
 def trial(arguments: Sequence[str]) -> None:
@@ -80,22 +82,25 @@ def trial(arguments: Sequence[str]) -> None:
     from redheart.study import phases, range_test, run_folder
     from redheart.study.sweep import run_trial
     from redheart.train.interrupt import stop_with_parent
+    from redheart.train.peers import together
 
-    launched()
     stop_with_parent()
-    rest, is_range_test = _without(_without_local_rank(arguments), "--range-test")
-    config = _study(rest, "trial")
-    rate = config.train.learning_rate
-    if rate is None and not is_range_test:
-        raise BadInput("a trial needs its rate", where="--train.learning-rate", mend="give --train.learning-rate 1e-4")
-    # The run that the sweep is for has no rate yet.
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=None))
-    folder = run_folder.start(config)
-    data = phases.open_data(config, folder, display=Display(config.train.progress))
-    if rate is None or is_range_test:
-        range_test.train_ramp(config, folder, data, show_progress=True)
-    else:
-        run_trial(config, folder, data, rate, show_progress=True)
+    with together():
+        rest, is_range_test = _without(_without_local_rank(arguments), "--range-test")
+        config = _study(rest, "trial")
+        rate = config.train.learning_rate
+        if rate is None and not is_range_test:
+            raise BadInput(
+                "a trial needs its rate", where="--train.learning-rate", mend="give --train.learning-rate 1e-4"
+            )
+        # The run that the sweep is for has no rate yet.
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=None))
+        folder = run_folder.start(config)
+        data = phases.open_data(config, folder, display=Display(config.train.progress))
+        if rate is None or is_range_test:
+            range_test.train_ramp(config, folder, data, show_progress=True)
+        else:
+            run_trial(config, folder, data, rate, show_progress=True)
 
 
 def _note_ranks(alone: str | None = None) -> None:

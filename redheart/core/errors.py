@@ -13,6 +13,8 @@ class RedHeartError(Exception):
     """
 
     exit_code = 2
+    is_said = False
+    """Whether it has been printed where errors go."""
 
     def __init__(
         self,
@@ -69,3 +71,9 @@ class Interrupted(RedHeartError):
     """The run was asked to stop, saved its state and can be resumed."""
 
     exit_code = 75
+
+
+class OtherRankFailed(RedHeartError):
+    """Another of the processes that train together has failed: this one ends with its exit code, and it was said."""
+
+    is_said = True

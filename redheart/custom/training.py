@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from redheart.core.config import TrainConfig, decisive, digest
 from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
+from redheart.core.ranks import launched
 from redheart.custom.learner import TensorLearner
 from redheart.train.events import EventSink
 from redheart.train.loop import train
+from redheart.train.peers import together
 from redheart.train.settings import RunSettings
 
 
@@ -45,13 +48,15 @@ def fit(
         Diverged: the loss or gradient was not finite three steps in a row.
         Interrupted: asked to stop; a state was written.
         DiskError: a state or snapshot could not be written.
+        OtherRankFailed: started by a launcher, and another rank raised one of these, or was killed.
     """
     config = dataclasses.replace(config, micro_batch=config.micro_batch or config.effective_batch)
     settings = RunSettings(config, epochs, learning_rate, _key(learner, config, learning_rate))
-    if not (folder / "events.jsonl").exists():
-        refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select"), what="a run")
-    with folder_lock(folder, name="run", wait=False):
-        train(learner, settings, folder=folder, sinks=sinks, show_progress=show_progress)
+    with together():
+        if launched().is_first and not (folder / "events.jsonl").exists():
+            refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select"), what="a run")
+        with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
+            train(learner, settings, folder=folder, sinks=sinks, show_progress=show_progress)
 
 
 def _key(learner: TensorLearner, config: TrainConfig, learning_rate: float) -> str:

@@ -114,7 +114,11 @@ def write_state(
                     part.unlink()
                 _finish(temporary, folder, StateManifest(progress, run_key, entries, dict(parameters)))
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                # The others are still writing into the folder, and what became of it is not what ended the run.
+                (temporary / f"rank_{rank}.safetensors").unlink(missing_ok=True)
             raise
         barrier()
 

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -27,6 +28,9 @@ from redheart.train.repartition import Repartitioned
 from redheart.train.strategy import Strategy, load_strategy
 
 LARGE_MODEL = 200_000_000
+COLLECTIVES_TIMEOUT = timedelta(hours=12)
+"""NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
+others are there at all is known otherwise: see peers.py."""
 _M_MMAP_THRESHOLD = -3
 
 
@@ -161,7 +165,7 @@ class ZeroEngine:
         _set_up_environment(ranks)
         import deepspeed
         from accelerate import Accelerator
-        from accelerate.utils import DeepSpeedPlugin
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
         # Their warnings are about choices that the strategies make on purpose, and a user can do nothing about them.
         for library in ("DeepSpeed", "bitsandbytes"):
@@ -176,7 +180,10 @@ class ZeroEngine:
         if world_size == 1:
             _start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-        accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})))
+        accelerator = Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVES_TIMEOUT)],
+        )
         groups = parameter_groups(module, weight_decay=config.weight_decay)
         optimizer = adamw(groups, config, state_bits=strategy.state_bits, on_host=strategy.offloads)
         prepared, _ = accelerator.prepare(module, optimizer)

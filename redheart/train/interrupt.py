@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 
 _PR_SET_PDEATHSIG = 1
@@ -27,8 +28,18 @@ _raised: list[int] = []
 """Signals that `raise_interrupt` has had."""
 
 
+_ending = threading.Event()
+
+
+def end_undisturbed() -> None:
+    """This process is about to end with an error: a launcher that wants it to end must not put another in its place."""
+    _ending.set()
+
+
 def raise_interrupt(number: int, frame: FrameType | None) -> None:
     """The handler of both signals outside of a `StopRequest`; one that a library swallows is met by the next block."""
+    if _ending.is_set():
+        return
     _raised.append(number)
     raise KeyboardInterrupt
 

@@ -22,6 +22,7 @@ from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
 from redheart.train.out_of_memory import no_second_try, tried
 from redheart.train.pace import Pace
+from redheart.train.peers import together
 from redheart.train.progress import ProgressDisplay
 from redheart.train.samples import sampling
 from redheart.train.saving import compress_or_warn, resume, save_state
@@ -49,6 +50,7 @@ def train(
         Interrupted: SIGTERM or Ctrl-C; the step was finished and a state written.
         DoesNotFit: the device's memory is too small; what was done is not lost.
         DiskError: a state or snapshot could not be written; the older ones are intact.
+        OtherRankFailed: another rank raised one of these, or was killed.
     """
     with no_second_try(
         DoesNotFit("out of device memory", where="the start", mend="take a smaller --preset or another strategy")
@@ -71,6 +73,7 @@ def train(
                 every_s=settings.train.sample_every_s if engine.rank == 0 else 0.0,
                 step=lambda: run.at.step,
             ),
+            together(),
         ):
             run.log_start()
             run.announce(display)
@@ -303,7 +306,7 @@ class _Run:
             self.writer.wait()
             if failure:
                 raise failure
-            self.engine.barrier()  # which the first rank's end ends
+            self.engine.barrier()  # which ends with the first rank's error
         return found
 
     def _trained_epoch(self) -> TrainedEpoch:
