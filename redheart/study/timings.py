@@ -96,7 +96,7 @@ def remember(found: StepTime) -> None:
     kept = [item for item in _kept() if _setting(item) != _setting(found)]
     path = _path()
     if path is not None:
-        with suppress(DiskError):
+        with suppress(BadInput, DiskError):
             write_json(path, [*kept, found])
 
 
