@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -29,6 +29,8 @@ _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that is gone is found after 10 + 3 * 5 seconds."""
 
 T = TypeVar("T", bound=msgspec.Struct)
+_kept: list[object] = []
+"""The first rank's store: with its last holder it would close, and the port be anybody's until training begins."""
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -99,8 +101,10 @@ def arrivals(ranks: Ranks) -> Generator[tuple[Hello, Line] | None]:
     missing = set(range(1, ranks.world_size))
     with _server() as listener:
         listener.settimeout(1.0)
-        store = _store(ranks)
-        store.set(_key(), msgspec.json.encode(_Meeting(listener.getsockname()[1], token)).decode())
+        with _store_errors(ranks):
+            store = _store(ranks)
+            _kept.append(store)
+            store.set(_key(), msgspec.json.encode(_Meeting(listener.getsockname()[1], token)).decode())
         for _ in _patience(ranks, "ranks", missing, MEET_S):
             try:
                 line = Line(listener.accept()[0])
@@ -132,14 +136,15 @@ def line_to_first(ranks: Ranks) -> Line:
             raise no_meeting(ranks, f"MASTER_ADDR: {error.strerror}") from error
         except OSError:
             time.sleep(0.2)
-    store = _store(ranks)
     # The store of torchrun's agent is there before the first rank, which has still to start.
     patience_s = MEET_S if _has_agents_store() else ANSWER_S
-    for _ in _patience(ranks, "rank", {0}, patience_s):
-        if store.check([_key()]):
-            break
-        time.sleep(0.1)
-    meeting = msgspec.json.decode(store.get(_key()), type=_Meeting)
+    with _store_errors(ranks):
+        store = _store(ranks)
+        for _ in _patience(ranks, "rank", {0}, patience_s):
+            if store.check([_key()]):
+                break
+            time.sleep(0.1)
+        meeting = msgspec.json.decode(store.get(_key()), type=_Meeting)
     try:
         line = Line(socket.create_connection((ranks.address[0], meeting.port), timeout=ANSWER_S))
     except OSError as error:
@@ -167,14 +172,21 @@ def _store(ranks: Ranks) -> Any:
     import torch.distributed
 
     assert ranks.address is not None
+    return torch.distributed.TCPStore(
+        *ranks.address,
+        is_master=ranks.is_first and not _has_agents_store(),
+        wait_for_workers=False,
+        multi_tenant=True,
+        timeout=timedelta(seconds=ANSWER_S),
+    )
+
+
+@contextmanager
+def _store_errors(ranks: Ranks) -> Iterator[None]:
+    import torch.distributed
+
     try:
-        return torch.distributed.TCPStore(
-            *ranks.address,
-            is_master=ranks.is_first and not _has_agents_store(),
-            wait_for_workers=False,
-            multi_tenant=True,
-            timeout=timedelta(seconds=ANSWER_S),
-        )
+        yield
     except torch.distributed.DistError as error:
         raise no_meeting(ranks, str(error).splitlines()[0]) from error
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,20 @@ def test_a_port_that_is_taken_is_one_clear_error(taken_port: int) -> None:
     with pytest.raises(BadInput, match=f"MASTER_PORT={taken_port}") as refused:
         meet(Ranks(0, 2, 0, 2, ("127.0.0.1", taken_port)))
     assert "rank 0 of 2" in str(refused.value) and "main_process_port" in str(refused.value)
+
+
+def test_something_else_that_listens_there_is_one_clear_error() -> None:
+    def hang_up(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
+        port = listener.getsockname()[1]
+        with pytest.raises(BadInput, match=f"cannot meet\n  where:    rank 1 of 2, .*MASTER_PORT={port}"):
+            meet(Ranks(1, 2, 1, 2, ("127.0.0.1", port)))
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_address_that_is_none_is_one_clear_error() -> None:
