@@ -16,6 +16,14 @@ from typing import Any
 
 import forked
 
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 Process = subprocess.Popen[bytes] | forked.Forked
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -35,7 +43,8 @@ LAUNCHERS = {
     "accelerate": ["accelerate", "launch", "--config_file", "launch/accelerate.yaml", "launch/train.py"],
     "deepspeed": ["deepspeed", "--num_gpus", "1", "launch/train.py"],
 }
-TWO_RANKS = ["deepspeed", "--num_gpus", "2", "launch/train.py"]
+# Runs of others on this machine may have DeepSpeed's usual port.
+TWO_RANKS = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launch/train.py"]
 MEASURED = (
     "forward_backward_s",
     "step_s",
@@ -65,13 +74,6 @@ def start_by_hand(world_size: int, command: list[str], *arguments: object, **var
     address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [address | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
     return [start(command, *arguments, **variables, **rank) for rank in ranks]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def launch(
