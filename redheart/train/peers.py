@@ -84,7 +84,7 @@ class Watch:
         end_undisturbed()
         if failure.rank != self.rank:
             if not is_said:
-                print(f"error: {failure.as_error()}", file=sys.stderr, flush=True)
+                _say(failure.as_error())
             threading.Thread(target=self._leave, args=(failure.exit_code,), name="leave", daemon=True).start()
         self._is_known.set()
 
@@ -152,7 +152,7 @@ def ends_together(watch: Watch | None) -> Iterator[None]:
         is_own = first.rank == watch.rank
         if isinstance(error, RedHeartError) and (is_own or error.what == first.what):
             if is_own and not error.is_said:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                _say(error)
             error.is_said = True
         elif not is_own:
             raise first.as_error() from error
@@ -248,6 +248,12 @@ def _other_rank(ranks: Ranks) -> Watch:
     welcome = answer.welcome
     threading.Thread(target=listen, name="peers", daemon=True).start()
     return watch
+
+
+def _say(error: RedHeartError) -> None:
+    """In one write: ranks that share a terminal must not print into each other's lines."""
+    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.flush()
 
 
 def _terminal(hello: Hello) -> tuple[str, str]:
