@@ -111,7 +111,11 @@ def test_every_command_is_here() -> None:
 
 @pytest.mark.parametrize("command", INTO_A_FOLDER)
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    # The same examples everywhere: a command is slow, and twelve of them are a sample.
+    derandomize=True,
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=st.data())
 def test_a_folder_with_foreign_files_keeps_them(
