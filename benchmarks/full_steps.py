@@ -75,6 +75,13 @@ def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
     }
 
 
+def _fast_type() -> str:
+    """What a run on this processor computes in."""
+    from redheart.train.compute_type import type_name
+
+    return type_name(TrainConfig())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="JSON array of records, plain or .gz")
@@ -82,6 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="0: a whole epoch, its validation, snapshot and state")
     parser.add_argument("--preset", default="full")
     parser.add_argument("--strategy", default="zero2_offload_adam8bit")
+    parser.add_argument("--compute-type", choices=("bf16", "fp32"), help="by default what the processor is fast in")
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--seq-len", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
@@ -90,6 +98,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/NAME.json")
     options = parser.parse_args()
     set_environment()
+    options.compute_type = options.compute_type or _fast_type()
     preset: Preset = options.preset
     with tempfile.TemporaryDirectory(prefix="redheart-") as temporary:
         folder = Path(temporary)
@@ -100,7 +109,10 @@ def main() -> None:
             epochs=1,
             features=FeatureConfig(seq_len_tokens=options.seq_len),
             train=TrainConfig(
-                strategy=options.strategy, learning_rate=options.learning_rate, micro_batch=options.micro_batch
+                strategy=options.strategy,
+                learning_rate=options.learning_rate,
+                micro_batch=options.micro_batch,
+                compute_type=options.compute_type,
             ),
         )
         result = measure(resolved(config), steps=options.steps or None)

@@ -40,7 +40,12 @@ DEVICE_RUNS = ("vram_8gib", "vram_8gib_gpu_adam8bit")
 FULL_EPOCH = "full_steps_20"
 """The run that wrote a state and a snapshot."""
 ENGINE_SCRIPT = ROOT / "tests" / "memory" / "engine_tensors.py"
-HOST_CASES = (("zero2_offload_adam8bit", 8), ("zero2_offload_adam8bit", 4), ("zero2_offload_adam32", 3))
+HOST_CASES = (
+    ("zero2_offload_adam8bit", 8, "bf16"),
+    ("zero2_offload_adam8bit", 4, "bf16"),
+    ("zero2_offload_adam32", 3, "bf16"),
+    ("zero2_offload_adam8bit", 3, "fp32"),
+)
 ENGINE_BATCH, ENGINE_LENGTH = 4, 4
 """What `engine_tensors.py` runs."""
 
@@ -65,24 +70,25 @@ def activation_rows() -> list[dict[str, object]]:
     return rows
 
 
-def engine_tensors(strategy: str, divisor: int) -> dict[str, object]:
+def engine_tensors(strategy: str, divisor: int, compute_type: str) -> dict[str, object]:
     """What a real engine on the CPU holds, and its process's peak, from a process of its own."""
-    command = [sys.executable, str(ENGINE_SCRIPT), strategy, str(divisor)]
+    command = [sys.executable, str(ENGINE_SCRIPT), strategy, str(divisor), compute_type]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=500)
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     return dict(json.loads(line.removeprefix("RESULT ")))
 
 
-def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, object]:
+def host_row(strategy: str, divisor: int, compute_type: str, measured_bytes: int) -> dict[str, object]:
     """Predicted resident peak of an engine's process on the CPU beside the measured one."""
     dims = scaled(divisor)
-    module = build(dims, seed=0, device="meta").to(torch.bfloat16)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[compute_type]
+    module = build(dims, seed=0, device="meta").to(dtype)
     sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
 
     def batch(size: int) -> tuple[torch.Tensor, ...]:
         shape = (size, ENGINE_LENGTH)
         return (
-            torch.empty(*shape, 768, dtype=torch.bfloat16, device="meta"),
+            torch.empty(*shape, 768, dtype=dtype, device="meta"),
             torch.ones(*shape, dtype=torch.bool, device="meta"),
             torch.empty(size, 22, device="meta"),
             torch.ones(size, 22, dtype=torch.bool, device="meta"),
@@ -94,11 +100,13 @@ def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, obje
         return multitask_loss(predictions, given[2], given[3], outputs=dims.outputs, step_counts_K=counts_K).total
 
     work = Workload(module, sizes, batch, loss, set_checkpointing, 2 * ENGINE_BATCH, 0, 0, 0)
-    entries = ledger(sizes, planning.sizes_of(StudyConfig(), strategy), accumulates=True)
+    config = StudyConfig(train=TrainConfig(strategy=strategy, compute_type=compute_type))
+    entries = ledger(sizes, planning.cpu_sizes(config), accumulates=True)
     parts = cpu_host_parts(Planner(work), entries, micro_batch=ENGINE_BATCH, checkpointing=False)
     predicted = sum(parts.values())
     return {
         "strategy": strategy,
+        "compute_type": compute_type,
         "parameters": sizes.total,
         "predicted_bytes": predicted,
         "measured_bytes": measured_bytes,
@@ -108,7 +116,9 @@ def host_row(strategy: str, divisor: int, measured_bytes: int) -> dict[str, obje
 
 def full_config(settings: dict[str, Any]) -> StudyConfig:
     """The configuration that `full_steps.py` ran with."""
-    train = TrainConfig(strategy=settings["strategy"], micro_batch=settings["micro_batch"])
+    # Before there was a choice everything was computed in bf16.
+    compute_type = settings.get("compute_type", "bf16")
+    train = TrainConfig(strategy=settings["strategy"], micro_batch=settings["micro_batch"], compute_type=compute_type)
     features = FeatureConfig(seq_len_tokens=settings["seq_len"])
     return resolved(StudyConfig(preset=settings["preset"], epochs=1, features=features, train=train))
 
@@ -127,7 +137,7 @@ def full_rows() -> list[dict[str, object]]:
         micro_batch, strategy = config.train.micro_batch, config.train.strategy
         planner = Planner(planning.cpu_workload(config))
         accumulates = micro_batch < config.train.effective_batch
-        entries = ledger(planner.workload.sizes, planning.sizes_of(config, strategy), accumulates=accumulates)
+        entries = ledger(planner.workload.sizes, planning.cpu_sizes(config), accumulates=accumulates)
         parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
         # Features that the same process made before left more behind than the planner's process has.
         parts["process"] = max(parts["process"], record["result"]["rss_before_training_bytes"])
@@ -210,7 +220,7 @@ def ledger_rows() -> list[dict[str, object]]:
     module = build(scaled(32), seed=0, device="meta")
     sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
     for strategy in planning.strategies():
-        held = dict(engine_tensors(strategy, 32)["held"])  # type: ignore[call-overload]
+        held = dict(engine_tensors(strategy, 32, "bf16")["held"])  # type: ignore[call-overload]
         for entry in ledger(sizes, planning.sizes_of(StudyConfig(), strategy), accumulates=True):
             if entry.attribute in held:
                 measured = held[entry.attribute]
@@ -226,7 +236,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/plan_errors.json")
     options = parser.parse_args()
-    host = [host_row(name, size, int(str(engine_tensors(name, size)["rss_peak_bytes"]))) for name, size in HOST_CASES]
+    host = [host_row(*case, int(str(engine_tensors(*case)["rss_peak_bytes"]))) for case in HOST_CASES]
     result = {
         "activations": activation_rows(),
         "ledger": ledger_rows(),

@@ -96,8 +96,12 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deterministic: bool = True
     """On a CUDA device, the same bits at every run; without it attention's backward pass may be faster there."""
+    compute_type: Literal["auto", "bf16", "fp32"] = "auto"
+    """On the CPU, what the strategies with DeepSpeed compute in; `auto` takes bf16 where the processor has units for
+    it and fp32 where it has none. A CUDA device computes in bf16, and `plain` in fp32."""
     num_threads: int = 0
-    """CPU threads per rank; 0 takes the physical cores over the ranks of this host."""
+    """CPU threads per rank; 0 takes the physical cores over the ranks of this host, and one for a model whose
+    operators are too small for two."""
     wandb: Literal["auto", "off", "offline", "online"] = "auto"
     """Weights & Biases: `offline` keeps its files in the run's folder, `online` sends. `auto` does what WANDB_MODE
     says, is online in a trial that `wandb agent` started, and off otherwise."""
@@ -108,12 +112,13 @@ class TrainConfig:
 
 
 HOW_ONLY = (
-    *("num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
+    *("compute_type", "num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
     *("compress_snapshots", "wandb", "progress", "sample_every_s"),
 )
 """Settings of `train` that say how a run is made and watched; they do not decide what comes out.
 
-Another micro-batch changes sums in the last bits, and may be the only way to go on.
+Another micro-batch changes sums in the last bits, another compute type every bit behind the third digit; either may be
+the only way to go on.
 """
 
 

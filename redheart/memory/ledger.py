@@ -89,6 +89,7 @@ class StrategySizes:
     live_elements: int = 0
     prefetch_elements: int = 0
     weight_bytes: int = 2
+    """Of a parameter as the pass reads it: 2 in bf16, 4 in float32."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> 
         "X": strategy.live_elements,
         "F": strategy.prefetch_elements,
         "S": strategy.state_bits,
+        "W": strategy.weight_bytes,
     }
     return [
         Entry(

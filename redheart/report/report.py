@@ -1,5 +1,6 @@
 """The report of a run in Markdown, with figures. Every number in it stands in a file of the run."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def write_report(
     ledger_rows: list[tuple[str, int]],
     trials: list[Any],
     epochs: list[dict[str, Any]],
+    compute_types: list[str],
     spot: SweetSpot | None,
     maps: Maps | None,
     openings: list[Any],
@@ -45,6 +47,7 @@ def write_report(
         ledger_rows: module names and their numbers of parameters.
         trials: of the sweep.
         epochs: the epoch events of the main run.
+        compute_types: what its starts computed in, in their order.
         spot: the sweet spot.
         maps: transplants and lines between snapshots.
         openings: of the confirm records and the test split.
@@ -62,7 +65,7 @@ def write_report(
         "## Learning-rate sweep",
         _sweep(out, trials),
         "## Training",
-        _training(out, epochs, manifest),
+        _training(out, epochs, compute_types),
         "## Sweet spot",
         sweet_spot_section(out, spot),
         "## Transplants and lines between snapshots",
@@ -126,7 +129,7 @@ def _sweep(out: Path, trials: list[Any]) -> str:
     return markdown_table(["rate", "score", "status"], rows) + "\n\n![sweep](figures/sweep.png)"
 
 
-def _training(out: Path, epochs: list[dict[str, Any]], manifest: Manifest) -> str:
+def _training(out: Path, epochs: list[dict[str, Any]], compute_types: list[str]) -> str:
     if not epochs:
         return MISSING
     x = [event["epoch"] for event in epochs]
@@ -149,6 +152,7 @@ def _training(out: Path, epochs: list[dict[str, Any]], manifest: Manifest) -> st
     rows = [
         ["epochs", str(len(epochs))],
         ["optimizer steps", str(last["step"])],
+        ["computed in", computed_in(compute_types)],
         ["time of training, minutes", f"{seconds / 60:.1f}"],
         ["records a second, last epoch", f"{last['samples_per_s']:.1f}"],
         ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / 2**30:.2f}"],
@@ -156,6 +160,11 @@ def _training(out: Path, epochs: list[dict[str, Any]], manifest: Manifest) -> st
         ["validation loss, last", f"{last['val_loss']:.4f}"],
     ]
     return markdown_table(["", ""], rows) + "\n\n![loss](figures/loss.png)\n\n![loss per module](figures/modules.png)"
+
+
+def computed_in(compute_types: list[str]) -> str:
+    """The types of a run's starts one after the other; a dash where its log does not name them."""
+    return ", then ".join(name for name, _ in groupby(compute_types)) or "–"
 
 
 def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:

@@ -29,7 +29,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 def examine(folder: Path) -> list[Finding]:
     """Look at everything; nothing is changed and nothing large is allocated."""
-    return [_python(), *_packages(), _compiler(), _kernel(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm()]
+    machine = [arithmetic(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm()]
+    return [_python(), *_packages(), _compiler(), _kernel(), *machine]
 
 
 def _python() -> Finding:
@@ -82,6 +83,22 @@ def _kernel() -> Finding:
     if not failures:
         return Finding("kernel", "ok", text)
     return Finding("kernel", "note", text, f"{'; '.join(failures)}: set XDG_CACHE_HOME")
+
+
+def arithmetic() -> Finding:
+    """What oneDNN says of the processor, held against the speed of a few products."""
+    import torch
+
+    from redheart.train.compute_type import has_bf16_units, product_gflops
+
+    bf16, fp32 = product_gflops(torch.bfloat16), product_gflops(torch.float32)
+    taken = "bf16" if has_bf16_units() else "fp32"
+    faster = "bf16" if bf16 > fp32 else "fp32"
+    found = f"bf16 {bf16:.0f}, float32 {fp32:.0f} GFLOPS a core; a run on the CPU takes {taken}"
+    if taken == faster:
+        return Finding("CPU arithmetic", "ok", found)
+    mend = f"oneDNN says otherwise: once nothing else runs, look again, or run with --train.compute-type {faster}"
+    return Finding("CPU arithmetic", "note", found, mend)
 
 
 def _gpu() -> list[Finding]:

@@ -31,7 +31,7 @@ from redheart.study.selection import run_sweet_spot
 from redheart.study.selection_text import work_text
 from redheart.study.sweep import run_sweep
 from redheart.study.trials import Sweep
-from redheart.train.events import read_events
+from redheart.train.events import all_events
 
 T = TypeVar("T")
 
@@ -96,13 +96,16 @@ def make_report(config: StudyConfig, folder: RunFolder) -> Path:
     sweep = _if_there(folder.sweep / "sweep.json", Sweep)
     ledger_rows = list(count(model).modules.items())
     evaluation = _if_there(folder.evaluation / "evaluation.json", EvaluationResult)
+    events = all_events(folder.train / "events.jsonl")
     path = write_report(
         folder.report,
         title=f"Red Heart: {shown(folder.root.resolve().name)}",
         manifest=manifest,
         ledger_rows=ledger_rows,
         trials=sweep.trials if sweep else [],
-        epochs=read_events(folder.train / "events.jsonl", "epoch"),
+        epochs=[event for event in events if event["event"] == "epoch"],
+        # Logs of old do not name it.
+        compute_types=[event["compute_type"] for event in events if "compute_type" in event],
         spot=_if_there(folder.select / "sweet_spot.json", SweetSpot),
         maps=_if_there(folder.select / "maps.json", Maps),
         openings=read_openings(folder),

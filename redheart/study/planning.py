@@ -11,7 +11,7 @@ import torch
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.data.features import record_bytes
-from redheart.memory.kernels import Kernels
+from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes, strategy_sizes
 from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes, traffic_bytes
 from redheart.memory.replay import Replay
@@ -20,6 +20,7 @@ from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study import timings
+from redheart.train.compute_type import compute_type, type_name
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import FOLDER, load_strategy
 
@@ -98,9 +99,11 @@ def answer(
 def _timed(config: StudyConfig, plan: Plan, *, ranks: int) -> Plan:
     """The plan with its times, where this machine has taken such steps before."""
     effective_batch, length = config.train.effective_batch, config.features.seq_len_tokens
+    train = dataclasses.replace(config.train, strategy=plan.strategy)
     known = timings.recall(
         preset=config.preset,
         strategy=plan.strategy,
+        compute_type=type_name(train),
         checkpointing=plan.checkpointing,
         micro_batch=plan.micro_batch,
         seq_len_tokens=length,
@@ -158,8 +161,16 @@ def strategies() -> list[str]:
 
 
 def cpu_workload(config: StudyConfig) -> Workload:
-    """As `workload`, with the attention that the blocks spell out in bf16 on the CPU."""
-    return dataclasses.replace(workload(config), kernels=Kernels(spelled_out_attention))
+    """As `workload`, in the type that this CPU computes in, with the attention that it takes in that type."""
+    dtype = compute_type(config.train)
+    kernels = CPU if dtype == torch.float32 else Kernels(spelled_out_attention)
+    return dataclasses.replace(workload(config, dtype=dtype), kernels=kernels)
+
+
+def cpu_sizes(config: StudyConfig) -> StrategySizes:
+    """As `sizes_of` for the study's strategy, in the type that this CPU computes in."""
+    weight_bytes = compute_type(config.train).itemsize
+    return dataclasses.replace(sizes_of(config, config.train.strategy), weight_bytes=weight_bytes)
 
 
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:

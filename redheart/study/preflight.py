@@ -7,9 +7,12 @@ from redheart.core.config import StudyConfig
 from redheart.core.errors import DoesNotFit
 from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB, disk_parts, host_parts
+from redheart.memory.plan import GIB, Planner, cpu_host_parts, disk_parts, host_parts
 from redheart.study import planning
 from redheart.study.plan_output import summary
+
+TRACED_FROM = 100_000_000
+"""Parameters from which a pass is traced: it takes 3 s, and the pass of a smaller model less than the process."""
 
 
 def check_run(config: StudyConfig) -> str:
@@ -26,13 +29,7 @@ def check_run(config: StudyConfig) -> str:
         planning.refuse_unless_fits(found)
         host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
     else:
-        work = planning.workload(config)
-        sizes = planning.sizes_of(config, config.train.strategy)
-        entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
-        host, disk = host_parts(work, entries, has_device=False), disk_parts(work, sizes, entries)
-        # Without a card its share lies in host memory too.
-        on_device = [entry for entry in entries if entry.where == "device" and entry.life == "always"]
-        host |= {"weights and buffers": sum(entry.total_bytes for entry in on_device)}
+        host, disk = _on_cpu(config)
         line = (
             f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk"
         )
@@ -58,6 +55,19 @@ def check_run(config: StudyConfig) -> str:
             mend="raise the limit or use a smaller --preset",
         )
     return line
+
+
+def _on_cpu(config: StudyConfig) -> tuple[dict[str, int], dict[str, int]]:
+    """Host memory and disk by part where there is no card: its share lies in host memory too."""
+    work, sizes = planning.cpu_workload(config), planning.cpu_sizes(config)
+    entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
+    disk = disk_parts(work, sizes, entries)
+    if work.sizes.total >= TRACED_FROM:
+        micro_batch, checkpointing = config.train.micro_batch, config.train.checkpointing
+        return cpu_host_parts(Planner(work), entries, micro_batch=micro_batch, checkpointing=checkpointing), disk
+    on_device = [entry for entry in entries if entry.where == "device" and entry.life == "always"]
+    weights = {"weights and buffers": sum(entry.total_bytes for entry in on_device)}
+    return host_parts(work, entries, has_device=False) | weights, disk
 
 
 def _already_written(config: StudyConfig) -> int:

@@ -17,6 +17,7 @@ from redheart.core.cache import cache_folder
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DiskError
 from redheart.core.files import read_json, write_json
+from redheart.train.compute_type import type_name
 from redheart.train.pace import Expected
 
 MIN_STEPS = 3
@@ -29,6 +30,7 @@ class StepTime(msgspec.Struct, frozen=True):
     device: str
     preset: str
     strategy: str
+    compute_type: str
     checkpointing: bool
     seq_len_tokens: int
     ranks: int
@@ -78,6 +80,7 @@ def measured_step(
         this_device(),
         config.preset,
         config.train.strategy,
+        type_name(config.train),
         config.train.checkpointing,
         config.features.seq_len_tokens,
         ranks,
@@ -101,12 +104,19 @@ def remember(found: StepTime) -> None:
 
 
 def recall(
-    *, preset: str, strategy: str, checkpointing: bool, micro_batch: int, seq_len_tokens: int, ranks: int
+    *,
+    preset: str,
+    strategy: str,
+    compute_type: str,
+    checkpointing: bool,
+    micro_batch: int,
+    seq_len_tokens: int,
+    ranks: int,
 ) -> StepTime | None:
-    """The figure of this machine nearest in micro-batch and length, for exactly this preset and strategy."""
+    """The figure of this machine nearest in micro-batch and length, for exactly this preset, strategy and type."""
     device = this_device()
-    wanted = (device, preset, strategy, checkpointing, ranks)
-    same = [i for i in _kept() if (i.device, i.preset, i.strategy, i.checkpointing, i.ranks) == wanted]
+    wanted = (device, preset, strategy, compute_type, checkpointing, ranks)
+    same = [i for i in _kept() if (i.device, i.preset, i.strategy, i.compute_type, i.checkpointing, i.ranks) == wanted]
     return min(
         same,
         key=lambda i: (abs(i.micro_batch - micro_batch), abs(i.seq_len_tokens - seq_len_tokens)),
@@ -120,6 +130,7 @@ def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expecte
     known = recall(
         preset=config.preset,
         strategy=config.train.strategy,
+        compute_type=type_name(config.train),
         checkpointing=config.train.checkpointing,
         micro_batch=config.train.micro_batch,
         seq_len_tokens=length,
@@ -136,7 +147,7 @@ def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expecte
 
 
 def _setting(item: StepTime) -> tuple[object, ...]:
-    return msgspec.structs.astuple(item)[:7]
+    return msgspec.structs.astuple(item)[:8]
 
 
 def _path() -> Path | None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,23 @@ from torch import Tensor, nn
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.ranks import Ranks, launched
+from redheart.memory.host import available_cores
 from redheart.snapshots.states import ParameterPlace
+from redheart.train.compute_type import compute_type
 from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups, parameter_places
 from redheart.train.optimizer import adamw
 from redheart.train.repartition import Repartitioned
-from redheart.train.strategy import Strategy, load_strategy
+from redheart.train.strategy import Strategy, in_float32, load_strategy
 
 LARGE_MODEL = 200_000_000
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
 others are there at all is known otherwise: see peers.py."""
+SECOND_THREAD_FROM = 1 << 18
+"""Records of a micro-batch times elements of a mean parameter from which a second thread pays: with 141,000 (`small`,
+16 records) a step takes as long with one, with 564,000 (64 records) 1.3 times as long. Below it threads only wait for
+each other: beside two busy processes a step of `tiny` (61,000) takes three times as long with two threads."""
 _M_MMAP_THRESHOLD = -3
 
 
@@ -95,13 +101,20 @@ def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
             got=config.strategy,
             mend="take zero2_offload_multi",
         )
-    return ZeroEngine(module, config, strategy)
+    is_float32 = compute_type(config) == torch.float32
+    return ZeroEngine(module, config, in_float32(strategy) if is_float32 else strategy)
 
 
-def set_threads(config: TrainConfig, local_world_size: int) -> None:
-    """Fix the number of CPU threads: launchers set different ones, and sums depend on it in the last bit."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.num_threads or max(1, cores // local_world_size))
+def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
+    """Fix the number of CPU threads: launchers set different ones, and sums depend on it in the last bit.
+
+    It follows from the model and the settings alone, whatever else the machine does; one where operators are too small
+    for two.
+    """
+    sizes = [parameter.numel() for parameter in module.parameters()]
+    is_small = config.micro_batch * sum(sizes) < SECOND_THREAD_FROM * len(sizes)
+    cores = available_cores()
+    torch.set_num_threads(config.num_threads or (1 if is_small else max(1, cores // local_world_size)))
 
 
 class PlainEngine:
@@ -110,7 +123,7 @@ class PlainEngine:
     def __init__(self, module: nn.Module, config: TrainConfig):
         if launched().world_size > 1:
             raise BadInput("strategy `plain` is for one process", mend="use a zero2 strategy with several ranks")
-        set_threads(config, 1)
+        set_threads(module, config, 1)
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.float32
@@ -158,7 +171,7 @@ class PlainEngine:
 
 
 class ZeroEngine:
-    """DeepSpeed ZeRO with the optimizer on the host, bf16 weights, one or more ranks."""
+    """DeepSpeed ZeRO with the optimizer on the host, weights in bf16 or float32, one or more ranks."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
         ranks = launched()
@@ -176,7 +189,7 @@ class ZeroEngine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         _return_freed_memory(module)
         world_size = ranks.world_size
-        set_threads(config, ranks.local_world_size)
+        set_threads(module, config, ranks.local_world_size)
         if world_size == 1:
             _start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
@@ -198,6 +211,8 @@ class ZeroEngine:
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
             self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
+        if strategy.offloads and strategy.stage == 2 and self._zero.dtype == torch.float32:
+            _let_weights_be_masters(self._zero)
         if strategy.state_bits == 8 and strategy.offloads:
             install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
@@ -209,7 +224,7 @@ class ZeroEngine:
         )
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.device, self.dtype = prepared.device, torch.bfloat16
+        self.device, self.dtype = prepared.device, self._zero.dtype
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
@@ -251,6 +266,19 @@ class ZeroEngine:
     def barrier(self) -> None:
         # Not torch's own, which on a card returns before the others have come and guesses the device.
         self.sum_over_ranks(torch.zeros(1))
+
+
+def _let_weights_be_masters(zero: Any) -> None:
+    """Hold float32 weights on the CPU once: DeepSpeed keeps masters and a copy on their way back to a device too.
+
+    Of 12 bytes per parameter 4 are left, and its copies after a step are of a tensor to itself.
+    """
+    rank = torch.distributed.get_rank()
+    for index, weights in enumerate(zero.parallel_partitioned_bit16_groups):
+        zero.single_partition_of_fp32_groups[index].data = weights[rank].data
+        zero.param_buffer_of_bit16_for_cpu_offload_groups[index] = weights[rank].data
+    # It holds views of the masters for its checkpoints, which would keep the replaced ones alive.
+    zero._link_all_hp_params()
 
 
 def _leave_gradients(*_: object, **__: object) -> None:
@@ -305,10 +333,14 @@ def _return_freed_memory(module: nn.Module) -> None:
 
 
 def _host_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging: list[Tensor]) -> dict[str, int]:
+    counted: set[int] = set()
+
     def total(tensors: Iterable[object]) -> int:
-        # A map that all states share counts once.
+        # What two roles share counts for the first, and a map that all states share once.
         held = {item.data_ptr(): item.nbytes for item in tensors if isinstance(item, Tensor) and item.nbytes}
-        return sum(held.values())
+        size = sum(value for address, value in held.items() if address not in counted)
+        counted.update(held)
+        return size
 
     return {
         "masters": total(masters),

@@ -48,7 +48,7 @@ def install(zero: Any, *, accumulates: bool) -> None:
     zero.param_buffer_of_bit16_for_cpu_offload_groups.clear()
     if not accumulates:
         for partition in zero.single_partition_of_fp32_groups:
-            _hold_gradient_in(torch.bfloat16, partition)
+            _hold_gradient_in(zero.dtype, partition)
         # It holds views of the gradients, which keep the replaced float32 ones alive: 4 bytes per parameter.
         zero._get_offload_gradient_dict()
     if needs_transfers(zero.bit16_groups_flat[0].device):
@@ -101,11 +101,18 @@ def _set(partition: Tensor, offset: int, arrived: Tensor) -> None:
 def _add(optimizer: HostAdamW8bit, partition: Tensor, offset: int, arrived: Tensor) -> None:
     _hold_gradient_in(torch.float32, partition)
     assert partition.grad is not None
-    optimizer.add(partition.grad.narrow(0, offset, arrived.numel()), arrived)
+    total = partition.grad.narrow(0, offset, arrived.numel())
+    if arrived.dtype == torch.bfloat16:
+        optimizer.add(total, arrived)
+    else:
+        total.add_(arrived)
 
 
 def _step(zero: Any, closure: None = None) -> None:
-    """Norm, then one fused pass per group: clip, update, bf16 copy. A gradient that is not finite changes nothing."""
+    """Norm, then one fused pass per group: clip, update, bf16 copy. A gradient that is not finite changes nothing.
+
+    With weights in float32 there is no copy: they are the masters.
+    """
     zero.micro_step_id = -1
     optimizer: HostAdamW8bit = zero.optimizer
     masters = zero.single_partition_of_fp32_groups
@@ -131,7 +138,8 @@ def _step(zero: Any, closure: None = None) -> None:
     for index, (group, master) in enumerate(zip(optimizer.param_groups, masters, strict=True)):
         weights = zero.parallel_partitioned_bit16_groups[index][rank].data
         if to_device is None:
-            optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=weights)
+            out_bf16 = weights if weights.dtype == torch.bfloat16 else None
+            optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=out_bf16)
             continue
         for part, copy in optimizer.update_in_parts(
             group,

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from redheart.core.errors import Diverged, DoesNotFit, Interrupted
 from redheart.data.loader import effective_batches, micro_batches, split
 from redheart.train.background import BackgroundWriter
+from redheart.train.compute_type import NAMES
 from redheart.train.counting import AT_START, StepLosses, after_epoch, after_step, finite
 from redheart.train.engine import Engine, start_engine
 from redheart.train.epoch_end import TrainedEpoch, epoch_event, snapshot, validated
@@ -150,6 +151,7 @@ class _Run:
             micro_batch=self.micro_batch,
             ranks=self.engine.world_size,
             device=str(self.engine.device),
+            compute_type=NAMES[self.engine.dtype],
         )
 
     def log_end(self, display: ProgressDisplay) -> None:

@@ -12,7 +12,9 @@ from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.train.background import BackgroundWriter
+from redheart.train.compute_type import NAMES
 from redheart.train.engine import Engine
+from redheart.train.events import read_events
 
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
@@ -85,8 +87,23 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
             expected=f"run {run_key}",
             mend="choose another --out, or resume with the settings that the run was started with",
         )
+    if engine.rank == 0:
+        _say_if_type_changed(engine, root.parent / "events.jsonl")
     engine.load_state_tensors(state.ranks)
     return manifest.progress
+
+
+def _say_if_type_changed(engine: Engine, log: Path) -> None:
+    """A state holds the same tensors whatever a run computes in, so that any machine may go on with it."""
+    # Logs of old do not name the type.
+    types = [start["compute_type"] for start in read_events(log, "start") if "compute_type" in start]
+    now = NAMES[engine.dtype]
+    if types and types[-1] != now:
+        print(
+            f"note: started in {types[-1]}, going on in {now}: the bits of an unbroken run are not promised",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def compress_or_warn(snapshots: Path) -> None:

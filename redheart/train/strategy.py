@@ -1,6 +1,6 @@
 """Training strategies by name: a DeepSpeed configuration and the number format of the optimizer's states."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from redheart.core.config import TrainConfig
@@ -51,3 +51,8 @@ def load_strategy(config: TrainConfig) -> Strategy:
     deepspeed["train_micro_batch_size_per_gpu"] = config.micro_batch
     deepspeed["gradient_clipping"] = config.clip_norm
     return Strategy(name, 8 if "8bit" in name else 32, deepspeed)
+
+
+def in_float32(strategy: Strategy) -> Strategy:
+    """A strategy with its weights, activations and gradients in float32 instead of bf16."""
+    return replace(strategy, deepspeed={**(strategy.deepspeed or {}), "bf16": {"enabled": False}})

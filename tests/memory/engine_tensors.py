@@ -1,20 +1,24 @@
-"""Start an engine on the CPU, run one step of two micro-batches, and print what it holds: one engine a process.
+"""Start an engine on the CPU, run one step of two micro-batches, and print what it holds.
 
-Usage: python engine_tensors.py STRATEGY DIVISOR
+Usage: python engine_tensors.py STRATEGY DIVISOR COMPUTE_TYPE ...
+
+One engine after the other for every compute type; the process's peak is that of the first.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState
 
 from redheart.core.config import TrainConfig
 from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.train import engine as engines
-from redheart.train.strategy import load_strategy
+from redheart.train.strategy import in_float32, load_strategy
 
 NAMES = (
     "bit16_groups_flat",
@@ -31,12 +35,23 @@ NAMES = (
 NOT_MOMENTS = ("step", "qmap1", "qmap2")
 
 
-def size_bytes(value: object) -> int:
+def size_bytes(value: object, counted: set[int] | None = None) -> int:
+    """Bytes of all tensors in there but of those that are counted already; notes them."""
+    counted = set() if counted is None else counted
     if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
+        is_new = value.data_ptr() not in counted
+        counted.add(value.data_ptr())
+        return value.numel() * value.element_size() if is_new else 0
     if isinstance(value, dict):
-        return sum(size_bytes(item) for item in value.values())
-    return sum(size_bytes(item) for item in value) if isinstance(value, list | tuple) else 0
+        return sum(size_bytes(item, counted) for item in value.values())
+    return sum(size_bytes(item, counted) for item in value) if isinstance(value, list | tuple) else 0
+
+
+def alive_bytes() -> int:
+    """Of all tensors of this process, views of one storage counted once."""
+    gc.collect()
+    storages = [item.untyped_storage() for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def status_bytes(key: str) -> int:
@@ -44,11 +59,13 @@ def status_bytes(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(name: str, divisor: int) -> None:
+def main(name: str, divisor: int, compute_type: str) -> None:
+    before_bytes = alive_bytes()
     torch.manual_seed(0)
     dims = scaled(divisor)
-    config = TrainConfig(strategy=name, micro_batch=4, effective_batch=8, num_threads=1)
-    strategy = load_strategy(config)
+    config = TrainConfig(strategy=name, micro_batch=4, effective_batch=8, num_threads=1, compute_type=compute_type)
+    strategy = load_strategy(config) if compute_type == "bf16" else in_float32(load_strategy(config))
+    AcceleratorState._reset_state(True)
     model = build(dims, seed=0)
     # ZeRO-3 is refused by `start_engine`; its buffers can be looked at all the same.
     engine = engines.ZeroEngine(model, config, strategy) if strategy.stage == 3 else engines.start_engine(model, config)
@@ -74,7 +91,8 @@ def main(name: str, divisor: int) -> None:
     grads = sum(size_bytes(item.grad) for item in masters)
     if grads:
         held["single_partition_of_fp32_groups.grad"] = grads
-    held |= {key: total for key in NAMES if (total := size_bytes(getattr(zero, key, None)))}
+    counted: set[int] = set()
+    held |= {key: total for key in NAMES if (total := size_bytes(getattr(zero, key, None), counted))}
     optimizer = engine._optimizer if zero is None else zero.optimizer
     held["state"] = sum(
         size_bytes(value)
@@ -82,9 +100,15 @@ def main(name: str, divisor: int) -> None:
         for key, value in entry.items()
         if key not in NOT_MOMENTS
     )
-    result = {"held": held, "rss_before_bytes": rss_before_bytes, "rss_peak_bytes": status_bytes("VmHWM")}
+    result = {
+        "held": held,
+        "alive_bytes": alive_bytes() - before_bytes,
+        "rss_before_bytes": rss_before_bytes,
+        "rss_peak_bytes": status_bytes("VmHWM"),
+    }
     print("RESULT " + json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    for kind in sys.argv[3:]:
+        main(sys.argv[1], int(sys.argv[2]), kind)

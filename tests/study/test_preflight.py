@@ -10,6 +10,7 @@ import torch
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import DoesNotFit
 from redheart.memory.host import HostMemory
+from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB
 from redheart.study import planning, preflight
 from redheart.study.preflight import check_run
@@ -25,6 +26,39 @@ def config(out: Path, **train: object) -> StudyConfig:
 
 def test_a_run_that_fits_says_what_it_takes(tmp_path: Path) -> None:
     assert "GiB of host memory" in check_run(config(tmp_path / "run"))
+
+
+def predicted_bytes(config: StudyConfig) -> float:
+    return float(check_run(config).split()[1]) * GIB
+
+
+def test_the_memory_of_a_run_on_the_cpu_follows_the_type_that_it_computes_in(tmp_path: Path) -> None:
+    """Weight, master and gradient take 2 + 4 + 2 bytes a parameter in bf16, 4 + 0 + 4 in float32."""
+    parts = {}
+    for compute_type in ("bf16", "fp32"):
+        settings = config(tmp_path / "run", compute_type=compute_type, micro_batch=64)
+        settings = dataclasses.replace(settings, preset="full")
+        work, sizes = planning.cpu_workload(settings), planning.cpu_sizes(settings)
+        entries = {
+            entry.name: entry.total_bytes
+            for entry in ledger(work.sizes, sizes, accumulates=False)
+            if entry.life == "always" and entry.per == "group"
+        }
+        parts[compute_type] = entries
+        assert {item.dtype for item in work.module.parameters()} == {
+            torch.bfloat16 if compute_type == "bf16" else torch.float32
+        }
+    bf16, fp32 = parts["bf16"], parts["fp32"]
+    assert bf16["master weights"] == fp32["flat weights"] == 2 * bf16["flat weights"]
+    assert fp32["master weights"] == 0 and fp32["gradients"] == 2 * bf16["gradients"]
+    assert sum(bf16.values()) == sum(fp32.values())
+
+
+def test_a_large_model_counts_its_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(tmp_path / "run", micro_batch=64)
+    before = predicted_bytes(settings)
+    monkeypatch.setattr(preflight, "TRACED_FROM", 1)
+    assert predicted_bytes(settings) > before
 
 
 def test_too_little_host_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.memory.plan import GIB
 from redheart.study import planning, timings
 from redheart.study.plan_output import time_text
+from redheart.train.compute_type import type_name
 
 CONFIG = resolved(
     StudyConfig(
@@ -66,8 +67,10 @@ def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting(
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda has_card=has_card: has_card)
             assert words in time_text(after)
-    other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, strategy="zero2_offload_adam32"))
-    assert plan(other).step_s is None
+    another_type = "fp32" if type_name(CONFIG.train) == "bf16" else "bf16"
+    for change in ({"strategy": "zero2_offload_adam32"}, {"compute_type": another_type}):
+        other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **change))
+        assert plan(other).step_s is None
 
 
 def test_a_newer_figure_replaces_the_older_and_the_nearest_micro_batch_answers(empty_store: Path) -> None:
@@ -80,6 +83,7 @@ def test_a_newer_figure_replaces_the_older_and_the_nearest_micro_batch_answers(e
     known = timings.recall(
         preset="tiny",
         strategy=CONFIG.train.strategy,
+        compute_type=type_name(CONFIG.train),
         checkpointing=False,
         micro_batch=16,
         seq_len_tokens=8,

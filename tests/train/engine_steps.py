@@ -30,7 +30,11 @@ def main(strategy: str, num_micro_batches: int) -> None:
     targets_BT[:, :7] /= targets_BT[:, :7].sum(1, keepdim=True)
     present_BT = torch.ones(RECORDS, 22, dtype=torch.bool)
     config = TrainConfig(
-        strategy=strategy, micro_batch=RECORDS // num_micro_batches, effective_batch=RECORDS, num_threads=1
+        strategy=strategy,
+        micro_batch=RECORDS // num_micro_batches,
+        effective_batch=RECORDS,
+        num_threads=1,
+        compute_type="bf16",
     )
     engine = start_engine(build(DIMS, seed=0), config)
     features_BSD, mask_BS = features_BSD.to(engine.device), mask_BS.to(engine.device)
