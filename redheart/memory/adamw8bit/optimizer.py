@@ -24,7 +24,7 @@ class HostAdamW8bit(torch.optim.Optimizer):
     Groups may set `state_bits` to 32 (norms and biases); tensors under 4,096 elements have 32-bit states in any case.
     8-bit states are `state1`, `state2` (uint8 codes), `absmax1`, `absmax2` (float32 per 256) and `qmap1`, `qmap2`,
     under bitsandbytes' names, and load into `bitsandbytes.optim.AdamW8bit` and back; 32-bit ones are `state1`,
-    `state2` in float32, as there.
+    `state2` in float32, as there. `kernel` is another path than this machine's fastest.
     """
 
     def __init__(
@@ -35,10 +35,11 @@ class HostAdamW8bit(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         min_code2: int = 1,
+        kernel: Kernel | None = None,
     ):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_bits": 8})
         self._min_code2 = min_code2
-        self._backend = backend()
+        self._backend = kernel or backend()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

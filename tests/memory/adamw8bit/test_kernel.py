@@ -128,14 +128,36 @@ def test_instruction_sets_give_the_same_bits(
         assert_same(states[0], other)
 
 
-@pytest.mark.skipif(not KERNELS, reason="no compiler")
-@pytest.mark.parametrize("threads", [2, 3, 8])
-def test_the_number_of_threads_does_not_change_a_bit(threads: int) -> None:
-    n = 5 * 4096 * BLOCK + 77
-    one = State(n).step(KERNELS[-1], num_threads=1)
-    assert_same(one, State(n).step(KERNELS[-1], num_threads=threads))
-    grad = torch.randn(n)
-    assert KERNELS[-1].sum_squares(grad, num_threads=1) == KERNELS[-1].sum_squares(grad, num_threads=threads)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda item: item.name)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_number_of_threads_does_not_change_a_bit(kernel: Kernel, bf16: bool) -> None:
+    n = 5 * 4096 * BLOCK + 77 if kernel is KERNELS[-1] else 9 * 64 * BLOCK + 77
+    one = State(n, bf16=bf16).step(kernel, num_threads=1)
+    for threads in (2, 3, 8):
+        assert_same(one, State(n, bf16=bf16).step(kernel, num_threads=threads))
+        assert kernel.sum_squares(one.grad, num_threads=1) == kernel.sum_squares(one.grad, num_threads=threads)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda item: item.name)
+def test_the_bf16_copy_is_rounded_to_even_with_one_nan(kernel: Kernel) -> None:
+    # Ties above even and odd neighbours, of either sign, denormal ones and at the end of the range; NaNs; infinities.
+    upper = torch.tensor([0x0000, 0x0001, 0x3F80, 0x3F81, 0x7F7E, 0x7F7F, 0x7F80, 0x7FC0, 0x7FFF], dtype=torch.int32)
+    lower = torch.tensor([0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)
+    bits = (upper[:, None] << 16 | lower).flatten()
+    special = torch.cat([bits, bits | torch.tensor(-(2**31), dtype=torch.int32)]).view(torch.float32)
+    # A step of nothing leaves the weights as they are; one special value alone in a block, then all of them together.
+    nothing = StepScalars(1, 0.0, 0.9, 0.999, 1e-8, 0.0)
+    for size in (1, len(special)):
+        for values in special.split(size):
+            state = State(3 * BLOCK)
+            state.master[BLOCK + 100 : BLOCK + 100 + len(values)] = values
+            expected = state.master.clone()
+            state.step(kernel, nothing)
+            number = ~expected.isnan()
+            assert torch.equal(state.master[number], expected[number])
+            # torch has one NaN in its vectorised conversion and another in the rest.
+            copy = torch.where(number, state.master.bfloat16().view(torch.int16), 0x7FC0)
+            assert torch.equal(state.out.view(torch.int16), copy)
 
 
 def test_the_norm_is_that_of_float64() -> None:

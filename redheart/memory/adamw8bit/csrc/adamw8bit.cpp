@@ -3,7 +3,6 @@
 #include "update.h"
 
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <system_error>
 #include <thread>
@@ -15,32 +14,24 @@
 
 #define PATH portable
 #define TARGET
-#define NAME "portable"
 #include "block_generic.h"
 #undef PATH
 #undef TARGET
-#undef NAME
 
 #if defined(__x86_64__)
-#include "code_indices_avx2.h"
-#define OWN_CODE_INDICES
-#define PATH avx2
+// For everything that the compiler vectorises well by itself.
+#define PATH avx2_generic
 #define TARGET __attribute__((target("avx2,fma")))
-#define NAME "avx2"
 #include "block_generic.h"
-#undef OWN_CODE_INDICES
 #undef PATH
 #undef TARGET
-#undef NAME
+#include "block_avx2.h"
 
-// For everything that the compiler vectorises well by itself.
 #define PATH avx512_generic
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
-#define NAME "avx512"
 #include "block_generic.h"
 #undef PATH
 #undef TARGET
-#undef NAME
 #define VBMI "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi"
 #define PATH avx512
 #define TARGET __attribute__((target(VBMI)))
@@ -59,7 +50,11 @@
 namespace redheart {
 namespace {
 
+const Path kPortable = {"portable", portable::update_blocks, portable::update32, portable::quantise_blocks,
+                        portable::sum_squares};
 #if defined(__x86_64__)
+const Path kAvx2 = {"avx2", avx2::update_blocks, avx2_generic::update32, avx2::quantise_blocks,
+                    avx2_generic::sum_squares};
 const Path kAvx512 = {"avx512", avx512::update_blocks, avx512_generic::update32, avx512::quantise_blocks,
                       avx512_generic::sum_squares};
 const Path kAvx512Bf16 = {"avx512_bf16", avx512_bf16::update_blocks, avx512_generic::update32,
@@ -74,55 +69,13 @@ bool has_vbmi() {
 
 // By rank: 0 portable, 1 AVX2, 2 AVX-512, 3 AVX-512 with bf16 rounding; null where this processor lacks it.
 const Path* path_of_rank(int rank) {
-    if (rank == 0) return &portable::path;
+    if (rank == 0) return &kPortable;
 #if defined(__x86_64__)
-    if (rank == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::path;
+    if (rank == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2;
     if (rank == 2 && has_vbmi()) return &kAvx512;
     if (rank == 3 && has_vbmi() && __builtin_cpu_supports("avx512bf16")) return &kAvx512Bf16;
 #endif
     return nullptr;
-}
-
-std::uint32_t bits_of(float x) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-// Decade -1 is the code of zero and decade 7 that of 1.0; k = 0..6 runs from 1e(k-7) to 1e(k-6).
-Map make_map(const float* values, bool is_signed) {
-    Map map{};
-    map.values = values;
-    map.is_signed = is_signed;
-    const int first = is_signed ? 1 : 2;  // index of the smallest code of decade 0, and the number of its codes
-    const int code_of_index = is_signed ? 127 : -1;
-    // By decade + 1. A border is the midpoint between the last code below and the first one above.
-    double border[9], slope[9] = {}, offset[9], cap[9];
-    border[0] = 0.0, offset[0] = first - 0.5, cap[0] = first;
-    for (int k = 0; k < 8; ++k) {
-        const int steps = first << k;
-        border[k + 1] = 0.5 * (static_cast<double>(values[code_of_index + steps - 1]) + values[code_of_index + steps]);
-        const double begin = std::pow(10.0, k - 7), width = 9.0 * begin / steps;
-        slope[k + 1] = k < 7 ? 1.0 / width : 0.0;
-        offset[k + 1] = k < 7 ? steps - begin / width : steps + 0.5;
-        cap[k + 1] = 2 * steps;
-    }
-    for (int range = 0; range < kRanges; ++range) {
-        const double low = std::ldexp(1.0, 2 * range - 31), high = 4 * low;
-        int decade = range ? 0 : 8;
-        while (decade < 8 && border[decade + 1] < low) ++decade;
-        if (decade < 8 && border[decade + 1] < high) {
-            const float end = static_cast<float>(high), last = static_cast<float>(border[decade + 1]);
-            map.carry[range] = bits_of(end) - bits_of(last) - 1;
-        }
-        map.slope[range] = static_cast<float>(slope[decade]);
-        map.offset[range] = static_cast<float>(offset[decade]);
-        map.cap[range] = std::nextafter(static_cast<float>(cap[decade]), 0.0f);
-    }
-    for (int code = 0; code < 256; ++code)
-        for (int byte = 0; byte < 4; ++byte)
-            map.planes[byte][code] = static_cast<std::uint8_t>(bits_of(values[code]) >> (8 * byte));
-    return map;
 }
 
 // Call `work(task)` for every task in [0, tasks). Which thread takes which is open, so tasks must not share results.

@@ -1,4 +1,5 @@
 // The update in plain C++, included once per instruction set with PATH (a namespace) and TARGET (an attribute) set.
+// Every loop but the look-up of codes is one that compilers vectorise, for NEON too.
 //
 // Every operation is an IEEE one in a fixed order with explicit fma (the build forbids contraction), so that all
 // paths, hand-written ones included, give the same bits.
@@ -28,19 +29,32 @@ TARGET static void copy_bf16(const float* from, std::uint16_t* to, std::ptrdiff_
     for (std::ptrdiff_t i = 0; i < n; ++i) to[i] = to_bf16(from[i]);
 }
 
-#ifndef OWN_CODE_INDICES
-// Index of the code nearest to each magnitude, which is at most 1.
-TARGET static inline void code_indices(const Map& map, const float* x, float inverse, std::int32_t* indices) {
+// Index of the code nearest to each magnitude, which is at most 1: its decade by comparison with all borders, then one
+// line. Tables would be lookups, which no compiler vectorises.
+TARGET static void code_indices(const Map& map, const float* x, float inverse, std::int32_t* indices) {
+    float magnitude[kBlock], steepness[kBlock];
+    std::int32_t shift[kBlock];
     for (int i = 0; i < kBlock; ++i) {
         const float scaled = __builtin_fabsf(x[i] * inverse);
-        const float magnitude = scaled > kSmallest ? scaled : kSmallest;
-        const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, magnitude);
-        const std::uint32_t at = ((bits + map.carry[(bits >> 24) & 15u]) >> 24) & 15u;
-        const float index = __builtin_fmaf(magnitude, map.slope[at], map.offset[at]);
-        indices[i] = static_cast<std::int32_t>(index < map.cap[at] ? index : map.cap[at]);
+        magnitude[i] = scaled > kSmallest ? scaled : kSmallest;
     }
+    for (int i = 0; i < kBlock; ++i) {
+        float found = map.steepness[0];
+        std::int32_t bits = map.shift[0];
+        for (int decade = 1; decade < kDecades; ++decade) {
+            const bool beyond = magnitude[i] > map.border[decade - 1];
+            found = beyond ? map.steepness[decade] : found;
+            bits -= beyond;
+        }
+        steepness[i] = found, shift[i] = bits;
+    }
+    for (int i = 0; i < kBlock; ++i) {
+        const float y = __builtin_fmaf(magnitude[i], steepness[i], 8.0f / 9.0f);
+        magnitude[i] = y < kBelowTwo ? y : kBelowTwo;
+    }
+    for (int i = 0; i < kBlock; ++i)
+        indices[i] = (__builtin_bit_cast(std::int32_t, magnitude[i]) - kHalfBits) >> shift[i];
 }
-#endif
 
 // Codes of 256 finite values whose largest magnitude has the bits `max_bits`. Magnitudes below the smallest normal
 // float are stored as zero; a block with a non-finite value gets absmax NaN, which shows at the next step.
@@ -61,7 +75,7 @@ TARGET static void quantise_block(const Map& map, const float* x, std::uint32_t 
             codes[i] = static_cast<std::uint8_t>(127 + (x[i] < 0.0f ? negative : indices[i]));
         }
     else
-        for (int i = 0; i < kBlock; ++i) codes[i] = static_cast<std::uint8_t>(indices[i] - 1);
+        for (int i = 0; i < kBlock; ++i) codes[i] = static_cast<std::uint8_t>(indices[i] ? indices[i] - 1 : 0);
 }
 
 TARGET static inline void update_one(const Step& step, float g, float old_m, float old_v, float& m, float& v, float& p) {
@@ -144,8 +158,6 @@ TARGET static double sum_squares(const void* grad, bool grad_is_bf16, std::ptrdi
         for (int k = 0; k < half; ++k) sums[k] += sums[k + half];
     return sums[0];
 }
-
-static const Path path = {NAME, update_blocks, update32, quantise_blocks, sum_squares};
 
 }  // namespace PATH
 }  // namespace redheart
