@@ -9,6 +9,8 @@ DATA   ?= generated
 PRESET ?= tiny
 OUT    ?= runs/demo
 ARGS   ?=
+# Of the tests; each takes up to 2 GiB.
+WORKERS ?= 2
 
 .PHONY: run test lint install clean
 
@@ -16,7 +18,7 @@ run: install
 	$(BIN)/redheart run --data $(DATA) --preset $(PRESET) --out $(OUT) $(if $(filter generated,$(DATA)),--epochs 6 --sweep.epochs 2,) $(ARGS)
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

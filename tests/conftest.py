@@ -1,8 +1,10 @@
 """Real records lie beside the checkout on machines that have them; tests that need them are skipped elsewhere."""
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import forked
@@ -12,6 +14,11 @@ from redheart.cli import set_environment
 
 set_environment()
 forked.start_server()
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The cores are the workers' already.
+    import torch
+
+    torch.set_num_threads(1)
 # Times of the tests' runs must not become what `redheart plan` tells the user of this machine.
 os.environ["REDHEART_STEP_TIMES"] = str(Path(tempfile.mkdtemp(prefix="redheart-tests-")) / "step_times.json")
 
@@ -37,22 +44,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no real records beside the checkout"))
 
 
+Made = Callable[[Path], None]
+
+
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Made], Path]:
+    """A folder by a name, filled by a function: once for all processes that share the tests, whoever comes first."""
+    # The folder of all processes holds one of each, or is this one's own.
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name: str, make: Made) -> Path:
+        path = shared / f"made_{name}"
+        with open(shared / f"made_{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path / ".whole").exists():
+                shutil.rmtree(path, ignore_errors=True)  # of a process that failed
+                path.mkdir()
+                make(path)
+                (path / ".whole").touch()
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished_run(made_once: Callable[[str, Made], Path]) -> Path:
     """A run of the smallest model on few generated records, through all phases; not to be changed."""
     from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
     from redheart.study.pipeline import run_study
 
-    root = tmp_path_factory.mktemp("finished") / "run"
-    config = StudyConfig(
-        out=root,
-        epochs=4,
-        prepare=PrepareConfig(num_generated=240),
-        features=FeatureConfig(encoder="hash"),
-        train=TrainConfig(strategy="plain", learning_rate=1e-3),
-    )
-    run_study(resolved(config))
-    return root
+    def make(folder: Path) -> None:
+        config = StudyConfig(
+            out=folder / "run",
+            epochs=4,
+            prepare=PrepareConfig(num_generated=240),
+            features=FeatureConfig(encoder="hash"),
+            train=TrainConfig(strategy="plain", learning_rate=1e-3),
+        )
+        run_study(resolved(config))
+
+    return made_once("finished", make) / "run"
 
 
 @pytest.fixture

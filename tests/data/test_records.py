@@ -111,7 +111,6 @@ def test_forty_planted_faults_are_all_reported_at_once(tmp_path: Path) -> None:
         rows[index] = {**rows[index], "emotions": None, **fault}
     path = tmp_path / "faulty.json"
     path.write_text(json.dumps(rows))
-    assert len(FAULTS) == 40
     parsed = parse(path)
     found = {(problem.where, problem.field) for problem in parsed.problems}
     for index, (_, field) in enumerate(FAULTS, start=1):

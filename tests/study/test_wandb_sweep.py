@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from launching import ROOT, environment, events_of, launch, redheart
 from wandb_server import WandbServer
+
+from redheart.core.config import SweepConfig
 
 TINY = {
     "prepare.num-generated": 160,
@@ -64,18 +67,19 @@ def local_arguments(run: Path) -> list[str]:
     return ["--out", str(run), *[item for name, value in TINY.items() for item in (f"--{name}", str(value))]]
 
 
-def test_five_trials_of_an_agent_are_those_of_the_local_sweep(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rates", [(1e-4, 5e-4), pytest.param(SweepConfig().rates, marks=pytest.mark.long)], ids=len)
+def test_trials_of_an_agent_are_those_of_the_local_sweep(rates: tuple[float, ...], tmp_path: Path) -> None:
     by_agent, local = tmp_path / "agent", tmp_path / "local"
+    given = ["--sweep.rates", *map(str, rates)]
     with WandbServer() as server:
-        sweep = create_sweep(server, tmp_path, by_agent)
-        command = [sys.executable, "-m", "redheart.cli", "sweep", *local_arguments(local)]
+        create_sweep(server, tmp_path, by_agent, **{"train.learning-rate": {"values": list(rates)}})
+        command = [sys.executable, "-m", "redheart.cli", "sweep", *local_arguments(local), *given]
         # Beside the agent, which waits five seconds between two looks at its trial.
         with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as process:
             agent = wandb(server, tmp_path, "agent", "me/redheart/s1", WANDB_MODE="offline")
             assert process.wait(200) == 0
-    rates = [trial["train.learning-rate"] for trial in server.handed_out]
     assert agent.returncode == 0 and "Received exit command" in agent.stderr, agent.stderr[-3000:]
-    assert rates == [1e-5, 5e-5, 1e-4, 2e-4, 5e-4] == sweep["parameters"]["train.learning-rate"]["values"]
+    assert [trial["train.learning-rate"] for trial in server.handed_out] == list(rates)
     for rate in rates:
         logs = [run / "sweep" / f"rate_{rate}" / "events.jsonl" for run in (by_agent, local)]
         assert events_of(logs[0]) == events_of(logs[1])
@@ -83,7 +87,7 @@ def test_five_trials_of_an_agent_are_those_of_the_local_sweep(tmp_path: Path) ->
 
     # The same command takes the agent's trials as its own and repeats none.
     before = {path: path.stat().st_mtime_ns for path in by_agent.glob("sweep/rate_*/events.jsonl")}
-    done = redheart("sweep", *local_arguments(by_agent))
+    done = redheart("sweep", *local_arguments(by_agent), *given)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     results = [json.loads((run / "sweep" / "sweep.json").read_text()) for run in (by_agent, local)]
@@ -111,8 +115,6 @@ def test_the_yaml_of_the_sweep_is_what_both_ends_read() -> None:
     assert sweep["command"][1:3] == ["accelerate", "launch"]
     rates = sweep["parameters"]["train.learning-rate"]["values"]
     assert all(type(rate) is float for rate in rates)
-    from redheart.core.config import SweepConfig
-
     assert tuple(rates) == SweepConfig().rates and sweep["parameters"]["sweep.epochs"]["value"] == SweepConfig().epochs
 
 
