@@ -55,14 +55,16 @@ def building(name: str) -> Iterator[None]:
 
 def clear_left_lock(lock: Path, *, name: str) -> None:
     """Wait for whoever builds in a lock's folder, and remove the lock if its owner is gone."""
-    is_told = False
+    is_told = is_free = False
     while lock.exists():
         owners = builders(lock)
-        if not owners and not _may_be_elsewhere(lock):
+        # Torch closes the file before it removes it: only what nobody holds for a while is left.
+        was_free, is_free = is_free, not owners and not _may_be_elsewhere(lock)
+        if is_free and was_free:
             print(f"note: removed a lock that a killed compilation of {name} left: {lock}", file=sys.stderr, flush=True)
             lock.unlink(missing_ok=True)
             return
-        if not is_told:
+        if not is_free and not is_told:
             who = f"process {', '.join(map(str, owners))}" if owners else "another machine"
             print(f"note: waiting for {who}, which compiles {name}: {lock}", file=sys.stderr, flush=True)
             is_told = True

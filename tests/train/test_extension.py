@@ -90,6 +90,16 @@ def test_a_living_owner_is_waited_for_with_its_number(folder: Path, capsys: pyte
     assert said.count(f"waiting for process {owner.pid}, which compiles stub_op") == 1 and "removed" not in said
 
 
+def test_an_owner_that_has_closed_its_lock_and_not_yet_removed_it_is_left_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = folder / "lock"
+    lock.touch()
+    threading.Timer(0.1, lock.unlink).start()
+    clear_left_lock(lock, name=OP)
+    assert not lock.exists() and capsys.readouterr().err == ""
+
+
 def test_a_compiler_that_outlived_its_owner_is_waited_for(folder: Path, tmp_path: Path) -> None:
     (folder / "lock").touch()
     compiler = shutil.copy(shutil.which("sleep") or "", tmp_path / "cc1plus")
