@@ -91,11 +91,11 @@ def test_a_living_owner_is_waited_for_with_its_number(folder: Path, capsys: pyte
 
 
 def test_an_owner_that_has_closed_its_lock_and_not_yet_removed_it_is_left_alone(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = folder / "lock"
     lock.touch()
-    threading.Timer(0.1, lock.unlink).start()
+    monkeypatch.setattr(extension.time, "sleep", lambda _: lock.unlink())
     clear_left_lock(lock, name=OP)
     assert not lock.exists() and capsys.readouterr().err == ""
 
