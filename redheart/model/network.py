@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from redheart.core.seeds import stream_seed
 from redheart.model.dims import TASKS, ModelDims
+from redheart.model.kalman import EmotionKalman
 from redheart.model.modules import (
     AdvancedAnalyzer,
     Backbone,
     CommunityNetwork,
     EmotionCalibrator,
     EmotionDSP,
-    EmotionKalman,
     EmpathyLearner,
     Head,
     NeuralAnalyzer,

@@ -8,7 +8,6 @@ from redheart.model import ledger
 from redheart.model.blocks import drop_channels, set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
-from redheart.model.modules import EmotionKalman
 from redheart.model.network import WIRING, RedHeart, Signals, as_prediction, build, task_of
 
 DIMS = preset("tiny")
@@ -154,48 +153,3 @@ def test_a_dropped_channel_is_dropped_at_every_position_of_its_record() -> None:
     kept_BC = dropped_BNC[:, 0] != 0
     assert not torch.equal(kept_BC[0], kept_BC[1]) and 0.5 < kept_BC.float().mean() < 0.95
     assert torch.equal(dropped_BNC, torch.where(kept_BC[:, None], states_BNC * (1 / 0.75), 0.0))
-
-
-def test_the_filter_is_the_textbook_one() -> None:
-    fusion = EmotionKalman(3)
-    generator = torch.Generator().manual_seed(0)
-    fusion.start(generator)
-    with torch.no_grad():
-        for parameter in fusion.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    first_BSO, second_BSO = torch.randn(2, 4, 9, 3, generator=torch.Generator().manual_seed(1))
-    mask_BS = torch.arange(9) < torch.tensor([9, 5, 1, 7])[:, None]
-    pair_BSP = torch.cat((first_BSO.log_softmax(-1), second_BSO.log_softmax(-1)), -1)
-    share_BSP = fusion.weigh(pair_BSP).softmax(-1)
-    with torch.no_grad():
-        measured_BSO = (pair_BSP[..., :3] * share_BSP[..., :1] + pair_BSP[..., 3:] * share_BSP[..., 1:]).double()
-        step, seen = fusion.transition.double(), fusion.observation.double()
-        eye = torch.eye(3, dtype=torch.float64)
-        noises = [
-            root.double() @ root.double().T + fusion.EPSILON * eye
-            for root in (fusion.process_root, fusion.measurement_root)
-        ]
-        expected = []
-        for length, measured_SO in zip(mask_BS.sum(1), measured_BSO, strict=True):
-            state, covariance = torch.zeros(3, dtype=torch.float64), eye
-            for value in measured_SO[:length]:
-                state, covariance = step @ state, step @ covariance @ step.T + noises[0]
-                gain = covariance @ seen.T @ torch.linalg.inv(seen @ covariance @ seen.T + noises[1])
-                state = state + gain @ (value - seen @ state)
-                covariance = (eye - gain @ seen) @ covariance
-            expected.append(state)
-        found_BO = fusion(first_BSO, second_BSO, mask_BS)
-    assert torch.allclose(found_BO.double(), torch.stack(expected), rtol=1e-4, atol=1e-5)
-
-
-def test_a_filter_whose_weights_have_diverged_gives_no_number_instead_of_an_error() -> None:
-    fusion = EmotionKalman(3)
-    fusion.start(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        # In float32 the covariance beside this is nothing, and the matrix to solve is singular.
-        fusion.observation.fill_(1e20)
-        fusion.measurement_root.zero_()
-    logits_BSO, mask_BS = torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
-    prediction_BO = fusion(logits_BSO, logits_BSO, mask_BS)
-    prediction_BO.sum().backward()
-    assert not prediction_BO.isfinite().any()

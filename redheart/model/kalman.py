@@ -1,0 +1,124 @@
+"""The Kalman filter over the emotion trajectories of a record, without a loop over its tokens.
+
+Both recursions of the filter are associative, so all their prefixes come by doubling, in as many rounds as the number
+of tokens has bits: the covariance's, which depends on no measurement (and then no record), and the state's.
+Source: Kalman 1960; in parallel: Sarkka and Garcia-Fernandez 2021, lemmas 7 and 8.
+
+Shape suffixes: B batch, S tokens, O outputs (the state's width), T prefixes of the covariance's recursion.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class EmotionKalman(nn.Module):
+    """Fuses two emotion trajectories by a Kalman filter over the tokens; predicts from the last state.
+
+    A weighting network mixes the two measurements of a token. Noise matrices are L L' + eps I, so they are positive
+    definite whatever L is. Computed in float32 whatever the parameters' type.
+    """
+
+    EPSILON = 1e-3
+
+    def __init__(self, outputs: int):
+        super().__init__()
+        self.transition = nn.Parameter(torch.empty(outputs, outputs))
+        self.observation = nn.Parameter(torch.empty(outputs, outputs))
+        self.process_root = nn.Parameter(torch.empty(outputs, outputs))
+        self.measurement_root = nn.Parameter(torch.empty(outputs, outputs))
+        self.weigh = nn.Sequential(nn.Linear(2 * outputs, 32), nn.Tanh(), nn.Linear(32, 2))
+
+    def start(self, generator: torch.Generator) -> None:
+        """Begin as a slow random walk observed directly, slightly off the exact identity."""
+        with torch.no_grad():
+            for matrix, scale in (
+                (self.transition, 0.9),
+                (self.observation, 1.0),
+                (self.process_root, 0.3),
+                (self.measurement_root, 1.0),
+            ):
+                noise = torch.randn(matrix.shape, generator=generator) * 0.02
+                matrix.copy_(torch.eye(matrix.shape[0]) * scale + noise)
+
+    def forward(self, first_BSO: Tensor, second_BSO: Tensor, mask_BS: Tensor) -> Tensor:
+        """Fused emotion logits (B, O): the state after the last real token. Padding is on the right."""
+        pair_BSP = torch.cat((first_BSO.log_softmax(-1), second_BSO.log_softmax(-1)), dim=-1)
+        share_BSP = self.weigh(pair_BSP).float().softmax(-1)
+        measured_BSO = (pair_BSP.float().unflatten(-1, (2, -1)) * share_BSP[..., None]).sum(-2)
+        transition, observation = self.transition.float(), self.observation.float()
+        identity = torch.eye(transition.shape[0], device=transition.device)
+        process, measurement = (
+            torch.addmm(self.EPSILON * identity, root, root.T)
+            for root in (self.process_root.float(), self.measurement_root.float())
+        )
+        gains_SOO = kalman_gains(transition, observation, process, measurement, tokens=first_BSO.shape[1])
+        # With its gain known, a step is one affine map of the state: x' = x M + u.
+        maps_SOO = transition.T - (transition.T @ observation.T) @ gains_SOO.mT
+        inputs_SBO = measured_BSO.transpose(0, 1) @ gains_SOO.mT
+        states_SBO = affine_states(maps_SOO, inputs_SBO)
+        last_B = mask_BS.sum(1) - 1
+        state_BO = states_SBO[last_B, torch.arange(len(last_B), device=last_B.device)]
+        return torch.where(last_B[:, None] < 0, 0.0, state_BO).to(first_BSO.dtype)
+
+
+def kalman_gains(
+    transition: Tensor, observation: Tensor, process: Tensor, measurement: Tensor, *, tokens: int
+) -> Tensor:
+    """The gain of every token, (S, O, O), of a filter that starts at the identity as its covariance.
+
+    Args:
+        transition: the state's map from token to token, (O, O).
+        observation: what is seen of a state, (O, O).
+        process: covariance of the noise that every token adds to the state, (O, O).
+        measurement: covariance of the noise of what is seen, (O, O).
+        tokens: how many gains are wanted.
+
+    Where the weights have diverged, so that a matrix is singular, all is NaN.
+    """
+    width = len(transition)
+    identity = torch.eye(width, dtype=transition.dtype, device=transition.device)
+    # T steps as one map of covariances, P -> C + A P (I + J P)^-1 A', from one step on.
+    seen_noise, seen = observation @ process, observation @ transition
+    innovation = torch.addmm(measurement, seen_noise, observation.T)
+    weighted_noise, weighted = _solve(innovation, torch.cat((seen_noise, seen), -1)).split(width, -1)
+    carry_TOO = torch.addmm(transition, seen_noise.T, weighted, alpha=-1)[None]
+    added_TOO = torch.addmm(process, seen_noise.T, weighted_noise, alpha=-1)[None]
+    known_TOO = (seen.T @ weighted)[None]
+    while len(carry_TOO) < tokens:
+        # The longest one first, then each of them: as many steps more.
+        more = min(len(carry_TOO), tokens - len(carry_TOO))
+        longest, its_noise = carry_TOO[-1], added_TOO[-1]
+        joint_TOO = identity + its_noise @ known_TOO[:more]
+        first = torch.cat((longest, its_noise), -1).expand(more, -1, -1)
+        carried_TOO, noise_TOO = _solve(joint_TOO, first).split(width, -1)
+        later_TOO = carry_TOO[:more]
+        new_known_TOO = torch.baddbmm(
+            known_TOO[-1:].expand(more, -1, -1), longest.T.expand(more, -1, -1), known_TOO[:more] @ carried_TOO
+        )
+        new_added_TOO = torch.baddbmm(added_TOO[:more], later_TOO @ noise_TOO, later_TOO.mT)
+        carry_TOO = torch.cat((carry_TOO, later_TOO @ carried_TOO))
+        added_TOO, known_TOO = torch.cat((added_TOO, new_added_TOO)), torch.cat((known_TOO, new_known_TOO))
+    # From the identity, the covariance before every token's prediction.
+    after_TOO = torch.baddbmm(added_TOO, carry_TOO, _solve(identity + known_TOO, carry_TOO.mT))
+    before_SOO = torch.cat((identity[None], after_TOO[:-1]))
+    predicted_SOO = process + transition @ before_SOO @ transition.T
+    seen_SOO = observation @ predicted_SOO
+    return _solve(measurement + seen_SOO @ observation.T, seen_SOO).mT
+
+
+def affine_states(maps_SOO: Tensor, inputs_SBO: Tensor) -> Tensor:
+    """All states (S, B, O) of x' = x M + u from zero on."""
+    distance = 1
+    while distance < len(maps_SOO):
+        # A state is that of `distance` tokens ago, carried here, and what came in between.
+        carried_SBO = torch.baddbmm(inputs_SBO[distance:], inputs_SBO[:-distance], maps_SOO[distance:])
+        inputs_SBO = torch.cat((inputs_SBO[:distance], carried_SBO))
+        maps_SOO = torch.cat((maps_SOO[:distance], maps_SOO[:-distance] @ maps_SOO[distance:]))
+        distance *= 2
+    return inputs_SBO
+
+
+def _solve(matrices: Tensor, right: Tensor) -> Tensor:
+    """Solutions, NaN where a matrix is singular: the guard of the training meets it, and no check stops a device."""
+    solution, fault = torch.linalg.solve_ex(matrices, right)
+    return torch.where((fault == 0)[..., None, None], solution, torch.nan)
