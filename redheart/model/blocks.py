@@ -32,14 +32,14 @@ class Attention(nn.Module):
         context_BNC: Tensor,
         *,
         mask_BN: Tensor | None = None,
-        rotary: bool = False,
+        turn: "Turn | None" = None,
     ) -> Tensor:
-        """Attend; `mask_BN` is True where the context may be read."""
+        """Attend; `mask_BN` is True where the context may be read, `turn` what positions turn queries and keys by."""
         query_BHNK = self._split(self.query(queries_BND))
         key_BHNK = self._split(self.key(context_BNC))
         value_BHNK = self._split(self.value(context_BNC))
-        if rotary:
-            query_BHNK, key_BHNK = rotate(query_BHNK), rotate(key_BHNK)
+        if turn is not None:
+            query_BHNK, key_BHNK = rotate(query_BHNK, turn), rotate(key_BHNK, turn)
         mask = None if mask_BN is None else mask_BN[:, None, None, :]
         mixed_BHNK = attend(query_BHNK, key_BHNK, value_BHNK, mask)
         return self.out(mixed_BHNK.transpose(1, 2).flatten(2))
@@ -67,15 +67,23 @@ def spelled_out_attention(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tens
     return scores_BHNS.softmax(-1) @ value_BHSK
 
 
-def rotate(states_BHNK: Tensor) -> Tensor:
-    """Turn every pair of head channels by an angle proportional to the position (rotary embedding)."""
-    positions, width = states_BHNK.shape[2], states_BHNK.shape[3]
-    pairs = torch.arange(width // 2, device=states_BHNK.device, dtype=torch.float32)
+Turn = tuple[Tensor, Tensor]
+"""What the positions of a sequence turn head channels by, (N, K) each: cosines, and sines with their signs."""
+
+
+def turn_of(positions: int, width: int, *, like: Tensor) -> Turn:
+    """The rotary embedding's angles, proportional to the position, for heads of this width; in the type of `like`."""
+    pairs = torch.arange(width // 2, device=like.device, dtype=torch.float32)
     frequency = 10_000.0 ** (-pairs / (width // 2))
-    angle = torch.arange(positions, device=states_BHNK.device, dtype=torch.float32)[:, None] * frequency
-    cos, sin = angle.cos().to(states_BHNK.dtype), angle.sin().to(states_BHNK.dtype)
-    even, odd = states_BHNK.unflatten(-1, (2, -1)).unbind(-2)
-    return torch.cat((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    angle_NP = torch.arange(positions, device=like.device, dtype=torch.float32)[:, None] * frequency
+    cos_NP, sin_NP = angle_NP.cos().to(like.dtype), angle_NP.sin().to(like.dtype)
+    return torch.cat((cos_NP, cos_NP), -1), torch.cat((-sin_NP, sin_NP), -1)
+
+
+def rotate(states_BHNK: Tensor, turn: Turn) -> Tensor:
+    """Turn every pair of head channels, one of the first half with one of the second."""
+    cos_NK, sin_NK = turn
+    return torch.addcmul(states_BHNK * cos_NK, states_BHNK.roll(states_BHNK.shape[-1] // 2, -1), sin_NK)
 
 
 class FeedForward(nn.Module):
@@ -127,9 +135,8 @@ class AttentionPool(nn.Module):
 class Layer(nn.Module):
     """Pre-norm transformer layer: self-attention, then feed-forward, each added to the residual stream."""
 
-    def __init__(self, width: int, *, heads: int, hidden: int, rotary: bool = False, dropout: float = 0.0):
+    def __init__(self, width: int, *, heads: int, hidden: int, dropout: float = 0.0):
         super().__init__()
-        self.rotary = rotary
         self.checkpointing = False
         self.attention_norm = nn.RMSNorm(width, eps=1e-6)
         self.attention = Attention(width, heads=heads)
@@ -137,15 +144,15 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(width, hidden=hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states_BND: Tensor, *, mask_BN: Tensor | None = None) -> Tensor:
+    def forward(self, states_BND: Tensor, *, mask_BN: Tensor | None = None, turn: Turn | None = None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._compute, states_BND, mask_BN, use_reentrant=False)
+            result: Tensor = checkpoint(self._compute, states_BND, mask_BN, turn, use_reentrant=False)
             return result
-        return self._compute(states_BND, mask_BN)
+        return self._compute(states_BND, mask_BN, turn)
 
-    def _compute(self, states_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+    def _compute(self, states_BND: Tensor, mask_BN: Tensor | None, turn: Turn | None) -> Tensor:
         normed_BND = self.attention_norm(states_BND)
-        attended_BND = self.attention(normed_BND, normed_BND, mask_BN=mask_BN, rotary=self.rotary)
+        attended_BND = self.attention(normed_BND, normed_BND, mask_BN=mask_BN, turn=turn)
         states_BND = states_BND + self.dropout(attended_BND)
         return states_BND + self.dropout(self.feed_forward(self.forward_norm(states_BND)))
 

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redheart.model.blocks import Attention, AttentionPool, FeedForward, Layer, MixtureOfExperts, drop_channels
+from redheart.model.blocks import (
+    Attention,
+    AttentionPool,
+    FeedForward,
+    Layer,
+    MixtureOfExperts,
+    drop_channels,
+    turn_of,
+)
 from redheart.model.dims import FEATURE_WIDTH, TASKS, HeadDims, ModelDims, ReaderDims, num_heads
 
 
@@ -20,10 +28,10 @@ class Backbone(nn.Module):
     def __init__(self, dims: ModelDims):
         super().__init__()
         width, heads = dims.width, num_heads(dims.width)
-        self.feature_dropout = dims.feature_dropout
+        self.feature_dropout, self.head_width = dims.feature_dropout, width // heads
         self.project = nn.Linear(FEATURE_WIDTH, width)
         self.layers = nn.ModuleList(
-            Layer(width, heads=heads, hidden=dims.hidden, rotary=True, dropout=dims.dropout) for _ in range(dims.layers)
+            Layer(width, heads=heads, hidden=dims.hidden, dropout=dims.dropout) for _ in range(dims.layers)
         )
         self.token_norm = nn.RMSNorm(width, eps=1e-6)
         self.pools = nn.ModuleDict(
@@ -36,8 +44,9 @@ class Backbone(nn.Module):
         if self.training and self.feature_dropout:
             features_BSC = drop_channels(features_BSC, self.feature_dropout)
         states_BSW = self.project(features_BSC)
+        turn = turn_of(states_BSW.shape[1], self.head_width, like=states_BSW)
         for layer in self.layers:
-            states_BSW = layer(states_BSW, mask_BN=mask_BS)
+            states_BSW = layer(states_BSW, mask_BN=mask_BS, turn=turn)
         states_BSW = self.token_norm(states_BSW)
         pooled_BPW = torch.cat([self.pools[task](states_BSW, mask_BN=mask_BS) for task in TASKS], dim=1)
         return states_BSW, self.pool_norm(pooled_BPW) * self.pool_gain[:, None]
