@@ -3,6 +3,7 @@
 A command's module is imported when it is called, so that `redheart --help` answers at once.
 """
 
+import gc
 import io
 import os
 import signal
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         # What stands in the buffer may not fit on a full disk.
         sys.stdout.flush()
+        # At its end Python looks through all that libraries left for cycles, half a second after a plan.
+        gc.freeze()
     except RedHeartError as error:
         _end(None if error.is_said else error, error.exit_code)
     except KeyboardInterrupt:

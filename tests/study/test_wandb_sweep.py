@@ -70,9 +70,12 @@ def local_arguments(run: Path) -> list[str]:
 @pytest.mark.parametrize("rates", [(1e-4, 5e-4), pytest.param(SweepConfig().rates, marks=pytest.mark.long)], ids=len)
 def test_trials_of_an_agent_are_those_of_the_local_sweep(rates: tuple[float, ...], tmp_path: Path) -> None:
     by_agent, local = tmp_path / "agent", tmp_path / "local"
-    given = ["--sweep.rates", *map(str, rates)]
+    # A list of values is no option that an agent can hand on.
+    (tmp_path / "sweep.toml").write_text(f"[sweep]\nrates = {list(rates)}\n")
+    given = ["--config", str(tmp_path / "sweep.toml")]
+    values = {"train.learning-rate": {"values": list(rates)}, "config": {"value": given[1]}}
     with WandbServer() as server:
-        create_sweep(server, tmp_path, by_agent, **{"train.learning-rate": {"values": list(rates)}})
+        create_sweep(server, tmp_path, by_agent, **values)
         command = [sys.executable, "-m", "redheart.cli", "sweep", *local_arguments(local), *given]
         # Beside the agent, which waits five seconds between two looks at its trial.
         with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as process:

@@ -106,7 +106,7 @@ def test_the_fused_step_shares_norm_and_weights_on_the_device(two_ranks_of_nccl:
 
     master = torch.zeros(4)
     master.grad = torch.full((4,), 2.0)
-    flat = on_card(torch.zeros(8))
+    flat = on_card(torch.zeros(8, dtype=torch.bfloat16))
     zero = SimpleNamespace(
         optimizer=Optimizer(),
         single_partition_of_fp32_groups=[master],
