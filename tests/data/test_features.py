@@ -8,8 +8,10 @@ import torch
 
 from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.data.encoders import Encoded, average_to, open_encoder
+from redheart.data import minilm
+from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open_encoder
 from redheart.data.features import make_features, open_features
+from redheart.data.hub_encoder import HubModel
 from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
 from redheart.data.prepare import load_prepared, prepare
 
@@ -115,6 +117,18 @@ def test_minilm_states_do_not_depend_on_their_company() -> None:
         alone = encoder.encode([text])[0]
         np.testing.assert_allclose(alone.states_SW, item.states_SW, atol=2e-4)
         np.testing.assert_allclose(alone.summary_L, item.summary_L, atol=2e-4)
+
+
+def test_minilm_alone_gives_the_bits_of_transformers() -> None:
+    folder = minilm.installed_folder()
+    assert folder
+    texts = ["I am so happy.", "", "나는 오늘 정말 행복하다. naïve café ABC!", "word " * 300, "a b c", "\ufeff\x00 ?"]
+    ours = TransformerEncoder(minilm.MiniLM(folder), label="minilm")
+    theirs = TransformerEncoder(HubModel(str(folder), label="minilm", with_tokens=False), label="minilm")
+    assert ours.identity == theirs.identity
+    for batch in (texts, texts[:1]):
+        for one, other in zip(ours.encode(batch), theirs.encode(batch), strict=True):
+            assert np.array_equal(one.states_SW, other.states_SW) and np.array_equal(one.summary_L, other.summary_L)
 
 
 def test_batches_are_padded_and_masked(tmp_path: Path) -> None:

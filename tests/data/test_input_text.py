@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from redheart.core.config import PrepareConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, write_sealed
-from redheart.data import encoders
+from redheart.data import minilm
 from redheart.data.generator import generate
 from redheart.data.input_text import folded, input_text
 from redheart.data.prepare import Manifest, _keys, load_prepared, prepare
@@ -31,7 +31,7 @@ ALPHABET = (
 @pytest.fixture(scope="module")
 def pieces() -> Callable[[str], list[str]]:
     """What MiniLM's own tokenizer makes of a text before it looks words up."""
-    backend = AutoTokenizer.from_pretrained(str(encoders._minilm_folder())).backend_tokenizer
+    backend = AutoTokenizer.from_pretrained(str(minilm.installed_folder())).backend_tokenizer
 
     def pieces(text: str) -> list[str]:
         return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]

@@ -1,0 +1,111 @@
+"""A Hugging Face encoder by hub id or folder, as `data/encoders.py` reads one."""
+
+import hashlib
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from torch import Tensor
+
+from redheart.core.errors import BadInput
+from redheart.core.files import sha256_file
+
+_FULL_WIDTH = 768
+_MAX_TOKENS = 256
+"""Where the configuration names none."""
+_ANSWERS_WITHIN_S = 5.0
+
+
+class HubModel:
+    """A model and its tokenizer, read with transformers."""
+
+    def __init__(self, source: str, *, label: str, with_tokens: bool):
+        """Read it from a hub id or a folder; `with_tokens` lets the tokenizer count for its digest.
+
+        Raises:
+            BadInput: it cannot be found or read.
+        """
+        from huggingface_hub.utils import logging as hub_logging
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        # Its bar for reading weights would stand beside ours and say nothing that a user can act on.
+        logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()
+        try:
+            here = Path(source).is_dir() or not _reaches_hub()
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=here)
+            self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, local_files_only=here).eval()
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                "the encoder cannot be loaded",
+                where="--features.encoder",
+                got=f"{label} ({str(error).splitlines()[0]})",
+                expected="`minilm`, `hash`, or the hub id or folder of a Hugging Face encoder",
+                mend="check the name and the network; where its folder lies now is said by --features.encoder, or by "
+                "--encoder to commands on a finished run",
+            ) from error
+        config, tokenizer = self._model.config, self._tokenizer
+        self.width = int(config.hidden_size)
+        self.max_tokens = int(getattr(config, "max_position_embeddings", _MAX_TOKENS))
+        self.first_token = _first_of(tokenizer.cls_token_id, tokenizer.bos_token_id)
+        self.last_token = _first_of(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        self.padding_token: int = tokenizer.pad_token_id or 0
+        self.digest = _weights_digest(self._model)
+        if with_tokens:
+            # How it cuts texts into tokens is part of what an encoder is.
+            self.digest = hashlib.sha256(f"{self.digest}{self._rules()}".encode()).hexdigest()[:16]
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self._model.to(device)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token numbers of every text, without the special ones around them."""
+        found: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+
+    def layers(self, ids_BS: Tensor, mask_BS: Tensor) -> Sequence[Tensor]:
+        """States (B, S, W) of the embeddings and of every layer, or of the last layer where the width is 768."""
+        all_layers = self.width < _FULL_WIDTH
+        output = self._model(input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=all_layers)
+        layers: Sequence[Tensor] = output.hidden_states if all_layers else (output.last_hidden_state,)
+        return layers
+
+    def _rules(self) -> str:
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return str(backend.to_str()) if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
+
+
+def _reaches_hub() -> bool:
+    """Whether the hub answers, asked once: without a network its own retries take three quarters of a minute."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if getproxies() or not address.hostname:
+        return True
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=_ANSWERS_WITHIN_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _first_of(*tokens: int | None) -> int:
+    """The first token that there is."""
+    return next(token for token in tokens if token is not None)
+
+
+def _weights_digest(model: Any) -> str:
+    folder = Path(str(model.config._name_or_path))
+    weights = folder / "model.safetensors"
+    if weights.is_file():
+        return sha256_file(weights)[:16]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
