@@ -86,7 +86,15 @@ def unbroken(unbroken_plain: Path, unbroken_zero: Path) -> dict[str, Path]:
     return {way: unbroken_plain if "plain" in way else unbroken_zero for way in WAYS}
 
 
-@pytest.mark.parametrize(("way", "kills"), [("python, plain", 2), ("python", 2), ("accelerate", 1), ("deepspeed", 1)])
+@pytest.mark.parametrize(
+    ("way", "kills"),
+    [
+        ("python, plain", 2),
+        ("python", 2),
+        pytest.param("accelerate", 1, marks=pytest.mark.long),
+        pytest.param("deepspeed", 1, marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_run_ends_with_the_same_bytes(way: str, kills: int, unbroken: dict[str, Path], tmp_path: Path) -> None:
     tally = kill_and_resume(way, kills=kills, folder=tmp_path, unbroken=unbroken[way], seed=kills)
     assert tally.kills == kills and not tally.lost

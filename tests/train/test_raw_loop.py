@@ -48,6 +48,7 @@ def test_training_gives_the_weights_of_the_raw_loop(tmp_path: Path) -> None:
         assert torch.equal(ours_tensor, reference_tensor), name
 
 
+@pytest.mark.long
 @pytest.mark.real_data
 def test_small_overfits_32_real_records(real_records: Path, tmp_path: Path) -> None:
     rows = json.loads(gzip.decompress(real_records.read_bytes()))[:48]
