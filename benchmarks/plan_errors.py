@@ -35,7 +35,7 @@ from redheart.model.network import build
 from redheart.study import planning
 from redheart.train.groups import parameter_groups
 
-FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32")
+FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32", "full_steps_float32")
 DEVICE_RUNS = ("vram_8gib", "vram_8gib_gpu_adam8bit")
 FULL_EPOCH = "full_steps_20"
 """The run that wrote a state and a snapshot."""
