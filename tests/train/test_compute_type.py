@@ -123,12 +123,14 @@ def test_avx512_that_is_held_below_its_bf16_units_counts_as_without(name: str, m
     monkeypatch.setattr(types.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     for held_to, units in (("avx512_core", False), ("AVX512_CORE_VNNI", False), ("AVX512_CORE_BF16", True), ("", True)):
         monkeypatch.setenv(name, held_to)
         assert types.has_bf16_units() is units, held_to
 
 
 def test_avx512_without_bf16_units_and_arm_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     for machine, units in (("x86_64", False), ("AMD64", False), ("aarch64", True)):
