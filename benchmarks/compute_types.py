@@ -17,10 +17,10 @@ from pathlib import Path
 
 from full_steps import first_records
 from record import write_result
-from training_loops import RATE, WAYS
+from training_loops import WAYS, one_epoch
 
 from redheart.cli import set_environment
-from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.config import FeatureConfig, TrainConfig
 
 WARM_UP = 1
 """Steps that are not counted: caches fill, threads start."""
@@ -33,23 +33,6 @@ LOOPS = {
 """By name, the way to train and its settings."""
 
 
-def study(options: argparse.Namespace, train: TrainConfig) -> StudyConfig:
-    """One epoch that holds more steps than are timed, without a snapshot before its end."""
-    import dataclasses
-
-    settings = dataclasses.replace(train, learning_rate=RATE, sample_every_s=0.0)
-    return resolved(
-        StudyConfig(
-            data=str(options.work / "records.json"),
-            out=options.work / "run",
-            preset=options.preset,
-            epochs=1,
-            features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
-            train=settings,
-        )
-    )
-
-
 def measure_one(options: argparse.Namespace, name: str) -> dict[str, object]:
     """One way in this process."""
     from redheart.study import phases
@@ -58,7 +41,7 @@ def measure_one(options: argparse.Namespace, name: str) -> dict[str, object]:
     from redheart.train.engine import set_threads
 
     way, train = LOOPS[name]
-    config = study(options, train)
+    config = one_epoch(options, train)
     data = phases.open_data(config, RunFolder(config.out))
     set_threads(phases.new_model(config, data.prepared, device="meta"), config.train, 1)
     steps_s = WAYS[way](config, data, options.steps + WARM_UP)[WARM_UP:]

@@ -19,33 +19,18 @@ from pathlib import Path
 
 from full_steps import first_records
 from record import write_result
-from training_loops import RATE, WAYS
+from training_loops import WAYS, one_epoch
 
 from redheart.cli import set_environment
-from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.config import FeatureConfig, TrainConfig
 
 WARM_UP = 3
 """Steps that are not counted: caches fill, threads start."""
 
 
-def study(options: argparse.Namespace, strategy: str) -> StudyConfig:
-    """One epoch that holds more steps than are timed, without a snapshot before its end."""
-    return resolved(
-        StudyConfig(
-            data=str(options.work / "records.json"),
-            out=options.work / "run",
-            preset=options.preset,
-            epochs=1,
-            features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
-            train=TrainConfig(
-                strategy=strategy,
-                learning_rate=RATE,
-                effective_batch=options.effective_batch,
-                micro_batch=options.micro_batch,
-                sample_every_s=0.0,
-            ),
-        )
-    )
+def settings_of(options: argparse.Namespace, strategy: str) -> TrainConfig:
+    """What the options say of the training."""
+    return TrainConfig(strategy=strategy, effective_batch=options.effective_batch, micro_batch=options.micro_batch)
 
 
 def measure_one(options: argparse.Namespace, way: str, strategy: str) -> dict[str, object]:
@@ -56,7 +41,7 @@ def measure_one(options: argparse.Namespace, way: str, strategy: str) -> dict[st
     from redheart.study.run_folder import RunFolder
     from redheart.train.engine import set_threads
 
-    config = study(options, strategy)
+    config = one_epoch(options, settings_of(options, strategy))
     if strategy != "plain":
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}

@@ -3,6 +3,7 @@
 Each takes a configuration, its data and a number of optimizer steps, and gives the seconds of every step.
 """
 
+import argparse
 import dataclasses
 import tempfile
 import time
@@ -11,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redheart.core.config import StudyConfig
+from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
     from redheart.train.strategy import Strategy
 
 RATE = 1e-4
+
+
+def one_epoch(options: argparse.Namespace, train: TrainConfig) -> StudyConfig:
+    """One epoch that holds more steps than are timed, without a snapshot before its end."""
+    return resolved(
+        StudyConfig(
+            data=str(options.work / "records.json"),
+            out=options.work / "run",
+            preset=options.preset,
+            epochs=1,
+            features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
+            train=dataclasses.replace(train, learning_rate=RATE, sample_every_s=0.0),
+        )
+    )
 
 
 def learner_of(config: StudyConfig, data: "StudyData") -> "EmotionLearner":

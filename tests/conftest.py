@@ -9,6 +9,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from launching import MadeOnce
 
 from redheart.cli import set_environment
 
@@ -44,18 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no real records beside the checkout"))
 
 
-Made = Callable[[Path], None]
-
-
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Made], Path]:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """A folder by a name, filled by a function: once for all processes that share the tests, whoever comes first."""
     # The folder of all processes holds one of each, or is this one's own.
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
 
-    def made(name: str, make: Made) -> Path:
+    def made(name: str, make: Callable[[Path], None]) -> Path:
         path = shared / f"made_{name}"
         with open(shared / f"made_{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -70,7 +68,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Made],
 
 
 @pytest.fixture(scope="session")
-def finished_run(made_once: Callable[[str, Made], Path]) -> Path:
+def finished_run(made_once: MadeOnce) -> Path:
     """A run of the smallest model on few generated records, through all phases; not to be changed."""
     from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
     from redheart.study.pipeline import run_study

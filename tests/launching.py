@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def free_port() -> int:
 
 
 Process = subprocess.Popen[bytes] | forked.Forked
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+"""The fixture `made_once`: a folder by a name, filled by a function."""
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--prepare.num-generated",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.core.files import sha256_file
+from redheart.data.encoders import FEATURE_WIDTH
 
-_FULL_WIDTH = 768
 _MAX_TOKENS = 256
 """Where the configuration names none."""
 _ANSWERS_WITHIN_S = 5.0
@@ -71,7 +71,7 @@ class HubModel:
 
     def layers(self, ids_BS: Tensor, mask_BS: Tensor) -> Sequence[Tensor]:
         """States (B, S, W) of the embeddings and of every layer, or of the last layer where the width is 768."""
-        all_layers = self.width < _FULL_WIDTH
+        all_layers = self.width < FEATURE_WIDTH
         output = self._model(input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=all_layers)
         layers: Sequence[Tensor] = output.hidden_states if all_layers else (output.last_hidden_state,)
         return layers

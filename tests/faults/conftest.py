@@ -1,12 +1,9 @@
 """Runs that nothing happened to, to compare with."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import FOUR_EPOCHS, PLAIN, PYTHON, SMALL, launch, redheart
-
-MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+from launching import FOUR_EPOCHS, PLAIN, PYTHON, SMALL, MadeOnce, launch, redheart
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,9 @@
 """Runs that really trained, made once for all tests of what a run leaves on disk."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import PYTHON, SMALL, start_by_hand
+from launching import PYTHON, SMALL, MadeOnce, start_by_hand
 
 WAYS = {
     "plain": (1, [*PYTHON, "--train.strategy", "plain"]),
@@ -12,7 +11,6 @@ WAYS = {
     "zero2, 2 ranks": (2, PYTHON),
 }
 """Ranks and command of a run."""
-MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 def _run_to_its_end(world_size: int, command: list[str], *arguments: object) -> None:
