@@ -31,7 +31,7 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--prepare.num-generated",
-    "160",
+    "100",
     "--features.encoder",
     "hash",
     "--train.learning-rate",

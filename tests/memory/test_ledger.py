@@ -24,6 +24,11 @@ from redheart.train.strategy import load_strategy
 SCRIPT = Path(__file__).with_name("engine_tensors.py")
 
 
+def _marked(strategy: str) -> Any:
+    # DeepSpeed compiles this one's optimizer for most of a minute on both cores, anew in every checkout.
+    return pytest.param(strategy, marks=pytest.mark.long) if strategy == "zero2_offload_adam32" else strategy
+
+
 @cache
 def engine_tensors(strategy: str, divisor: int, *compute_types: str) -> list[dict[str, Any]]:
     done = launch([sys.executable, str(SCRIPT)], strategy, divisor, *compute_types)
@@ -43,7 +48,7 @@ def predicted(strategy: str, divisor: int, *, weight_bytes: int) -> dict[str, in
     return named
 
 
-@pytest.mark.parametrize("strategy", strategies())
+@pytest.mark.parametrize("strategy", [_marked(name) for name in strategies()])
 def test_ledger_equals_the_tensors_of_a_real_engine(strategy: str) -> None:
     for found, weight_bytes in zip(engine_tensors(strategy, 32, "bf16", "fp32"), (2, 4), strict=True):
         assert found["held"] == predicted(strategy, 32, weight_bytes=weight_bytes)

@@ -54,12 +54,12 @@ def generated_row(index: int) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    done = launch(PYTHON, *SMALL, "--epochs", 2, "--out", run, real=True)
+    done = launch(PYTHON, *SMALL, "--epochs", 2, "--out", run)
     assert done.returncode == 0, done.stderr[-2000:]
     return weights_digest(run)
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", ["accelerate", pytest.param("deepspeed", marks=pytest.mark.long)])
 def test_launchers_give_the_same_bytes(name: str, unbroken: dict[str, str], tmp_path: Path) -> None:
     done = launch(LAUNCHERS[name], *SMALL, "--epochs", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]

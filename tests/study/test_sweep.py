@@ -19,7 +19,7 @@ from redheart.study import range_test
 from redheart.study.sweep import score
 
 TINY = [
-    *("--prepare.num-generated", "160", "--features.encoder", "hash", "--train.strategy", "plain"),
+    *("--prepare.num-generated", "100", "--features.encoder", "hash", "--train.strategy", "plain"),
     *("--train.effective-batch", "16", "--train.num-threads", "1", "--sweep.epochs", "2"),
 ]
 

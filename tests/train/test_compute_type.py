@@ -24,20 +24,26 @@ from redheart.train.events import all_events
 
 SCRIPT = Path(__file__).with_name("compute_types.py")
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-RUNS = ("fp32", "fp32 in two", "fp32, 32 bits")
+RUNS = ("fp32", "fp32 in two")
+Found = dict[str, Any]
+
+
+def found_without_units(argument: object) -> tuple[Found, str]:
+    """What the script found in a process without bf16 units, and its standard error."""
+    done = launch([sys.executable, str(SCRIPT)], argument, real=True, env=environment() | AVX2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    return json.loads(line.removeprefix("RESULT ")), done.stderr
 
 
 @pytest.fixture(scope="module")
-def avx2(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
-    """What the script found in a process without bf16 units, its standard error and its folder."""
+def avx2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, str, Path]:
+    """What the script found, its standard error and its folder."""
     folder = tmp_path_factory.mktemp("avx2")
-    done = launch([sys.executable, str(SCRIPT)], folder, real=True, env=environment() | AVX2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT ")), done.stderr, folder
+    return (*found_without_units(folder), folder)
 
 
-def test_without_units_a_run_computes_in_float32(avx2: tuple[dict[str, Any], str, Path]) -> None:
+def test_without_units_a_run_computes_in_float32(avx2: tuple[Found, str, Path]) -> None:
     found, _, _ = avx2
     assert found["bf16_units"] is False and found["auto"] == "fp32"
     assert {found[name]["dtype"] for name in RUNS} == {"torch.float32"}
@@ -47,8 +53,18 @@ def test_without_units_a_run_computes_in_float32(avx2: tuple[dict[str, Any], str
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_float32_steps_are_those_of_the_plain_engine(avx2: tuple[dict[str, Any], str, Path], name: str) -> None:
-    found, _, _ = avx2
+def test_float32_steps_are_those_of_the_plain_engine(avx2: tuple[Found, str, Path], name: str) -> None:
+    assert_steps_of_the_plain_engine(avx2[0], name)
+
+
+@pytest.mark.long  # DeepSpeed compiles its optimizer for most of a minute.
+def test_float32_steps_with_deepspeed_s_own_optimizer_are_those_of_the_plain_engine() -> None:
+    found, _ = found_without_units("--32-bits")
+    assert_steps_of_the_plain_engine(found, "fp32, 32 bits")
+    assert_a_step_was_skipped(found["fp32, 32 bits"])
+
+
+def assert_steps_of_the_plain_engine(found: Found, name: str) -> None:
     for ours, reference in zip(found[name]["steps"], found["plain"]["steps"], strict=True):
         assert ours["applied"]
         # Other orders of sums at first, and from the second step on 8 bits of every moment.
@@ -58,12 +74,15 @@ def test_float32_steps_are_those_of_the_plain_engine(avx2: tuple[dict[str, Any],
 
 
 @pytest.mark.parametrize("name", [*RUNS, "plain", "bf16"])
-def test_a_gradient_that_is_not_finite_changes_nothing(avx2: tuple[dict[str, Any], str, Path], name: str) -> None:
-    found = avx2[0][name]
+def test_a_gradient_that_is_not_finite_changes_nothing(avx2: tuple[Found, str, Path], name: str) -> None:
+    assert_a_step_was_skipped(avx2[0][name])
+
+
+def assert_a_step_was_skipped(found: Found) -> None:
     assert found["skips"] and found["skipped_state_stays"] and found["restored"]
 
 
-def test_the_weights_in_float32_are_the_masters(avx2: tuple[dict[str, Any], str, Path]) -> None:
+def test_the_weights_in_float32_are_the_masters(avx2: tuple[Found, str, Path]) -> None:
     found, _, _ = avx2
     fp32, bf16 = found["fp32"]["host_bytes"], found["bf16"]["host_bytes"]
     assert fp32["masters"] == bf16["masters"] and fp32["states"] == bf16["states"]
@@ -72,7 +91,7 @@ def test_the_weights_in_float32_are_the_masters(avx2: tuple[dict[str, Any], str,
 
 
 @pytest.mark.parametrize("way", ["bf16 to fp32", "fp32 to bf16"])
-def test_a_state_goes_on_in_the_other_type(avx2: tuple[dict[str, Any], str, Path], way: str) -> None:
+def test_a_state_goes_on_in_the_other_type(avx2: tuple[Found, str, Path], way: str) -> None:
     found = avx2[0][way]
     assert found["places"] and all(found["same"].values()) and "0.state1" in found["same"]
     # Weights and activations of three significant digits on one of the two sides.
@@ -80,7 +99,7 @@ def test_a_state_goes_on_in_the_other_type(avx2: tuple[dict[str, Any], str, Path
     assert found["crossed"]["loss"] != found["unbroken"]["loss"]
 
 
-def test_a_run_goes_on_on_the_other_kind_of_processor_and_says_so(avx2: tuple[dict[str, Any], str, Path]) -> None:
+def test_a_run_goes_on_on_the_other_kind_of_processor_and_says_so(avx2: tuple[Found, str, Path]) -> None:
     _, stderr, folder = avx2
     said = "note: started in bf16, going on in fp32: the bits of an unbroken run are not promised"
     assert stderr.count(said) == 1
