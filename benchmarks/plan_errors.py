@@ -33,6 +33,7 @@ from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study import planning
+from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups
 
 FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32", "full_steps_float32")
@@ -135,7 +136,7 @@ def full_rows() -> list[dict[str, object]]:
     for record in recorded(FULL_STEPS):
         config = full_config(record["settings"])
         micro_batch, strategy = config.train.micro_batch, config.train.strategy
-        planner = Planner(planning.cpu_workload(config))
+        planner = planner_of(config, on_cpu=True)
         accumulates = micro_batch < config.train.effective_batch
         entries = ledger(planner.workload.sizes, planning.cpu_sizes(config), accumulates=accumulates)
         parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
@@ -150,6 +151,18 @@ def full_rows() -> list[dict[str, object]]:
     return rows
 
 
+_planners: dict[tuple[str, int, int, torch.dtype, bool], Planner] = {}
+
+
+def planner_of(config: StudyConfig, *, dtype: torch.dtype | None = None, on_cpu: bool = False) -> Planner:
+    """A planner that keeps its traces for the next row with this workload."""
+    dtype = dtype or compute_type(config.train)
+    key = (config.preset, config.features.seq_len_tokens, config.train.effective_batch, dtype, on_cpu)
+    if key not in _planners:
+        _planners[key] = Planner(planning.cpu_workload(config) if on_cpu else planning.workload(config, dtype=dtype))
+    return _planners[key]
+
+
 def device_rows() -> list[dict[str, object]]:
     """Measured peaks of the full model on a card, as `vram.py` recorded them, beside what is predicted now."""
     rows = []
@@ -161,7 +174,9 @@ def device_rows() -> list[dict[str, object]]:
         config = StudyConfig(preset=settings["preset"], features=features, train=train)
         for row in record["result"]["rows"]:
             name, micro_batch = row["strategy"], row["micro_batch"]
-            plan = planning.answer(config, vram_bytes=vram_bytes, strategy=name, micro_batch=micro_batch).plan
+            sizes = planning.sizes_of(config, name)
+            planner = planner_of(config, dtype=torch.float32 if sizes.table == "plain" else torch.bfloat16)
+            plan, _ = planner.plan(sizes, micro_batch=micro_batch, checkpointing=False, vram_bytes=vram_bytes)
             measured = row.get("measured", {}).get("device_process_bytes")
             rows.append(
                 {"card": record["machine"]["gpu"], "strategy": name, "micro_batch": micro_batch}

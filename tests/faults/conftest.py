@@ -25,12 +25,12 @@ def _train(command: list[str], run: Path) -> None:
 
 @pytest.fixture(scope="session")
 def finished(made_once: MadeOnce) -> Path:
-    """A whole study with a sweep of two rates."""
+    """A whole study with a sweep of one rate."""
     return made_once("finished_study", lambda folder: _study(folder / "run")) / "run"
 
 
 def _study(run: Path) -> None:
     given = [*SMALL[: SMALL.index("--train.learning-rate")], *SMALL[SMALL.index("--train.effective-batch") :]]
-    sweep = ["--sweep.rates", "1e-3", "2e-3", "--sweep.epochs", "1", "--sweep.score-epochs", "1"]
+    sweep = ["--sweep.rates", "1e-3", "--sweep.epochs", "1", "--sweep.score-epochs", "1"]
     done = redheart("run", *given, *sweep, "--epochs", 4, "--train.strategy", "plain", "--out", run)
     assert done.returncode == 0, done.stderr[-3000:]

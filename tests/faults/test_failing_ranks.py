@@ -27,7 +27,7 @@ from redheart.train.events import read_events, watched_events
 
 PAGE = ROOT / "docs" / "several-devices.md"
 
-EPOCHS = 5
+EPOCHS = 3
 FAILING = "tests/faults/failing_rank.py"
 TOLERANCE = 1e-2
 """bf16 gradients are summed in another order, and 8-bit states rounded once more at each change of the ranks."""

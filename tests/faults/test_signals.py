@@ -5,7 +5,6 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from launching import (
     FOUR_EPOCHS,
@@ -13,18 +12,19 @@ from launching import (
     PLAIN,
     PYTHON,
     SMALL,
-    TWO_RANKS,
     Process,
     assert_same_end,
     events,
     launch,
     redheart,
     start,
+    start_by_hand,
     wait_for_steps,
 )
 
 from redheart.core.lock import folder_lock
 from redheart.snapshots.states import newest_state
+from redheart.train.events import all_events
 
 MESSAGE = "stopped on request; nothing is lost"
 WAYS = {
@@ -84,15 +84,12 @@ def test_a_stop_before_training_is_one_line(number: int, tmp_path: Path) -> None
 
 def test_ranks_stop_in_the_same_step_when_one_of_them_is_asked(tmp_path: Path) -> None:
     given = [*FOUR_EPOCHS, "--out", str(tmp_path / "run")]
-    process = start([*TWO_RANKS, *given])
-    wait_for_steps(tmp_path / "run", 3, process)
-    ranks = [
-        item for item in psutil.Process(process.pid).children(recursive=True) if "launch/train.py" in item.cmdline()
-    ]
-    (last,) = [item for item in ranks if "--local_rank=1" in item.cmdline()]
-    last.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=240)
-    assert MESSAGE in errors.decode()
+    ranks = start_by_hand(2, PYTHON, *given)
+    wait_for_steps(tmp_path / "run", 3, ranks[0])
+    ranks[1].send_signal(signal.SIGTERM)
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 75 and MESSAGE in errors.decode()
     done = assert_saved(tmp_path / "run")
     # One rank goes on with what two have left.
     finished = launch([*PYTHON, *given])
@@ -124,7 +121,11 @@ def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_too(tmp_path: Path) -
         process = start(command, real=True)
         wait_for_steps(run, done + 3, process, trial)
         process.send_signal(number)
-        assert process.wait(120) == expected
+        # The trial holds the same standard error, so this waits for both.
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == expected
+        assert number == signal.SIGKILL or b"the sweep was stopped on request" in errors
+        assert all_events(run / trial / "events.jsonl")[-1]["event"] == "stopped"
         with folder_lock(run / trial, name="trial", wait=True):
             done = assert_saved(run, trial)
     assert not (run / "sweep" / "sweep.json").exists()
