@@ -17,8 +17,9 @@ WORKERS ?= 2
 run: install
 	$(BIN)/redheart run --data $(DATA) --preset $(PRESET) --out $(OUT) $(if $(filter generated,$(DATA)),--epochs 6 --sweep.epochs 2,) $(ARGS)
 
+# Half of the time is starting Python: compiled sources are kept, whatever the environment says.
 test: install lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

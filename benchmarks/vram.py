@@ -186,7 +186,7 @@ def main() -> None:
         run_one(options, strategy, int(micro_batch), Path(folder))
         return
     cap = planning.parse_bytes(options.cap) if options.cap else 0
-    names = options.strategies or [name for name in planning.strategies() if name != "zero3_offload_multi"]
+    names = options.strategies or planning.strategies()
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         # The records are prepared before the first measurement, not within it.
         phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)), show_progress=True)

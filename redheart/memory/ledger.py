@@ -86,8 +86,6 @@ class StrategySizes:
     bucket_elements: int
     overlap: bool
     ranks: int
-    live_elements: int = 0
-    prefetch_elements: int = 0
     weight_bytes: int = 2
     """Of a parameter as the pass reads it: 2 in bf16, 4 in float32."""
 
@@ -133,12 +131,8 @@ def strategy_sizes(name: str, deepspeed: Mapping[str, object] | None, *, state_b
     stage = int(zero.get("stage", 0))
     if stage == 0:
         return StrategySizes(name, "plain", state_bits, 0, False, ranks, weight_bytes=4)
-    if stage == 3:
-        table = "zero3_offload"
-    elif "offload_optimizer" in zero:
-        table = FUSED if state_bits == 8 else "zero2_offload"
-    else:
-        table = "zero2_device"
+    offloaded = FUSED if state_bits == 8 else "zero2_offload"
+    table = offloaded if "offload_optimizer" in zero else "zero2_device"
     return StrategySizes(
         name,
         table,
@@ -146,8 +140,6 @@ def strategy_sizes(name: str, deepspeed: Mapping[str, object] | None, *, state_b
         int(zero.get("reduce_bucket_size", 500_000_000)),
         bool(zero.get("overlap_comm", False)),
         ranks,
-        live_elements=int(zero.get("stage3_max_live_parameters", 1_000_000_000)),
-        prefetch_elements=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
     )
 
 
@@ -166,8 +158,6 @@ def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> 
         "K": 2 if strategy.overlap else 1,
         "N": strategy.ranks,
         "A": int(accumulates),
-        "X": strategy.live_elements,
-        "F": strategy.prefetch_elements,
         "S": strategy.state_bits,
         "W": strategy.weight_bytes,
     }

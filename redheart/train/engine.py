@@ -93,14 +93,6 @@ def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
         _fix_kernels(deterministic=config.deterministic)
     if strategy.stage == 0:
         return PlainEngine(module, config)
-    if strategy.stage == 3:
-        raise BadInput(
-            "ZeRO-3 can be planned but not trained: states and snapshots of parameters that no rank holds whole "
-            "are not supported",
-            where="--train.strategy",
-            got=config.strategy,
-            mend="take zero2_offload_multi",
-        )
     is_float32 = compute_type(config) == torch.float32
     return ZeroEngine(module, config, in_float32(strategy) if is_float32 else strategy)
 
@@ -211,16 +203,13 @@ class ZeroEngine:
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
             self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
-        if strategy.offloads and strategy.stage == 2 and self._zero.dtype == torch.float32:
+        if strategy.offloads and self._zero.dtype == torch.float32:
             _let_weights_be_masters(self._zero)
         if strategy.state_bits == 8 and strategy.offloads:
             install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
-        # ZeRO-3 divides every parameter by itself; such an engine is measured here and not trained.
-        self.places = (
-            parameter_places(module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets)
-            if strategy.stage < 3
-            else {}
+        self.places = parameter_places(
+            module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets
         )
         # Not the accelerator's own numbers: on the CPU it calls every rank the first of one.
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()

@@ -108,7 +108,18 @@ def test_any_curve_is_judged(losses: list[float | None]) -> None:
 
 def test_a_range_test_runs_once_and_leaves_json_csv_and_figure(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ("sweep", *TINY, "--sweep.rates", "1e-4", "--sweep.range-test-steps", "25", "--sweep.epochs", "1", "--out", run)
+    arguments = (
+        "sweep",
+        *TINY,
+        "--sweep.rates",
+        "1e-4",
+        "--sweep.range-test-steps",
+        "25",
+        "--sweep.epochs",
+        "1",
+        "--out",
+        run,
+    )
     done = redheart(*arguments)
     assert done.returncode == 0, done.stderr
     found = json.loads((run / "sweep" / "range_test.json").read_text())
