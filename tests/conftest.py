@@ -9,7 +9,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from launching import MadeOnce
+from launching import WHOLE_STUDY, MadeOnce, redheart
 
 from redheart.cli import set_environment
 
@@ -84,6 +84,18 @@ def finished_run(made_once: MadeOnce) -> Path:
         run_study(resolved(config))
 
     return made_once("finished", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def whole_study(made_once: MadeOnce) -> Path:
+    """A folder with a study from the command line in `run`, a sweep in it; not to be changed."""
+
+    def make(folder: Path) -> None:
+        done = redheart(*WHOLE_STUDY, "--out", folder / "run")
+        assert done.returncode == 0, done.stderr[-3000:]
+        (folder / "stderr").write_text(done.stderr)
+
+    return made_once("whole_study", make)
 
 
 @pytest.fixture

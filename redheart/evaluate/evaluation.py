@@ -93,20 +93,26 @@ def _values(
 def _mean_r_squared(predictions_NO: np.ndarray, targets_NO: np.ndarray, mask_NO: np.ndarray, *, seed: int) -> Estimate:
     """Mean over the targets of their R2; a resample draws records, each with all the targets that it has."""
 
-    def mean_over_targets(rows_N: np.ndarray) -> float:
-        pairs = [
-            (targets_NO[rows_N[mask_NO[rows_N, index]], index], predictions_NO[rows_N[mask_NO[rows_N, index]], index])
-            for index in range(targets_NO.shape[1])
-        ]
-        return float(np.nanmean([metrics.r_squared(*pair) for pair in pairs if len(pair[0])]))
+    def mean_over_targets(counts_RN: np.ndarray) -> np.ndarray:
+        num_RO, targets_RO = counts_RN @ mask_NO, counts_RN @ centred_NO
+        spread_RO = counts_RN @ np.square(centred_NO) - np.square(targets_RO) / np.maximum(num_RO, 1)
+        residual_RO = counts_RN @ np.square(np.where(mask_NO, targets_NO - predictions_NO, 0))
+        # Targets lie in 0-1; what is left of a spread of nothing is rounding.
+        has_spread_RO = spread_RO > 1e-12 * num_RO
+        r_squared_RO = np.where(has_spread_RO, 1 - residual_RO / np.where(has_spread_RO, spread_RO, 1), np.nan)
+        return np.nanmean(r_squared_RO, axis=1)  # type: ignore[no-any-return]
 
+    centred_NO = np.where(mask_NO, targets_NO - np.mean(targets_NO, axis=0, where=mask_NO), 0)
     random = np.random.default_rng(stream_seed(seed, "bootstrap", "mean r2"))
     num_rows = len(targets_NO)
-    value = mean_over_targets(np.arange(num_rows))
+    value = float(mean_over_targets(np.ones((1, num_rows)))[0])
+    # How often each record is drawn, as floats: the products are BLAS's.
+    drawn = (random.integers(0, num_rows, num_rows) for _ in range(_RESAMPLES))
+    counts_RN = np.stack([np.bincount(rows_N, minlength=num_rows).astype(np.float64) for rows_N in drawn])
     with warnings.catch_warnings():
         # Of resamples in which no target has a spread, answered below.
         warnings.simplefilter("ignore", RuntimeWarning)
-        draws = [mean_over_targets(random.integers(0, num_rows, num_rows)) for _ in range(_RESAMPLES)]
+        draws = mean_over_targets(counts_RN)
     low, high = np.percentile(draws, (2.5, 97.5))
     return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else Estimate(value)
 

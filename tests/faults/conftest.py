@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from launching import FOUR_EPOCHS, PLAIN, PYTHON, SMALL, MadeOnce, launch, redheart
+from launching import FOUR_EPOCHS, PLAIN, PYTHON, MadeOnce, launch
 
 
 @pytest.fixture(scope="session")
@@ -20,17 +20,4 @@ def unbroken_zero(made_once: MadeOnce) -> Path:
 
 def _train(command: list[str], run: Path) -> None:
     done = launch(command, *FOUR_EPOCHS, "--train.state-every-steps", 1, "--out", run)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-@pytest.fixture(scope="session")
-def finished(made_once: MadeOnce) -> Path:
-    """A whole study with a sweep of one rate."""
-    return made_once("finished_study", lambda folder: _study(folder / "run")) / "run"
-
-
-def _study(run: Path) -> None:
-    given = [*SMALL[: SMALL.index("--train.learning-rate")], *SMALL[SMALL.index("--train.effective-batch") :]]
-    sweep = ["--sweep.rates", "1e-3", "--sweep.epochs", "1", "--sweep.score-epochs", "1"]
-    done = redheart("run", *given, *sweep, "--epochs", 4, "--train.strategy", "plain", "--out", run)
     assert done.returncode == 0, done.stderr[-3000:]

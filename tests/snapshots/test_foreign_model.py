@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from redheart.cli import main
 from redheart.core.errors import BadInput
+from redheart.snapshots import foreign_parts
 from redheart.snapshots.foreign import Foreign, open_foreign
 
 NETWORK = nn.Sequential(OrderedDict(layer=nn.Linear(3, 4), norm=nn.BatchNorm1d(4)))
@@ -237,7 +238,10 @@ def test_what_is_no_model_or_ambiguous_is_refused(content: object, said: str | N
     assert str(tmp_path / "model.pt") in str(refusal.value.where)
 
 
-def test_dictionaries_that_hold_themselves_or_one_another_without_end_are_refused(tmp_path: Path) -> None:
+def test_dictionaries_that_hold_themselves_or_one_another_without_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign_parts, "MAX_ENTRIES", 10_000)
     loop: dict[str, object] = {"weight": torch.ones(2)}
     loop["itself"] = loop
     many: dict[str, object] = {"weight": torch.ones(2)}

@@ -2,32 +2,30 @@
 
 import json
 import resource
+import shutil
 import time
 from pathlib import Path
 
 import pytest
-from launching import LAUNCHERS, PYTHON, SMALL, environment, launch, redheart, weights_digest
+from launching import LAUNCHERS, PYTHON, SMALL, WHOLE_STUDY, environment, launch, redheart, weights_digest
 
 from redheart.train.events import all_events
 
 
-def test_run_goes_from_records_to_report_and_again_to_the_same(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    arguments = ("run", *SMALL, "--epochs", 4, "--train.strategy", "plain", "--out", run)
-    done = redheart(*arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr.strip() == ""
+def test_run_goes_from_records_to_report_and_again_to_the_same(whole_study: Path, tmp_path: Path) -> None:
+    assert (whole_study / "stderr").read_text().strip() == ""
+    run = shutil.copytree(whole_study / "run", tmp_path / "run")
     report = (run / "report" / "report.md").read_text()
     assert "## Crossover" in report and "This phase has not run" not in report.split("## Training")[1]
     assert {item.name for item in (run / "report" / "figures").iterdir()} >= {"loss.png", "modules.png"}
     before = weights_digest(run)
-    again = redheart(*arguments)
+    again = redheart(*WHOLE_STUDY, "--out", run)
     assert again.returncode == 0 and weights_digest(run) == before
     opened = json.loads((run / "openings.json").read_text())["openings"]
     openings = [item["part"] for item in opened]
     assert openings.count("test") == 1 and openings.count("val_confirm") <= 2
     # A log that is handed on tells nothing about the machine.
-    assert all(str(tmp_path) not in item["command"] and "--out RUN" in item["command"] for item in opened)
+    assert all(str(whole_study) not in item["command"] and "--out RUN" in item["command"] for item in opened)
 
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert set(evaluation["models"]) == {"crossover", "best_single"} and len(evaluation["baselines"]) == 3
