@@ -42,7 +42,7 @@ SMALL = [
 FOUR_EPOCHS = [*SMALL, "--epochs", "4"]
 WHOLE_STUDY = [
     *("run", *SMALL[: SMALL.index("--train.learning-rate")], *SMALL[SMALL.index("--train.effective-batch") :]),
-    *("--sweep.rates", "1e-3", "--sweep.epochs", "1", "--sweep.score-epochs", "1"),
+    *("--sweep.rates", "1e-3", "--sweep.epochs", "3", "--sweep.score-epochs", "1"),
     *("--epochs", "4", "--train.strategy", "plain"),
 ]
 PYTHON = [sys.executable, "launch/train.py"]

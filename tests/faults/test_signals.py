@@ -11,7 +11,7 @@ from launching import (
     LAUNCHERS,
     PLAIN,
     PYTHON,
-    SMALL,
+    WHOLE_STUDY,
     Process,
     assert_same_end,
     events,
@@ -66,7 +66,8 @@ def test_a_run_that_is_asked_to_stop_saves_and_ends_with_the_same_bytes(
         if way == "python":
             # The launchers end in their own way, accelerate with a traceback of its own.
             assert code == 75 and "Traceback" not in text
-    finished = launch(command)
+    # Whatever the run was started with.
+    finished = launch([*PYTHON, *FOUR_EPOCHS, "--out", str(tmp_path / "run")])
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert_same_end(tmp_path / "run", unbroken_zero)
 
@@ -98,40 +99,26 @@ def test_ranks_stop_in_the_same_step_when_one_of_them_is_asked(tmp_path: Path) -
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > done
 
 
-SWEEP = [
-    *SMALL[: SMALL.index("--train.learning-rate")],
-    "--train.effective-batch",
-    "8",
-    "--train.strategy",
-    "plain",
-    "--sweep.rates",
-    "1e-3",
-    "--sweep.epochs",
-    "2",
-]
+SWEEP = ["sweep", *WHOLE_STUDY[1 : WHOLE_STUDY.index("--epochs")], "--train.strategy", "plain"]
 
 
-def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_too(tmp_path: Path) -> None:
+def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_too(whole_study: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [*PYTHON[:1], "-m", "redheart.cli", "sweep", *SWEEP, "--out", str(run)]
+    command = [*PYTHON[:1], "-m", "redheart.cli", *SWEEP, "--out", str(run)]
     trial = "sweep/rate_0.001"
     done = 0
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        # Its trial is a process of its own, and shares its standard error.
-        process = start(command, real=True)
+        process = start(command)
         wait_for_steps(run, done + 3, process, trial)
         process.send_signal(number)
-        # The trial holds the same standard error, so this waits for both.
         _, errors = process.communicate(timeout=120)
         assert process.returncode == expected
         assert number == signal.SIGKILL or b"the sweep was stopped on request" in errors
-        assert all_events(run / trial / "events.jsonl")[-1]["event"] == "stopped"
         with folder_lock(run / trial, name="trial", wait=True):
             done = assert_saved(run, trial)
+        assert all_events(run / trial / "events.jsonl")[-1]["event"] == "stopped"
     assert not (run / "sweep" / "sweep.json").exists()
-    ends = {}
-    for name in ("run", "unbroken"):
-        finished = redheart("sweep", *SWEEP, "--out", tmp_path / name)
-        assert finished.returncode == 0, finished.stderr
-        ends[name] = (tmp_path / name / "sweep" / "sweep.json").read_bytes()
-    assert ends["run"] == ends["unbroken"]
+    finished = redheart(*SWEEP, "--out", run)
+    assert finished.returncode == 0, finished.stderr
+    ends = [folder / "sweep" / "sweep.json" for folder in (run, whole_study / "run")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
