@@ -21,12 +21,13 @@ from redheart.study.planning import sizes_of, strategies
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import load_strategy
 
+COMPILED = ("zero2_offload_adam32", "zero2_offload_multi")
 SCRIPT = Path(__file__).with_name("engine_tensors.py")
 
 
 def _marked(strategy: str) -> Any:
-    # DeepSpeed compiles this one's optimizer for most of a minute on both cores, anew in every checkout.
-    return pytest.param(strategy, marks=pytest.mark.long) if strategy == "zero2_offload_adam32" else strategy
+    # DeepSpeed compiles their optimizer for most of a minute on both cores, anew in every checkout.
+    return pytest.param(strategy, marks=pytest.mark.long) if strategy in COMPILED else strategy
 
 
 @cache

@@ -68,11 +68,17 @@ def test_one_diverges_the_other_wins_and_a_second_call_repeats_nothing(tmp_path:
     assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_the_main_run_is_the_same_with_and_without_a_sweep_before_it(tmp_path: Path) -> None:
+def test_the_main_run_is_the_same_with_and_without_a_range_test_and_a_sweep_before_it(tmp_path: Path) -> None:
     rate, epochs = "1e-3", ("--epochs", 2)
+    sweep = (*TINY, "--sweep.rates", rate, "--sweep.range-test-steps", "25")
     swept, direct = tmp_path / "swept", tmp_path / "direct"
-    assert redheart("sweep", *TINY, "--sweep.rates", rate, "--out", swept).returncode == 0
-    assert redheart("train", *TINY, "--sweep.rates", rate, *epochs, "--out", swept).returncode == 0
+    done = redheart("sweep", *sweep, "--out", swept)
+    assert done.returncode == 0 and "range test: steepest at" in done.stdout, done.stderr
+    found = json.loads((swept / "sweep" / "range_test.json").read_text())
+    assert found["rates"][0] == pytest.approx(1e-4) and found["rates"][-1] == pytest.approx(1e-1)
+    assert len(found["rates"]) == 25 == len((swept / "sweep" / "range_test.csv").read_text().splitlines()) - 1
+    assert (swept / "sweep" / "range_test.png").is_file()
+    assert redheart("train", *sweep, *epochs, "--out", swept).returncode == 0
     assert redheart("train", *TINY, "--train.learning-rate", rate, *epochs, "--out", direct).returncode == 0
     assert weights_digest(swept) == weights_digest(direct)
     # And the trial was the beginning of it.
@@ -104,26 +110,3 @@ def test_a_range_test_that_ends_in_no_number_diverges_there() -> None:
 def test_any_curve_is_judged(losses: list[float | None]) -> None:
     found = range_test.judge("key", RATES[: len(losses)], losses, candidates=[1e-5])
     assert found.steepest <= found.lowest <= (found.diverges or math.inf)
-
-
-def test_a_range_test_runs_once_and_leaves_json_csv_and_figure(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    arguments = (
-        "sweep",
-        *TINY,
-        "--sweep.rates",
-        "1e-4",
-        "--sweep.range-test-steps",
-        "25",
-        "--sweep.epochs",
-        "1",
-        "--out",
-        run,
-    )
-    done = redheart(*arguments)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((run / "sweep" / "range_test.json").read_text())
-    assert found["rates"][0] == pytest.approx(1e-5) and found["rates"][-1] == pytest.approx(1e-2)
-    assert len(found["rates"]) == 25 and "range test: steepest at" in done.stdout
-    assert len((run / "sweep" / "range_test.csv").read_text().splitlines()) == 26
-    assert (run / "sweep" / "range_test.png").is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launching import ROOT, environment, events_of, launch, redheart
+from launching import ROOT, WHOLE_STUDY, environment, events_of, launch, redheart
 from wandb_server import WandbServer
 
 from redheart.core.config import SweepConfig
@@ -67,33 +67,47 @@ def local_arguments(run: Path) -> list[str]:
     return ["--out", str(run), *[item for name, value in TINY.items() for item in (f"--{name}", str(value))]]
 
 
-@pytest.mark.parametrize("rates", [(5e-4,), pytest.param(SweepConfig().rates, marks=pytest.mark.long)], ids=len)
-def test_trials_of_an_agent_are_those_of_the_local_sweep(rates: tuple[float, ...], tmp_path: Path) -> None:
-    by_agent, local = tmp_path / "agent", tmp_path / "local"
+def test_a_trial_of_an_agent_is_that_of_the_local_sweep(whole_study: Path, tmp_path: Path) -> None:
+    settings = dict(zip(*[iter(WHOLE_STUDY[1 : WHOLE_STUDY.index("--epochs")])] * 2, strict=True))
     # A list of values is no option that an agent can hand on.
-    (tmp_path / "sweep.toml").write_text(f"[sweep]\nrates = {list(rates)}\n")
-    given = ["--config", str(tmp_path / "sweep.toml")]
-    values = {"train.learning-rate": {"values": list(rates)}, "config": {"value": given[1]}}
+    rate = float(settings.pop("--sweep.rates"))
+    assert_same_trials(
+        [rate], {name.removeprefix("--"): value for name, value in settings.items()}, whole_study, tmp_path
+    )
+
+
+@pytest.mark.long
+def test_trials_of_an_agent_are_those_of_the_local_sweep(tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    done = redheart("sweep", *local_arguments(local / "run"))
+    assert done.returncode == 0, done.stderr
+    assert_same_trials(list(SweepConfig().rates), {}, local, tmp_path)
+
+
+def assert_same_trials(rates: list[float], settings: dict[str, str], local: Path, tmp_path: Path) -> None:
+    """An agent's trials have the losses of a sweep in `local/run`, and the local command takes them as its own."""
+    by_agent = tmp_path / "agent"
+    (tmp_path / "sweep.toml").write_text(f"[sweep]\nrates = {rates}\n")
+    config = str(tmp_path / "sweep.toml")
+    values = {"train.learning-rate": {"values": rates}, "config": {"value": config}}
+    values |= {name: {"value": value} for name, value in settings.items()}
     with WandbServer() as server:
         create_sweep(server, tmp_path, by_agent, **values)
-        command = [sys.executable, "-m", "redheart.cli", "sweep", *local_arguments(local), *given]
-        # Beside the agent, which waits five seconds between two looks at its trial.
-        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL) as process:
-            agent = wandb(server, tmp_path, "agent", "me/redheart/s1", WANDB_MODE="offline")
-            assert process.wait(200) == 0
+        agent = wandb(server, tmp_path, "agent", "me/redheart/s1", WANDB_MODE="offline")
     assert agent.returncode == 0 and "Received exit command" in agent.stderr, agent.stderr[-3000:]
-    assert [trial["train.learning-rate"] for trial in server.handed_out] == list(rates)
+    assert [trial["train.learning-rate"] for trial in server.handed_out] == rates
     for rate in rates:
-        logs = [run / "sweep" / f"rate_{rate}" / "events.jsonl" for run in (by_agent, local)]
+        logs = [run / "sweep" / f"rate_{rate}" / "events.jsonl" for run in (by_agent, local / "run")]
         assert events_of(logs[0]) == events_of(logs[1])
         assert len(list((by_agent / "sweep" / f"rate_{rate}" / "wandb").glob("offline-run-*"))) == 1
 
     # The same command takes the agent's trials as its own and repeats none.
     before = {path: path.stat().st_mtime_ns for path in by_agent.glob("sweep/rate_*/events.jsonl")}
-    done = redheart("sweep", *local_arguments(by_agent), *given)
+    given = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    done = redheart("sweep", *local_arguments(by_agent), *given, "--config", config)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    results = [json.loads((run / "sweep" / "sweep.json").read_text()) for run in (by_agent, local)]
+    results = [json.loads((run / "sweep" / "sweep.json").read_text()) for run in (by_agent, local / "run")]
     assert results[0] == results[1]
     assert f"learning rate {results[1]['best_rate']}" in done.stdout
 
