@@ -50,7 +50,7 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
 
     def part(path: Path, kind: type) -> Any:
         if not path.is_file():
-            raise BadInput("the run is not finished", where=path, mend="run `redheart run` or launch/pipeline.sh again")
+            raise BadInput("the run is not finished", where=path, hint="run `redheart run` or launch/pipeline.sh again")
         return read_sealed(path, kind)
 
     manifest = part(folder.data / "manifest.json", Manifest)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from record import RESULTS, ROOT
 
-from redheart.core.config import HOW_ONLY, TrainConfig
+from redheart.core.config import RUNTIME_FIELDS, TrainConfig
 from redheart.evaluate.evaluation import Evaluation
 from redheart.report.facts import EvaluationFacts
 from redheart.report.limitations import better_baselines, names_by_task
@@ -180,7 +180,7 @@ def options_text(settings: Mapping[str, Any]) -> str:
     chosen = {
         name: value
         for name, value in settings["train"].items()
-        if name in defaults and value != defaults[name] and name not in (*HOW_ONLY, "learning_rate")
+        if name in defaults and value != defaults[name] and name not in (*RUNTIME_FIELDS, "learning_rate")
     }
     train = "".join(f" --train.{name.replace('_', '-')} {value:g}" for name, value in chosen.items())
     return f"--preset {settings['preset']} --epochs {settings['epochs']}{train}"

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "unknown command",
                 got=arguments[0],
                 expected=", ".join(COMMANDS),
-                mend=f"did you mean `{near[0]}`?" if near else None,
+                hint=f"did you mean `{near[0]}`?" if near else None,
             )
         # What stands in the buffer may not fit on a full disk.
         sys.stdout.flush()

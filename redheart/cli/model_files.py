@@ -64,17 +64,17 @@ def consolidate(arguments: Sequence[str]) -> None:
     folder, states = run.snapshots, run.states
     if options.from_state:
         if options.epoch is not None:
-            raise BadInput("--epoch names a snapshot and --from-state a resume state", mend="give one of them")
+            raise BadInput("--epoch names a snapshot and --from-state a resume state", hint="give one of them")
         state = newest_state(states)
         if state is None:
-            raise BadInput("the run has no resume state", where=states, mend="train first: `redheart train`")
+            raise BadInput("the run has no resume state", where=states, hint="train first: `redheart train`")
         size = sum(entry.bytes for entry in state.manifest.files)
         with display_of(options).track("consolidate", size, unit="bytes") as advance:
             made = consolidate_state(state, options.out, dtype=options.dtype or "fp32", on_tensor=advance)
     else:
         by_epoch = {item.epoch: item for item in list_snapshots(folder)}
         if not by_epoch:
-            raise BadInput("the run has no snapshots", where=folder, mend="train first: `redheart train`")
+            raise BadInput("the run has no snapshots", where=folder, hint="train first: `redheart train`")
         epoch = max(by_epoch) if options.epoch is None else options.epoch
         if epoch not in by_epoch:
             expected = ", ".join(map(str, by_epoch))
@@ -150,7 +150,7 @@ def import_model(arguments: Sequence[str]) -> None:
 def _expected_model(options: ImportOptions) -> "RedHeart | None":
     """The model that an import is held against, on no device."""
     if options.preset and options.like:
-        raise BadInput("--preset and --like both say what is expected", mend="give one of them")
+        raise BadInput("--preset and --like both say what is expected", hint="give one of them")
     if not options.preset and not options.like:
         return None
     from redheart.model.dims import preset

@@ -92,6 +92,6 @@ def doctor(arguments: Sequence[str]) -> None:
         print_json(findings, True)
     else:
         for item in findings:
-            print(f"{item.verdict:<5}{item.name:<15}{item.found}" + (f"\n{'':<20}-> {item.mend}" if item.mend else ""))
+            print(f"{item.verdict:<5}{item.name:<15}{item.found}" + (f"\n{'':<20}-> {item.hint}" if item.hint else ""))
     if any(item.verdict == "bad" for item in findings):
         sys.exit(2)

@@ -115,7 +115,7 @@ def _records(options: PredictOptions) -> "list[Record]":
 
     if options.input:
         if options.title or options.action:
-            raise BadInput("--title and --action belong to --text", mend="a file's records bring their own")
+            raise BadInput("--title and --action belong to --text", hint="a file's records bring their own")
         return read_texts(options.input)
     return [as_record(options.text or "", "text", title=options.title, action=options.action)]
 

@@ -26,7 +26,7 @@ class InitOptions:
 def init(arguments: Sequence[str]) -> None:
     options = parse(InitOptions, arguments, "init")
     if options.file.exists():
-        raise BadInput("the file is there already", where=options.file, mend="choose another name, or remove it")
+        raise BadInput("the file is there already", where=options.file, hint="choose another name, or remove it")
     write_bytes(options.file, default_toml().encode())
     print(options.file)
 

@@ -91,7 +91,7 @@ def trial(arguments: Sequence[str]) -> None:
         rate = config.train.learning_rate
         if rate is None and not is_range_test:
             raise BadInput(
-                "a trial needs its rate", where="--train.learning-rate", mend="give --train.learning-rate 1e-4"
+                "a trial needs its rate", where="--train.learning-rate", hint="give --train.learning-rate 1e-4"
             )
         # The run that the sweep is for has no rate yet.
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=None))
@@ -114,7 +114,7 @@ def _note_ranks(alone: str | None = None) -> None:
         raise BadInput(
             f"`redheart {alone}` works in one process",
             got=f"rank {ranks.rank} of {ranks.world_size}",
-            mend="start it without a launcher; `launch/train.py` trains in several (docs/several-devices.md)",
+            hint="start it without a launcher; `launch/train.py` trains in several (docs/several-devices.md)",
         )
     if ranks.leftovers:
         print(

@@ -111,7 +111,7 @@ class TrainConfig:
     """Seconds between samples of memory and load in `samples.jsonl`; 0 takes none."""
 
 
-HOW_ONLY = (
+RUNTIME_FIELDS = (
     *("compute_type", "num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
     *("compress_snapshots", "wandb", "progress", "sample_every_s"),
 )
@@ -256,7 +256,7 @@ def resolved(config: StudyConfig) -> StudyConfig:
     paths = {"data": config.data, "out": str(config.out), "features.encoder": config.features.encoder}
     wrong += [f"{name} = {value!r}, expected a path in UTF-8" for name, value in paths.items() if not _is_path(value)]
     if wrong:
-        raise BadInput("settings out of range", where="; ".join(wrong), mend="`redheart run --help` lists all settings")
+        raise BadInput("settings out of range", where="; ".join(wrong), hint="`redheart run --help` lists all settings")
     micro_batch = config.train.micro_batch or (16 if config.preset == "full" else config.train.effective_batch)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
 
@@ -271,7 +271,7 @@ def _is_path(text: str) -> bool:
 
 def decisive(train: TrainConfig) -> dict[str, object]:
     """The settings of training that decide its result."""
-    return {name: value for name, value in dataclasses.asdict(train).items() if name not in HOW_ONLY}
+    return {name: value for name, value in dataclasses.asdict(train).items() if name not in RUNTIME_FIELDS}
 
 
 def digest(value: object) -> str:
@@ -318,7 +318,7 @@ def _refuse_unknown_keys(raw: dict[str, object], kind: type, path: Path, *, pref
                 "unknown configuration key",
                 where=f"{path}: {prefix}{key}",
                 expected=", ".join(known),
-                mend=f"did you mean `{near[0]}`?" if near else "remove it",
+                hint=f"did you mean `{near[0]}`?" if near else "remove it",
             )
         section = known[key].type
         if dataclasses.is_dataclass(section) and isinstance(section, type) and isinstance(value, dict):

@@ -9,7 +9,7 @@ class RedHeartError(Exception):
         where: path, key, line or step it was found at.
         got: what was found there.
         expected: what would have been accepted.
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     exit_code = 2
@@ -23,18 +23,18 @@ class RedHeartError(Exception):
         where: object = None,
         got: object = None,
         expected: object = None,
-        mend: str | None = None,
+        hint: str | None = None,
     ) -> None:
         self.what = what
         self.where = where
         self.got = got
         self.expected = expected
-        self.mend = mend
+        self.hint = hint
         super().__init__(self._message())
 
     def _message(self) -> str:
         lines = [self.what]
-        for name in ("where", "got", "expected", "mend"):
+        for name in ("where", "got", "expected", "hint"):
             value = getattr(self, name)
             if value is not None:
                 lines.append(f"  {name + ':':<10}{value}")

@@ -19,4 +19,4 @@ def extra(name: str, *, library: str, purpose: str) -> Iterator[None]:
         # A broken installation lacks something else, and that is what must be read.
         if error.name != library:
             raise
-        raise BadInput(f"{purpose} needs {library}", mend=f"pip install 'redheart[{name}]'") from error
+        raise BadInput(f"{purpose} needs {library}", hint=f"pip install 'redheart[{name}]'") from error

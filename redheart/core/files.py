@@ -57,7 +57,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(
             f"cannot write: {_DISK_ERRNOS.get(error.errno, str(error.strerror).lower())}",
             where=path,
-            mend="free some space or choose another folder, then run the same command again; nothing was lost",
+            hint="free some space or choose another folder, then run the same command again; nothing was lost",
         ) from error
 
 
@@ -150,7 +150,7 @@ def read_sealed(path: Path, kind: type[T]) -> T:
             where=path,
             got=f"SHA-256 {found}",
             expected=seal.decode(errors="replace").strip(",\n }"),
-            mend="restore it from a copy, or make it again",
+            hint="restore it from a copy, or make it again",
         )
     return _decoded(path, body + b"\n}", kind)
 
@@ -169,7 +169,7 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise BadInput(
-            "file not found", where=path, mend="check the path; a run's files are made by `redheart run`"
+            "file not found", where=path, hint="check the path; a run's files are made by `redheart run`"
         ) from None
     except OSError as error:
         raise BadInput("the file cannot be read", where=path, got=error.strerror) from error
@@ -185,7 +185,7 @@ def _decoded(path: Path, content: bytes, kind: type[T]) -> T:
             where=path,
             got=error,
             expected=getattr(kind, "__name__", str(kind)),
-            mend="the file was changed or cut, or is of another version; make it again or restore it",
+            hint="the file was changed or cut, or is of another version; make it again or restore it",
         ) from error
 
 
@@ -203,7 +203,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         if path.is_dir():
-            raise BadInput("a folder stands where a file was to be written", where=path, mend="give the name of a file")
+            raise BadInput("a folder stands where a file was to be written", where=path, hint="give the name of a file")
         if is_stream(path):
             yield path
             return

@@ -35,7 +35,7 @@ def refuse_foreign(path: Path, contents: Contents | None) -> None:
         if not path.exists():
             return
     if not path.is_dir():
-        raise BadInput("a file stands where a folder is to be written", where=path, mend="choose another name")
+        raise BadInput("a file stands where a folder is to be written", where=path, hint="choose another name")
     if found := foreign_names(path, contents):
         what, others = "holds what this program did not write there", ", or one that the same command made"
         if contents is None:
@@ -45,13 +45,13 @@ def refuse_foreign(path: Path, contents: Contents | None) -> None:
             where=path,
             got=names_text(found),
             expected=f"a new or empty folder{others}",
-            mend="choose another one, or move these files elsewhere",
+            hint="choose another one, or move these files elsewhere",
         )
     if os.path.ismount(path):
         raise BadInput(
             "a file system is mounted at this folder, which so cannot be replaced",
             where=path,
-            mend=f"give a folder in it, for example {path / 'out'}",
+            hint=f"give a folder in it, for example {path / 'out'}",
         )
 
 
@@ -88,7 +88,7 @@ def refuse_taken(folder: Path, names: Iterable[str], *, what: str) -> None:
             f"the folder holds other files where {what} is to be written",
             where=folder,
             got=names_text(taken),
-            mend="choose another folder, for example a new one in it",
+            hint="choose another folder, for example a new one in it",
         )
 
 

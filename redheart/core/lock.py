@@ -30,7 +30,7 @@ def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
                 "another process works in this folder",
                 where=folder,
                 got=f"process {holder}",
-                mend="wait for it, stop it, or choose another --out",
+                hint="wait for it, stop it, or choose another --out",
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

@@ -77,7 +77,7 @@ def read_ranks(environment: Mapping[str, str]) -> Ranks:
             where=", ".join(f"{name}={value}" for name, value in given.items()),
             got="; ".join(wrong),
             expected=f"for several processes WORLD_SIZE, {', '.join(_NEEDED)}; for one none of them",
-            mend=f"start with a launcher (docs/several-devices.md), or: unset {' '.join(given)}",
+            hint=f"start with a launcher (docs/several-devices.md), or: unset {' '.join(given)}",
         )
     if world_size > 1:
         local_world_size = numbers.get("LOCAL_WORLD_SIZE", world_size)

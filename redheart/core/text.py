@@ -47,7 +47,7 @@ def read_content(path: Path, *, what: str = "file") -> bytes:
             raise BadInput(
                 f"the {what} is not {_MARKS[mark].upper()}, as its byte order mark says",
                 where=f"{path}: byte {len(mark) + error.start}",
-                mend="convert it, for instance with `iconv -t utf-8`",
+                hint="convert it, for instance with `iconv -t utf-8`",
             ) from error
     if b"\r" not in content:
         return content
@@ -70,7 +70,7 @@ def decode(content: bytes, path: Path, *, what: str = "file") -> str:
             f"the {what} is not UTF-8",
             where=f"{path}: line {line}",
             got=hex(content[error.start]),
-            mend="convert it, for instance with `iconv -t utf-8`",
+            hint="convert it, for instance with `iconv -t utf-8`",
         ) from error
 
 
@@ -86,9 +86,9 @@ def _unpacked(path: Path, what: str) -> bytes:
             # GzipFile takes a file object as it stands, a pipe too.
             content = (gzip.GzipFile(fileobj=file) if is_packed else file).read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise BadInput(f"{what} not found", where=path, mend="check its path") from None
+        raise BadInput(f"{what} not found", where=path, hint="check its path") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadInput("the gzip file is cut or damaged", where=path, got=error, mend="fetch it again") from error
+        raise BadInput("the gzip file is cut or damaged", where=path, got=error, hint="fetch it again") from error
     except OSError as error:
         raise BadInput(f"the {what} cannot be read", where=path, got=error.strerror) from error
     if len(content) > MAX_BYTES:
@@ -96,6 +96,6 @@ def _unpacked(path: Path, what: str) -> bytes:
             f"the {what} is too large",
             where=path,
             expected=f"at most {MAX_BYTES} bytes unpacked",
-            mend="split the file",
+            hint="split the file",
         )
     return content

@@ -87,7 +87,7 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     settings = settings or SelectConfig(strategy="window", level="module", map_epochs=0)
     snapshots = list_snapshots(folder / "snapshots")
     if not snapshots:
-        raise BadInput("there are no snapshots yet", where=folder / "snapshots", mend="train first, with `fit`")
+        raise BadInput("there are no snapshots yet", where=folder / "snapshots", hint="train first, with `fit`")
     num_records = len(learner.validation[0])
     select, confirm = np.arange(num_records // 2), np.arange(num_records // 2, num_records)
     evaluator = WholeEvaluator(learner, snapshots, select)

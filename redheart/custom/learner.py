@@ -102,5 +102,5 @@ def _check_modules(model: nn.Module, modules: Sequence[str]) -> None:
         raise BadInput(
             "the modules do not hold every tensor exactly once",
             got=f"missing: {', '.join(missing[:5]) or 'none'}; twice: {', '.join(twice[:5]) or 'none'}",
-            mend="name submodules that together are the whole model",
+            hint="name submodules that together are the whole model",
         )

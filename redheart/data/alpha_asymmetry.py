@@ -38,7 +38,7 @@ def log_ratio(left_E: np.ndarray, right_E: np.ndarray, *, name: str, subject: st
     powers = np.stack((left_E, right_E))
     if not (np.isfinite(powers) & (powers > 0)).all():
         flat = "F3" if not (np.isfinite(left_E) & (left_E > 0)).all() else "F4"
-        raise BadInput("a channel is flat or not a number", where=f"{name}: {flat}", mend="leave the recording out")
+        raise BadInput("a channel is flat or not a number", where=f"{name}: {flat}", hint="leave the recording out")
     ratio_E = np.log(right_E) - np.log(left_E)
     spread = float(ratio_E.std(ddof=1)) if len(ratio_E) > 1 else 0.0
     error = spread / math.sqrt(max(1, len(ratio_E) // 2))

@@ -37,12 +37,12 @@ def measure_file(path: Path, *, subject: str | None, reference: Reference) -> As
     """
     mne = _mne()
     if not path.exists():
-        raise BadInput("recording not found", where=path, mend="check the path")
+        raise BadInput("recording not found", where=path, hint="check the path")
     try:
         raw = mne.io.read_raw(path, preload=True, verbose="error")
     except _READ_ERRORS as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise BadInput("MNE cannot read the recording", where=path, got=lines[0], mend="check the file") from error
+        raise BadInput("MNE cannot read the recording", where=path, got=lines[0], hint="check the file") from error
     return measure(raw, name=path.name.partition(".")[0], subject=subject or _subject(raw, path), reference=reference)
 
 
@@ -59,7 +59,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
             "the recording has no " + " and no ".join(missing),
             where=name,
             got=", ".join(raw.ch_names[:40]),
-            mend="rename the channels to the names of the 10-20 system",
+            hint="rename the channels to the names of the 10-20 system",
         )
     raw = raw.copy().set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
     raw.filter(*_PASS_HZ, verbose="error")
@@ -74,7 +74,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
                 where=name,
                 got=num_eeg,
                 expected=f"{_LEAST_CSD_CHANNELS} or more",
-                mend="use --reference average",
+                hint="use --reference average",
             )
         try:
             raw = mne.preprocessing.compute_current_source_density(raw, verbose="error")
@@ -83,7 +83,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
                 "no current source density of these channels",
                 where=name,
                 got=str(error).splitlines()[0],
-                mend="use --reference average",
+                hint="use --reference average",
             ) from error
     epochs = mne.make_fixed_length_epochs(raw, duration=EPOCH_S, overlap=OVERLAP_S, preload=True, verbose="error")
     low, high = ALPHA_HZ

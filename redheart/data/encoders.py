@@ -83,7 +83,7 @@ def open_encoder(name: str, *, identity: str | None = None) -> Encoder:
             where=name,
             got=encoder.identity,
             expected=identity,
-            mend="install or restore the encoder with these weights, or say where it is with --encoder",
+            hint="install or restore the encoder with these weights, or say where it is with --encoder",
         )
     return encoder
 
@@ -140,7 +140,7 @@ class TransformerEncoder:
                 where=f"--features.encoder {label}",
                 got=model.width,
                 expected=f"{FEATURE_WIDTH}, or {FEATURE_WIDTH // 2} beside the pooled state",
-                mend="choose an encoder of that hidden size",
+                hint="choose an encoder of that hidden size",
             )
         self._model = model
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

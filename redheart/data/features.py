@@ -200,7 +200,7 @@ def known_manifest(root: Path) -> FeatureManifest | None:
             "the run's features do not name one encoder",
             where=root,
             got=", ".join(encoders),
-            mend="remove the features of other encoders; the next command makes the run's own again",
+            hint="remove the features of other encoders; the next command makes the run's own again",
         )
     return found[0] if found else None
 
@@ -233,7 +233,7 @@ def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -
                 where=path,
                 got=actual,
                 expected=expected,
-                mend=f"remove the folder {folder}; it will be computed again",
+                hint=f"remove the folder {folder}; it will be computed again",
             )
     states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
     summaries_NL = np.fromfile(summaries, dtype=np.float32).reshape(manifest.num_records, manifest.summary_width)
@@ -276,7 +276,7 @@ def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) ->
             "the encoder gives states that are no numbers in float16",
             where=f"--features.encoder {encoder.identity}",
             got=f"record {wrong[0]} of the prepared ones" + (f" and {len(wrong) - 1} near it" if wrong[1:] else ""),
-            mend="choose another encoder, or load its weights anew",
+            hint="choose another encoder, or load its weights anew",
         )
 
 
@@ -288,7 +288,7 @@ def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, c
             for chunk in chunks:
                 content = read_checked(chunk)
                 if content is None:
-                    raise CorruptFile("a chunk of the feature cache changed on the disk", where=chunk, mend="run again")
+                    raise CorruptFile("a chunk of the feature cache changed on the disk", where=chunk, hint="run again")
                 tensors = load(content)
                 lengths.append(tensors["lengths"])
                 states.write(tensors["states"].tobytes())

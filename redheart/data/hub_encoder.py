@@ -46,7 +46,7 @@ class HubModel:
                 where="--features.encoder",
                 got=f"{label} ({str(error).splitlines()[0]})",
                 expected="`minilm`, `hash`, or the hub id or folder of a Hugging Face encoder",
-                mend="check the name and the network; where its folder lies now is said by --features.encoder, or by "
+                hint="check the name and the network; where its folder lies now is said by --features.encoder, or by "
                 "--encoder to commands on a finished run",
             ) from error
         config, tokenizer = self._model.config, self._tokenizer

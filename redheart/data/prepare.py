@@ -131,14 +131,14 @@ def prepare(
                     "the class names are not those that this run was started with",
                     where=labels,
                     expected=", ".join(manifest.inventory.task("emotion").targets),
-                    mend="restore the file, or choose another --out for the changed one",
+                    hint="restore the file, or choose another --out for the changed one",
                 )
             raise BadInput(
                 "the records are not those that this run was started with",
                 where=source or "generated records",
                 got=f"SHA-256 {origin.sha256}",
                 expected=manifest.source.sha256,
-                mend="restore the file, or choose another --out for the changed one",
+                hint="restore the file, or choose another --out for the changed one",
             )
         refuse_foreign(out, contents)
     parsed = parse_rows(source or Path("generated.json"), kind, rows)
@@ -163,7 +163,7 @@ def prepare(
             got=f"{len(records)} records; with a target: "
             + ", ".join(f"{n} in {part}" for part, n in labelled.items()),
             expected=f"{MIN_LABELLED} with a target in every part, which takes at least 40 records",
-            mend="give more records, or label more of them",
+            hint="give more records, or label more of them",
         )
 
     with new_folder(out, contents) as folder:
@@ -220,7 +220,7 @@ def load_prepared(folder: Path) -> Prepared:
                 where=path,
                 got=found,
                 expected=expected,
-                mend="remove the folder and run `redheart prepare` again",
+                hint="remove the folder and run `redheart prepare` again",
             )
     lines = gzip.decompress((folder / "records.jsonl.gz").read_bytes()).split(b"\n")[:-1]
     tensors = load_file(folder / "targets.safetensors")
@@ -284,5 +284,5 @@ def _invalid(source: Path | None, parsed: Parsed) -> BadInput:
     return BadInput(
         f"{len(parsed.problems)} problems in {parsed.num_invalid} records\n{listing}{more}",
         where=source,
-        mend="correct the records, or drop them with --prepare.skip-invalid (they are kept in invalid.jsonl)",
+        hint="correct the records, or drop them with --prepare.skip-invalid (they are kept in invalid.jsonl)",
     )

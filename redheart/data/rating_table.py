@@ -66,7 +66,7 @@ def read_ratings(path: Path) -> RatingTable:
     if problems:
         more = f"\n    and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         listing = "\n".join(f"    {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-        raise BadInput(f"{len(problems)} problems\n{listing}{more}", where=path, mend="correct or remove these rows")
+        raise BadInput(f"{len(problems)} problems\n{listing}{more}", where=path, hint="correct or remove these rows")
     return table
 
 

@@ -79,7 +79,7 @@ def known_suffix(path: Path, known: Sequence[str]) -> str:
             where=path,
             got=suffix or "no suffix",
             expected=", ".join(f"{item}[.gz]" for item in known),
-            mend="convert or rename the file",
+            hint="convert or rename the file",
         )
     return suffix
 
@@ -113,8 +113,8 @@ def _array(path: Path, text: str) -> list[Row]:
     try:
         value = _parse(text)
     except ValueError as error:
-        mend = "correct it; a file with one object a line is called .jsonl"
-        raise BadInput("not valid JSON", where=path, got=error, mend=mend) from error
+        hint = "correct it; a file with one object a line is called .jsonl"
+        raise BadInput("not valid JSON", where=path, got=error, hint=hint) from error
     if not isinstance(value, list):
         raise BadInput("not a JSON array", where=path, got=type(value).__name__, expected="an array of records")
     return [Row(f"record {index}", item) for index, item in enumerate(value)]

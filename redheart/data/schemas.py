@@ -155,7 +155,7 @@ def _unknown_schema(path: Path, first: object) -> BadInput:
         where=path,
         got=(", ".join(map(str, first)) or "no key") if isinstance(first, dict) else type(first).__name__,
         expected="records with `id`, `text` and at least one of " + ", ".join(f"`{name}`" for name in sorted(_TARGETS)),
-        mend="see the README's section on data",
+        hint="see the README's section on data",
     )
 
 

@@ -94,7 +94,7 @@ def load_fit(path: Path) -> SummaryFit:
         raise CorruptFile(
             "the fit of the features is missing or was changed",
             where=path,
-            mend="remove it and run the command that trains again; it is made anew from the training records",
+            hint="remove it and run the command that trains again; it is made anew from the training records",
         )
     return SummaryFit(_key(tensors), tensors["mean_L"], tensors["projection_LP"])
 

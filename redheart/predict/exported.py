@@ -112,7 +112,7 @@ def load(folder: str | Path, *, encoder: str | None = None) -> Predictor:
     """
     folder = Path(folder)
     if not is_export(folder):
-        raise BadInput("there is no exported model in this folder", where=folder, mend="make one: `redheart export`")
+        raise BadInput("there is no exported model in this folder", where=folder, hint="make one: `redheart export`")
     _verify(folder, read_sealed(folder / MANIFEST, ExportManifest).files)
     config = read_sealed(folder / CONFIG, ExportConfig)
     if config.format != FORMAT:
@@ -148,7 +148,7 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
                 where=path,
                 got=found,
                 expected=expected,
-                mend="copy it again, or export the run again",
+                hint="copy it again, or export the run again",
             )
 
 

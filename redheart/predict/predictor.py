@@ -74,7 +74,7 @@ class Predictor:
             raise BadInput(
                 "a text is not Unicode",
                 where=f"id {', '.join(broken[:10])}",
-                mend="write it in UTF-8; a terminal in another encoding sends other bytes",
+                hint="write it in UTF-8; a terminal in another encoding sends other bytes",
             )
         for start in range(0, len(records), _CHUNK_TEXTS):
             yield from self._chunk(records[start : start + _CHUNK_TEXTS], batch)
@@ -86,7 +86,7 @@ class Predictor:
                 raise BadInput(
                     "the model's outputs are not numbers",
                     where=f"id {record.id}",
-                    mend="the encoder's states of this text, or the weights, are too large; leave the text out",
+                    hint="the encoder's states of this text, or the weights, are too large; leave the text out",
                 )
         return [
             Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})

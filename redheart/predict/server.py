@@ -46,7 +46,7 @@ def make_server(predictor: Predictor, *, name: str, port: int) -> ThreadingHTTPS
         return ThreadingHTTPServer((HOST, port), handler)
     except (OSError, OverflowError) as error:
         raise BadInput(
-            "the port cannot be used", where=f"--port {port}", got=error, mend="choose another; 0 takes a free one"
+            "the port cannot be used", where=f"--port {port}", got=error, hint="choose another; 0 takes a free one"
         ) from error
 
 

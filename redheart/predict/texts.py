@@ -37,7 +37,7 @@ def read_texts(path: Path) -> list[Record]:
     if problems:
         more = f"\n    and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         listing = "\n".join(f"    {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-        raise BadInput(f"{len(problems)} problems\n{listing}{more}", where=path, mend="correct or remove these")
+        raise BadInput(f"{len(problems)} problems\n{listing}{more}", where=path, hint="correct or remove these")
     return records
 
 

@@ -57,7 +57,7 @@ def write_html(markdown: Path) -> Path:
         BadInput: there is no such report, or a figure of it is missing.
     """
     if not markdown.is_file():
-        raise BadInput("there is no report", where=markdown, mend="make it: `redheart report RUN`")
+        raise BadInput("there is no report", where=markdown, hint="make it: `redheart report RUN`")
     path = markdown.with_suffix(".html")
     write_bytes(path, render(markdown.read_text(encoding="utf-8"), folder=markdown.parent).encode())
     return path
@@ -98,7 +98,7 @@ def _figure(token: Token, folder: Path) -> str:
     source = str(token.attrs["src"])
     path = (folder / source).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
-        raise BadInput("a figure of the report is missing", where=folder / source, mend="make the report again")
+        raise BadInput("a figure of the report is missing", where=folder / source, hint="make the report again")
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(token.content)}" src="data:image/png;base64,{data}">'
 

@@ -67,7 +67,7 @@ def strategy_named(name: str) -> Strategy:
             "the run keeps no moving average of its optimizer steps",
             where="--select.strategy",
             got=name,
-            mend="`snapshot-ema` is the moving average over its snapshots",
+            hint="`snapshot-ema` is the moving average over its snapshots",
         )
     if name not in STRATEGIES:
         raise BadInput(

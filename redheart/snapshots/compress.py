@@ -192,5 +192,5 @@ def _unlike(path: Path, got: str, expected: str) -> RedHeartError:
         where=path,
         got=f"SHA-256 {got}",
         expected=expected,
-        mend="test this machine's memory and disk",
+        hint="test this machine's memory and disk",
     )

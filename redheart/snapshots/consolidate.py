@@ -191,7 +191,7 @@ def check_specs(
             "the tensors do not fit the model",
             where=where,
             got="; ".join(wrong),
-            mend="the snapshots must be of this run and this preset",
+            hint="the snapshots must be of this run and this preset",
         )
 
 
@@ -206,7 +206,7 @@ def _check_choice(choice: Mapping[str, Blend], by_epoch: Mapping[int, Snapshot],
                 where=name,
                 got=f"epochs {', '.join(map(str, by_epoch))}",
                 expected=f"epoch {missing[0]}",
-                mend="choose again among those that are there: `redheart sweet-spot RUN`",
+                hint="choose again among those that are there: `redheart sweet-spot RUN`",
             )
         for epoch in blend.epochs:
             if name not in by_epoch[epoch].manifest.modules:

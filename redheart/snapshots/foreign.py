@@ -147,7 +147,7 @@ def refuse_problems(problems: list[str], source: Path) -> None:
         raise BadInput(
             f"{len(problems)} tensors are not what they must be\n{shown}{more}",
             where=source,
-            mend="check --preset or --like; other floating-point types are converted by --dtype",
+            hint="check --preset or --like; other floating-point types are converted by --dtype",
         )
 
 
@@ -189,7 +189,7 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
                 "the folder holds several models",
                 where=folder,
                 got=", ".join(item.name for item in several),
-                mend="give the file that you mean",
+                hint="give the file that you mean",
             )
         if index.is_file():
             _refuse_part(part, folder)

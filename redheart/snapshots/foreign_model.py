@@ -55,13 +55,13 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
             "weights are arrays of numpy, which are not read",
             where=root.file,
             got=", ".join(arrays[:MAX_PROBLEMS]),
-            mend="turn them into tensors where the file was made: torch.from_numpy",
+            hint="turn them into tensors where the file was made: torch.from_numpy",
         )
     raise BadInput(
         "the file holds no model, only what is kept of a training",
         where=root.file,
         got=", ".join([*start.parts, *start.tensors][:MAX_PROBLEMS]),
-        mend="give the file that holds the weights",
+        hint="give the file that holds the weights",
     )
 
 
@@ -179,5 +179,5 @@ def _twins(parts: Sequence[Part]) -> BadInput:
         where=parts[0].file,
         got=", ".join(found),
         expected="one",
-        mend=f"name it: --part {parts[0].path}",
+        hint=f"name it: --part {parts[0].path}",
     )

@@ -153,7 +153,7 @@ def keys_by_name(names: Names, where: Path) -> dict[str, str]:
             f"{len(twice)} names would stand for several tensors without what wrappers put before them",
             where=where,
             got="; ".join(twice[:MAX_PROBLEMS]),
-            mend="save the state_dict() of the model alone, or remove one of each",
+            hint="save the state_dict() of the model alone, or remove one of each",
         )
     for name in by_name:
         if name in ("", _METADATA) or not _is_text(name):

@@ -32,7 +32,7 @@ def refuse_unwritable(tensors: Mapping[str, Tensor], where: Path) -> None:
             "\n".join([f"{len(lines)} tensors are of a kind that is not imported", *lines[:MAX_PROBLEMS], *more]),
             where=where,
             expected=f"dense tensors of {', '.join(DTYPE_NAMES.values())}",
-            mend="change them where the file was made, as said behind each, and save it again",
+            hint="change them where the file was made, as said behind each, and save it again",
         )
 
 

@@ -72,7 +72,7 @@ def open_zero(folder: Path) -> ZeroTensors:
             "a checkpoint of ZeRO stage 3 or of model parallelism is not read here",
             where=folder,
             expected="stage 1 or 2, one model-parallel rank",
-            mend="turn it into one file with the zero_to_fp32.py beside it, and import that",
+            hint="turn it into one file with the zero_to_fp32.py beside it, and import that",
         )
     model = _dictionary(load_torch_file(folder / _MODEL), folder / _MODEL)
     weights = _tensors(model.get("module"), folder / _MODEL, "module")
@@ -151,7 +151,7 @@ def _groups(folder: Path) -> _Groups:
             "the checkpoint lacks the optimizer's files, which hold the float32 weights",
             where=folder,
             expected="*zero_pp_rank_*_mp_rank_00_optim_states.pt",
-            mend=f"import {_MODEL} alone for its bf16 weights",
+            hint=f"import {_MODEL} alone for its bf16 weights",
         )
     groups = _Groups()
     for rank in range(max(files) + 1):

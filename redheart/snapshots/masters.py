@@ -24,7 +24,7 @@ class Masters(Mapping[str, Tensor]):
             raise BadInput(
                 "this resume state does not say where its parameters lie",
                 where=state.folder,
-                mend="resume the run for one step, which writes a new state, or consolidate a snapshot with --epoch",
+                hint="resume the run for one step, which writes a new state, or consolidate a snapshot with --epoch",
             )
         self._folder = state.folder
         self._ranks = state.ranks

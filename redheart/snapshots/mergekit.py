@@ -74,7 +74,7 @@ def tensors_folder(path: Path) -> Path:
         raise BadInput("a mergekit file needs a suffix", where=path, expected="a name such as merge.yaml")
     folder = path.with_suffix("").absolute()
     if shown(folder) != str(folder):
-        raise BadInput("mergekit reads paths in UTF-8", where=path, got=shown(folder), mend="choose another folder")
+        raise BadInput("mergekit reads paths in UTF-8", where=path, got=shown(folder), hint="choose another folder")
     refuse_foreign(folder, _contents)
     return folder
 

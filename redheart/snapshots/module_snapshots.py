@@ -106,7 +106,7 @@ class Snapshot:
                 "the snapshot that another one holds differences to is missing",
                 where=f"{self.folder}, {name}",
                 expected=folder,
-                mend="restore it; without it this snapshot cannot be read",
+                hint="restore it; without it this snapshot cannot be read",
             )
         base = open_snapshot(folder)
         found = base.manifest.modules.get(name)
@@ -117,7 +117,7 @@ class Snapshot:
                 where=f"{self.folder}, {name}",
                 got=f"SHA-256 {found.content_sha256 if found else 'none'} in {folder}",
                 expected=delta.base_sha256,
-                mend="restore that snapshot, or train on: a resumed run writes both anew",
+                hint="restore that snapshot, or train on: a resumed run writes both anew",
             )
         return base
 

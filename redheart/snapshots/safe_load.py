@@ -96,7 +96,7 @@ def load_torch_file(path: Path) -> object:
         where=path,
         got=", ".join(sorted(unsafe)),
         expected="tensors, numbers, texts, lists and dictionaries",
-        mend="if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
+        hint="if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
     )
 
 
@@ -114,7 +114,7 @@ def _check_zip(path: Path) -> None:
             "not a file of torch.save",
             where=path,
             expected="the zip format of torch 1.6 and later",
-            mend="save it again with a newer torch, best as safetensors",
+            hint="save it again with a newer torch, best as safetensors",
         )
     try:
         with zipfile.ZipFile(path) as archive:

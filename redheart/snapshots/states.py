@@ -182,7 +182,7 @@ def newest_state(root: Path) -> State | None:
             "no resume state can be read",
             where=root,
             got="; ".join(f"{error.where}: {error.what}" for error in refused),
-            mend="restore one from a copy, or remove this folder to train again from the start",
+            hint="restore one from a copy, or remove this folder to train again from the start",
         )
     return None
 

@@ -195,7 +195,7 @@ def verify(folder: Path, entry: TensorFile) -> Path:
         raise CorruptFile("a manifest names a file of another folder", where=folder, got=entry.file)
     if not path.is_file():
         raise CorruptFile(
-            "a file of tensors is missing", where=path, mend="restore it, or use another snapshot or state"
+            "a file of tensors is missing", where=path, hint="restore it, or use another snapshot or state"
         )
     size = path.stat().st_size
     if size != entry.bytes:
@@ -207,7 +207,7 @@ def verify(folder: Path, entry: TensorFile) -> Path:
             where=path,
             got=f"SHA-256 {found}",
             expected=entry.sha256,
-            mend="restore it, or use another snapshot or state",
+            hint="restore it, or use another snapshot or state",
         )
     return path
 
@@ -310,7 +310,7 @@ def _refuse_unknown_types(slices: Mapping[str, _Slice], path: Path) -> None:
             where=path,
             got="; ".join(unknown[:MAX_PROBLEMS]) + more,
             expected=", ".join(_DTYPES),
-            mend="convert them where the file was made; what packs several numbers into a byte can be kept as U8",
+            hint="convert them where the file was made; what packs several numbers into a byte can be kept as U8",
         )
 
 

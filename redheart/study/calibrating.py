@@ -146,7 +146,7 @@ def _labelled(prepared: Prepared, part: str) -> tuple[np.ndarray, np.ndarray]:
             where=part,
             got=f"{len(rows)} with an emotion",
             expected=f"{least} or more",
-            mend="calibrate a run of more records",
+            hint="calibrate a run of more records",
         )
     if targets_NC.shape[1] < 3:
         raise BadInput("calibration is for three classes or more", where=part, got=targets_NC.shape[1], expected="3")

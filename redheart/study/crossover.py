@@ -68,7 +68,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
     """
     path = folder.select / "sweet_spot.json"
     if not path.is_file():
-        raise BadInput("the run has no sweet spot yet", where=path, mend="run `redheart sweet-spot RUN` first")
+        raise BadInput("the run has no sweet spot yet", where=path, hint="run `redheart sweet-spot RUN` first")
     spot = read_sealed(path, SweetSpot)
     snapshots, specs = open_snapshots(folder), expected_specs(config, data.prepared)
     choices = {"crossover": spot.modules, "best_single": dict.fromkeys(spot.modules, single(spot.best_epoch))}
@@ -84,7 +84,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
             where=folder.select / "crossover",
             got=f"gain {gain_select.percent:+.4f} % on the select records",
             expected=f"{spot.selection.gain.percent:+.4f} %",
-            mend="snapshots or features have changed since; run `redheart sweet-spot RUN` again",
+            hint="snapshots or features have changed since; run `redheart sweet-spot RUN` again",
         )
     num_judged = _open_confirm(folder, data, digests)
     confirm = _losses(config, folder, data, CONFIRM)
@@ -130,7 +130,7 @@ def read_crossover(folder: RunFolder) -> Crossover:
     """
     path: Path = folder.select / "crossover.json"
     if not path.is_file():
-        raise BadInput("the run has no crossover yet", where=path, mend="run `redheart crossover RUN` first")
+        raise BadInput("the run has no crossover yet", where=path, hint="run `redheart crossover RUN` first")
     return read_sealed(path, Crossover)
 
 

@@ -1,4 +1,4 @@
-"""Is this machine fit for a run: versions, compiler, card, memory, disk, WSL; each with a verdict and a mend."""
+"""Is this machine fit for a run: versions, compiler, card, memory, disk, WSL; each with a verdict and a hint."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ class Finding(msgspec.Struct, frozen=True):
     name: str
     verdict: str
     found: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 def examine(folder: Path) -> list[Finding]:
@@ -61,8 +61,8 @@ def _compiler() -> Finding:
     """The compiler that the first start of a run takes, by the function that it asks."""
     found = compilers()
     if not found:
-        mend = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
-        return Finding("C++ compiler", "note", "none", mend)
+        hint = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
+        return Finding("C++ compiler", "note", "none", hint)
     command = shlex.join(found[0])
     text = _output([*found[0], "--version"])
     line = f"{command}: {text.splitlines()[0]}" if text else command
@@ -76,8 +76,8 @@ def _kernel() -> Finding:
     failures: list[str] = []
     folders = list(usable_folders(failures))
     if not folders:
-        mend = f"{'; '.join(failures)}: set XDG_CACHE_HOME; the slow optimizer in plain torch is used"
-        return Finding("kernel", "note", "nowhere to keep it", mend)
+        hint = f"{'; '.join(failures)}: set XDG_CACHE_HOME; the slow optimizer in plain torch is used"
+        return Finding("kernel", "note", "nowhere to keep it", hint)
     kept = [path for folder in folders for path in compiled_in(folder, None)]
     text = f"compiled: {kept[0]}" if kept else f"compiled at the first start, in {folders[0]}"
     if not failures:
@@ -97,8 +97,8 @@ def arithmetic() -> Finding:
     found = f"bf16 {bf16:.0f}, float32 {fp32:.0f} GFLOPS a core; a run on the CPU takes {taken}"
     if taken == faster:
         return Finding("CPU arithmetic", "ok", found)
-    mend = f"oneDNN says otherwise: once nothing else runs, look again, or run with --train.compute-type {faster}"
-    return Finding("CPU arithmetic", "note", found, mend)
+    hint = f"oneDNN says otherwise: once nothing else runs, look again, or run with --train.compute-type {faster}"
+    return Finding("CPU arithmetic", "note", found, hint)
 
 
 def _gpu() -> list[Finding]:
@@ -107,8 +107,8 @@ def _gpu() -> list[Finding]:
     driver = _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
     if not torch.cuda.is_available():
         if driver:
-            mend = f"this torch ({torch.__version__}) has no CUDA or not this driver's: install a CUDA build"
-            return [Finding("GPU", "bad", driver.splitlines()[0], mend)]
+            hint = f"this torch ({torch.__version__}) has no CUDA or not this driver's: install a CUDA build"
+            return [Finding("GPU", "bad", driver.splitlines()[0], hint)]
         return [Finding("GPU", "note", "none", "everything runs on the CPU; `full` wants a CUDA device of 8 GiB")]
     findings = []
     for index in range(torch.cuda.device_count()):
@@ -130,8 +130,8 @@ def _memory() -> Finding:
     memory = host_memory()
     good = memory.available_bytes > 12 * GIB
     close = "raise the limit" if memory.limited_by else "close other programs"
-    mend = None if good else f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
-    return Finding("host memory", "ok" if good else "note", str(memory), mend)
+    hint = None if good else f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
+    return Finding("host memory", "ok" if good else "note", str(memory), hint)
 
 
 def _disk(folder: Path) -> Finding:
@@ -139,21 +139,21 @@ def _disk(folder: Path) -> Finding:
 
     free = free_disk_bytes(folder.resolve())
     good = free > 60 * GIB
-    mend = (
+    hint = (
         None if good else "`full` with 60 epochs wants about 55 GiB: another --out, or a larger --train.snapshot-every"
     )
-    return Finding("disk", "ok" if good else "note", f"{free / GIB:.1f} GiB free at {folder}", mend)
+    return Finding("disk", "ok" if good else "note", f"{free / GIB:.1f} GiB free at {folder}", hint)
 
 
 def _wsl() -> Finding:
     release = platform.release().lower()
     if "microsoft" not in release:
         return Finding("WSL", "ok", "no")
-    mend = (
+    hint = (
         "Windows spills a full card into host memory without an error, and a run becomes much slower: in the NVIDIA "
         "control panel set `CUDA - Sysmem Fallback Policy` to `Prefer No Sysmem Fallback`; see `memory=` in .wslconfig"
     )
-    return Finding("WSL", "note", platform.release(), mend)
+    return Finding("WSL", "note", platform.release(), hint)
 
 
 def _shm() -> Finding:
@@ -162,8 +162,8 @@ def _shm() -> Finding:
         return Finding("/dev/shm", "note", "none", "several ranks on one host use sockets instead: slower")
     free = shutil.disk_usage(path).free
     good = free >= GIB // 4
-    mend = None if good else "several ranks want 256 MiB: in a container `--shm-size 1g`"
-    return Finding("/dev/shm", "ok" if good else "note", f"{free / GIB:.2f} GiB free", mend)
+    hint = None if good else "several ranks want 256 MiB: in a container `--shm-size 1g`"
+    return Finding("/dev/shm", "ok" if good else "note", f"{free / GIB:.2f} GiB free", hint)
 
 
 def _output(command: list[str]) -> str:

@@ -80,7 +80,7 @@ def recommended(folder: RunFolder) -> Recommended:
     """
     path = folder.select / "crossover.json"
     if not path.is_file():
-        raise BadInput("the run has no crossover yet", where=path, mend="run `redheart crossover RUN` first")
+        raise BadInput("the run has no crossover yet", where=path, hint="run `redheart crossover RUN` first")
     return read_sealed(path, Recommended)
 
 
@@ -103,7 +103,7 @@ def calibration_of(folder: RunFolder, choice: Recommended) -> Calibration | None
         raise BadInput(
             "the calibration was fitted to another model than the run now recommends",
             where=path,
-            mend="run `redheart calibrate RUN` again, or remove the file",
+            hint="run `redheart calibrate RUN` again, or remove the file",
         )
     return stored.calibration
 
@@ -116,7 +116,7 @@ def run_features(folder: RunFolder) -> FeatureManifest:
     """
     found = known_manifest(folder.features)
     if found is None:
-        raise BadInput("the run has no features", where=folder.features, mend="`redheart train --run RUN` makes them")
+        raise BadInput("the run has no features", where=folder.features, hint="`redheart train --run RUN` makes them")
     return found
 
 

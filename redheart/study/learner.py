@@ -173,7 +173,7 @@ def predict_rows(
         raise Diverged(
             "the model's outputs are not finite",
             got=", ".join(wrong),
-            mend="lower --train.learning-rate; the states from before are intact",
+            hint="lower --train.learning-rate; the states from before are intact",
         )
     return outputs
 

@@ -72,7 +72,7 @@ def read_openings(folder: RunFolder) -> list[Opening]:
         raise CorruptFile(
             "the list of openings is gone",
             where=folder.openings,
-            mend="restore it from a copy; without it nobody knows how often the test split was looked at",
+            hint="restore it from a copy; without it nobody knows how often the test split was looked at",
         )
     return []
 

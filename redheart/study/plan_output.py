@@ -108,7 +108,7 @@ def plan_fields(answer: Answer) -> dict[str, object]:
 
     fields = dict(msgspec.to_builtins(answer.plan))
     fields["nearest"] = msgspec.to_builtins(answer.nearest)
-    fields["mend"] = None if answer.plan.fits else nearest_text(answer.nearest)
+    fields["hint"] = None if answer.plan.fits else nearest_text(answer.nearest)
     return fields
 
 

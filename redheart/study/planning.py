@@ -130,7 +130,7 @@ def refuse_unless_fits(found: Answer) -> None:
             where=f"strategy {plan.strategy}, micro-batch {plan.micro_batch}, at {plan.peak_moment}",
             got=f"predicted {plan.peak_bytes / GIB:.2f} GiB, upper bound {plan.upper_bytes / GIB:.2f} GiB",
             expected=f"at most {plan.vram_bytes / GIB:.2f} GiB",
-            mend=nearest_text(found.nearest),
+            hint=nearest_text(found.nearest),
         )
 
 

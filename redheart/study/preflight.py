@@ -34,15 +34,15 @@ def check_run(config: StudyConfig) -> str:
             f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk"
         )
     memory = host_memory()
-    mend = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"
-    _refuse("host memory", sum(host.values()), memory.available_bytes, str(memory), mend=mend)
+    hint = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"
+    _refuse("host memory", sum(host.values()), memory.available_bytes, str(memory), hint=hint)
     free_bytes = planning.free_disk_bytes(config.out) + _already_written(config)
     _refuse(
         "disk",
         sum(disk.values()),
         free_bytes,
         f"{free_bytes / GIB:.2f} GiB free",
-        mend="free some space, choose another --out or a larger --train.snapshot-every",
+        hint="free some space, choose another --out or a larger --train.snapshot-every",
     )
     allowed_bytes = max_file_bytes()
     if allowed_bytes is not None:
@@ -52,7 +52,7 @@ def check_run(config: StudyConfig) -> str:
             disk["resume states"] // 3 // int(os.environ.get("WORLD_SIZE", "1")),
             allowed_bytes,
             f"{allowed_bytes / GIB:.2f} GiB a file, limited by RLIMIT_FSIZE (ulimit -f)",
-            mend="raise the limit or use a smaller --preset",
+            hint="raise the limit or use a smaller --preset",
         )
     return line
 
@@ -81,11 +81,11 @@ def _already_written(config: StudyConfig) -> int:
     return size
 
 
-def _refuse(what: str, wanted_bytes: int, there_bytes: int, there: str, *, mend: str) -> None:
+def _refuse(what: str, wanted_bytes: int, there_bytes: int, there: str, *, hint: str) -> None:
     if wanted_bytes > there_bytes:
         raise DoesNotFit(
             f"the run does not fit: too little {what}",
             got=there,
             expected=f"{wanted_bytes / GIB:.2f} GiB",
-            mend=f"{mend}; --force runs all the same",
+            hint=f"{hint}; --force runs all the same",
         )

@@ -53,7 +53,7 @@ def rate(root: Path, csv: Path, *, texts: Path | None, encoder: str | None = Non
             where=csv,
             got=f"ids such as {table.ids[0]}",
             expected="ids of the file of --texts" if texts else "ids of the run's validation records",
-            mend="give the texts with --texts FILE",
+            hint="give the texts with --texts FILE",
         )
     found = predictor.predict(list(records.values()))
     affects = {prediction.id: predicted_affect(prediction.tasks) for prediction in found}
@@ -64,7 +64,7 @@ def rate(root: Path, csv: Path, *, texts: Path | None, encoder: str | None = Non
             "the model predicts nothing that a column can be held against",
             where=f"{csv}: {', '.join(unknown)}",
             expected=", ".join(sorted(name for name in known if "." not in name)),
-            mend="rename or remove the column",
+            hint="rename or remove the column",
         )
     return RatingsResult(
         num_texts=len(records),

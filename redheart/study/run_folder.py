@@ -139,7 +139,7 @@ def check(config: StudyConfig) -> SavedConfig | None:
     """
     folder = RunFolder(config.out)
     if config.out.exists() and not config.out.is_dir():
-        raise BadInput("a file stands where the run's folder is to be", where=config.out, mend="choose another --out")
+        raise BadInput("a file stands where the run's folder is to be", where=config.out, hint="choose another --out")
     if not is_sealed(folder.config):
         refuse_taken(folder.root, folder.parts, what="a run")
         return None
@@ -151,7 +151,7 @@ def check(config: StudyConfig) -> SavedConfig | None:
             "this folder holds a run with other settings",
             where=folder.root,
             got="; ".join(changed),
-            mend="choose another --out, or repeat the settings that the run was started with",
+            hint="choose another --out, or repeat the settings that the run was started with",
         )
     progress = newest_progress(folder.states)
     done = progress.epoch if progress else 0
@@ -161,7 +161,7 @@ def check(config: StudyConfig) -> SavedConfig | None:
             where=folder.root,
             got=f"--epochs {config.epochs}",
             expected=f"{done} or more",
-            mend="give that many, or choose another --out for a shorter run",
+            hint="give that many, or choose another --out for a shorter run",
         )
     return old
 
@@ -192,7 +192,7 @@ def load(root: Path, *, encoder: str | None = None) -> tuple[RunFolder, StudyCon
     """
     folder = RunFolder(root)
     if not folder.config.is_file():
-        raise BadInput("there is no run in this folder", where=root, mend="make one with `redheart run --out FOLDER`")
+        raise BadInput("there is no run in this folder", where=root, hint="make one with `redheart run --out FOLDER`")
     saved = read_sealed(folder.config, SavedConfig)
     config = _decoded(saved)
     features = dataclasses.replace(
@@ -208,7 +208,7 @@ def _started_by_first_rank(folder: RunFolder) -> RunFolder:
     deadline = time.monotonic() + FIRST_RANK_S
     while not is_sealed(folder.config):
         if time.monotonic() > deadline:
-            raise BadInput("the first rank has not started the run", where=folder.root, mend="see its own message")
+            raise BadInput("the first rank has not started the run", where=folder.root, hint="see its own message")
         time.sleep(0.05)
     return folder
 

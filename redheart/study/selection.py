@@ -78,7 +78,7 @@ def open_snapshots(folder: RunFolder) -> list[Snapshot]:
     """
     snapshots = list_snapshots(folder.snapshots)
     if not snapshots:
-        raise BadInput("the run has no snapshots yet", where=folder.snapshots, mend="train first: `redheart train`")
+        raise BadInput("the run has no snapshots yet", where=folder.snapshots, hint="train first: `redheart train`")
     return snapshots
 
 

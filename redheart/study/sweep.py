@@ -55,7 +55,7 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
             "every learning rate of the sweep failed",
             where=folder.sweep,
             got=trials[0].status,
-            mend="give smaller ones with --sweep.rates",
+            hint="give smaller ones with --sweep.rates",
         )
     sweep = Sweep(key, trials, min(scored, key=lambda rate: scored[rate]))
     write_sealed(path, sweep)
@@ -129,7 +129,7 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
         raise Interrupted(
             "the sweep was stopped on request; nothing is lost",
             where=folder.sweep,
-            mend="run the same command again to go on",
+            hint="run the same command again to go on",
         )
     if code not in (0, Diverged.exit_code):
         kinds = {kind.exit_code: kind for kind in (BadInput, DoesNotFit, DiskError, Interrupted)}
@@ -137,7 +137,7 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
             "a trial of the sweep did not come to its end",
             where=folder.sweep,
             got=f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}",
-            mend="its own message stands above; run the same command again to go on",
+            hint="its own message stands above; run the same command again to go on",
         )
 
 

@@ -64,6 +64,6 @@ def best_rate(folder: RunFolder) -> float:
             "no learning rate",
             where="--train.learning-rate",
             expected="a number, or the result of a sweep in the run's folder",
-            mend="give --train.learning-rate 1e-4, or run `redheart sweep` first",
+            hint="give --train.learning-rate 1e-4, or run `redheart sweep` first",
         )
     return read_sealed(path, Sweep).best_rate

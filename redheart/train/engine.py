@@ -114,7 +114,7 @@ class PlainEngine:
 
     def __init__(self, module: nn.Module, config: TrainConfig):
         if launched().world_size > 1:
-            raise BadInput("strategy `plain` is for one process", mend="use a zero2 strategy with several ranks")
+            raise BadInput("strategy `plain` is for one process", hint="use a zero2 strategy with several ranks")
         set_threads(module, config, 1)
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -196,7 +196,7 @@ class ZeroEngine:
             raise BadInput(
                 "accelerate did not hand the model to DeepSpeed",
                 got=type(prepared).__name__,
-                mend="unset ACCELERATE_USE_CPU; to leave a card alone set CUDA_VISIBLE_DEVICES to nothing",
+                hint="unset ACCELERATE_USE_CPU; to leave a card alone set CUDA_VISIBLE_DEVICES to nothing",
             )
         self._engine = prepared
         self._zero = prepared.optimizer
@@ -361,7 +361,7 @@ def _load_state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer,
                 where=f"{index}.master",
                 got=tuple(saved.shape),
                 expected=tuple(master.shape),
-                mend="resume with the same preset and strategy",
+                hint="resume with the same preset and strategy",
             )
         master.data.copy_(saved)
         del saved

@@ -57,13 +57,13 @@ def validated(learner: Learner, epoch: TrainedEpoch) -> tuple[Validation, float]
         raise DoesNotFit(
             "out of device memory",
             where=where,
-            mend="validate in smaller batches, then run the same command again; it goes on with the validation",
+            hint="validate in smaller batches, then run the same command again; it goes on with the validation",
         )
     if not math.isfinite(validation.loss):
         raise Diverged(
             f"the validation loss is {validation.loss}",
             where=where,
-            mend="lower --train.learning-rate; the states from before are intact",
+            hint="lower --train.learning-rate; the states from before are intact",
         )
     return validation, time.perf_counter() - start_s
 

@@ -159,7 +159,7 @@ def watched_events(path: Path) -> list[Event]:
 def _refuse_foreign(path: Path, content: bytes) -> None:
     """Another program's file of this name must not be cut to the length of ours."""
     if not content.startswith(_BEGINNING[: len(content)]):
-        raise BadInput("another file stands where the event log is to be written", where=path, mend="move it elsewhere")
+        raise BadInput("another file stands where the event log is to be written", where=path, hint="move it elsewhere")
 
 
 def _content(path: Path) -> bytes:
@@ -180,7 +180,7 @@ def _parsed(path: Path, content: bytes, *, least_bytes: int) -> tuple[list[Event
             where=path,
             got=f"{whole_bytes} bytes of whole lines",
             expected=f"{least_bytes} or more, as the newest resume state says",
-            mend=_MEND,
+            hint=_MEND,
         )
     events, chain = [], ""
     for number, line in enumerate(content[:whole_bytes].split(b"\n")[:-1], start=1):
@@ -190,7 +190,7 @@ def _parsed(path: Path, content: bytes, *, least_bytes: int) -> tuple[list[Event
             raise CorruptFile(
                 "the event log was changed, or a line of it is missing",
                 where=f"{path}, line {number}",
-                mend=_MEND,
+                hint=_MEND,
             )
         events.append(json.loads(body + b"}"))
     return events, chain

@@ -42,7 +42,7 @@ def install(zero: Any, *, accumulates: bool) -> None:
             "the fused step does not know this DeepSpeed",
             got=f"{type(zero).__name__} of deepspeed {__version__}",
             expected=f"deepspeed {WRITTEN_FOR}",
-            mend=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
+            hint=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
         )
     assert isinstance(zero.optimizer, HostAdamW8bit)
     zero.param_buffer_of_bit16_for_cpu_offload_groups.clear()

@@ -54,7 +54,7 @@ def train(
         OtherRankFailed: another rank raised one of these, or was killed.
     """
     with no_second_try(
-        DoesNotFit("out of device memory", where="the start", mend="take a smaller --preset or another strategy")
+        DoesNotFit("out of device memory", where="the start", hint="take a smaller --preset or another strategy")
     ):
         engine = start_engine(learner.model, settings.train)
     with (
@@ -91,7 +91,7 @@ def train(
                         raise Interrupted(
                             "stopped on request; nothing is lost",
                             where=f"step {run.at.step}, epoch {run.at.epoch + 1}",
-                            mend="run the same command again to go on",
+                            hint="run the same command again to go on",
                         )
                     if settings.train.state_every_steps and run.at.step % settings.train.state_every_steps == 0:
                         run.save_state()
@@ -257,7 +257,7 @@ class _Run:
             "out of device memory",
             where=f"{part} of step {self.at.step + 1}",
             got=f"micro-batch {self.micro_batch} on {self.engine.world_size} ranks",
-            mend=f"run the same command again with --train.micro-batch {max(1, self.micro_batch // 2)} or "
+            hint=f"run the same command again with --train.micro-batch {max(1, self.micro_batch // 2)} or "
             "--train.checkpointing True; it goes on from the last state",
         )
 
@@ -265,7 +265,7 @@ class _Run:
         return Diverged(
             what,
             where=f"epoch {self.at.epoch + 1}, step {self.at.step + 1}",
-            mend="lower --train.learning-rate; the states from before are intact",
+            hint="lower --train.learning-rate; the states from before are intact",
         )
 
     def _learning_rate(self, step: int) -> float:

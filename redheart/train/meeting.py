@@ -215,5 +215,5 @@ def no_meeting(ranks: Ranks, got: str) -> BadInput:
         where=f"rank {ranks.rank} of {ranks.world_size}, MASTER_ADDR={ranks.address[0]} MASTER_PORT={ranks.address[1]}",
         got=got,
         expected="the host of rank 0, and a port that is free there",
-        mend="give another port: MASTER_PORT, `accelerate --main_process_port` or `deepspeed --master_port`",
+        hint="give another port: MASTER_PORT, `accelerate --main_process_port` or `deepspeed --master_port`",
     )

@@ -40,7 +40,7 @@ def _deepspeed_adam(groups: Sequence[dict[str, object]], betas: tuple[float, flo
         raise BadInput(
             "DeepSpeed's Adam for the host cannot be compiled or loaded",
             got=_cause(str(error.__cause__ or error)),
-            mend="install g++ (apt install g++), or take --train.strategy zero2_offload_adam8bit",
+            hint="install g++ (apt install g++), or take --train.strategy zero2_offload_adam8bit",
         ) from error
     return adam
 

@@ -45,7 +45,7 @@ def in_parts(batches: Sequence[np.ndarray], work: Callable[[np.ndarray], T]) -> 
             raise DoesNotFit(
                 "out of device memory",
                 where="a pass without gradients over one record",
-                mend="free the device of other programs or take a smaller --preset, then run the same command again",
+                hint="free the device of other programs or take a smaller --preset, then run the same command again",
             )
         pending = split(pending, len(rows) // 2)
         print(

@@ -23,7 +23,7 @@ SETTLE_S = 3.0
 """An error of no class of ours may be a collective that another rank has left: so long is waited for word of that."""
 DECIDE_S = 5.0
 """What the first rank may take to decide who was first."""
-_FIELDS = ("where", "got", "expected", "mend")
+_FIELDS = ("where", "got", "expected", "hint")
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -35,12 +35,12 @@ class Failure(msgspec.Struct, frozen=True):
     where: str | None = None
     got: str | None = None
     expected: str | None = None
-    mend: str | None = None
+    hint: str | None = None
 
     def as_error(self) -> OtherRankFailed:
         """What the other ranks end with."""
         what = f"rank {self.rank}: {self.what}"
-        error = OtherRankFailed(what, where=self.where, got=self.got, expected=self.expected, mend=self.mend)
+        error = OtherRankFailed(what, where=self.where, got=self.got, expected=self.expected, hint=self.hint)
         error.exit_code = self.exit_code
         return error
 
@@ -267,7 +267,7 @@ def _without_a_word(rank: int, host: str) -> Failure:
         "ended without a word, and with it the run",
         where=f"host {host}",
         got="killed, out of memory, or its host is gone",
-        mend="run the same command again; it goes on from the last state",
+        hint="run the same command again; it goes on from the last state",
     )
 
 
@@ -276,7 +276,7 @@ def _failure(rank: int, error: BaseException) -> Failure:
         fields = {name: _text(value) for name in _FIELDS if (value := getattr(error, name)) is not None}
         return Failure(rank, error.exit_code, _text(error.what), **fields)
     if isinstance(error, KeyboardInterrupt):
-        return Failure(rank, Interrupted.exit_code, "interrupted", mend="run the same command again to go on")
+        return Failure(rank, Interrupted.exit_code, "interrupted", hint="run the same command again to go on")
     code = error.code if isinstance(error, SystemExit) else None
     return Failure(rank, code if isinstance(code, int) else 1, _text(f"{type(error).__name__}: {error}"))
 

@@ -33,7 +33,7 @@ class Repartitioned(Mapping[str, Tensor]):
                 "the state belongs to another model",
                 got=f"{len(groups)} parameter groups",
                 expected=len(sizes),
-                mend="resume with the same preset and strategy",
+                hint="resume with the same preset and strategy",
             )
 
     def __getitem__(self, name: str) -> Tensor:

@@ -169,7 +169,7 @@ def open_wandb(
         raise BadInput(
             "W&B cannot be used online",
             got=_one_line(error),
-            mend="`wandb login`, set WANDB_API_KEY, or take --train.wandb offline",
+            hint="`wandb login`, set WANDB_API_KEY, or take --train.wandb offline",
         ) from error
     # As above: at the start too, W&B is not worth a run.
     except Exception as error:

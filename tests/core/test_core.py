@@ -19,8 +19,8 @@ from redheart.core.seeds import stream_seed
 
 
 def test_error_lists_what_is_known() -> None:
-    error = BadInput("no such key", where="a.toml", got="x", mend="remove it")
-    assert str(error) == "no such key\n  where:    a.toml\n  got:      x\n  mend:     remove it"
+    error = BadInput("no such key", where="a.toml", got="x", hint="remove it")
+    assert str(error) == "no such key\n  where:    a.toml\n  got:      x\n  hint:     remove it"
 
 
 def test_json_round_trip_and_broken_file(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_compiler_is_the_one_that_a_run_takes(
     finding = doctor._compiler()
     assert (finding.found, finding.verdict) == (found.format(tools / "bin"), verdict)
     assert finding.found.startswith(" ".join(build.compilers()[0]))
-    assert (finding.mend is None) == (verdict == "ok") and (verdict == "ok" or str(cxx) in str(finding.mend))
+    assert (finding.hint is None) == (verdict == "ok") and (verdict == "ok" or str(cxx) in str(finding.hint))
 
 
 def test_no_compiler_is_a_note(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,11 +55,11 @@ def test_a_cache_that_cannot_be_used_is_named_with_what_is_used_instead(
     assert doctor._kernel().verdict == "ok" and str(tools / "cache") in doctor._kernel().found
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")
     finding = doctor._kernel()
-    assert finding.verdict == "note" and "/proc/cache" in str(finding.mend) and "/proc/cache" not in finding.found
+    assert finding.verdict == "note" and "/proc/cache" in str(finding.hint) and "/proc/cache" not in finding.found
 
 
 def test_memory_is_what_this_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = HostMemory(3 << 30, 8 << 30, "the control group's memory.max")
     monkeypatch.setattr(doctor, "host_memory", lambda: memory)
     finding = doctor._memory()
-    assert finding.verdict == "note" and finding.found == str(memory) and "raise the limit" in str(finding.mend)
+    assert finding.verdict == "note" and finding.found == str(memory) and "raise the limit" in str(finding.hint)

@@ -132,7 +132,7 @@ def main(folder: Path) -> None:
     found: dict[str, object] = {
         "bf16_units": has_bf16_units(),
         "auto": type_name(TrainConfig()),
-        "finding": [finding.verdict, finding.found, finding.mend],
+        "finding": [finding.verdict, finding.found, finding.hint],
         "plain": steps_of("plain", "auto"),
         "fp32": steps_of(EIGHT_BIT, "auto"),
         "fp32 in two": steps_of(EIGHT_BIT, "auto", 2),

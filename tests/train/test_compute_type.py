@@ -13,7 +13,7 @@ import torch
 from launching import environment, launch
 from torch import nn
 
-from redheart.core.config import HOW_ONLY, TrainConfig, decisive
+from redheart.core.config import RUNTIME_FIELDS, TrainConfig, decisive
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.report.report import computed_in
@@ -48,8 +48,8 @@ def test_without_units_a_run_computes_in_float32(avx2: tuple[Found, str, Path]) 
     assert found["bf16_units"] is False and found["auto"] == "fp32"
     assert {found[name]["dtype"] for name in RUNS} == {"torch.float32"}
     assert found["bf16"]["dtype"] == "torch.bfloat16"
-    verdict, text, mend = found["finding"]
-    assert verdict == "ok" and text.endswith("takes fp32") and mend is None
+    verdict, text, hint = found["finding"]
+    assert verdict == "ok" and text.endswith("takes fp32") and hint is None
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -133,7 +133,7 @@ def test_the_type_follows_the_processor_unless_there_is_a_card(
 
 
 def test_the_type_is_no_part_of_what_a_run_is() -> None:
-    assert "compute_type" in HOW_ONLY
+    assert "compute_type" in RUNTIME_FIELDS
     assert decisive(TrainConfig(compute_type="bf16")) == decisive(TrainConfig(compute_type="fp32"))
 
 
@@ -168,8 +168,8 @@ def test_doctor_holds_what_onednn_says_against_a_timing(
     monkeypatch.setattr(types, "product_gflops", lambda dtype: speeds[dtype])
     finding = doctor.arithmetic()
     assert finding.verdict == verdict and "takes bf16" in finding.found
-    assert (finding.mend is None) == (verdict == "ok")
-    assert verdict == "ok" or "--train.compute-type fp32" in str(finding.mend)
+    assert (finding.hint is None) == (verdict == "ok")
+    assert verdict == "ok" or "--train.compute-type fp32" in str(finding.hint)
 
 
 def test_a_timing_leaves_the_threads_as_they_were() -> None:
