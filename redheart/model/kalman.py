@@ -4,7 +4,8 @@ Both recursions of the filter are associative, so all their prefixes come by dou
 of tokens has bits: the covariance's, which depends on no measurement (and then no record), and the state's.
 Source: Kalman 1960; in parallel: Sarkka and Garcia-Fernandez 2021, lemmas 7 and 8.
 
-Shape suffixes: B batch, S tokens, O outputs (the state's width), T prefixes of the covariance's recursion.
+Shape suffixes: B batch, S tokens, O outputs (the state's width), T prefixes of the covariance's recursion, E those
+that a round extends.
 """
 
 import torch
@@ -75,12 +76,20 @@ def kalman_gains(
 
     Where the weights have diverged, so that a matrix is singular, all is NaN.
     """
+    faults = []
+
+    def solve(matrices: Tensor, right: Tensor) -> Tensor:
+        # Without a check that stops a device; what is singular is answered once, below.
+        solution, fault = torch.linalg.solve_ex(matrices, right)
+        faults.append(fault.flatten())
+        return solution
+
     width = len(transition)
     identity = torch.eye(width, dtype=transition.dtype, device=transition.device)
     # T steps as one map of covariances, P -> C + A P (I + J P)^-1 A', from one step on.
     seen_noise, seen = observation @ process, observation @ transition
     innovation = torch.addmm(measurement, seen_noise, observation.T)
-    weighted_noise, weighted = _solve(innovation, torch.cat((seen_noise, seen), -1)).split(width, -1)
+    weighted_noise, weighted = solve(innovation, torch.cat((seen_noise, seen), -1)).split(width, -1)
     carry_TOO = torch.addmm(transition, seen_noise.T, weighted, alpha=-1)[None]
     added_TOO = torch.addmm(process, seen_noise.T, weighted_noise, alpha=-1)[None]
     known_TOO = (seen.T @ weighted)[None]
@@ -88,22 +97,27 @@ def kalman_gains(
         # The longest one first, then each of them: as many steps more.
         more = min(len(carry_TOO), tokens - len(carry_TOO))
         longest, its_noise = carry_TOO[-1], added_TOO[-1]
-        joint_TOO = identity + its_noise @ known_TOO[:more]
-        first = torch.cat((longest, its_noise), -1).expand(more, -1, -1)
-        carried_TOO, noise_TOO = _solve(joint_TOO, first).split(width, -1)
-        later_TOO = carry_TOO[:more]
-        new_known_TOO = torch.baddbmm(
-            known_TOO[-1:].expand(more, -1, -1), longest.T.expand(more, -1, -1), known_TOO[:more] @ carried_TOO
+        # All of them but in the last round: a slice of everything would cost its gradient a copy.
+        known_EOO, added_EOO, later_EOO = (
+            item if more == len(item) else item[:more] for item in (known_TOO, added_TOO, carry_TOO)
         )
-        new_added_TOO = torch.baddbmm(added_TOO[:more], later_TOO @ noise_TOO, later_TOO.mT)
-        carry_TOO = torch.cat((carry_TOO, later_TOO @ carried_TOO))
+        joint_TOO = identity + its_noise @ known_EOO
+        first = torch.cat((longest, its_noise), -1).expand(more, -1, -1)
+        carried_TOO, noise_TOO = solve(joint_TOO, first).split(width, -1)
+        new_known_TOO = torch.baddbmm(
+            known_TOO[-1:].expand(more, -1, -1), longest.T.expand(more, -1, -1), known_EOO @ carried_TOO
+        )
+        new_added_TOO = torch.baddbmm(added_EOO, later_EOO @ noise_TOO, later_EOO.mT)
+        carry_TOO = torch.cat((carry_TOO, later_EOO @ carried_TOO))
         added_TOO, known_TOO = torch.cat((added_TOO, new_added_TOO)), torch.cat((known_TOO, new_known_TOO))
     # From the identity, the covariance before every token's prediction.
-    after_TOO = torch.baddbmm(added_TOO, carry_TOO, _solve(identity + known_TOO, carry_TOO.mT))
+    after_TOO = torch.baddbmm(added_TOO, carry_TOO, solve(identity + known_TOO, carry_TOO.mT))
     before_SOO = torch.cat((identity[None], after_TOO[:-1]))
     predicted_SOO = process + transition @ before_SOO @ transition.T
     seen_SOO = observation @ predicted_SOO
-    return _solve(measurement + seen_SOO @ observation.T, seen_SOO).mT
+    gains_SOO = solve(measurement + seen_SOO @ observation.T, seen_SOO).mT
+    # The guard of the training meets the NaN.
+    return torch.where(torch.cat(faults).any(), torch.nan, gains_SOO)
 
 
 def affine_states(maps_SOO: Tensor, inputs_SBO: Tensor) -> Tensor:
@@ -116,9 +130,3 @@ def affine_states(maps_SOO: Tensor, inputs_SBO: Tensor) -> Tensor:
         maps_SOO = torch.cat((maps_SOO[:distance], maps_SOO[:-distance] @ maps_SOO[distance:]))
         distance *= 2
     return inputs_SBO
-
-
-def _solve(matrices: Tensor, right: Tensor) -> Tensor:
-    """Solutions, NaN where a matrix is singular: the guard of the training meets it, and no check stops a device."""
-    solution, fault = torch.linalg.solve_ex(matrices, right)
-    return torch.where((fault == 0)[..., None, None], solution, torch.nan)

@@ -1,6 +1,6 @@
 """The multi-task loss: soft cross-entropy for the emotion, masked smooth L1 for values in 0-1, in float32.
 
-Shape suffixes: B batch, T target columns of all tasks side by side, O targets of one task.
+Shape suffixes: B batch, T target columns of all tasks side by side, O targets of one task, P predictors of it.
 """
 
 from collections.abc import Mapping
@@ -38,16 +38,17 @@ def task_columns(outputs: tuple[int, ...]) -> dict[str, slice]:
     return columns
 
 
-def record_losses(predictor: str, prediction_BO: Tensor, targets_BO: Tensor, mask_BO: Tensor) -> Tensor:
-    """Loss of every record, (B,); zero where it has no target of the task.
+def record_losses(task: str, predictions_PBO: Tensor, targets_BO: Tensor, mask_BO: Tensor) -> Tensor:
+    """Loss of every record by several predictors of a task, (P, B); zero where it has no target of the task.
 
     Emotion: cross-entropy of the target distribution, in nats. Others: smooth L1 (beta 1), mean over present targets.
     """
     present_BO = mask_BO.float()
-    if task_of(predictor) == "emotion":
-        return -(targets_BO * prediction_BO.log_softmax(-1) * present_BO).sum(-1)
-    error_BO = functional.smooth_l1_loss(prediction_BO, targets_BO, reduction="none") * present_BO
-    return error_BO.sum(-1) / present_BO.sum(-1).clamp(min=1)
+    if task == "emotion":
+        return -(predictions_PBO.log_softmax(-1) * (targets_BO * present_BO)).sum(-1)
+    targets_PBO = targets_BO.expand_as(predictions_PBO)
+    error_PBO = functional.smooth_l1_loss(predictions_PBO, targets_PBO, reduction="none") * present_BO
+    return error_PBO.sum(-1) / present_BO.sum(-1).clamp(min=1)
 
 
 def task_counts(mask_BT: Tensor, outputs: tuple[int, ...]) -> Tensor:
@@ -55,9 +56,9 @@ def task_counts(mask_BT: Tensor, outputs: tuple[int, ...]) -> Tensor:
     return torch.stack([mask_BT[:, columns].any(1).sum() for columns in task_columns(outputs).values()]).float()
 
 
-def task_weight(predictor: str, value_weight: float) -> float:
-    """Weight of a predictor's task in the total."""
-    return 1.0 if task_of(predictor) == "emotion" else value_weight
+def task_weight(task: str, value_weight: float) -> float:
+    """Weight of a task in the total."""
+    return 1.0 if task == "emotion" else value_weight
 
 
 def multitask_loss(
@@ -80,17 +81,22 @@ def multitask_loss(
             to exactly the one big batch.
         value_weight: weight of the tasks in 0-1 beside the emotion.
     """
-    columns = task_columns(outputs)
-    heads = [name for name in predictions if name.startswith("heads.")]
-    total = targets_BT.new_zeros(())
-    sums = {}
-    for name, prediction in predictions.items():
-        task = task_of(name)
-        losses_B = record_losses(name, prediction, targets_BT[:, columns[task]], mask_BT[:, columns[task]])
-        is_head = name.startswith("heads.")
-        share = HEADS_SHARE / len(heads) if is_head else (1 - HEADS_SHARE) / (len(predictions) - len(heads))
-        share *= task_weight(name, value_weight)
-        # A task without any target in the effective batch has zero loss, not 0/0.
-        total = total + share * losses_B.sum() / step_counts_K[TASKS.index(task)].clamp(min=1)
-        sums[name] = losses_B.detach().sum()
-    return LossTerms(total, sums, task_counts(mask_BT, outputs))
+    num_heads = sum(map(_is_head, predictions))
+    # A task without any target in the effective batch has zero loss, not 0/0.
+    counts_K = step_counts_K.clamp(min=1)
+    sums, parts = {}, []
+    for index, (task, columns) in enumerate(task_columns(outputs).items()):
+        # Few large operators: a card waits for launches.
+        names = sorted((name for name in predictions if task_of(name) == task), key=_is_head)
+        predictions_PBO = torch.stack([predictions[name] for name in names])
+        sums_P = record_losses(task, predictions_PBO, targets_BT[:, columns], mask_BT[:, columns]).sum(-1)
+        modules_P, heads_P = sums_P.split([len(names) - sum(map(_is_head, names)), sum(map(_is_head, names))])
+        mean = (1 - HEADS_SHARE) / (len(predictions) - num_heads) * modules_P.sum()
+        mean = mean + HEADS_SHARE / num_heads * heads_P.sum()
+        parts.append(task_weight(task, value_weight) * mean / counts_K[index])
+        sums |= dict(zip(names, sums_P.detach().unbind(), strict=True))
+    return LossTerms(torch.stack(parts).sum(), sums, task_counts(mask_BT, outputs))
+
+
+def _is_head(predictor: str) -> bool:
+    return predictor.startswith("heads.")

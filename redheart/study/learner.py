@@ -115,7 +115,7 @@ def rows_with(mask_NO: np.ndarray) -> np.ndarray:
 
 def total_loss(means: dict[str, float], *, value_weight: float = 1.0) -> float:
     """The weighted total of the predictors' mean losses, as in training."""
-    weighted = {name: value * task_weight(name, value_weight) for name, value in means.items()}
+    weighted = {name: value * task_weight(task_of(name), value_weight) for name, value in means.items()}
     heads = [value for name, value in weighted.items() if name.startswith("heads.")]
     others = [value for name, value in weighted.items() if not name.startswith("heads.")]
     return HEADS_SHARE * float(np.mean(heads)) + (1 - HEADS_SHARE) * float(np.mean(others))
