@@ -84,7 +84,8 @@ def multitask_loss(
     num_heads = sum(map(_is_head, predictions))
     # A task without any target in the effective batch has zero loss, not 0/0.
     counts_K = step_counts_K.clamp(min=1)
-    sums, parts = {}, []
+    sums: dict[str, Tensor] = {}
+    parts = []
     for index, (task, columns) in enumerate(task_columns(outputs).items()):
         # Few large operators: a card waits for launches.
         names = sorted((name for name in predictions if task_of(name) == task), key=_is_head)
