@@ -59,6 +59,6 @@ def plan(
     )
     if not micro_batch:
         # Without checkpointing of its own there is only this one way to make a pass smaller.
-        found = planner.largest(sizes, checkpointing=False, vram_bytes=vram_bytes)
+        found = planner.fastest([sizes], checkpointing=False, vram_bytes=vram_bytes)
         micro_batch = found.micro_batch if found else 1
     return planner.plan(sizes, micro_batch=micro_batch, checkpointing=False, vram_bytes=vram_bytes)[0]

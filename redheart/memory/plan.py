@@ -4,7 +4,8 @@ Knows nothing of the model: a module on `meta`, a function from a batch size to 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from redheart.memory.kernels import CUDA, Kernels
 from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, ledger
 from redheart.memory.replay import Replay, moments, replay_step
 from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
+from redheart.pipeline.clock import Machine, Passes, simulate
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -31,6 +33,11 @@ ACTIVATION_SHARE = 0.10
 """Added to activations and temporaries for the upper bound: torch's own tracker is tested to 10 %."""
 SLOTS = "page-locked slots"
 """The ledger's line of what copies to and from a device pass through; without one there are none."""
+COMFORT_SHARE = 0.6
+"""Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
+into host memory before a card is full."""
+RING_BYTES = 96 * MIB
+"""Page-locked slots of today's transfers."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -64,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
     disk_bytes: int
     disk_parts: dict[str, int]
     step_cost: float
-    """Predicted bytes over PCIe and passes of compute, in the units of the stated cost model; not seconds."""
+    """Seconds of a step on a small card by the simulated pipeline: configurations are ranked by it."""
     step_s: float | None = None
     """Seconds a step on this machine, from steps that were measured on it; null where there are none."""
     run_s: float | None = None
@@ -164,29 +171,40 @@ class Planner:
         )
         return plan, replay
 
-    def best(self, strategies: Sequence[StrategySizes], *, checkpointing: bool, vram_bytes: int) -> Plan | None:
-        """The cheapest configuration by the cost model whose upper bound fits, or None."""
-        found = [
-            plan
-            for strategy in strategies
-            if (plan := self.largest(strategy, checkpointing=checkpointing, vram_bytes=vram_bytes))
-        ]
-        return min(found, key=lambda plan: plan.step_cost, default=None)
+    def fastest(
+        self, strategies: Sequence[StrategySizes], *, vram_bytes: int, checkpointing: bool | None = None
+    ) -> Plan | None:
+        """The fastest configuration by the simulated step whose upper bound leaves room on the card, else that fits.
 
-    def largest(self, strategy: StrategySizes, *, checkpointing: bool, vram_bytes: int) -> Plan | None:
-        """The largest micro-batch whose upper bound fits, without checkpointing first; None where none does."""
-        for recompute in (checkpointing,) if checkpointing else (False, True):
-            for micro_batch in MICRO_BATCHES:
-                if micro_batch > self.workload.effective_batch:
-                    continue
-                if self._at_least_bytes(strategy, micro_batch, recompute, vram_bytes) > vram_bytes:
+        Args:
+            strategies: what to choose from.
+            vram_bytes: size of the card.
+            checkpointing: with, without, or either.
+        """
+        by_time = sorted(
+            (
+                (self._step_s(strategy, micro_batch, recompute), number, strategy, micro_batch, recompute)
+                for number, strategy in enumerate(strategies)
+                for recompute in ((False, True) if checkpointing is None else (checkpointing,))
+                for micro_batch in MICRO_BATCHES
+                if micro_batch <= self.workload.effective_batch
+            ),
+            key=lambda item: item[:2],
+        )
+        for limit_bytes in (int(COMFORT_SHARE * vram_bytes), vram_bytes):
+            for _, _, strategy, micro_batch, recompute in by_time:
+                if self._at_least_bytes(strategy, micro_batch, recompute, limit_bytes) > limit_bytes:
                     continue
                 setting = {"micro_batch": micro_batch, "checkpointing": recompute, "vram_bytes": vram_bytes}
-                if self.plan(strategy, **setting, is_search=True)[0].fits:  # type: ignore[arg-type]
+                if self.plan(strategy, **setting, is_search=True)[0].upper_bytes <= limit_bytes:  # type: ignore[arg-type]
                     plan, _ = self.plan(strategy, **setting)  # type: ignore[arg-type]
-                    if plan.fits:
+                    if plan.upper_bytes <= limit_bytes:
                         return plan
         return None
+
+    def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
+        steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
+        return step_cost(self.workload.sizes.total, strategy, steps, checkpointing=checkpointing)
 
     def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
         """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
@@ -291,14 +309,16 @@ def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]
     }
 
 
-PCIE_COST = 1 / 12e9
-"""Seconds a byte over PCIe 3.0 x16, as reported for copies from unpinned memory; the cost model's unit."""
-PASS_COST = 0.25
-"""Seconds of forward and backward of 64 records of 128 tokens of the full model on a small card, at 40 TFLOP/s bf16."""
-LAUNCH_COST = 0.15
-"""Seconds of launches a micro-batch: 30,000 operators and frees of the trace, at about 5 us."""
-HOST_STEP_COST = {8: 0.6e-9, 32: 1.1e-9}
-"""Seconds a parameter of the optimizer on the host, clipping and downcast included."""
+SMALL_CARD = Machine("a small card on PCIe 3.0 x16", 12e9, 12e9, update_s=0.6e-9, drain_s=0.2e-9)
+"""Constants that configurations are ranked by; no card's own."""
+UPDATE_32_S = 1.1e-9
+"""An element's update on that machine with 32-bit states."""
+PASS_S = (0.08, 0.17)
+"""Forward and backward of 64 records of 128 tokens of the full model on a small card, at 40 TFLOP/s bf16."""
+LAUNCH_S = 0.4
+"""Launches of a micro-batch, whatever its size: measured 383 ms for 16 and 411 for 64 records on an H200."""
+PARTS = 4
+"""Of a model whose modules are not looked at."""
 
 
 def traffic_bytes(steps: int, *, state_bits: int) -> int:
@@ -313,17 +333,23 @@ def traffic_bytes(steps: int, *, state_bits: int) -> int:
     return 6 if steps == 1 else 4 * steps + 4
 
 
+@cache
 def step_cost(parameters: int, strategy: StrategySizes, steps: int, *, checkpointing: bool) -> float:
-    """Cost of an optimizer step: a stated model for ranking configurations, no promise of seconds.
+    """Seconds of an optimizer step on a small card, by the pipeline's own order: for ranking, no promise.
 
-    Offloaded gradients and weights cross the bus (see `traffic_bytes`); the host's update is added, one share of
-    launches a micro-batch, and a third more compute with checkpointing.
+    With checkpointing the forward pass is computed and launched twice.
     """
-    compute = PASS_COST * (4 / 3 if checkpointing else 1) + LAUNCH_COST * steps
+    forward_s, backward_s = (share / steps for share in PASS_S)
+    launch_s = LAUNCH_S * (4 / 3 if checkpointing else 1)
+    passes = Passes(forward_s, backward_s + forward_s * checkpointing, launch_s, steps)
     if strategy.table in ("plain", "zero2_device"):
-        return compute
-    traffic = traffic_bytes(steps, state_bits=strategy.state_bits)
-    return compute + parameters / strategy.ranks * (traffic * PCIE_COST + HOST_STEP_COST[strategy.state_bits])
+        return steps * max(passes.forward_s + passes.backward_s, launch_s)
+    machine = SMALL_CARD
+    if strategy.state_bits == 32:
+        # DeepSpeed's own path takes twice the bytes out (see `traffic_bytes`).
+        machine = replace(machine, update_s=UPDATE_32_S, out_bytes_s=machine.out_bytes_s / 2)
+    modules = {f"part {number}": parameters // strategy.ranks // PARTS for number in range(PARTS)}
+    return simulate(modules, machine, passes, ring_bytes=RING_BYTES, steps=2).step_s
 
 
 def _tensor_bytes(batch: Any) -> int:

@@ -30,10 +30,6 @@ ON_ONE_CARD = ("zero2_offload_adam8bit", "zero2_offload_adam32", "gpu_adam8bit",
 """What `auto` chooses from; the multi-device strategies are asked for by name."""
 
 
-COMFORT_SHARE = 0.6
-"""Share of the card that the upper bound of a micro-batch chosen by the planner may take, if any fits that."""
-
-
 @dataclass(frozen=True)
 class Answer:
     """A plan, the replay behind it, and the nearest configuration that fits where the plan does not."""
@@ -71,27 +67,21 @@ def answer(
         raise BadInput(
             "out of range", got=f"length {length}, micro-batch {micro}", expected="length 1-4096, micro 0-1024"
         )
-    recompute = config.train.checkpointing
+    # Either, unless it is asked for, or a micro-batch is.
+    recompute = config.train.checkpointing or (False if micro else None)
     if name == "auto":
         names = list(ON_ONE_CARD)
         planner = Planner(workload(config))
-        chosen = planner.best(
-            [sizes_of(config, item, ranks=ranks) for item in names if item != "fp32_adamw"],
-            checkpointing=recompute,
-            vram_bytes=vram_bytes,
-        )
+        offered = [sizes_of(config, item, ranks=ranks) for item in names if item != "fp32_adamw"]
+        chosen = planner.fastest(offered, checkpointing=recompute, vram_bytes=vram_bytes)
         name = chosen.strategy if chosen else names[0]
-        micro = micro or (chosen.micro_batch if chosen else 1)
-        recompute = chosen.checkpointing if chosen else True
     sizes = sizes_of(config, name, ranks=ranks)
     is_plain = sizes.table == "plain"
     planner = Planner(workload(config, dtype=torch.float32 if is_plain else torch.bfloat16))
     if not micro:
-        # Room first for what shares a card: a desktop, and WSL, which spills into host memory before a card is full.
-        roomy = planner.largest(sizes, checkpointing=recompute, vram_bytes=int(COMFORT_SHARE * vram_bytes))
-        found = roomy or planner.largest(sizes, checkpointing=recompute, vram_bytes=vram_bytes)
+        found = planner.fastest([sizes], checkpointing=recompute, vram_bytes=vram_bytes)
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
-    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=recompute, vram_bytes=vram_bytes)
+    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
     nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
     return Answer(_timed(config, plan, ranks=ranks), replay, nearest)
 
@@ -214,11 +204,11 @@ def _nearest(
     config: StudyConfig, planner: Planner, sizes: StrategySizes, *, vram_bytes: int, ranks: int
 ) -> Plan | None:
     """The same strategy with a smaller micro-batch or checkpointing, else the cheapest other one."""
-    same = planner.largest(sizes, checkpointing=False, vram_bytes=vram_bytes)
+    same = planner.fastest([sizes], vram_bytes=vram_bytes)
     if same:
         return same
     others = [sizes_of(config, item, ranks=ranks) for item in ON_ONE_CARD if item not in (sizes.name, "fp32_adamw")]
-    return Planner(workload(config)).best(others, checkpointing=False, vram_bytes=vram_bytes)
+    return Planner(workload(config)).fastest(others, vram_bytes=vram_bytes)
 
 
 def free_disk_bytes(path: Path) -> int:
