@@ -155,7 +155,12 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
         "--config FILE, a TOML file as `redheart init` writes it; --run RUN, the settings of a run that is there; "
         "--force, to run without asking whether it fits"
     )
-    return resolved(parse(StudyConfig, rest, command, default, also=also))
+    config = parse(StudyConfig, rest, command, default, also=also)
+    if command != "trial":
+        from redheart.study.planning import on_this_card
+
+        config = on_this_card(config)
+    return resolved(config)
 
 
 def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str]]:

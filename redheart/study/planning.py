@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import torch
 
-from redheart.core.config import StudyConfig
+from redheart.core.config import StudyConfig, resolved
 from redheart.core.errors import BadInput, DoesNotFit
+from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes, strategy_sizes
@@ -84,6 +85,19 @@ def answer(
     plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
     nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
     return Answer(_timed(config, plan, ranks=ranks), replay, nearest)
+
+
+def on_this_card(config: StudyConfig) -> StudyConfig:
+    """The study with the fastest micro-batch that fits the card, where there is one and none is asked for.
+
+    Smaller presets take a step's records at once, and several ranks what they are told.
+    """
+    is_open = config.preset == "full" and not config.train.micro_batch and launched().world_size == 1
+    if not is_open or not torch.cuda.is_available():
+        return config
+    plan = answer(resolved(config), vram_bytes=torch.cuda.get_device_properties(0).total_memory).plan
+    train = dataclasses.replace(config.train, micro_batch=plan.micro_batch, checkpointing=plan.checkpointing)
+    return dataclasses.replace(config, train=train) if plan.fits else config
 
 
 def _timed(config: StudyConfig, plan: Plan, *, ranks: int) -> Plan:

@@ -101,3 +101,18 @@ def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeyp
         check_run(config(tmp_path / "run"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(4 * GIB))
     assert "predicted" in check_run(dataclasses.replace(config(tmp_path / "run"), epochs=2))
+
+
+def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = StudyConfig(preset="full")
+    assert planning.on_this_card(full) == full  # no card
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(8 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
+    found = planning.on_this_card(full)
+    assert (found.train.micro_batch, found.train.checkpointing) == (64, True)
+    assert dataclasses.replace(found, train=full.train) == full
+    for told in (TrainConfig(micro_batch=8), TrainConfig(micro_batch=64, checkpointing=False)):
+        assert planning.on_this_card(dataclasses.replace(full, train=told)).train == told
+    small = StudyConfig(preset="small")
+    assert planning.on_this_card(small) == small
