@@ -19,6 +19,8 @@ class Machine:
     """Of the 8-bit AdamW, over all threads but the one that launches."""
     drain_s: float
     """Of copying or adding a gradient from page-locked into ordinary memory."""
+    square_s: float = 0.043e-9
+    """Of the squares of a sum in float32, where several micro-batches were summed."""
     norm_s: float = 0.7e-3
     """Of all squares on the card, the eight bytes' latency in it."""
 
@@ -64,7 +66,7 @@ class ClockLanes:
         rates = {
             Lane.OUT: 1 / machine.out_bytes_s,
             Lane.IN: 1 / machine.in_bytes_s,
-            Lane.HOST: machine.update_s if task.kind == "update" else machine.drain_s,
+            Lane.HOST: {"update": machine.update_s, "square": machine.square_s}.get(task.kind, machine.drain_s),
         }
         return task.amount * rates.get(lane, 1.0)
 
@@ -112,8 +114,8 @@ def simulate(
             for name, share in reversed(shares.items()):
                 step.backward(name, share * passes.backward_s, launch_s=share * passes.launch_s * 2 / 3)
         step.step()
-        ends.append(max(item.end_s for item in lanes.timeline[begin:] if item.task.kind == "norm"))
-    # From norm to norm: the next forward pass runs beside the updates of the one before.
+        ends.append(min(item.start_s for item in lanes.timeline[begin:] if item.task.kind == "update"))
+    # From first update to first update: the next forward pass runs beside the updates of the one before.
     span = (ends[-2], ends[-1])
     last = tuple(item for item in lanes.timeline if span[0] < item.end_s <= span[1])
     busy_s = {
@@ -125,6 +127,7 @@ def simulate(
 def floor_s(buckets: Sequence[Bucket], machine: Machine, passes: Passes) -> float:
     """The chain backward pass, norm, all updates, last upload, and the passes before the last micro-batch."""
     elements = sum(bucket.elements for bucket in buckets)
+    norm_s = machine.norm_s if passes.micro_batches == 1 else elements * machine.square_s
     earlier = (passes.micro_batches - 1) * (passes.forward_s + passes.backward_s)
     upload = buckets[-1].wire_bytes / machine.in_bytes_s
-    return earlier + passes.backward_s + machine.norm_s + elements * machine.update_s + upload
+    return earlier + passes.backward_s + norm_s + elements * machine.update_s + upload

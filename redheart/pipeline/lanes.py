@@ -5,7 +5,7 @@ behind it, a clock that turns constants into times (`clock`), or a recorder that
 the tests).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class Task:
     """A piece of work, with everything that the lanes behind the protocol may want to know of it."""
 
     kind: str
-    """`forward`, `backward`, `square`, `copy out`, `drain`, `norm`, `update`, `copy in`."""
+    """`launch`, `forward`, `backward`, `square`, `copy out`, `drain`, `norm`, `update`, `copy in`."""
     of: str
     """The module or bucket that it is about."""
     amount: float
@@ -34,6 +34,8 @@ class Task:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     """Names of the memory that it touches."""
+    run: Callable[[], None] | None = None
+    """What is done, where anything is."""
 
 
 Event = Any
@@ -53,3 +55,12 @@ class Lanes(Protocol):
 
     def submit(self, lane: Lane, task: Task, waits: Sequence[Wait] = ()) -> Event:
         """Queue a task behind those of its lane, not to start before the ends that it waits for; its own end."""
+
+
+class InTurn:
+    """Every task at once, when it is submitted: one thread, nothing beside anything, the same results."""
+
+    def submit(self, lane: Lane, task: Task, waits: Sequence[Wait] = ()) -> None:
+        """Run a task; its end is now."""
+        if task.run is not None:
+            task.run()

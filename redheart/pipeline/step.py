@@ -1,21 +1,48 @@
 """One optimizer step with the optimizer on the host, as a pipeline: who does what after whom.
 
 Gradients leave while the backward pass goes on. Each takes a slot of page-locked memory, a ring counted in bytes; where
-the ring is full the one that has waited longest is drained into ordinary memory. The norm of all gradients is taken on
-the card, so that no update waits for more than eight bytes. Updates come in the order in which the next forward pass
-needs the weights: each turns its gradient's slot into new weights, which return while the next one is computed, and a
-module of the next forward pass waits for its own buckets alone.
+the ring is full the one that has waited longest is drained into ordinary memory, as are those of all micro-batches but
+one. The norm of all gradients is taken on the card, or, where several were summed, of the sums on the host. Updates
+come in the order in which the next forward pass needs the weights: each turns its gradient's slot into new weights,
+which return while the next one is computed, and a module of the next forward pass waits for its own buckets alone.
 
 Source: Ren et al. 2021 (ZeRO-Offload), without its delayed update: the update is the exact one.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
 
 from redheart.pipeline.bucket import Bucket, by_module
 from redheart.pipeline.lanes import Event, Lane, Lanes, Task, Wait
 
 _NORM_BYTES = 8
+
+
+class Work(Protocol):
+    """What is done to real memory; a slot is known by its number."""
+
+    def add_squares(self, bucket: Bucket) -> None:
+        """Add the squares of a gradient on the card to those of the others there."""
+
+    def copy_out(self, bucket: Bucket, slot: int) -> None:
+        """Copy a gradient from the card into a slot."""
+
+    def drain(self, bucket: Bucket, slot: int) -> None:
+        """Add a slot's gradient to the bucket's sum on the host, or begin it."""
+
+    def add_squares_of_sum(self, bucket: Bucket) -> None:
+        """Add the squares of a sum on the host to those of the others there."""
+
+    def copy_norm(self) -> None:
+        """Copy the card's sum of squares to the host."""
+
+    def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
+        """Update a bucket from its slot or its sum, and write its new weights into the slot."""
+
+    def copy_in(self, bucket: Bucket, slot: int) -> None:
+        """Copy new weights from a slot to the card."""
 
 
 class OffloadStep:
@@ -24,19 +51,30 @@ class OffloadStep:
     Args:
         buckets: in the order of the forward pass.
         lanes: where the work is done.
-        ring_bytes: page-locked memory for slots; at least one bucket.
-        accumulates: whether gradients of several micro-batches are summed, which is done on the host.
+        ring_bytes: page-locked memory for slots; at least one of them there is.
+        accumulates: whether several micro-batches are known to come, so that no gradient waits in its slot.
+        work: what the tasks do; without it they are only ordered.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], lanes: Lanes, *, ring_bytes: int, accumulates: bool = False):
-        self._buckets, self._lanes, self._accumulates = list(buckets), lanes, accumulates
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        lanes: Lanes,
+        *,
+        ring_bytes: int,
+        accumulates: bool = False,
+        work: Work | None = None,
+    ):
+        self._buckets, self._lanes, self._accumulates, self._work = list(buckets), lanes, accumulates, work
         self._of = by_module(buckets)
-        largest = max(bucket.wire_bytes for bucket in buckets)
-        # A slot holds any bucket.
-        self._free = deque((f"slot {number}", None) for number in range(max(1, ring_bytes // largest)))
-        self._held: dict[int, tuple[str, Event]] = {}
-        self._returned: dict[int, tuple[Event, Event]] = {}
+        largest_bytes = max(bucket.wire_bytes for bucket in buckets)
+        self.num_slots = min(len(self._buckets), max(1, ring_bytes // largest_bytes))
+        self._free: deque[tuple[int, Event]] = deque((number, None) for number in range(self.num_slots))
+        self._held: dict[int, tuple[int, Event]] = {}
+        self._num_gradients: dict[int, int] = {}
+        self._summed: set[int] = set()
         self._left: dict[int, Event] = {}
+        self._returned: dict[int, tuple[Event, Event]] = {}
         self._num_commands = 0
 
     def forward(self, module: str, seconds: float, *, launch_s: float = 0.0) -> None:
@@ -48,88 +86,105 @@ class OffloadStep:
         command = self._command()
         launch = Task("launch", module, launch_s, reads=queued, writes=(command,))
         launched = self._lanes.submit(Lane.LAUNCH, launch, [Wait(updated, "weights queued") for updated, _ in ends])
-        task = Task(
-            "forward",
-            module,
-            seconds,
-            reads=(command, *_weights(buckets)),
-            writes=(f"activations {module}",),
-        )
+        reads, writes = (command, *_weights(buckets)), (f"activations {module}",)
         waits = [Wait(launched, "launched"), *(Wait(arrived, "weights arrived") for _, arrived in ends)]
-        self._lanes.submit(Lane.COMPUTE, task, waits)
+        self._lanes.submit(Lane.COMPUTE, Task("forward", module, seconds, reads, writes), waits)
 
     def backward(self, module: str, seconds: float, *, launch_s: float = 0.0) -> None:
         """A module's backward pass, and its gradients on their way."""
         buckets = self._of.get(module, [])
         command = self._command()
         launched = self._lanes.submit(Lane.LAUNCH, Task("launch", module, launch_s, writes=(command,)))
-        task = Task(
-            "backward",
-            module,
-            seconds,
-            reads=(command, f"activations {module}", *_weights(buckets)),
-            writes=tuple(f"gradient {bucket.index}" for bucket in buckets),
-        )
+        reads = (command, f"activations {module}", *_weights(buckets))
+        writes = tuple(f"gradient {bucket.index}" for bucket in buckets)
         waits = [Wait(launched, "launched")]
         # Another micro-batch's gradients take the same memory.
-        waits += [
-            Wait(self._left.pop(bucket.index), "gradient left") for bucket in buckets if bucket.index in self._left
-        ]
-        self._lanes.submit(Lane.COMPUTE, task, waits)
+        waits += [Wait(self._left[bucket.index], "gradient left") for bucket in buckets if bucket.index in self._left]
+        self._lanes.submit(Lane.COMPUTE, Task("backward", module, seconds, reads, writes), waits)
         for bucket in reversed(buckets):
             self.gradient_ready(bucket)
 
     def gradient_ready(self, bucket: Bucket) -> None:
         """A bucket's gradient is complete on the card: its squares are summed there, and it leaves."""
-        name = f"gradient {bucket.index}"
-        square = Task("square", str(bucket.index), 0.0, reads=(name, "squares"), writes=("squares",))
-        squared = self._lanes.submit(Lane.COMPUTE, square)
-        slot, was_read = self._slot()
-        waits = [Wait(squared, "gradient computed")]
-        waits += [Wait(was_read, "slot read")] if was_read is not None else []
-        copied = self._lanes.submit(
-            Lane.OUT, Task("copy out", str(bucket.index), bucket.wire_bytes, reads=(name,), writes=(slot,)), waits
+        index = bucket.index
+        if index in self._held:
+            # An earlier micro-batch's.
+            self._drain(index)
+        self._num_gradients[index] = self._num_gradients.get(index, 0) + 1
+        name, work = f"gradient {index}", self._work
+        square = Task(
+            "square", name, 0.0, (name, "squares"), ("squares",), partial(work.add_squares, bucket) if work else None
         )
-        self._held[bucket.index] = (slot, copied)
-        if self._accumulates:
-            self._left[bucket.index] = copied
-            self._drain(bucket.index)
+        squared = self._lanes.submit(Lane.COMPUTE, square)
+        slot, was_used = self._slot()
+        run = partial(work.copy_out, bucket, slot) if work else None
+        copy = Task("copy out", name, bucket.wire_bytes, (name,), (f"slot {slot}",), run)
+        waits = [Wait(squared, "gradient computed"), *_after(was_used)]
+        copied = self._left[index] = self._lanes.submit(Lane.OUT, copy, waits)
+        self._held[index] = (slot, copied)
+        if self._accumulates or index in self._summed:
+            self._drain(index)
+
+    def has_gradient(self, bucket: Bucket) -> bool:
+        """Whether one has come since the last step."""
+        return bucket.index in self._num_gradients
+
+    def slots(self) -> list[int | None]:
+        """For every bucket the slot that its gradient waits in, None where it is in the sum or has not come."""
+        return [self._held[bucket.index][0] if bucket.index in self._held else None for bucket in self._buckets]
+
+    def forget(self) -> None:
+        """Drop all gradients that have come since the last step; what is on its way lands and is overwritten."""
+        self._free.extend(self._held.values())
+        for of_this_step in (self._held, self._num_gradients, self._summed, self._left):
+            of_this_step.clear()
 
     def step(self) -> None:
         """After the last backward pass: the norm, all updates, and the weights on their way back."""
-        normed = self._lanes.submit(Lane.COMPUTE, Task("norm", "", 0.0, reads=("squares",), writes=("norm",)))
-        # Behind all gradients on their lane: who has waited for the norm has waited for them.
-        known = self._lanes.submit(
-            Lane.OUT,
-            Task("norm", "", _NORM_BYTES, reads=("norm",), writes=("host norm",)),
-            [Wait(normed, "norm computed")],
-        )
-        self._left.clear()
+        waits = self._norm_of_sums() if max(self._num_gradients.values(), default=0) > 1 else self._norm_on_card()
+        work = self._work
         for bucket in self._buckets:
             index = bucket.index
-            held = self._held.pop(index, None)
-            slot, was_read = (held[0], None) if held else self._slot()
-            source = slot if held else f"sum {index}"
-            waits = [Wait(known, "norm and gradients copied")]
-            waits += [Wait(was_read, "slot read")] if was_read is not None else []
-            update = Task(
-                "update",
-                str(index),
-                bucket.elements,
-                reads=("host norm", source),
-                writes=(f"master {index}", slot, f"queued {index}"),
-            )
-            updated = self._lanes.submit(Lane.HOST, update, waits)
-            copy = Task("copy in", str(index), bucket.wire_bytes, reads=(slot,), writes=(f"weights {index}",))
+            slot, was_used = (self._held.pop(index)[0], None) if index in self._held else self._slot()
+            from_sum = index in self._summed
+            source = f"sum {index}" if from_sum else f"slot {slot}"
+            run = partial(work.update, bucket, slot, from_sum=from_sum) if work else None
+            writes = (f"master {index}", f"slot {slot}", f"queued {index}")
+            update = Task("update", str(index), bucket.elements, ("host norm", source), writes, run)
+            updated = self._lanes.submit(Lane.HOST, update, [*waits, *_after(was_used)])
+            run = partial(work.copy_in, bucket, slot) if work else None
+            copy = Task("copy in", str(index), bucket.wire_bytes, (f"slot {slot}",), (f"weights {index}",), run)
             arrived = self._lanes.submit(Lane.IN, copy, [Wait(updated, "updated")])
             self._free.append((slot, arrived))
             self._returned[index] = (updated, arrived)
+        for of_this_step in (self._num_gradients, self._summed, self._left):
+            of_this_step.clear()
+
+    def _norm_on_card(self) -> list[Wait]:
+        normed = self._lanes.submit(Lane.COMPUTE, Task("norm", "", 0.0, ("squares",), ("norm",)))
+        # Behind all gradients on their lane: who has waited for the norm has waited for them.
+        copy = Task("norm", "", _NORM_BYTES, ("norm",), ("host norm",), self._work.copy_norm if self._work else None)
+        known = self._lanes.submit(Lane.OUT, copy, [Wait(normed, "norm computed")])
+        return [Wait(known, "norm and gradients copied")]
+
+    def _norm_of_sums(self) -> list[Wait]:
+        for index in list(self._held):
+            self._drain(index)
+        for bucket in self._buckets:
+            if bucket.index in self._summed:
+                run = partial(self._work.add_squares_of_sum, bucket) if self._work else None
+                task = Task(
+                    "square", f"sum {bucket.index}", bucket.elements, (f"sum {bucket.index}",), ("host norm",), run
+                )
+                self._lanes.submit(Lane.HOST, task)
+        # Before all updates on their lane.
+        return []
 
     def _command(self) -> str:
         self._num_commands += 1
         return f"command {self._num_commands}"
 
-    def _slot(self) -> tuple[str, Event]:
+    def _slot(self) -> tuple[int, Event]:
         """A free slot and the end of what last used it; the gradient that is held longest makes room."""
         if not self._free:
             self._drain(next(iter(self._held)))
@@ -137,12 +192,17 @@ class OffloadStep:
 
     def _drain(self, index: int) -> None:
         slot, copied = self._held.pop(index)
-        task = Task(
-            "drain", str(index), self._buckets[index].elements, reads=(slot, f"sum {index}"), writes=(f"sum {index}",)
-        )
+        bucket, total = self._buckets[index], f"sum {index}"
+        run = partial(self._work.drain, bucket, slot) if self._work else None
+        task = Task("drain", str(index), bucket.elements, (f"slot {slot}", total), (total,), run)
         drained = self._lanes.submit(Lane.HOST, task, [Wait(copied, "gradient copied")])
         self._free.append((slot, drained))
+        self._summed.add(index)
 
 
 def _weights(buckets: Sequence[Bucket]) -> tuple[str, ...]:
     return tuple(f"weights {bucket.index}" for bucket in buckets)
+
+
+def _after(was_used: Event) -> list[Wait]:
+    return [] if was_used is None else [Wait(was_used, "slot read")]

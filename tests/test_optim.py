@@ -1,0 +1,183 @@
+"""The offloaded optimizer in a plain loop: the engine's bits, torch's contract, and nothing lost on the way."""
+
+import hashlib
+import json
+import math
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from launching import launch
+from torch import Tensor, nn
+
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.model.dims import preset
+from redheart.model.losses import multitask_loss, task_counts
+from redheart.model.network import build
+from redheart.optim import OffloadAdamW8bit
+from redheart.train.groups import parameter_groups
+
+SCRIPT = Path(__file__).parent / "train" / "engine_steps.py"
+RECORDS = 8
+DIMS = preset("tiny")
+
+
+@cache
+def engine_steps(num_micro_batches: int) -> dict[str, object]:
+    done = launch([sys.executable, str(SCRIPT)], "zero2_offload_adam8bit", num_micro_batches)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found: dict[str, object] = json.loads(line.removeprefix("RESULT "))
+    return found
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2])
+@pytest.mark.parametrize("ring_bytes", [1, 1 << 30])
+def test_a_plain_loop_has_the_bits_of_the_engine(num_micro_batches: int, ring_bytes: int) -> None:
+    """The loop of `engine_steps.py`, without DeepSpeed."""
+    torch.manual_seed(0)
+    features_BSD = torch.randn(RECORDS, 12, 768).bfloat16()
+    mask_BS = torch.ones(RECORDS, 12, dtype=torch.bool)
+    targets_BT = torch.rand(RECORDS, 22)
+    targets_BT[:, :7] /= targets_BT[:, :7].sum(1, keepdim=True)
+    present_BT = torch.ones(RECORDS, 22, dtype=torch.bool)
+    model = build(DIMS, seed=0).bfloat16()
+    optimizer = OffloadAdamW8bit(
+        parameter_groups(model, weight_decay=0.01), lr=1e-3, max_grad_norm=1.0, ring_bytes=ring_bytes
+    )
+    counts_K, share = task_counts(present_BT, DIMS.outputs), RECORDS // num_micro_batches
+    expected = engine_steps(num_micro_batches)
+    for step in expected["steps"]:  # type: ignore[attr-defined]
+        for part in range(num_micro_batches):
+            rows = slice(part * share, (part + 1) * share)
+            predictions = model(features_BSD[rows], mask_BS[rows])
+            multitask_loss(
+                predictions, targets_BT[rows], present_BT[rows], outputs=DIMS.outputs, step_counts_K=counts_K
+            ).total.backward()
+            assert all(parameter.grad is None for parameter in model.parameters())
+        optimizer.step()
+        assert optimizer.grad_norm == step["grad_norm"]
+    weights = torch.cat([item.detach().float().flatten() for item in model.parameters()]).numpy()
+    assert hashlib.sha256(weights).hexdigest() == expected["weights"]
+
+
+def small_model(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 1)).to(dtype)
+
+
+def loss_of(model: nn.Module, scale: float = 1.0) -> Tensor:
+    inputs = torch.randn(32, 64, generator=torch.Generator().manual_seed(2)).to(next(model.parameters()).dtype)
+    return scale * (model(inputs).float() - inputs.float().sum(1, keepdim=True)).square().mean()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_it_trains_as_torch_s_adamw_within_what_8_bits_cost() -> None:
+    losses = {}
+    for kind in (OffloadAdamW8bit, torch.optim.AdamW):
+        model = small_model()
+        losses[kind] = train(model, kind(model.parameters(), lr=1e-3), 60)
+    ours, theirs = losses.values()
+    assert ours[0] == theirs[0] and ours[-1] < 0.5 * ours[0]
+    assert ours[-1] == pytest.approx(theirs[-1], rel=0.05)
+
+
+def test_a_schedule_of_torch_s_sets_the_rate() -> None:
+    models = [small_model(), small_model()]
+    rates = (1e-3, 5e-4, 2.5e-4)
+    optimizer = OffloadAdamW8bit(models[0].parameters(), lr=rates[0])
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    other = OffloadAdamW8bit(models[1].parameters(), lr=rates[0])
+    for rate in rates:
+        train(models[0], optimizer, 1)
+        schedule.step()
+        other.param_groups[0]["lr"] = rate
+        train(models[1], other, 1)
+    assert same_weights(*models)
+
+
+def same_weights(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_goes_on_from_its_state_with_the_same_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+    unbroken, first, second = (small_model(dtype) for _ in range(3))
+    train(unbroken, OffloadAdamW8bit(unbroken.parameters(), lr=1e-3), 4)
+    optimizer = OffloadAdamW8bit(first.parameters(), lr=1e-3)
+    train(first, optimizer, 2)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    going_on = OffloadAdamW8bit(second.parameters(), lr=9.0)
+    going_on.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert same_weights(first, second)
+    train(second, going_on, 2)
+    assert same_weights(unbroken, second)
+    with pytest.raises(ValueError, match="other parameters"):
+        OffloadAdamW8bit(second[0].parameters()).load_state_dict(optimizer.state_dict())  # type: ignore[index]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_nan_or_inf_changes_nothing(bad: float) -> None:
+    model, reference = small_model(torch.bfloat16), small_model(torch.bfloat16)
+    optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-3)
+    train(model, optimizer, 1)
+    before = [item.clone() for item in model.parameters()]
+    loss_of(model, bad).backward()
+    optimizer.step()
+    assert not math.isfinite(optimizer.grad_norm)
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+    train(model, optimizer, 1)
+    train(reference, OffloadAdamW8bit(reference.parameters(), lr=1e-3), 2)
+    assert same_weights(model, reference)
+
+
+def test_zero_grad_forgets_what_has_left_already() -> None:
+    model, reference = small_model(), small_model()
+    optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        loss_of(model, 7.0).backward()
+    train(model, optimizer, 2)
+    train(reference, OffloadAdamW8bit(reference.parameters(), lr=1e-3), 2)
+    assert same_weights(model, reference)
+
+
+def test_what_is_frozen_or_unused_is_left_alone_or_counts_as_zero() -> None:
+    model = nn.ModuleDict({"frozen": nn.Linear(8, 8), "used": nn.Linear(8, 1), "unused": nn.Linear(8, 1)})
+    model["frozen"].requires_grad_(False)
+    before = {name: item.detach().clone() for name, item in model.named_parameters()}
+    optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-2, weight_decay=0.5)
+    assert sum(len(flat.master) for flat in optimizer._flats) == 18
+    model["used"](model["frozen"](torch.ones(4, 8))).sum().backward()
+    optimizer.step()
+    after = dict(model.named_parameters())
+    assert all(torch.equal(before[f"frozen.{name}"], after[f"frozen.{name}"]) for name in ("weight", "bias"))
+    assert not torch.equal(before["used.weight"], after["used.weight"])
+    # As under ZeRO: it decays.
+    torch.testing.assert_close(after["unused.weight"], before["unused.weight"] * (1 - 1e-2 * 0.5))
+    with pytest.raises(ValueError, match="requires a gradient"):
+        OffloadAdamW8bit(model["frozen"].parameters())
+
+
+def test_one_flat_parameter_has_the_bits_of_the_host_optimizer() -> None:
+    random = torch.Generator().manual_seed(3)
+    weights, grads = torch.randn(10_000, generator=random), torch.randn(3, 10_000, generator=random)
+    ours, theirs = nn.Parameter(weights.clone()), nn.Parameter(weights.clone())
+    optimizer, host = OffloadAdamW8bit([ours], lr=1e-2), HostAdamW8bit([theirs], lr=1e-2)
+    for grad in grads:
+        (ours * grad).sum().backward()
+        optimizer.step()
+        theirs.grad = grad
+        host.step()
+    assert torch.equal(ours, theirs)
