@@ -31,39 +31,48 @@ class Attention(nn.Module):
         queries_BND: Tensor,
         context_BNC: Tensor,
         *,
-        mask_BN: Tensor | None = None,
+        bias_B11N: Tensor | None = None,
         turn: "Turn | None" = None,
     ) -> Tensor:
-        """Attend; `mask_BN` is True where the context may be read, `turn` what positions turn queries and keys by."""
+        """Attend; `bias_B11N` says where the context may be read, `turn` what positions turn queries and keys by."""
         query_BHNK = self._split(self.query(queries_BND))
         key_BHNK = self._split(self.key(context_BNC))
         value_BHNK = self._split(self.value(context_BNC))
         if turn is not None:
-            query_BHNK, key_BHNK = rotate(query_BHNK, turn), rotate(key_BHNK, turn)
-        mask = None if mask_BN is None else mask_BN[:, None, None, :]
-        mixed_BHNK = attend(query_BHNK, key_BHNK, value_BHNK, mask)
+            # A sequence attends to itself: both are of one shape.
+            query_BHNK, key_BHNK = rotate(torch.stack((query_BHNK, key_BHNK)), turn).unbind()
+        mixed_BHNK = attend(query_BHNK, key_BHNK, value_BHNK, bias_B11N)
         return self.out(mixed_BHNK.transpose(1, 2).flatten(2))
 
     def _split(self, states_BND: Tensor) -> Tensor:
         return states_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def attend(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention; `mask` is True where the context may be read.
+def readable(mask_BN: Tensor, *, like: Tensor) -> Tensor:
+    """What is added to attention's scores, (B, 1, 1, N): nothing where the mask is True, -inf where it is False.
+
+    Made once for all attentions: torch would make it of a mask in each of them.
+    """
+    bias_BN = torch.zeros_like(mask_BN, dtype=like.dtype).masked_fill(~mask_BN, -torch.inf)
+    return bias_BN[:, None, None]
+
+
+def attend(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, bias: Tensor | None) -> Tensor:
+    """Scaled dot-product attention with a bias on the scores (see `readable`).
 
     In bf16 on the CPU it is spelled out: PyTorch's fused kernel takes 2.5 times as long there (64 records,
     128 tokens, forward and backward on 2 cores: 18.2 against 7.3 ms), most of it in the backward pass.
     """
     if query_BHNK.device.type != "cpu" or query_BHNK.dtype != torch.bfloat16:
-        return functional.scaled_dot_product_attention(query_BHNK, key_BHSK, value_BHSK, attn_mask=mask)
-    return spelled_out_attention(query_BHNK, key_BHSK, value_BHSK, mask)
+        return functional.scaled_dot_product_attention(query_BHNK, key_BHSK, value_BHSK, attn_mask=bias)
+    return spelled_out_attention(query_BHNK, key_BHSK, value_BHSK, bias)
 
 
-def spelled_out_attention(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, mask: Tensor | None) -> Tensor:
+def spelled_out_attention(query_BHNK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, bias: Tensor | None) -> Tensor:
     """Attention as two matrix products and a softmax, on any device."""
     scores_BHNS = (query_BHNK * query_BHNK.shape[-1] ** -0.5) @ key_BHSK.transpose(-1, -2)
-    if mask is not None:
-        scores_BHNS = scores_BHNS.masked_fill(~mask, -torch.inf)
+    if bias is not None:
+        scores_BHNS = scores_BHNS + bias
     return scores_BHNS.softmax(-1) @ value_BHSK
 
 
@@ -80,10 +89,10 @@ def turn_of(positions: int, width: int, *, like: Tensor) -> Turn:
     return torch.cat((cos_NP, cos_NP), -1), torch.cat((-sin_NP, sin_NP), -1)
 
 
-def rotate(states_BHNK: Tensor, turn: Turn) -> Tensor:
-    """Turn every pair of head channels, one of the first half with one of the second."""
+def rotate(states_2BHNK: Tensor, turn: Turn) -> Tensor:
+    """Turn every pair of head channels of queries and keys, one of the first half with one of the second."""
     cos_NK, sin_NK = turn
-    return torch.addcmul(states_BHNK * cos_NK, states_BHNK.roll(states_BHNK.shape[-1] // 2, -1), sin_NK)
+    return torch.addcmul(states_2BHNK * cos_NK, states_2BHNK.roll(states_2BHNK.shape[-1] // 2, -1), sin_NK)
 
 
 class FeedForward(nn.Module):
@@ -127,9 +136,26 @@ class AttentionPool(nn.Module):
         self.queries = nn.Parameter(torch.empty(queries, width))
         self.attention = Attention(width, heads=heads, context_width=context_width)
 
-    def forward(self, context_BNC: Tensor, *, mask_BN: Tensor | None = None) -> Tensor:
+    def forward(self, context_BNC: Tensor, *, bias_B11N: Tensor | None = None) -> Tensor:
         queries_BQD = self.queries.expand(context_BNC.shape[0], -1, -1)
-        return queries_BQD + self.attention(queries_BQD, context_BNC, mask_BN=mask_BN)
+        return queries_BQD + self.attention(queries_BQD, context_BNC, bias_B11N=bias_B11N)
+
+
+def pooled(pools_by_name: nn.ModuleDict, context_BNC: Tensor, *, bias_B11N: Tensor) -> Tensor:
+    """What several pools of one query and one width read, side by side, (B, P, D): each product is one of all pools."""
+    pools = [pool for pool in pools_by_name.values() if isinstance(pool, AttentionPool)]
+    attentions = [pool.attention for pool in pools]
+    heads = len(pools) * attentions[0].heads
+    query_PD = torch.cat([pool.attention.query(pool.queries) for pool in pools])
+    query_BHQK = query_PD.view(1, heads, 1, -1).expand(len(context_BNC), -1, -1, -1)
+    key_BHNK, value_BHNK = (
+        functional.linear(context_BNC, torch.cat(weights)).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for weights in ([item.key.weight for item in attentions], [item.value.weight for item in attentions])
+    )
+    mixed_BHQK = attend(query_BHQK, key_BHNK, value_BHNK, bias_B11N)
+    mixed_PBD = mixed_BHQK.reshape(len(context_BNC), len(pools), -1).transpose(0, 1)
+    out_PDD = torch.stack([item.out.weight for item in attentions])
+    return (torch.cat([pool.queries for pool in pools])[:, None] + mixed_PBD @ out_PDD.mT).transpose(0, 1)
 
 
 class Layer(nn.Module):
@@ -144,15 +170,15 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(width, hidden=hidden)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states_BND: Tensor, *, mask_BN: Tensor | None = None, turn: Turn | None = None) -> Tensor:
+    def forward(self, states_BND: Tensor, *, bias_B11N: Tensor | None = None, turn: Turn | None = None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._compute, states_BND, mask_BN, turn, use_reentrant=False)
+            result: Tensor = checkpoint(self._compute, states_BND, bias_B11N, turn, use_reentrant=False)
             return result
-        return self._compute(states_BND, mask_BN, turn)
+        return self._compute(states_BND, bias_B11N, turn)
 
-    def _compute(self, states_BND: Tensor, mask_BN: Tensor | None, turn: Turn | None) -> Tensor:
+    def _compute(self, states_BND: Tensor, bias_B11N: Tensor | None, turn: Turn | None) -> Tensor:
         normed_BND = self.attention_norm(states_BND)
-        attended_BND = self.attention(normed_BND, normed_BND, mask_BN=mask_BN, turn=turn)
+        attended_BND = self.attention(normed_BND, normed_BND, bias_B11N=bias_B11N, turn=turn)
         states_BND = states_BND + self.dropout(attended_BND)
         return states_BND + self.dropout(self.feed_forward(self.forward_norm(states_BND)))
 

@@ -5,11 +5,12 @@ of tokens has bits: the covariance's, which depends on no measurement (and then 
 Source: Kalman 1960; in parallel: Sarkka and Garcia-Fernandez 2021, lemmas 7 and 8.
 
 Shape suffixes: B batch, S tokens, O outputs (the state's width), T prefixes of the covariance's recursion, E those
-that a round extends.
+that a round extends, 3 the parts of a map of covariances: carry, added and known; P two O side by side.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class EmotionKalman(nn.Module):
@@ -43,15 +44,13 @@ class EmotionKalman(nn.Module):
 
     def forward(self, first_BSO: Tensor, second_BSO: Tensor, mask_BS: Tensor) -> Tensor:
         """Fused emotion logits (B, O): the state after the last real token. Padding is on the right."""
-        pair_BSP = torch.cat((first_BSO.log_softmax(-1), second_BSO.log_softmax(-1)), dim=-1)
-        share_BSP = self.weigh(pair_BSP).float().softmax(-1)
-        measured_BSO = (pair_BSP.float().unflatten(-1, (2, -1)) * share_BSP[..., None]).sum(-2)
+        pair_BSPO = torch.stack((first_BSO, second_BSO), dim=-2).log_softmax(-1)
+        share_BSP = self.weigh(pair_BSPO.flatten(-2)).float().softmax(-1)
+        measured_BSO = (pair_BSPO.float() * share_BSP[..., None]).sum(-2)
         transition, observation = self.transition.float(), self.observation.float()
-        identity = torch.eye(transition.shape[0], device=transition.device)
-        process, measurement = (
-            torch.addmm(self.EPSILON * identity, root, root.T)
-            for root in (self.process_root.float(), self.measurement_root.float())
-        )
+        roots_2OO = torch.stack((self.process_root, self.measurement_root)).float()
+        least_OO = self.EPSILON * torch.eye(transition.shape[0], device=transition.device)
+        process, measurement = torch.baddbmm(least_OO.expand_as(roots_2OO), roots_2OO, roots_2OO.mT).unbind()
         gains_SOO = kalman_gains(transition, observation, process, measurement, tokens=first_BSO.shape[1])
         # With its gain known, a step is one affine map of the state: x' = x M + u.
         maps_SOO = transition.T - (transition.T @ observation.T) @ gains_SOO.mT
@@ -90,27 +89,29 @@ def kalman_gains(
     seen_noise, seen = observation @ process, observation @ transition
     innovation = torch.addmm(measurement, seen_noise, observation.T)
     weighted_noise, weighted = solve(innovation, torch.cat((seen_noise, seen), -1)).split(width, -1)
-    carry_TOO = torch.addmm(transition, seen_noise.T, weighted, alpha=-1)[None]
-    added_TOO = torch.addmm(process, seen_noise.T, weighted_noise, alpha=-1)[None]
-    known_TOO = (seen.T @ weighted)[None]
-    while len(carry_TOO) < tokens:
+    carry = torch.addmm(transition, seen_noise.T, weighted, alpha=-1)
+    added = torch.addmm(process, seen_noise.T, weighted_noise, alpha=-1)
+    maps_3TOO = torch.stack((carry, added, seen.T @ weighted))[:, None]
+    while maps_3TOO.shape[1] < tokens:
         # The longest one first, then each of them: as many steps more.
-        more = min(len(carry_TOO), tokens - len(carry_TOO))
-        longest, its_noise = carry_TOO[-1], added_TOO[-1]
+        more = min(maps_3TOO.shape[1], tokens - maps_3TOO.shape[1])
+        longest, its_noise, its_known = maps_3TOO[:, -1].unbind()
         # All of them but in the last round: a slice of everything would cost its gradient a copy.
-        known_EOO, added_EOO, later_EOO = (
-            item if more == len(item) else item[:more] for item in (known_TOO, added_TOO, carry_TOO)
+        extended_3EOO = maps_3TOO if more == maps_3TOO.shape[1] else maps_3TOO[:, :more]
+        carry_EOO, added_EOO, known_EOO = extended_3EOO.unbind()
+        joint_EOO = torch.baddbmm(identity.expand(more, -1, -1), its_noise.expand(more, -1, -1), known_EOO)
+        first_EOP = torch.cat((longest, its_noise), -1).expand(more, -1, -1)
+        carried_EOO, noise_EOO = solve(joint_EOO, first_EOP).split(width, -1)
+        new_3EOO = torch.stack(
+            (
+                carry_EOO @ carried_EOO,
+                torch.baddbmm(added_EOO, carry_EOO @ noise_EOO, carry_EOO.mT),
+                torch.baddbmm(its_known.expand(more, -1, -1), longest.T.expand(more, -1, -1), known_EOO @ carried_EOO),
+            )
         )
-        joint_TOO = identity + its_noise @ known_EOO
-        first = torch.cat((longest, its_noise), -1).expand(more, -1, -1)
-        carried_TOO, noise_TOO = solve(joint_TOO, first).split(width, -1)
-        new_known_TOO = torch.baddbmm(
-            known_TOO[-1:].expand(more, -1, -1), longest.T.expand(more, -1, -1), known_EOO @ carried_TOO
-        )
-        new_added_TOO = torch.baddbmm(added_EOO, later_EOO @ noise_TOO, later_EOO.mT)
-        carry_TOO = torch.cat((carry_TOO, later_EOO @ carried_TOO))
-        added_TOO, known_TOO = torch.cat((added_TOO, new_added_TOO)), torch.cat((known_TOO, new_known_TOO))
+        maps_3TOO = torch.cat((maps_3TOO, new_3EOO), 1)
     # From the identity, the covariance before every token's prediction.
+    carry_TOO, added_TOO, known_TOO = maps_3TOO.unbind()
     after_TOO = torch.baddbmm(added_TOO, carry_TOO, solve(identity + known_TOO, carry_TOO.mT))
     before_SOO = torch.cat((identity[None], after_TOO[:-1]))
     predicted_SOO = process + transition @ before_SOO @ transition.T
@@ -124,9 +125,14 @@ def affine_states(maps_SOO: Tensor, inputs_SBO: Tensor) -> Tensor:
     """All states (S, B, O) of x' = x M + u from zero on."""
     distance = 1
     while distance < len(maps_SOO):
-        # A state is that of `distance` tokens ago, carried here, and what came in between.
-        carried_SBO = torch.baddbmm(inputs_SBO[distance:], inputs_SBO[:-distance], maps_SOO[distance:])
-        inputs_SBO = torch.cat((inputs_SBO[:distance], carried_SBO))
-        maps_SOO = torch.cat((maps_SOO[:distance], maps_SOO[:-distance] @ maps_SOO[distance:]))
-        distance *= 2
+        # A state is that of `distance` tokens ago, carried here, and what came in between; at first it was zero.
+        inputs_SBO = torch.baddbmm(inputs_SBO, _later(inputs_SBO, distance), maps_SOO)
+        distance, before = 2 * distance, distance
+        if distance < len(maps_SOO):
+            maps_SOO = _later(maps_SOO, before) @ maps_SOO
     return inputs_SBO
+
+
+def _later(tokens_SXO: Tensor, distance: int) -> Tensor:
+    """Moved by so many tokens, with zeros where there were none."""
+    return functional.pad(tokens_SXO, (0, 0, 0, 0, distance, -distance))

@@ -45,15 +45,15 @@ def record_losses(task: str, predictions_PBO: Tensor, targets_BO: Tensor, mask_B
     """
     present_BO = mask_BO.float()
     if task == "emotion":
-        return -(predictions_PBO.log_softmax(-1) * (targets_BO * present_BO)).sum(-1)
+        return (predictions_PBO.log_softmax(-1) * -(targets_BO * present_BO)).sum(-1)
+    share_BO = present_BO / present_BO.sum(-1, keepdim=True).clamp(min=1)
     targets_PBO = targets_BO.expand_as(predictions_PBO)
-    error_PBO = functional.smooth_l1_loss(predictions_PBO, targets_PBO, reduction="none") * present_BO
-    return error_PBO.sum(-1) / present_BO.sum(-1).clamp(min=1)
+    return (functional.smooth_l1_loss(predictions_PBO, targets_PBO, reduction="none") * share_BO).sum(-1)
 
 
 def task_counts(mask_BT: Tensor, outputs: tuple[int, ...]) -> Tensor:
     """Records that have at least one target of each task, (4,) float32."""
-    return torch.stack([mask_BT[:, columns].any(1).sum() for columns in task_columns(outputs).values()]).float()
+    return torch.stack([mask_BT[:, columns].any(1) for columns in task_columns(outputs).values()]).sum(1).float()
 
 
 def task_weight(task: str, value_weight: float) -> float:
@@ -81,22 +81,24 @@ def multitask_loss(
             to exactly the one big batch.
         value_weight: weight of the tasks in 0-1 beside the emotion.
     """
-    num_heads = sum(map(_is_head, predictions))
-    # A task without any target in the effective batch has zero loss, not 0/0.
-    counts_K = step_counts_K.clamp(min=1)
+    # Few large operators: a card waits for launches.
     sums: dict[str, Tensor] = {}
-    parts = []
-    for index, (task, columns) in enumerate(task_columns(outputs).items()):
-        # Few large operators: a card waits for launches.
+    by_kind: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for task, columns in task_columns(outputs).items():
         names = sorted((name for name in predictions if task_of(name) == task), key=_is_head)
         predictions_PBO = torch.stack([predictions[name] for name in names])
         sums_P = record_losses(task, predictions_PBO, targets_BT[:, columns], mask_BT[:, columns]).sum(-1)
-        modules_P, heads_P = sums_P.split([len(names) - sum(map(_is_head, names)), sum(map(_is_head, names))])
-        mean = (1 - HEADS_SHARE) / (len(predictions) - num_heads) * modules_P.sum()
-        mean = mean + HEADS_SHARE / num_heads * heads_P.sum()
-        parts.append(task_weight(task, value_weight) * mean / counts_K[index])
+        num_heads = sum(map(_is_head, names))
+        for kind, part in zip(by_kind, sums_P.split([len(names) - num_heads, num_heads]), strict=True):
+            weight = task_weight(task, value_weight)
+            kind.append(part.sum() if weight == 1 else weight * part.sum())
         sums |= dict(zip(names, sums_P.detach().unbind(), strict=True))
-    return LossTerms(torch.stack(parts).sum(), sums, task_counts(mask_BT, outputs))
+    modules_K, heads_K = map(torch.stack, by_kind)
+    num_heads = sum(map(_is_head, predictions))
+    mean_K = (1 - HEADS_SHARE) / (len(predictions) - num_heads) * modules_K + HEADS_SHARE / num_heads * heads_K
+    # A task without any target in the effective batch has zero loss, not 0/0.
+    total = (mean_K / step_counts_K.clamp(min=1)).sum()
+    return LossTerms(total, sums, task_counts(mask_BT, outputs))
 
 
 def _is_head(predictor: str) -> bool:

@@ -17,6 +17,7 @@ from redheart.model.blocks import (
     Layer,
     MixtureOfExperts,
     drop_channels,
+    pooled,
     turn_of,
 )
 from redheart.model.dims import FEATURE_WIDTH, TASKS, HeadDims, ModelDims, ReaderDims, num_heads
@@ -40,15 +41,15 @@ class Backbone(nn.Module):
         self.pool_norm = nn.RMSNorm(width, eps=1e-6)
         self.pool_gain = nn.Parameter(torch.empty(len(TASKS)))
 
-    def forward(self, features_BSC: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features_BSC: Tensor, bias_B11S: Tensor) -> tuple[Tensor, Tensor]:
         if self.training and self.feature_dropout:
             features_BSC = drop_channels(features_BSC, self.feature_dropout)
         states_BSW = self.project(features_BSC)
         turn = turn_of(states_BSW.shape[1], self.head_width, like=states_BSW)
         for layer in self.layers:
-            states_BSW = layer(states_BSW, mask_BN=mask_BS, turn=turn)
+            states_BSW = layer(states_BSW, bias_B11N=bias_B11S, turn=turn)
         states_BSW = self.token_norm(states_BSW)
-        pooled_BPW = torch.cat([self.pools[task](states_BSW, mask_BN=mask_BS) for task in TASKS], dim=1)
+        pooled_BPW = pooled(self.pools, states_BSW, bias_B11N=bias_B11S)
         return states_BSW, self.pool_norm(pooled_BPW) * self.pool_gain[:, None]
 
 
@@ -66,8 +67,8 @@ class NeuralAnalyzer(nn.Module):
         self.expert = nn.Linear(dims.width, states_width, bias=False)
         self.predict = nn.Linear(dims.width, outputs)
 
-    def forward(self, states_BSW: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        thoughts_BQD = self.read(states_BSW, mask_BN=mask_BS)
+    def forward(self, states_BSW: Tensor, bias_B11S: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        thoughts_BQD = self.read(states_BSW, bias_B11N=bias_B11S)
         for layer in self.layers:
             thoughts_BQD = layer(thoughts_BQD)
         thoughts_BQD = self.norm(thoughts_BQD)
@@ -98,10 +99,10 @@ class AdvancedAnalyzer(nn.Module):
         self.analyzer = NeuralAnalyzer(dims, states_width=states_width, outputs=outputs, dropout=dropout)
 
     def forward(
-        self, states_BSW: Tensor, mask_BS: Tensor, *, expert_BW: Tensor, prediction_BO: Tensor
+        self, states_BSW: Tensor, bias_B11S: Tensor, *, expert_BW: Tensor, prediction_BO: Tensor
     ) -> tuple[Tensor, Tensor]:
         analyzer = self.analyzer
-        queries_BQD = analyzer.read(states_BSW, mask_BN=mask_BS)
+        queries_BQD = analyzer.read(states_BSW, bias_B11N=bias_B11S)
         thoughts_BQD = torch.cat((self.condition(expert_BW)[:, None], queries_BQD), dim=1)
         for layer in analyzer.layers:
             thoughts_BQD = layer(thoughts_BQD)

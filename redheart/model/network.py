@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.seeds import stream_seed
+from redheart.model.blocks import readable
 from redheart.model.dims import TASKS, ModelDims
 from redheart.model.kalman import EmotionKalman
 from redheart.model.modules import (
@@ -30,8 +31,8 @@ NUM_VECTORS = 3 * len(TASKS) + 3
 RELATIONS = ("phases.empathy", "phases.community")
 
 Signals = dict[str, Tensor]
-"""What a node hands on, by kind: `states` (B, S, W), `vectors` (B, P, W), `expert` (B, W), `prediction` (B, O) and
-`trajectory` (B, S, O)."""
+"""What a node hands on, by kind: `states` (B, S, W), `vectors` (B, P, W), `expert` (B, W), `prediction` (B, O),
+`trajectory` (B, S, O) and `readable`, the bias of attention that hides the padding, (B, 1, 1, S)."""
 
 
 def _wiring() -> dict[str, tuple[str, ...]]:
@@ -107,19 +108,23 @@ class RedHeart(nn.Module):
         module = self.get_submodule(node)
         part, _, task = node.partition(".")
         if part == "backbone":
-            states_BSW, pooled_BPW = module(features_BSD, mask_BS)
-            return {"states": states_BSW, "vectors": pooled_BPW}
+            bias_B11S = readable(mask_BS, like=features_BSD)
+            states_BSW, pooled_BPW = module(features_BSD, bias_B11S)
+            return {"states": states_BSW, "vectors": pooled_BPW, "readable": bias_B11S}
         if part == "neural":
             states_BSW = read["backbone"]["states"]
-            expert_BW, prediction_BO, thoughts_BQD = module(states_BSW, mask_BS)
+            expert_BW, prediction_BO, thoughts_BQD = module(states_BSW, read["backbone"]["readable"])
             signals = {"expert": expert_BW, "prediction": prediction_BO}
             if isinstance(module, NeuralEmotionAnalyzer):
                 signals["trajectory"] = module.trajectory(states_BSW, thoughts_BQD)
             return signals
         if part == "advanced":
-            neural = read[f"neural.{task}"]
+            neural, backbone = read[f"neural.{task}"], read["backbone"]
             expert_BW, prediction_BO = module(
-                read["backbone"]["states"], mask_BS, expert_BW=neural["expert"], prediction_BO=neural["prediction"]
+                backbone["states"],
+                backbone["readable"],
+                expert_BW=neural["expert"],
+                prediction_BO=neural["prediction"],
             )
             return {"expert": expert_BW, "prediction": prediction_BO}
         if node == "signal.dsp":
