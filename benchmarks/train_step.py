@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=12, help="timed steps of a way and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--name", default="train_step", help="of the result's file")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "STRATEGY"), help="measure one in this process")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/train_step.json")
@@ -113,7 +114,7 @@ def main() -> None:
     result = {strategy: compare(options, strategy) for strategy in options.strategies}
     if options.write:
         names = ("preset", "records", "seq_len_tokens", "effective_batch", "micro_batch", "steps", "rounds")
-        write_result("train_step", result, settings={name: getattr(options, name) for name in names})
+        write_result(options.name, result, settings={name: getattr(options, name) for name in names})
     print(json.dumps(result, indent=None if options.json else 1))
 
 

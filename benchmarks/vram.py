@@ -37,12 +37,12 @@ def study(options: argparse.Namespace, folder: Path) -> StudyConfig:
             preset=options.preset,
             prepare=PrepareConfig(num_generated=2 * options.effective_batch),
             features=FeatureConfig(seq_len_tokens=options.seq_len_tokens, encoder="minilm" if options.data else "hash"),
-            train=TrainConfig(effective_batch=options.effective_batch),
+            train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
         )
     )
 
 
-def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder: Path) -> None:
+def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkpointing: bool, folder: Path) -> None:
     """Run a few optimizer steps in this process and print what they took."""
     import msgspec
     import torch
@@ -50,6 +50,7 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
 
     from redheart.data.loader import load_batch
     from redheart.memory import probe
+    from redheart.model.blocks import set_checkpointing
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
     from redheart.model.network import build
@@ -68,9 +69,9 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
     data = phases.open_data(config, RunFolder(folder))
     prepared = data.prepared
     dims = preset(options.preset, outputs=prepared.inventory.outputs)
-    engine = start_engine(
-        build(dims, seed=0), dataclasses.replace(config.train, strategy=strategy, micro_batch=micro_batch)
-    )
+    model = build(dims, seed=0)
+    set_checkpointing(model, checkpointing)
+    engine = start_engine(model, dataclasses.replace(config.train, strategy=strategy, micro_batch=micro_batch))
     steps = []
     for _ in range(STEPS):
         seconds = {"forward_s": 0.0, "backward_s": 0.0, "step_s": 0.0}
@@ -136,6 +137,7 @@ def row(
     found: dict[str, object] = {
         "strategy": strategy,
         "micro_batch": plan.micro_batch,
+        "checkpointing": plan.checkpointing,
         "device": "measured" if torch.cuda.is_available() else "predicted",
         "predicted": {
             "fits": plan.fits,
@@ -146,7 +148,8 @@ def row(
             "pcie_bytes_a_step": planning.bus_bytes(config, strategy, plan.accumulation_steps),
         },
     }
-    command = [sys.executable, __file__, *sys.argv[1:], "--one", strategy, str(plan.micro_batch), str(folder)]
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", strategy, str(plan.micro_batch)]
+    command += [str(int(plan.checkpointing)), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -174,22 +177,26 @@ def main() -> None:
     parser.add_argument("--preset", default="full" if has_cuda else "small", choices=("tiny", "small", "full"))
     parser.add_argument("--strategies", nargs="+", default=None)
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[None], help="empty: what the planner picks")
+    parser.add_argument("--checkpointing", action="store_true", help="also where a micro-batch is given")
+    parser.add_argument("--name", default="vram", help="of the result's file")
     parser.add_argument("--effective-batch", type=int, default=64)
     parser.add_argument("--seq-len-tokens", type=int, default=128)
     parser.add_argument("--cap", default=None, help="hold every process to this budget, e.g. 8GiB")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/vram.json")
-    parser.add_argument("--one", nargs=3, metavar=("STRATEGY", "MICRO_BATCH", "FOLDER"), help="run one in this process")
+    parser.add_argument(
+        "--one", nargs=4, metavar=("STRATEGY", "MICRO_BATCH", "CHECKPOINTING", "FOLDER"), help="run one in this process"
+    )
     options = parser.parse_args()
     if options.one:
-        strategy, micro_batch, folder = options.one
-        run_one(options, strategy, int(micro_batch), Path(folder))
+        strategy, micro_batch, checkpointing, folder = options.one
+        run_one(options, strategy, int(micro_batch), bool(int(checkpointing)), Path(folder))
         return
     cap = planning.parse_bytes(options.cap) if options.cap else 0
     names = options.strategies or planning.strategies()
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         # The records are prepared before the first measurement, not within it.
-        phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)), show_progress=True)
+        phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)))
         result: dict[str, object] = {
             "device": "cuda" if has_cuda else "none: device memory is predicted, host and times are measured",
             "preset": options.preset,
@@ -199,7 +206,9 @@ def main() -> None:
             rows.append(row(options, name, micro_batch, cap, Path(folder)))
             result["rows"] = rows
             if options.write:
-                write_result("vram", result, settings={**vars(options), "data": options.data and options.data.name})
+                write_result(
+                    options.name, result, settings={**vars(options), "data": options.data and options.data.name}
+                )
     print(json.dumps(result, indent=None if options.json else 1))
     # The negative control is there to be refused.
     if cap and has_cuda and any(item["verdict"] != "ran" for item in rows if item["strategy"] != "fp32_adamw"):
