@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
+import re
 import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from launching import launch
+from launching import ROOT, launch
 from torch import Tensor, nn
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
@@ -181,3 +182,11 @@ def test_one_flat_parameter_has_the_bits_of_the_host_optimizer() -> None:
         theirs.grad = grad
         host.step()
     assert torch.equal(ours, theirs)
+
+
+def test_the_lines_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "step.md").read_text(), flags=re.S)
+    (tmp_path / "loop.py").write_text(code)
+    done = launch([sys.executable, "loop.py"], cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert float(done.stdout) < 30  # of 64 at first
