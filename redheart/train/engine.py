@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput
 from redheart.core.ranks import Ranks, launched
 from redheart.memory.host import available_cores
 from redheart.snapshots.states import ParameterPlace
@@ -26,6 +26,7 @@ from redheart.train.compute_type import compute_type
 from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups, parameter_places
 from redheart.train.optimizer import adamw
+from redheart.train.optimizer_state import held_bytes, load_tensors, tensors_of
 from redheart.train.repartition import Repartitioned
 from redheart.train.strategy import Strategy, in_float32, load_strategy
 
@@ -143,17 +144,13 @@ class PlainEngine:
         return StepResult(norm, applied)
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from _state_tensors(
-            [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer
-        )
+        yield from tensors_of([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer)
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
-        _load_state_tensors(
-            [p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, ranks[0]
-        )
+        load_tensors([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, ranks[0])
 
     def host_bytes(self) -> dict[str, int]:
-        return _host_bytes([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, [])
+        return held_bytes([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, [])
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         return values
@@ -228,7 +225,7 @@ class ZeroEngine:
         return StepResult(float("nan") if norm is None else float(norm), not self._zero.overflow)
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from _state_tensors(self._zero.single_partition_of_fp32_groups, self._zero.optimizer)
+        yield from tensors_of(self._zero.single_partition_of_fp32_groups, self._zero.optimizer)
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
         masters = self._zero.single_partition_of_fp32_groups
@@ -236,13 +233,13 @@ class ZeroEngine:
             mine = ranks[self.rank]
         else:
             mine = Repartitioned(ranks, sizes=[master.numel() for master in masters], rank=self.rank)
-        _load_state_tensors(masters, self._zero.optimizer, mine)
+        load_tensors(masters, self._zero.optimizer, mine)
         self._zero.update_lp_params()
 
     def host_bytes(self) -> dict[str, int]:
         zero = self._zero
         staging = [*zero.param_buffer_of_bit16_for_cpu_offload_groups, *zero.accumulated_grads_in_cpu.values()]
-        return _host_bytes(zero.single_partition_of_fp32_groups, zero.optimizer, staging)
+        return held_bytes(zero.single_partition_of_fp32_groups, zero.optimizer, staging)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.world_size == 1:
@@ -319,55 +316,3 @@ def _return_freed_memory(module: nn.Module) -> None:
     is_large = sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL
     if is_large and not torch.cuda.is_available() and hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
-
-
-def _host_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging: list[Tensor]) -> dict[str, int]:
-    counted: set[int] = set()
-
-    def total(tensors: Iterable[object]) -> int:
-        # What two roles share counts for the first, and a map that all states share once.
-        held = {item.data_ptr(): item.nbytes for item in tensors if isinstance(item, Tensor) and item.nbytes}
-        size = sum(value for address, value in held.items() if address not in counted)
-        counted.update(held)
-        return size
-
-    return {
-        "masters": total(masters),
-        "gradients": total(master.grad for master in masters),
-        "states": total(value for master in masters for value in optimizer.state[master].values()),
-        "staging": total(staging),
-    }
-
-
-def _state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for index, master in enumerate(masters):
-        yield f"{index}.master", master.detach()
-        for name, value in sorted(optimizer.state[master].items()):
-            yield f"{index}.{name}", value if isinstance(value, Tensor) else torch.tensor(value)
-
-
-def _load_state_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Read one tensor at a time: a whole state beside the engine's own would make the peak of a resume."""
-    names: dict[int, list[str]] = {index: [] for index in range(len(masters))}
-    for name in tensors:
-        group, _, key = name.partition(".")
-        if key != "master":
-            names[int(group)].append(name)
-    for index, master in enumerate(masters):
-        saved = tensors[f"{index}.master"]
-        if saved.shape != master.shape:
-            raise CorruptFile(
-                "the state belongs to another model",
-                where=f"{index}.master",
-                got=tuple(saved.shape),
-                expected=tuple(master.shape),
-                hint="resume with the same preset and strategy",
-            )
-        master.data.copy_(saved)
-        del saved
-        state: dict[str, object] = {}
-        for name in names[index]:
-            key = name.partition(".")[2]
-            is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
-            state[key] = int(tensors[name]) if is_step_count else tensors[name]
-        optimizer.state[master] = state

@@ -1,0 +1,62 @@
+"""What a resume state holds of an optimizer: its masters and states as plain tensors by name, out and in again."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from redheart.core.errors import CorruptFile
+
+
+def held_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging: list[Tensor]) -> dict[str, int]:
+    """Bytes of host memory by role."""
+    counted: set[int] = set()
+
+    def total(tensors: Iterable[object]) -> int:
+        # What two roles share counts for the first, and a map that all states share once.
+        held = {item.data_ptr(): item.nbytes for item in tensors if isinstance(item, Tensor) and item.nbytes}
+        size = sum(value for address, value in held.items() if address not in counted)
+        counted.update(held)
+        return size
+
+    return {
+        "masters": total(masters),
+        "gradients": total(master.grad for master in masters),
+        "states": total(value for master in masters for value in optimizer.state[master].values()),
+        "staging": total(staging),
+    }
+
+
+def tensors_of(masters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Masters and states by name, one after the other: `GROUP.master`, `GROUP.state1` and so on."""
+    for index, master in enumerate(masters):
+        yield f"{index}.master", master.detach()
+        for name, value in sorted(optimizer.state[master].items()):
+            yield f"{index}.{name}", value if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Read one tensor at a time: a whole state beside the engine's own would make the peak of a resume."""
+    names: dict[int, list[str]] = {index: [] for index in range(len(masters))}
+    for name in tensors:
+        group, _, key = name.partition(".")
+        if key != "master":
+            names[int(group)].append(name)
+    for index, master in enumerate(masters):
+        saved = tensors[f"{index}.master"]
+        if saved.shape != master.shape:
+            raise CorruptFile(
+                "the state belongs to another model",
+                where=f"{index}.master",
+                got=tuple(saved.shape),
+                expected=tuple(master.shape),
+                hint="resume with the same preset and strategy",
+            )
+        master.data.copy_(saved)
+        del saved
+        state: dict[str, object] = {}
+        for name in names[index]:
+            key = name.partition(".")[2]
+            is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
+            state[key] = int(tensors[name]) if is_step_count else tensors[name]
+        optimizer.state[master] = state
