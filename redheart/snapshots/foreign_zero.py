@@ -5,17 +5,16 @@ says which parameters, in which order and of which shape, a group was flattened 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.foreign_types import refuse_unwritable
 from redheart.snapshots.masters import pieces
-from redheart.snapshots.safe_load import Inert, load_torch_file
-from redheart.snapshots.tensor_file import TensorSpec, spec_of
+from redheart.snapshots.safe_load import Inert, load_torch_file, refuse_unwritable
+from redheart.snapshots.tensor_file import Tensors, TensorSpec, spec_of
 
 _LATEST = "latest"
 _MODEL = "mp_rank_00_model_states.pt"
@@ -27,40 +26,8 @@ def is_zero_folder(folder: Path) -> bool:
     return (folder / _LATEST).is_file() or any(folder.glob("*mp_rank_*_model_states.pt"))
 
 
-class ZeroTensors(Mapping[str, Tensor]):
-    """Masters in float32, then buffers and frozen parameters as they were saved, in the model's order."""
-
-    def __init__(
-        self,
-        places: Mapping[str, tuple[int, int, tuple[int, ...]]],
-        groups: list[list[Tensor]],
-        others: Mapping[str, Tensor],
-        order: list[str],
-    ):
-        """Args are those of `open_zero`: group, offset and shape by name, parts of the ranks by group, the rest."""
-        self._places, self._groups, self._others = places, groups, others
-        specs = {name: TensorSpec(torch.float32, shape) for name, (_, _, shape) in places.items()}
-        specs |= {name: spec_of(tensor) for name, tensor in others.items()}
-        self.specs: Mapping[str, TensorSpec] = {name: specs[name] for name in order}
-        """Types and shapes of all tensors."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self._others:
-            return self._others[name]
-        group, offset, shape = self._places[name]
-        parts = self._groups[group]
-        wanted = pieces([part.numel() for part in parts], offset, self.specs[name].num_elements)
-        return torch.cat([torch.empty(0), *(parts[rank][part] for rank, part in wanted)]).reshape(shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-
-def open_zero(folder: Path) -> ZeroTensors:
-    """Open the newest tag of a folder of `save_checkpoint`.
+def open_zero(folder: Path) -> Tensors:
+    """Masters in float32, then buffers and frozen parameters as they were saved, of the newest tag of a folder.
 
     Raises:
         BadInput: stage 3 or model parallelism, which keep parameters otherwise; or a file would run code.
@@ -102,7 +69,17 @@ def open_zero(folder: Path) -> ZeroTensors:
                 got=list(shape),
                 expected=list(weights[name].shape),
             )
-    return ZeroTensors(places, list(groups), others, list(weights))
+    specs = {name: TensorSpec(torch.float32, tuple(tensor.shape)) for name, tensor in weights.items()}
+    specs |= {name: spec_of(tensor) for name, tensor in others.items()}
+
+    def read(name: str) -> Tensor:
+        if name in others:
+            return others[name]
+        group, offset, shape = places[name]
+        wanted = pieces([part.numel() for part in groups[group]], offset, specs[name].num_elements)
+        return torch.cat([torch.empty(0), *(groups[group][rank][part] for rank, part in wanted)]).reshape(shape)
+
+    return Tensors(specs, read)
 
 
 def _places(

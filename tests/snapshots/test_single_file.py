@@ -14,9 +14,9 @@ from test_consolidate import write
 from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.masters import Masters
+from redheart.snapshots.masters import open_masters
 from redheart.snapshots.module_snapshots import list_snapshots
-from redheart.snapshots.single_file import SnapshotTensors, consolidate_snapshot, consolidate_state
+from redheart.snapshots.single_file import consolidate_snapshot, consolidate_state
 from redheart.snapshots.states import ParameterPlace, State, StateManifest, newest_state, write_state
 
 
@@ -77,7 +77,7 @@ def test_parameters_that_lie_across_ranks_come_back_whole(
         places[name] = ParameterPlace(0, offset, list(tensor.shape))
         offset += tensor.numel()
     flat = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
-    masters = Masters(write_ranks(tmp_path_factory.mktemp("ranks"), flat, ranks, places))
+    masters = open_masters(write_ranks(tmp_path_factory.mktemp("ranks"), flat, ranks, places))
     assert list(masters) == list(parameters)
     for name, tensor in parameters.items():
         assert torch.equal(masters[name], tensor)
@@ -104,7 +104,7 @@ def test_states_that_do_not_say_where_are_refused(tmp_path: Path) -> None:
     ):
         manifest = msgspec.structs.replace(old.manifest, parameters={"weight": place})
         with pytest.raises(CorruptFile, match=message):
-            Masters(dataclasses.replace(old, manifest=manifest))
+            open_masters(dataclasses.replace(old, manifest=manifest))
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -116,7 +116,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     first = consolidate_snapshot(made, out, dtype="fp32")
     assert load_file(out)["one.weight"].dtype == torch.float32 and first.num_tensors == 2
     before = out.read_bytes()
-    tensors = SnapshotTensors(made)
+    tensors = made.open_model()
     (made.folder / "two.safetensors").write_bytes(b"")
     with pytest.raises(CorruptFile, match=r"two\.safetensors"):
         tensors["two.weight"]
