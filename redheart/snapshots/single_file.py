@@ -10,9 +10,8 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.core.files import new_file
-from redheart.snapshots.masters import open_masters
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.states import State
+from redheart.snapshots.states import State, open_masters
 from redheart.snapshots.tensor_file import SUFFIX, Tensors, TensorSpec, write_tensors
 
 DtypeName = Literal["fp32", "bf16"]
@@ -32,41 +31,34 @@ class SingleFile(msgspec.Struct, frozen=True):
     """The folder or file that it was made from."""
 
 
-def consolidate_snapshot(
-    snapshot: Snapshot, out: Path, *, dtype: DtypeName, on_tensor: Callable[[int], object] = lambda _: None
+def consolidated(
+    source: Snapshot | State, out: Path, *, dtype: DtypeName | None, on_tensor: Callable[[int], object] = lambda _: None
 ) -> SingleFile:
-    """Write a snapshot's model as one file.
+    """Write a snapshot's model, or the float32 masters of a resume state of any number of ranks, as one file.
 
     Args:
-        snapshot: compressed or not.
+        source: a snapshot may be compressed.
         out: a `.safetensors` file; it appears whole or not at all.
-        dtype: bf16 is what the snapshot holds.
+        dtype: of floating-point tensors; None keeps what the source holds.
         on_tensor: told the bytes of every tensor when it is written.
 
     Raises:
         BadInput: `out` is no `.safetensors` file.
-        CorruptFile: a file of the snapshot does not match its digest.
+        CorruptFile: a file of the source does not match its digest.
         DiskError: the file cannot be written.
     """
-    provenance = {"epoch": str(snapshot.epoch), "step": str(snapshot.manifest.step), "from": "snapshot"}
+    if isinstance(source, Snapshot):
+        kind, epoch, step, tensors = "snapshot", source.epoch, source.manifest.step, source.open_model()
+    else:
+        progress = source.manifest.progress
+        kind, epoch, step, tensors = "resume state", progress.epoch, progress.step, open_masters(source)
     return write_model(
         out,
-        snapshot.open_model(),
-        dtype=DTYPES[dtype],
-        source=snapshot.folder,
-        provenance=provenance,
+        tensors,
+        dtype=DTYPES[dtype] if dtype else None,
+        source=source.folder,
+        provenance={"epoch": str(epoch), "step": str(step), "from": kind},
         on_tensor=on_tensor,
-    )
-
-
-def consolidate_state(
-    state: State, out: Path, *, dtype: DtypeName, on_tensor: Callable[[int], object] = lambda _: None
-) -> SingleFile:
-    """As `consolidate_snapshot`, from the float32 masters of a resume state of any number of ranks."""
-    progress = state.manifest.progress
-    provenance = {"epoch": str(progress.epoch), "step": str(progress.step), "from": "resume state"}
-    return write_model(
-        out, open_masters(state), dtype=DTYPES[dtype], source=state.folder, provenance=provenance, on_tensor=on_tensor
     )
 
 
