@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -83,15 +83,13 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     """
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
     _check_choice(choice, by_epoch, expected)
-    parts = {}
-    with new_folder(out, assembly_contents) as folder:
-        for name, specs in expected.items():
-            chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
-            sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
-            parts[name] = Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, specs))
-        assembly = Assembly(parts)
-        write_sealed(folder / MANIFEST, assembly)
-    return assembly
+
+    def part(folder: Path, name: str) -> Part:
+        chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
+        sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
+        return Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, expected[name]))
+
+    return _write(out, expected, part)
 
 
 def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype: torch.dtype | None) -> Assembly:
@@ -106,14 +104,18 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
     Raises:
         DiskError: the model cannot be written.
     """
-    parts = {}
+
+    def part(folder: Path, module: str) -> Part:
+        start = f"{module}."
+        own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
+        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", in_type(Tensors.joined(own), dtype)))
+
+    return _write(out, modules, part)
+
+
+def _write(out: Path, modules: Iterable[str], part: Callable[[Path, str], Part]) -> Assembly:
     with new_folder(out, assembly_contents) as folder:
-        for module in modules:
-            start = f"{module}."
-            own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
-            weights = write_tensors(folder / f"{module}{SUFFIX}", in_type(Tensors.joined(own), dtype))
-            parts[module] = Part(NOTHING, (), weights)
-        assembly = Assembly(parts)
+        assembly = Assembly({name: part(folder, name) for name in modules})
         write_sealed(folder / MANIFEST, assembly)
     return assembly
 

@@ -13,7 +13,7 @@ from redheart.core.files import read_json
 from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_empty
 from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
-from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
+from redheart.snapshots.safe_load import listed, load_torch_file, refuse_unwritable
 from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorReader, Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -101,10 +101,8 @@ def refuse_problems(problems: list[str], source: Path) -> None:
         BadInput: there are any.
     """
     if problems:
-        shown = "\n".join(f"    {problem}" for problem in problems[:MAX_PROBLEMS])
-        more = f"\n    and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise BadInput(
-            f"{len(problems)} tensors are not what they must be\n{shown}{more}",
+            f"{len(problems)} tensors are not what they must be{listed(problems)}",
             where=source,
             hint="check --preset or --like; other floating-point types are converted by --dtype",
         )

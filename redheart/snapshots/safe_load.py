@@ -8,7 +8,7 @@ here: none of that code is needed or run.
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +133,7 @@ def _check_zip(path: Path) -> None:
             packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
             broken = packed[0] if packed else archive.testzip()
     # An offset that was changed may point before the file's first byte, which is an OSError.
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        struct.error,
-        EOFError,
-        OSError,
-    ) as wrong:
+    except (zipfile.BadZipFile, OSError, *_UNREADABLE) as wrong:
         raise CorruptFile("a file of torch.save was changed or cut", where=path, got=wrong) from wrong
     if broken is not None:
         raise CorruptFile("a part of a file of torch.save was changed", where=path, got=broken)
@@ -154,15 +146,20 @@ def refuse_unwritable(tensors: Mapping[str, Tensor], where: Path) -> None:
         BadInput: there are any.
     """
     found = ((name, _unwritable(tensor)) for name, tensor in tensors.items())
-    lines = [f"    {name}: {problem}" for name, problem in found if problem]
-    if lines:
-        more = [f"    and {len(lines) - MAX_PROBLEMS} more"] if len(lines) > MAX_PROBLEMS else []
+    problems = [f"{name}: {problem}" for name, problem in found if problem]
+    if problems:
         raise BadInput(
-            "\n".join([f"{len(lines)} tensors are of a kind that is not imported", *lines[:MAX_PROBLEMS], *more]),
+            f"{len(problems)} tensors are of a kind that is not imported{listed(problems)}",
             where=where,
             expected=f"dense tensors of {', '.join(DTYPE_NAMES.values())}",
             hint="change them where the file was made, as said behind each, and save it again",
         )
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems, a line each behind a line break; of very many the first."""
+    more = f"\n    and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+    return "".join(f"\n    {problem}" for problem in problems[:MAX_PROBLEMS]) + more
 
 
 def _unwritable(tensor: Tensor) -> str | None:
