@@ -156,39 +156,35 @@ class TransformerEncoder:
             for row, tokens in enumerate(self._model.tokens(texts))
             for start in range(0, max(1, len(tokens)), self._content_tokens)
         ]
-        states: dict[int, np.ndarray] = {}
         # Windows of similar length share a batch, so that little is computed for padding.
-        order = sorted(range(len(windows)), key=lambda index: len(windows[index][1]))
-        batch: list[int] = []
-        for index in order:
-            batch.append(index)
-            if (len(windows[index][1]) + 2) * len(batch) >= _BATCH_TOKENS:
-                states |= self._encode_windows(windows, batch)
-                batch = []
-        if batch:
-            states |= self._encode_windows(windows, batch)
+        batches: list[list[int]] = [[]]
+        for index in sorted(range(len(windows)), key=lambda index: len(windows[index][1])):
+            batches[-1].append(index)
+            if (len(windows[index][1]) + 2) * len(batches[-1]) >= _BATCH_TOKENS:
+                batches.append([])
+        states: dict[int, np.ndarray] = {}
+        for batch in filter(None, batches):
+            states |= zip(batch, self._encode_windows([windows[index][1] for index in batch]), strict=True)
         parts: list[list[np.ndarray]] = [[] for _ in texts]
         for index, (row, _) in enumerate(windows):
             parts[row].append(states[index])
         return [self._encoded(np.concatenate(part, axis=1)) for part in parts]
 
-    def _encode_windows(self, windows: Sequence[tuple[int, list[int]]], batch: Sequence[int]) -> dict[int, np.ndarray]:
+    def _encode_windows(self, windows: Sequence[list[int]]) -> list[np.ndarray]:
+        """States of every window, (H, S, W)."""
         model = self._model
-        longest = max(len(windows[index][1]) for index in batch) + 2
-        ids_BS = torch.full((len(batch), longest), model.padding_token)
-        mask_BS = torch.zeros(len(batch), longest, dtype=torch.long)
-        for position, index in enumerate(batch):
-            tokens = [model.first_token, *windows[index][1], model.last_token]
+        longest = max(map(len, windows)) + 2
+        ids_BS = torch.full((len(windows), longest), model.padding_token)
+        mask_BS = torch.zeros(len(windows), longest, dtype=torch.long)
+        for position, window in enumerate(windows):
+            tokens = [model.first_token, *window, model.last_token]
             ids_BS[position, : len(tokens)] = torch.tensor(tokens)
             mask_BS[position, : len(tokens)] = 1
         layers = model.layers(ids_BS.to(self._device), mask_BS.to(self._device))
         states_HBSW = torch.stack([layer.float().cpu() for layer in layers]).numpy()
-        result = {}
-        for position, index in enumerate(batch):
-            length = len(windows[index][1])
-            # An empty text is its first special token.
-            result[index] = states_HBSW[:, position, 1 : 1 + length] if length else states_HBSW[:, position, :1]
-        return result
+        # An empty text is its first special token.
+        spans = [slice(1, 1 + len(window)) if window else slice(0, 1) for window in windows]
+        return [states_HBSW[:, position, span] for position, span in enumerate(spans)]
 
     def _encoded(self, states_HSW: np.ndarray) -> Encoded:
         if self._model.width == FEATURE_WIDTH:
