@@ -5,15 +5,17 @@ Shape suffixes: S tokens of a text, W width of the encoder (768 or 384), H layer
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from redheart.core.config import BUILT_IN_ENCODERS
 from redheart.core.errors import BadInput
 from redheart.data import minilm
+
+if TYPE_CHECKING:
+    from redheart.data.hub_encoder import HubModel
 
 FEATURE_WIDTH = 768
 MINILM_LAYERS = 7
@@ -42,28 +44,6 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """States and summary of every text, float32."""
-
-
-class EncoderModel(Protocol):
-    """What a transformer encoder is read by."""
-
-    width: int
-    max_tokens: int
-    """Longest window, special tokens included."""
-    first_token: int
-    last_token: int
-    padding_token: int
-    digest: str
-    """Of what decides its states."""
-
-    def to(self, device: torch.device) -> None:
-        """Move the weights."""
-
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token numbers of every text, without the special ones around them."""
-
-    def layers(self, ids_BS: Tensor, mask_BS: Tensor) -> Sequence[Tensor]:
-        """States (B, S, W) of the embeddings and of every layer, or of the last layer where the width is 768."""
 
 
 def open_encoder(name: str, *, identity: str | None = None) -> Encoder:
@@ -133,7 +113,7 @@ class TransformerEncoder:
     which become the other 384 of the features; a model 768 wide gives the token states of its last layer alone.
     """
 
-    def __init__(self, model: EncoderModel, *, label: str):
+    def __init__(self, model: "HubModel | minilm.MiniLM", *, label: str):
         if model.width not in (FEATURE_WIDTH, FEATURE_WIDTH // 2):
             raise BadInput(
                 "the encoder's states have the wrong width",

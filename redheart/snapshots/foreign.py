@@ -110,8 +110,7 @@ def refuse_problems(problems: list[str], source: Path) -> None:
 
 def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
-        _refuse_part(part, path)
-        return _named("safetensors file", TensorReader(path), path, expected)
+        return _named("safetensors file", TensorReader(path), path, part, expected)
     names_of = partial(model_names, prefixes=PREFIXES, expected=expected)
     found = find_model(read_parts(load_torch_file(path), path), path=part, names_of=names_of, expected=expected)
     names = names_of({key: spec_or_empty(tensor) for key, tensor in found.tensors.items()})
@@ -122,22 +121,18 @@ def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, found.together)
 
 
-def _named(kind: str, tensors: Tensors, where: Path, expected: Collection[str]) -> Foreign:
-    """Tensors that lie side by side in no order of the model's."""
+def _named(kind: str, tensors: Tensors, where: Path, part: str, expected: Collection[str]) -> Foreign:
+    """Tensors that lie side by side, with no parts and in no order of the model's."""
+    if part:
+        raise BadInput("only a file of torch.save has parts", where=where, got=f"--part {part}")
     names = model_names(tensors.specs, expected=expected)
     places = {name: (tensors, key) for name, key in keys_by_name(names, where).items()}
     return Foreign(kind, Tensors.joined(places), list(names.strays), names.prefix)
 
 
-def _refuse_part(part: str, where: Path) -> None:
-    if part:
-        raise BadInput("only a file of torch.save has parts", where=where, got=f"--part {part}")
-
-
 def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
     if is_zero_folder(folder):
-        _refuse_part(part, folder)
-        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, expected)
+        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, part, expected)
     for name in _WHOLE:
         path, index = folder / name, folder / f"{name}{_INDEX_SUFFIX}"
         if len(several := sorted(folder.glob(f"{path.stem}*{path.suffix}"))) > 1 and not index.is_file():
@@ -148,8 +143,7 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
                 hint="give the file that you mean",
             )
         if index.is_file():
-            _refuse_part(part, folder)
-            return _named("accelerate folder", _sharded(folder, index), folder, expected)
+            return _named("accelerate folder", _sharded(folder, index), folder, part, expected)
         if path.is_file():
             return replace(_open_file(path, part, expected), kind="accelerate folder")
     raise BadInput(
