@@ -100,10 +100,12 @@ class Part:
         if self.is_flat:
             return [self]
         inner = [part.weights() for part in self.parts.values() if not part.is_training]
-        if any(part.is_flat for found in inner for part in found):
-            # Where nothing speaks of a training, matrices beside a `state_dict` belong to the same model.
-            beside = [] if self.keeps_training else [part for found in inner for part in found if part.has_matrices]
-            return [part for found in inner for part in found if any(i.is_flat for i in found) or part in beside]
+        holds_flat = [any(part.is_flat for part in found) for found in inner]
+        if any(holds_flat):
+            # Beside the only `state_dict` in what is kept of a training, matrices are statistics, else weights.
+            is_alone = self.keeps_training and sum(holds_flat) == 1
+            groups = zip(inner, holds_flat, strict=True)
+            return [part for found, flat in groups for part in found if flat or (part.has_matrices and not is_alone)]
         own = (key for key, tensor in self.tensors.items() if not _is_beside_weights(key, tensor))
         return [self] if any(own) else [part for found in inner for part in found]
 

@@ -191,6 +191,9 @@ def test_different_models_in_one_file_are_taken_together_and_said_to_be(tmp_path
     found = opened(content, tmp_path)
     assert found.together == ["generator", "critic"] and found.ignored == ["optimizer_g"]
     assert {*found.tensors.specs} == {f"generator.{n}" for n in generator} | {f"critic.{n}" for n in WEIGHTS}
+    # A part of one layer has names without dots.
+    embedded = opened({**content, "embedding": LINEAR}, tmp_path)
+    assert {*embedded.tensors.specs} == {*found.tensors.specs, "embedding.weight", "embedding.bias"}
     assert is_the_model(opened(content, tmp_path, part="critic"))
     assert is_the_model(opened(content, tmp_path, expected=WEIGHTS))
 
