@@ -152,7 +152,7 @@ def write_snapshot(
             },
             outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
         )
-        earlier = [item for item in snapshot_folders(root) if _order(item) < _order(folder)]
+        earlier = [item for item in snapshot_folders(root) if item < folder]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):
             link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
@@ -207,13 +207,9 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 def snapshot_folders(root: Path) -> list[Path]:
     """Folders of all snapshots below `root`, by epoch."""
-    return sorted(root.glob(_PATTERN), key=_order)
+    return sorted(root.glob(_PATTERN))
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:
     """All snapshots below `root`, by epoch."""
     return [open_snapshot(folder) for folder in snapshot_folders(root)]
-
-
-def _order(folder: Path) -> tuple[int, str]:
-    return len(folder.name), folder.name
