@@ -68,7 +68,7 @@ def save_checkpoints(run: str) -> dict[str, object]:
         tensors = {
             f"{name}.{key}": tensor
             for name in snapshot.manifest.modules
-            for key, tensor in snapshot.load_module(name).items()
+            for key, tensor in snapshot.open_module(name).items()
         }
         torch.save(tensors, folder / f"{snapshot.epoch}.pt")
     return {}

@@ -198,7 +198,7 @@ def files_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     start_s = time.perf_counter()
     for snapshot in list_snapshots(run.snapshots):
         for name in snapshot.manifest.modules:
-            snapshot.load_module(name)
+            dict(snapshot.open_module(name))
     read_s = time.perf_counter() - start_s
     content = sum(entry.content_bytes for entries in modules for entry in entries)
     return {

@@ -54,23 +54,22 @@ class ImportOptions:
 
 
 def consolidate(arguments: Sequence[str]) -> None:
-    from redheart.snapshots.module_snapshots import list_snapshots
-    from redheart.snapshots.single_file import consolidate_snapshot, consolidate_state
-    from redheart.snapshots.states import newest_state
+    from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+    from redheart.snapshots.single_file import consolidated
+    from redheart.snapshots.states import State, newest_state
     from redheart.study import run_folder
 
     options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
     run, _ = run_folder.load(options.run)
     folder, states = run.snapshots, run.states
+    source: Snapshot | State | None
     if options.from_state:
         if options.epoch is not None:
             raise BadInput("--epoch names a snapshot and --from-state a resume state", hint="give one of them")
-        state = newest_state(states)
-        if state is None:
+        source = newest_state(states)
+        if source is None:
             raise BadInput("the run has no resume state", where=states, hint="train first: `redheart train`")
-        size = sum(entry.bytes for entry in state.manifest.files)
-        with display_of(options).track("consolidate", size, unit="bytes") as advance:
-            made = consolidate_state(state, options.out, dtype=options.dtype or "fp32", on_tensor=advance)
+        size = sum(entry.bytes for entry in source.manifest.files)
     else:
         by_epoch = {item.epoch: item for item in list_snapshots(folder)}
         if not by_epoch:
@@ -79,9 +78,10 @@ def consolidate(arguments: Sequence[str]) -> None:
         if epoch not in by_epoch:
             expected = ", ".join(map(str, by_epoch))
             raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
-        size = sum(entry.content_bytes for entry in by_epoch[epoch].files)
-        with display_of(options).track("consolidate", size, unit="bytes") as advance:
-            made = consolidate_snapshot(by_epoch[epoch], options.out, dtype=options.dtype or "bf16", on_tensor=advance)
+        source = by_epoch[epoch]
+        size = sum(entry.content_bytes for entry in source.files)
+    with display_of(options).track("consolidate", size, unit="bytes") as advance:
+        made = consolidated(source, options.out, dtype=options.dtype, on_tensor=advance)
     if options.json:
         print_json(made, True)
     else:

@@ -5,15 +5,17 @@ Shape suffixes: S tokens of a text, W width of the encoder (768 or 384), H layer
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from redheart.core.config import BUILT_IN_ENCODERS
 from redheart.core.errors import BadInput
 from redheart.data import minilm
+
+if TYPE_CHECKING:
+    from redheart.data.hub_encoder import HubModel
 
 FEATURE_WIDTH = 768
 MINILM_LAYERS = 7
@@ -42,28 +44,6 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """States and summary of every text, float32."""
-
-
-class EncoderModel(Protocol):
-    """What a transformer encoder is read by."""
-
-    width: int
-    max_tokens: int
-    """Longest window, special tokens included."""
-    first_token: int
-    last_token: int
-    padding_token: int
-    digest: str
-    """Of what decides its states."""
-
-    def to(self, device: torch.device) -> None:
-        """Move the weights."""
-
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token numbers of every text, without the special ones around them."""
-
-    def layers(self, ids_BS: Tensor, mask_BS: Tensor) -> Sequence[Tensor]:
-        """States (B, S, W) of the embeddings and of every layer, or of the last layer where the width is 768."""
 
 
 def open_encoder(name: str, *, identity: str | None = None) -> Encoder:
@@ -133,7 +113,7 @@ class TransformerEncoder:
     which become the other 384 of the features; a model 768 wide gives the token states of its last layer alone.
     """
 
-    def __init__(self, model: EncoderModel, *, label: str):
+    def __init__(self, model: "HubModel | minilm.MiniLM", *, label: str):
         if model.width not in (FEATURE_WIDTH, FEATURE_WIDTH // 2):
             raise BadInput(
                 "the encoder's states have the wrong width",
@@ -156,39 +136,35 @@ class TransformerEncoder:
             for row, tokens in enumerate(self._model.tokens(texts))
             for start in range(0, max(1, len(tokens)), self._content_tokens)
         ]
-        states: dict[int, np.ndarray] = {}
         # Windows of similar length share a batch, so that little is computed for padding.
-        order = sorted(range(len(windows)), key=lambda index: len(windows[index][1]))
-        batch: list[int] = []
-        for index in order:
-            batch.append(index)
-            if (len(windows[index][1]) + 2) * len(batch) >= _BATCH_TOKENS:
-                states |= self._encode_windows(windows, batch)
-                batch = []
-        if batch:
-            states |= self._encode_windows(windows, batch)
+        batches: list[list[int]] = [[]]
+        for index in sorted(range(len(windows)), key=lambda index: len(windows[index][1])):
+            batches[-1].append(index)
+            if (len(windows[index][1]) + 2) * len(batches[-1]) >= _BATCH_TOKENS:
+                batches.append([])
+        states: dict[int, np.ndarray] = {}
+        for batch in filter(None, batches):
+            states |= zip(batch, self._encode_windows([windows[index][1] for index in batch]), strict=True)
         parts: list[list[np.ndarray]] = [[] for _ in texts]
         for index, (row, _) in enumerate(windows):
             parts[row].append(states[index])
         return [self._encoded(np.concatenate(part, axis=1)) for part in parts]
 
-    def _encode_windows(self, windows: Sequence[tuple[int, list[int]]], batch: Sequence[int]) -> dict[int, np.ndarray]:
+    def _encode_windows(self, windows: Sequence[list[int]]) -> list[np.ndarray]:
+        """States of every window, (H, S, W)."""
         model = self._model
-        longest = max(len(windows[index][1]) for index in batch) + 2
-        ids_BS = torch.full((len(batch), longest), model.padding_token)
-        mask_BS = torch.zeros(len(batch), longest, dtype=torch.long)
-        for position, index in enumerate(batch):
-            tokens = [model.first_token, *windows[index][1], model.last_token]
+        longest = max(map(len, windows)) + 2
+        ids_BS = torch.full((len(windows), longest), model.padding_token)
+        mask_BS = torch.zeros(len(windows), longest, dtype=torch.long)
+        for position, window in enumerate(windows):
+            tokens = [model.first_token, *window, model.last_token]
             ids_BS[position, : len(tokens)] = torch.tensor(tokens)
             mask_BS[position, : len(tokens)] = 1
         layers = model.layers(ids_BS.to(self._device), mask_BS.to(self._device))
         states_HBSW = torch.stack([layer.float().cpu() for layer in layers]).numpy()
-        result = {}
-        for position, index in enumerate(batch):
-            length = len(windows[index][1])
-            # An empty text is its first special token.
-            result[index] = states_HBSW[:, position, 1 : 1 + length] if length else states_HBSW[:, position, :1]
-        return result
+        # An empty text is its first special token.
+        spans = [slice(1, 1 + len(window)) if window else slice(0, 1) for window in windows]
+        return [states_HBSW[:, position, span] for position, span in enumerate(spans)]
 
     def _encoded(self, states_HSW: np.ndarray) -> Encoded:
         if self._model.width == FEATURE_WIDTH:

@@ -176,12 +176,11 @@ def _encoded_folder(
         return root / key_with(identity)
     encoder = open_encoder(config.encoder, identity=identity)
     key = key_with(encoder.identity)
-    folder = root / key
+    folder, chunk_folder = root / key, root / f"{key}.partial"
     if not (folder / "manifest.json").exists():
-        chunks = _encode_chunks(encoder, texts, config=config, folder=root / f"{key}.partial", display=display)
+        chunks = _encode_chunks(encoder, texts, config=config, folder=chunk_folder, display=display)
         _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config)
     # Also where a killed run had the cache whole and the chunks still there.
-    chunk_folder = root / f"{key}.partial"
     remove_leftovers(chunk_folder)
     remove_names(chunk_folder, [path.name for path in chunk_folder.glob("*.chunk")])
     return folder
@@ -222,19 +221,14 @@ def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -
         CorruptFile: a file is missing or does not match its digest; it is named.
     """
     manifest = read_sealed(folder / "manifest.json", FeatureManifest)
-    states, offsets, summaries = folder / "states.f16", folder / "offsets.i64", folder / "summaries.f32"
-    digests = ((states, manifest.states_sha256), (offsets, manifest.offsets_sha256))
+    digests = (manifest.states_sha256, manifest.summaries_sha256, manifest.offsets_sha256)
+    states, summaries, offsets = (folder / name for name in _FILES)
     # A second per gigabyte, against hours on features that are not those of the run.
-    for path, expected in (*digests, (summaries, manifest.summaries_sha256)):
+    for path, expected in zip((states, summaries, offsets), digests, strict=True):
         actual = sha256_file(path) if path.is_file() else "no file"
         if actual != expected:
-            raise CorruptFile(
-                "the feature cache is damaged",
-                where=path,
-                got=actual,
-                expected=expected,
-                hint=f"remove the folder {folder}; it will be computed again",
-            )
+            hint = f"remove the folder {folder}; it will be computed again"
+            raise CorruptFile("the feature cache is damaged", where=path, got=actual, expected=expected, hint=hint)
     states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
     summaries_NL = np.fromfile(summaries, dtype=np.float32).reshape(manifest.num_records, manifest.summary_width)
     if manifest.summary_width == 0:
@@ -281,31 +275,30 @@ def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) ->
 
 
 def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, config: FeatureConfig) -> None:
-    lengths, state_width, summary_width = [], 0, 0
+    lengths = []
     with new_folder(folder, feature_contents) as temporary, disk_errors(folder):
-        paths = {name: temporary / name for name in _FILES}
-        with paths["states.f16"].open("wb") as states, paths["summaries.f32"].open("wb") as summaries:
+        states, summaries, offsets = (temporary / name for name in _FILES)
+        with states.open("wb") as states_file, summaries.open("wb") as summaries_file:
             for chunk in chunks:
                 content = read_checked(chunk)
                 if content is None:
                     raise CorruptFile("a chunk of the feature cache changed on the disk", where=chunk, hint="run again")
                 tensors = load(content)
                 lengths.append(tensors["lengths"])
-                states.write(tensors["states"].tobytes())
-                summaries.write(tensors["summaries"].tobytes())
-                state_width, summary_width = tensors["states"].shape[1], tensors["summaries"].shape[1]
-        offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
-        write_bytes(paths["offsets.i64"], offsets.tobytes())
+                states_file.write(tensors["states"].tobytes())
+                summaries_file.write(tensors["summaries"].tobytes())
+        offsets_N = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
+        write_bytes(offsets, offsets_N.tobytes())
         manifest = FeatureManifest(
             key=key,
             encoder=encoder.identity,
             seq_len_tokens=config.seq_len_tokens,
-            num_records=len(offsets) - 1,
-            num_states=int(offsets[-1]),
-            state_width=state_width,
-            summary_width=summary_width,
-            states_sha256=sha256_file(paths["states.f16"]),
-            offsets_sha256=sha256_file(paths["offsets.i64"]),
-            summaries_sha256=sha256_file(paths["summaries.f32"]),
+            num_records=len(offsets_N) - 1,
+            num_states=int(offsets_N[-1]),
+            state_width=tensors["states"].shape[1],
+            summary_width=tensors["summaries"].shape[1],
+            states_sha256=sha256_file(states),
+            offsets_sha256=sha256_file(offsets),
+            summaries_sha256=sha256_file(summaries),
         )
         write_sealed(temporary / "manifest.json", manifest)

@@ -33,32 +33,21 @@ _CUES = {
 }
 _PLACES = {
     "en": (
-        "the kitchen",
-        "the office",
-        "the station",
-        "a wedding",
-        "the hospital",
-        "school",
-        "the market",
-        "a concert",
+        *("the kitchen", "the office", "the station", "a wedding"),
+        *("the hospital", "school", "the market", "a concert"),
     ),
     "ko": ("부엌에서", "사무실에서", "역에서", "결혼식에서", "병원에서", "학교에서", "시장에서", "공연장에서"),
 }
 _PEOPLE = {
     "en": (
-        "my sister",
-        "a stranger",
-        "my boss",
-        "an old friend",
-        "the neighbour",
-        "my teacher",
-        "my son",
-        "the driver",
+        *("my sister", "a stranger", "my boss", "an old friend"),
+        *("the neighbour", "my teacher", "my son", "the driver"),
     ),
     "ko": ("언니와", "낯선 사람과", "상사와", "옛 친구와", "이웃과", "선생님과", "아들과", "기사님과"),
 }
 _STRENGTH = {"en": ("slightly", "rather", "deeply"), "ko": ("조금", "꽤", "몹시")}
 _NUM_CUES = 3
+_CUE_PRIOR = np.array([0.16, 0.08, 0.2, 0.08, 0.24, 0.1, 0.14])
 _FLOOR = 0.15
 """Weight of an emotion without any cue, beside 1 for each cue."""
 
@@ -84,7 +73,7 @@ def generate(num_records: int, *, seed: int) -> tuple[list[dict[str, object]], f
 
 def _row(random: np.random.Generator, index: int) -> tuple[dict[str, object], float]:
     language = ("en", "ko")[int(random.integers(2))]
-    cues = random.choice(len(EMOTIONS), size=_NUM_CUES, p=_cue_prior())
+    cues = random.choice(len(EMOTIONS), size=_NUM_CUES, p=_CUE_PRIOR / _CUE_PRIOR.sum())
     strength = int(random.integers(3))
     weights = np.full(len(EMOTIONS), _FLOOR)
     np.add.at(weights, cues, 1.0)
@@ -121,8 +110,3 @@ def _row(random: np.random.Generator, index: int) -> tuple[dict[str, object], fl
         "surd_metrics": {name: noisy(float(chances[3]) if name == "surprise" else level) for name in SURD},
     }
     return row, -sum(chance * math.log(chance) for chance in chances)
-
-
-def _cue_prior() -> np.ndarray:
-    shares = np.array([0.16, 0.08, 0.2, 0.08, 0.24, 0.1, 0.14])
-    return shares / shares.sum()

@@ -6,16 +6,8 @@ import msgspec
 
 EMOTIONS = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger")
 BENTHAM = (
-    "intensity",
-    "duration",
-    "certainty",
-    "propinquity",
-    "purity",
-    "extent",
-    "fecundity",
-    "remoteness",
-    "succession",
-    "utility",
+    *("intensity", "duration", "certainty", "propinquity", "purity", "extent", "fecundity", "remoteness"),
+    *("succession", "utility"),
 )
 SURD = ("surprise", "uncertainty", "relevance", "depth")
 
@@ -44,12 +36,9 @@ class Inventory(msgspec.Struct, frozen=True):
 
     def columns(self, name: str) -> slice:
         """Where a task's targets lie among the columns."""
-        start = 0
-        for task in self.tasks:
-            if task.name == name:
-                return slice(start, start + len(task.targets))
-            start += len(task.targets)
-        raise KeyError(name)
+        place = [task.name for task in self.tasks].index(name)
+        start = sum(len(task.targets) for task in self.tasks[:place])
+        return slice(start, start + len(self.tasks[place].targets))
 
     @property
     def outputs(self) -> tuple[int, int, int, int]:

@@ -85,7 +85,4 @@ def installed_folder() -> Path | None:
         files = metadata.files(_PACKAGE) or []
     except metadata.PackageNotFoundError:
         return None
-    for file in files:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).parent
-    return None
+    return next((Path(str(file.locate())).parent for file in files if file.name == "model.safetensors"), None)

@@ -25,11 +25,10 @@ from redheart.data.generator import generate
 from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
 from redheart.data.near_duplicates import NearDuplicates, near_duplicates
-from redheart.data.records import Record, Row, read_rows
-from redheart.data.schemas import Parsed, Problem, class_names_path, parse_rows
+from redheart.data.records import Record, Row, listed, read_rows
+from redheart.data.schemas import class_names_path, parse_rows
 from redheart.data.split import Split, split_rows
 
-_SHOWN_PROBLEMS = 100
 MIN_LABELLED = 2
 """Records with a target that every part of the split needs: models are compared on two or more."""
 
@@ -126,24 +125,26 @@ def prepare(
         if manifest.key == keys[0] or (manifest.key in keys and not replace):
             return load_prepared(out).manifest
         if not replace:
+            hint = "restore the file, or choose another --out for the changed one"
             if labels and manifest.source.sha256 == origin.sha256:
-                raise BadInput(
-                    "the class names are not those that this run was started with",
-                    where=labels,
-                    expected=", ".join(manifest.inventory.task("emotion").targets),
-                    hint="restore the file, or choose another --out for the changed one",
-                )
+                classes = ", ".join(manifest.inventory.task("emotion").targets)
+                what = "the class names are not those that this run was started with"
+                raise BadInput(what, where=labels, expected=classes, hint=hint)
             raise BadInput(
                 "the records are not those that this run was started with",
                 where=source or "generated records",
                 got=f"SHA-256 {origin.sha256}",
                 expected=manifest.source.sha256,
-                hint="restore the file, or choose another --out for the changed one",
+                hint=hint,
             )
         refuse_foreign(out, contents)
     parsed = parse_rows(source or Path("generated.json"), kind, rows)
     if parsed.problems and not config.skip_invalid:
-        raise _invalid(source, parsed)
+        raise BadInput(
+            f"{len(parsed.problems)} problems in {parsed.num_invalid} records{listed(parsed.problems)}",
+            where=source,
+            hint="correct the records, or drop them with --prepare.skip-invalid (they are kept in invalid.jsonl)",
+        )
     if not parsed.records:
         raise BadInput("no record is left", where=source, got=f"{parsed.num_invalid} malformed records")
 
@@ -274,15 +275,3 @@ def _cluster_ids(records: Sequence[Record], clusters_N: np.ndarray) -> list[list
     for record, cluster in zip(records, clusters_N, strict=True):
         members.setdefault(int(cluster), []).append(record.id)
     return [ids for ids in members.values() if len(ids) > 1]
-
-
-def _invalid(source: Path | None, parsed: Parsed) -> BadInput:
-    shown: list[Problem] = parsed.problems[:_SHOWN_PROBLEMS]
-    listing = "\n".join(f"    {problem}" for problem in shown)
-    rest = len(parsed.problems) - len(shown)
-    more = f"\n    and {rest} more" if rest else ""
-    return BadInput(
-        f"{len(parsed.problems)} problems in {parsed.num_invalid} records\n{listing}{more}",
-        where=source,
-        hint="correct the records, or drop them with --prepare.skip-invalid (they are kept in invalid.jsonl)",
-    )

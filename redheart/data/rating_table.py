@@ -9,8 +9,8 @@ import msgspec
 
 from redheart.core.errors import BadInput
 from redheart.core.text import read_text
+from redheart.data.records import listed
 
-_SHOWN_PROBLEMS = 100
 KEYS = ("id", "subject")
 
 
@@ -64,9 +64,8 @@ def read_ratings(path: Path) -> RatingTable:
     if not problems and not table.ids:
         problems.append("line 2: no row, expected one or more")
     if problems:
-        more = f"\n    and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        listing = "\n".join(f"    {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-        raise BadInput(f"{len(problems)} problems\n{listing}{more}", where=path, hint="correct or remove these rows")
+        what = f"{len(problems)} problems{listed(problems)}"
+        raise BadInput(what, where=path, hint="correct or remove these rows")
     return table
 
 

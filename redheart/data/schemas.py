@@ -71,9 +71,8 @@ class _Fields:
     def number(self, field: str, value: object) -> float | None:
         if value is None:
             return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # NaN compares as false, and so is refused here too.
-        if isinstance(value, int | float) and is_number and 0 <= value <= 1:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1:
             return float(value)
         self.wrong(field, value, "a number from 0 to 1")
         return None
@@ -125,7 +124,15 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
     objects = [row.value for row in rows if isinstance(row.value, dict)]
     is_known = any(_TARGETS & value.keys() for value in objects)
     if not is_known and not any(isinstance(row.value, Malformed) for row in rows):
-        raise _unknown_schema(path, rows[0].value)
+        first = rows[0].value
+        known = ", ".join(f"`{name}`" for name in sorted(_TARGETS))
+        raise BadInput(
+            "no known schema fits the records",
+            where=path,
+            got=(", ".join(map(str, first)) or "no key") if isinstance(first, dict) else type(first).__name__,
+            expected=f"records with `id`, `text` and at least one of {known}",
+            hint="see the README's section on data",
+        )
     marks = Counter(mark for value in objects for mark in _marks(value))
     usual: Schema = "distribution" if marks["distribution"] >= max(1, marks["documented"]) else "documented"
     shapes: dict[str, tuple[Schema, tuple[str, ...]]] = {}
@@ -134,8 +141,10 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
         value = row.value if isinstance(row.value, dict) else {}
         found = set(_marks(value))
         schema = found.pop() if len(found) == 1 else usual
-        surd = SURD if schema == "documented" else _surd_names(value)
-        record, problems = _documented(row) if schema == "documented" else _distribution(row, surd)
+        metrics = value.get("surd_metrics")
+        own = tuple(metrics) if isinstance(metrics, dict) else ()
+        surd = SURD if schema == "documented" else own
+        record, problems = _object(row, schema, surd)
         if record is not None:
             shapes.setdefault(record.id, (schema, surd))
         return record, problems
@@ -145,18 +154,12 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
     if all(schema == "documented" for schema, _ in used):
         return parsed
     surd = tuple(dict.fromkeys(name for _, names in used for name in names)) or SURD
-    records = [_aligned(record, names, surd) for record, (_, names) in zip(parsed.records, used, strict=True)]
+    records = []
+    for record, (_, names) in zip(parsed.records, used, strict=True):
+        by_name = dict(zip(names, record.targets["surd"], strict=True))
+        targets = {**record.targets, "surd": tuple(by_name.get(name) for name in surd)}
+        records.append(msgspec.structs.replace(record, targets=targets))
     return msgspec.structs.replace(parsed, schema="distribution", inventory=make_inventory(surd=surd), records=records)
-
-
-def _unknown_schema(path: Path, first: object) -> BadInput:
-    return BadInput(
-        "no known schema fits the records",
-        where=path,
-        got=(", ".join(map(str, first)) or "no key") if isinstance(first, dict) else type(first).__name__,
-        expected="records with `id`, `text` and at least one of " + ", ".join(f"`{name}`" for name in sorted(_TARGETS)),
-        hint="see the README's section on data",
-    )
 
 
 def _marks(value: dict[str, object]) -> Iterator[Schema]:
@@ -169,17 +172,6 @@ def _marks(value: dict[str, object]) -> Iterator[Schema]:
     # In the other schema it is a word about the post, which a misspelt class looks like.
     if isinstance(value.get("label"), int):
         yield "documented"
-
-
-def _surd_names(value: dict[str, object]) -> tuple[str, ...]:
-    metrics = value.get("surd_metrics")
-    return tuple(metrics) if isinstance(metrics, dict) else ()
-
-
-def _aligned(record: Record, names: tuple[str, ...], surd: tuple[str, ...]) -> Record:
-    by_name = dict(zip(names, record.targets["surd"], strict=True))
-    targets = {**record.targets, "surd": tuple(by_name.get(name) for name in surd)}
-    return msgspec.structs.replace(record, targets=targets)
 
 
 def _encodable(text: str) -> str:
@@ -209,74 +201,65 @@ def _collect(
     return Parsed(schema, inventory, records, problems, num_invalid)
 
 
-def _open(row: Row) -> tuple[_Fields | None, list[Problem]]:
+def _object(row: Row, schema: Schema, surd: tuple[str, ...]) -> tuple[Record | None, list[Problem]]:
+    """The record that a JSON object is by a schema; `surd` are the metrics that it has."""
     if isinstance(row.value, Malformed):
         return None, [Problem(row.where, "?", "record", row.value.got, row.value.expected)]
     if not isinstance(row.value, dict):
         return None, [Problem(row.where, "?", "record", type(row.value).__name__, "an object")]
-    fields = _Fields(row, row.value)
+    value, fields = row.value, _Fields(row, row.value)
     fields.text("id", required=True)
-    for name, value in (("record", row.value), *row.value.items()):
-        if isinstance(value, RepeatedKeys):
+    for name, item in (("record", value), *value.items()):
+        if isinstance(item, RepeatedKeys):
             fields.wrong(name, "a key that stands twice", "every key once")
-    return fields, fields.problems
-
-
-def _documented(row: Row) -> tuple[Record | None, list[Problem]]:
-    fields, problems = _open(row)
-    if fields is None:
-        return None, problems
-    assert isinstance(row.value, dict)
-    label = row.value.get("label")
-    emotion: tuple[float | None, ...] = (None,) * len(EMOTIONS)
-    if label is not None:
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(EMOTIONS):
-            fields.wrong("label", label, f"an integer from 0 to {len(EMOTIONS) - 1}")
-        else:
-            emotion = tuple(float(index == label) for index in range(len(EMOTIONS)))
-    _check_named_emotions(fields, row.value.get("emotions"), label)
+    is_documented = schema == "documented"
+    emotion = _labelled(fields, value) if is_documented else _shares(fields, surd)
+    # `text` may be cut; the labels of this schema were made from the whole post.
+    is_cut = not is_documented and value.get("text_full") is not None
     return Record(
         id=str(fields.id),
-        text=fields.text("text", required=True),
+        text=fields.text("text_full" if is_cut else "text", required=True),
         title=fields.text("title"),
         action=fields.text("action"),
         targets={
             "emotion": emotion,
-            "bentham": fields.listed_numbers("bentham_scores", len(BENTHAM)),
-            "regret": (fields.number("regret_factor", row.value.get("regret_factor")),),
-            "surd": fields.named_numbers("surd_metrics", SURD),
+            "bentham": (
+                fields.listed_numbers("bentham_scores", len(BENTHAM))
+                if is_documented
+                else fields.named_numbers("bentham_scores", BENTHAM)
+            ),
+            "regret": (fields.number("regret_factor", value.get("regret_factor")),),
+            "surd": fields.named_numbers("surd_metrics", surd),
         },
+        verdict=None if is_documented else fields.optional_text("label"),
         timestamp=fields.timestamp(),
     ), fields.problems
 
 
-def _check_named_emotions(fields: _Fields, value: object, label: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, dict):
-        fields.wrong("emotions", value, "an object with primary, secondary, intensity")
-        return
-    fields.number("emotions.intensity", value.get("intensity"))
-    for key in ("primary", "secondary"):
-        name = value.get(key)
-        if name not in (None, "") and (not isinstance(name, str) or name.lower() not in EMOTIONS):
-            fields.wrong(f"emotions.{key}", name, "one of " + ", ".join(EMOTIONS))
-        elif (
-            key == "primary"
-            and isinstance(name, str)
-            and name
-            and isinstance(label, int)
-            and 0 <= label < len(EMOTIONS)
-            and name.lower() != EMOTIONS[label]
-        ):
-            fields.wrong("emotions.primary", name, f"`{EMOTIONS[label]}`, which is label {label}")
+def _labelled(fields: _Fields, value: dict[str, object]) -> tuple[float | None, ...]:
+    """The emotion that `label` says; `emotions` must not contradict it."""
+    label, named = value.get("label"), value.get("emotions")
+    is_class = isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(EMOTIONS)
+    emotion = int(label) if isinstance(label, int) and is_class else None
+    if label is not None and emotion is None:
+        fields.wrong("label", label, f"an integer from 0 to {len(EMOTIONS) - 1}")
+    if isinstance(named, dict):
+        fields.number("emotions.intensity", named.get("intensity"))
+        for key in ("primary", "secondary"):
+            name = named.get(key)
+            if name in (None, ""):
+                continue
+            if not isinstance(name, str) or name.lower() not in EMOTIONS:
+                fields.wrong(f"emotions.{key}", name, "one of " + ", ".join(EMOTIONS))
+            elif key == "primary" and emotion is not None and name.lower() != EMOTIONS[emotion]:
+                fields.wrong("emotions.primary", name, f"`{EMOTIONS[emotion]}`, which is label {label}")
+    elif named is not None:
+        fields.wrong("emotions", named, "an object with primary, secondary, intensity")
+    return tuple(None if emotion is None else float(index == emotion) for index in range(len(EMOTIONS)))
 
 
-def _distribution(row: Row, surd: tuple[str, ...]) -> tuple[Record | None, list[Problem]]:
-    fields, problems = _open(row)
-    if fields is None:
-        return None, problems
-    assert isinstance(row.value, dict)
+def _shares(fields: _Fields, surd: tuple[str, ...]) -> tuple[float | None, ...]:
+    """The shares of the emotions, which sum to 1."""
     for name in surd:
         if not name.strip() or _encodable(name) != name:
             fields.wrong(f"surd_metrics.{name}", name, "a name in Unicode that is not empty")
@@ -287,21 +270,7 @@ def _distribution(row: Row, surd: tuple[str, ...]) -> tuple[Record | None, list[
             fields.wrong("emotions", emotion, "all seven numbers, or none")
         elif abs(sum(present) - 1) > SUM_TOLERANCE:
             fields.wrong("emotions", round(sum(present), 6), "numbers that sum to 1")
-    return Record(
-        id=str(fields.id),
-        # `text` may be cut; the labels were made from the whole post.
-        text=fields.text("text" if row.value.get("text_full") is None else "text_full", required=True),
-        title=fields.text("title"),
-        action=fields.text("action"),
-        targets={
-            "emotion": emotion,
-            "bentham": fields.named_numbers("bentham_scores", BENTHAM),
-            "regret": (fields.number("regret_factor", row.value.get("regret_factor")),),
-            "surd": fields.named_numbers("surd_metrics", surd),
-        },
-        verdict=fields.optional_text("label"),
-        timestamp=fields.timestamp(),
-    ), fields.problems
+    return emotion
 
 
 def class_names_path(path: Path) -> Path:

@@ -70,8 +70,9 @@ def load_or_fit(path: Path, key: str, summaries_NL: np.ndarray, train: np.ndarra
     They lie there too: projected anew, with another number of threads, a last bit could be another, and a resumed run
     would no longer end with the bytes of an unbroken one. A file of another key, or a damaged one, is made anew.
     """
-    tensors = _tensors(path)
-    if tensors is None or _key(tensors) != key:
+    content = read_checked(path)
+    tensors = load(content) if content else {}
+    if not tensors or _key(tensors) != key:
         fit = fit_summary(summaries_NL[train], key=key)
         tensors = {
             "mean_L": fit.mean_L,
@@ -89,19 +90,15 @@ def load_fit(path: Path) -> SummaryFit:
     Raises:
         CorruptFile: it is not there, or not what was written.
     """
-    tensors = _tensors(path)
-    if tensors is None:
+    content = read_checked(path)
+    if content is None:
         raise CorruptFile(
             "the fit of the features is missing or was changed",
             where=path,
             hint="remove it and run the command that trains again; it is made anew from the training records",
         )
+    tensors = load(content)
     return SummaryFit(_key(tensors), tensors["mean_L"], tensors["projection_LP"])
-
-
-def _tensors(path: Path) -> dict[str, np.ndarray] | None:
-    content = read_checked(path)
-    return None if content is None else load(content)
 
 
 def _key(tensors: dict[str, np.ndarray]) -> str:

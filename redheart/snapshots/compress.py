@@ -24,7 +24,7 @@ from redheart.core.folders import remove_leftovers as remove_unfinished
 from redheart.core.lock import folder_lock
 from redheart.snapshots import delta
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, link_same, list_snapshots
-from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, content_sha256, write_stream
+from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, content_sha256, write_tensors
 
 WINDOW = 16
 """Every how many snapshots one is kept whole."""
@@ -92,8 +92,7 @@ def expand_snapshots(
         for name, entry in snapshot.manifest.modules.items():
             if entry.delta is None:
                 continue
-            tensors = snapshot.open_module(name)
-            found = write_stream(snapshot.folder / f"{name}{SUFFIX}", tensors.specs, tensors.__getitem__)
+            found = write_tensors(snapshot.folder / f"{name}{SUFFIX}", snapshot.open_module(name))
             if found.sha256 != entry.content_sha256:
                 raise _unlike(snapshot.folder / found.file, found.sha256, entry.content_sha256)
             entries[name] = found
@@ -164,8 +163,7 @@ def _written(path: Path, tensors: Mapping[str, Tensor], entry: TensorFile, base:
         content_bytes=entry.bytes,
     )
     found = delta.write_delta(path, tensors, older, delta=belongs)
-    back = delta.DeltaReader(path, older)
-    digest = content_sha256(back.specs, back.__getitem__)
+    digest = content_sha256(delta.read_delta(path, older))
     if digest != entry.sha256:
         raise _unlike(path, digest, entry.sha256)
     return found

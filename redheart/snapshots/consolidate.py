@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,8 +15,17 @@ from redheart.core.files import canonical_json, read_sealed, write_sealed
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
-from redheart.snapshots.single_file import Tensors, converted
-from redheart.snapshots.tensor_file import TensorFile, TensorSpec, open_tensors, spec_of, write_stream
+from redheart.snapshots.single_file import in_type
+from redheart.snapshots.tensor_file import (
+    SUFFIX,
+    TensorFile,
+    Tensors,
+    TensorSpec,
+    check_specs,
+    copy_into,
+    open_tensors,
+    write_tensors,
+)
 
 Specs = Mapping[str, Mapping[str, TensorSpec]]
 """Types and shapes of all tensors, by module and name within it."""
@@ -74,15 +83,13 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     """
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
     _check_choice(choice, by_epoch, expected)
-    parts = {}
-    with new_folder(out, assembly_contents) as folder:
-        for name, specs in expected.items():
-            chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
-            sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
-            parts[name] = Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, specs))
-        assembly = Assembly(parts)
-        write_sealed(folder / MANIFEST, assembly)
-    return assembly
+
+    def part(folder: Path, name: str) -> Part:
+        chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
+        sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
+        return Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, expected[name]))
+
+    return _write(out, expected, part)
 
 
 def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype: torch.dtype | None) -> Assembly:
@@ -97,18 +104,18 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
     Raises:
         DiskError: the model cannot be written.
     """
-    parts = {}
+
+    def part(folder: Path, module: str) -> Part:
+        start = f"{module}."
+        own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
+        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", in_type(Tensors.joined(own), dtype)))
+
+    return _write(out, modules, part)
+
+
+def _write(out: Path, modules: Iterable[str], part: Callable[[Path, str], Part]) -> Assembly:
     with new_folder(out, assembly_contents) as folder:
-        for module in modules:
-            names = [name for name in tensors.specs if name.startswith(f"{module}.")]
-            keys = {name.removeprefix(f"{module}."): name for name in names}
-            specs = {key: converted(tensors.specs[name], dtype) for key, name in keys.items()}
-
-            def read(key: str, specs: Mapping[str, TensorSpec] = specs, keys: Mapping[str, str] = keys) -> Tensor:
-                return tensors[keys[key]].to(specs[key].dtype)
-
-            parts[module] = Part(NOTHING, (), write_stream(folder / f"{module}.safetensors", specs, read))
-        assembly = Assembly(parts)
+        assembly = Assembly({name: part(folder, name) for name in modules})
         write_sealed(folder / MANIFEST, assembly)
     return assembly
 
@@ -161,38 +168,10 @@ def load_assembly(model: nn.Module, folder: Path) -> Assembly:
     """
     assembly = read_assembly(folder)
     readers = {name: open_tensors(folder, part.weights) for name, part in assembly.modules.items()}
-    target = model.state_dict(keep_vars=False)
-    found = {f"{name}.{key}": spec for name, reader in readers.items() for key, spec in reader.specs.items()}
+    whole = Tensors.joined({f"{name}.{key}": (reader, key) for name, reader in readers.items() for key in reader})
     # The model may compute in another type than the weights are kept in.
-    check_specs(found, {key: spec_of(tensor) for key, tensor in target.items()}, where=folder, compare_types=False)
-    with torch.no_grad():
-        for name, reader in readers.items():
-            for key in reader:
-                target[f"{name}.{key}"].copy_(reader[key])
+    copy_into(model.state_dict(), whole, where=folder)
     return assembly
-
-
-def check_specs(
-    found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec], *, where: object, compare_types: bool = True
-) -> None:
-    """Hold tensors against what they must be.
-
-    Raises:
-        CorruptFile: one is missing, unexpected, of another shape or of another type; all are named.
-    """
-    wrong = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in found]
-    wrong += [f"{name}: not expected, got {spec}" for name, spec in found.items() if name not in expected]
-    for name, spec in expected.items():
-        other = found.get(name, spec)
-        if other.shape != spec.shape or (compare_types and other.dtype != spec.dtype):
-            wrong.append(f"{name}: got {other}, expected {spec}")
-    if wrong:
-        raise CorruptFile(
-            "the tensors do not fit the model",
-            where=where,
-            got="; ".join(wrong),
-            hint="the snapshots must be of this run and this preset",
-        )
 
 
 def _check_choice(choice: Mapping[str, Blend], by_epoch: Mapping[int, Snapshot], expected: Specs) -> None:
@@ -216,7 +195,7 @@ def _check_choice(choice: Mapping[str, Blend], by_epoch: Mapping[int, Snapshot],
 def _write_module(
     folder: Path, name: str, blend: Blend, chosen: Sequence[Snapshot], specs: Mapping[str, TensorSpec]
 ) -> TensorFile:
-    target = folder / f"{name}.safetensors"
+    target = folder / f"{name}{SUFFIX}"
     readers = _readers(chosen, name, specs)
     entry = chosen[0].manifest.modules[name]
     if len(chosen) == 1 and entry.content_sha256 == entry.sha256:
@@ -228,13 +207,19 @@ def _write_module(
             pass
     # In the order of the source, so that what is taken from one snapshot has its bytes.
     order = {key: specs[key] for key in readers[0]}
-    return write_stream(target, order, lambda key: blended(readers, blend.weights, key))
+    return write_tensors(target, Tensors(order, lambda key: blended(readers, blend.weights, key)))
 
 
-def _readers(chosen: Sequence[Snapshot], name: str, specs: Mapping[str, TensorSpec]) -> list[Mapping[str, Tensor]]:
-    readers: list[Mapping[str, Tensor]] = []
-    for snapshot in chosen:
-        reader = snapshot.open_module(name)
-        check_specs(reader.specs, specs, where=f"{snapshot.folder}, {name}")
-        readers.append(reader)
-    return readers
+def _readers(chosen: Sequence[Snapshot], name: str, specs: Mapping[str, TensorSpec]) -> list[Tensors]:
+    return [checked_module(snapshot, name, specs) for snapshot in chosen]
+
+
+def checked_module(snapshot: Snapshot, name: str, specs: Mapping[str, TensorSpec]) -> Tensors:
+    """One module of a snapshot, which must hold just these tensors.
+
+    Raises:
+        CorruptFile: a file does not match its digest, or holds other tensors; all are named.
+    """
+    reader = snapshot.open_module(name)
+    check_specs(reader.specs, specs, where=f"{snapshot.folder}, {name}")
+    return reader

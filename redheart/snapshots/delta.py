@@ -12,9 +12,8 @@ A file is 8 bytes of header length, a JSON header, then the frames; every tensor
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors
-from redheart.snapshots.tensor_file import MAX_HEADER_BYTES, Delta, TensorFile, TensorSpec
+from redheart.snapshots.tensor_file import Delta, TensorFile, Tensors, TensorSpec, read_header
 
 SUFFIX = ".delta"
 LEVEL = 1
@@ -86,64 +85,47 @@ def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Te
     )
 
 
-class DeltaReader(Mapping[str, Tensor]):
+def read_delta(path: Path, base: Mapping[str, Tensor]) -> Tensors:
     """The tensors of a file of differences, put together with their base when they are asked for.
 
     Raises:
         CorruptFile: the file is not what `write_delta` writes, or does not belong to this base.
     """
+    try:
+        raw, start = read_header(path)
+        header = {name: msgspec.json.decode(item, type=_Frames) for name, item in raw.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptFile("not a file of differences", where=path, got=error) from error
+    end = path.stat().st_size - start
+    for name, item in header.items():
+        inside = all(offset >= 0 and 0 <= length <= end - offset for offset, length in item.frames)
+        if len(item.frames) != _PLANES or not inside or min(item.shape, default=0) < 0:
+            raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
 
-    def __init__(self, path: Path, base: Mapping[str, Tensor]):
-        self._path, self._base = path, base
+    def plane(frame: tuple[int, int], size: int) -> np.ndarray:
         with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            text = file.read(min(size, MAX_HEADER_BYTES))
-        self._start = 8 + size
-        try:
-            header = msgspec.json.decode(text, type=dict[str, _Frames])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise CorruptFile("not a file of differences", where=path, got=error) from error
-        end = path.stat().st_size - self._start
-        for name, item in header.items():
-            inside = all(offset >= 0 and 0 <= length <= end - offset for offset, length in item.frames)
-            if len(item.frames) != _PLANES or not inside or min(item.shape, default=0) < 0:
-                raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
-        self._header = MappingProxyType(header)
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
-            {name: TensorSpec(torch.bfloat16, tuple(item.shape)) for name, item in header.items()}
-        )
-        """Types and shapes of all tensors."""
+            file.seek(start + frame[0])
+            packed = file.read(frame[1])
+        plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)
+        return np.frombuffer(plain, dtype=np.uint8)
 
-    def __getitem__(self, name: str) -> Tensor:
-        item = self._header[name]
+    def read(name: str) -> Tensor:
+        item = header[name]
         size = math.prod(item.shape)
         try:
-            high, low = (_decompressed(self._frame(*frame), size) for frame in item.frames)
-            older = _bits(self._base[name]) if item.has_base else None
+            high, low = (plane(frame, size) for frame in item.frames)
+            older = _bits(base[name]) if item.has_base else None
         except (zstandard.ZstdError, KeyError) as error:
-            raise CorruptFile("a difference cannot be read", where=f"{self._path}, {name}", got=error) from error
+            raise CorruptFile("a difference cannot be read", where=f"{path}, {name}", got=error) from error
         if len(high) != size or len(low) != size or (older is not None and len(older) != size):
-            raise CorruptFile("a difference does not fit its base", where=f"{self._path}, {name}", got=item.shape)
+            raise CorruptFile("a difference does not fit its base", where=f"{path}, {name}", got=item.shape)
         return torch.from_numpy(_decoded(high, low, older)).view(torch.bfloat16).reshape(item.shape)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._header)
-
-    def __len__(self) -> int:
-        return len(self._header)
-
-    def _frame(self, offset: int, length: int) -> bytes:
-        with self._path.open("rb") as file:
-            file.seek(self._start + offset)
-            return file.read(length)
+    return Tensors({name: TensorSpec(torch.bfloat16, tuple(item.shape)) for name, item in header.items()}, read)
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().contiguous().cpu().view(torch.int16).numpy().reshape(-1).view(np.uint16))
-
-
-def _decompressed(frame: bytes, size: int) -> np.ndarray:
-    return np.frombuffer(zstandard.ZstdDecompressor().decompress(frame, max_output_size=size), dtype=np.uint8)
 
 
 def _encoded(bits: np.ndarray, older: np.ndarray | None) -> tuple[bytes, bytes]:

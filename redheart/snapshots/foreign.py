@@ -1,24 +1,20 @@
 """Models that other tools wrote: DeepSpeed's and accelerate's folders, `.pt` and `.safetensors` files."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
-from redheart.snapshots.foreign_model import find_model
+from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_empty
 from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
-from redheart.snapshots.foreign_parts import read_parts
-from redheart.snapshots.foreign_types import refuse_unwritable
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
-from redheart.snapshots.safe_load import load_torch_file
-from redheart.snapshots.single_file import Tensors
-from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorReader, TensorSpec, spec_of
+from redheart.snapshots.safe_load import listed, load_torch_file, refuse_unwritable
+from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorReader, Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"
@@ -42,43 +38,6 @@ class Foreign:
     """What stood before every name and was taken away."""
     together: list[str] = field(default_factory=list)
     """Complete models in one file that were taken as the parts of one."""
-
-
-class Renamed(Mapping[str, Tensor]):
-    """Tensors of several sources under names of their own."""
-
-    def __init__(self, places: Mapping[str, tuple[Tensors, str]]):
-        self._places = places
-        self.specs: Mapping[str, TensorSpec] = {name: source.specs[key] for name, (source, key) in places.items()}
-        """Types and shapes of all tensors."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        source, key = self._places[name]
-        return source[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-class Loaded(Mapping[str, Tensor]):
-    """Tensors that are mapped already."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self._tensors = tensors
-        self.specs: Mapping[str, TensorSpec] = {name: spec_of(tensor) for name, tensor in tensors.items()}
-        """Types and shapes of all tensors."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()) -> Foreign:
@@ -142,10 +101,8 @@ def refuse_problems(problems: list[str], source: Path) -> None:
         BadInput: there are any.
     """
     if problems:
-        shown = "\n".join(f"    {problem}" for problem in problems[:MAX_PROBLEMS])
-        more = f"\n    and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
         raise BadInput(
-            f"{len(problems)} tensors are not what they must be\n{shown}{more}",
+            f"{len(problems)} tensors are not what they must be{listed(problems)}",
             where=source,
             hint="check --preset or --like; other floating-point types are converted by --dtype",
         )
@@ -153,35 +110,29 @@ def refuse_problems(problems: list[str], source: Path) -> None:
 
 def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
-        _refuse_part(part, path)
-        return _named("safetensors file", TensorReader(path), path, expected)
+        return _named("safetensors file", TensorReader(path), path, part, expected)
     names_of = partial(model_names, prefixes=PREFIXES, expected=expected)
     found = find_model(read_parts(load_torch_file(path), path), path=part, names_of=names_of, expected=expected)
-    tensors = found.part.by_name()
-    names = names_of(found.part.specs, is_in_order=found.part.is_flat)
-    refuse_unwritable({name: tensors[key] for key, name in names.by_key.items()}, path)
-    loaded = Loaded({key: tensors[key] for key in names.by_key})
-    places = {name: (loaded, key) for name, key in keys_by_name(names, path).items()}
-    ignored = found.ignored + [found.part.at(key) for key in names.strays]
-    return Foreign("file of torch.save", Renamed(places), ignored, names.prefix, found.together)
+    names = names_of({key: spec_or_empty(tensor) for key, tensor in found.tensors.items()})
+    keys = keys_by_name(names, path)
+    tensors = {name: found.tensors[key] for name, key in keys.items()}
+    refuse_unwritable(tensors, path)
+    ignored = found.ignored + [found.paths[key] for key in names.strays]
+    return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, found.together)
 
 
-def _named(kind: str, tensors: Tensors, where: Path, expected: Collection[str]) -> Foreign:
-    """Tensors that lie side by side in no order of the model's."""
-    names = model_names(tensors.specs, expected=expected)
-    places = {name: (tensors, key) for name, key in keys_by_name(names, where).items()}
-    return Foreign(kind, Renamed(places), list(names.strays), names.prefix)
-
-
-def _refuse_part(part: str, where: Path) -> None:
+def _named(kind: str, tensors: Tensors, where: Path, part: str, expected: Collection[str]) -> Foreign:
+    """Tensors that lie side by side, with no parts and in no order of the model's."""
     if part:
         raise BadInput("only a file of torch.save has parts", where=where, got=f"--part {part}")
+    names = model_names(tensors.specs, expected=expected)
+    places = {name: (tensors, key) for name, key in keys_by_name(names, where).items()}
+    return Foreign(kind, Tensors.joined(places), list(names.strays), names.prefix)
 
 
 def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
     if is_zero_folder(folder):
-        _refuse_part(part, folder)
-        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, expected)
+        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, part, expected)
     for name in _WHOLE:
         path, index = folder / name, folder / f"{name}{_INDEX_SUFFIX}"
         if len(several := sorted(folder.glob(f"{path.stem}*{path.suffix}"))) > 1 and not index.is_file():
@@ -192,8 +143,7 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
                 hint="give the file that you mean",
             )
         if index.is_file():
-            _refuse_part(part, folder)
-            return _named("accelerate folder", _sharded(folder, index), folder, expected)
+            return _named("accelerate folder", _sharded(folder, index), folder, part, expected)
         if path.is_file():
             return replace(_open_file(path, part, expected), kind="accelerate folder")
     raise BadInput(
@@ -204,7 +154,7 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
     )
 
 
-def _sharded(folder: Path, index: Path) -> Renamed:
+def _sharded(folder: Path, index: Path) -> Tensors:
     weight_map = read_json(index, _Index).weight_map
     shards = {}
     for file in dict.fromkeys(weight_map.values()):
@@ -215,7 +165,7 @@ def _sharded(folder: Path, index: Path) -> Renamed:
     extra = [f"{key}: not in the index" for shard in shards.values() for key in shard.specs if key not in weight_map]
     if absent or extra:
         raise BadInput("the files are not what their index says", where=index, got="; ".join(absent + extra))
-    return Renamed({name: (shards[file], name) for name, file in weight_map.items()})
+    return Tensors.joined({name: (shards[file], name) for name, file in weight_map.items()})
 
 
 def _shard(path: Path) -> Tensors:
@@ -224,7 +174,7 @@ def _shard(path: Path) -> Tensors:
         return TensorReader(path)
     tensors = dict(read_parts(load_torch_file(path), path).all_tensors())
     refuse_unwritable(tensors, path)
-    return Loaded(tensors)
+    return Tensors.of(tensors)
 
 
 def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:

@@ -6,26 +6,122 @@ have dots in them and lie side by side in one dictionary, an optimizer has `para
 of bytes, a score is a single number. Dictionaries within dictionaries, one for every part of a model, are read too.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, takewhile
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from redheart.core.errors import BadInput
-from redheart.snapshots.foreign_names import Names
-from redheart.snapshots.foreign_parts import Part, is_beside_weights, is_number
-from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorSpec
+from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, Names, words
+from redheart.snapshots.safe_load import InertArray
+from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorSpec, spec_of
 
+MAX_DEPTH = 64
+MAX_ENTRIES = 1_000_000
+"""Dictionaries may hold one another many times over, or themselves; no model has so many tensors."""
 _ALIKE = 0.5
 """Two parts hold one model twice where they share this much of the smaller one's names and shapes."""
+_TRAINING_WORDS = OPTIMIZER_WORDS | {"rng", "scaler", "sched", "scheduler", "schedulers"}
+_MODEL_WORDS = frozenset(("dict", "model", "module", "net", "network", "params", "weights"))
+"""Words in the keys of models, and of `state_dict`; where structure leaves it open, these decide."""
 
 NamesOf = Callable[[Mapping[str, TensorSpec]], Names]
 """From types and shapes by name in the source to the model's own names."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A dictionary or list with tensors in it, at any depth."""
+
+    file: Path
+    path: tuple[str, ...] = ()
+    """Its keys from the top of the file."""
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    parts: "dict[str, Part]" = field(default_factory=dict)
+    arrays: list[str] = field(default_factory=list)
+    """Keys of arrays of numpy, which are not read."""
+    is_list: bool = False
+    is_optimizer: bool = False
+    has_settings: bool = False
+    """Whether numbers or texts lie beside the tensors, as in what a script keeps of a training."""
+
+    def __str__(self) -> str:
+        return ".".join(self.path)
+
+    def at(self, key: str) -> str:
+        """The path of an entry."""
+        return ".".join((*self.path, key))
+
+    def below(self) -> "Iterator[Part]":
+        """This part and all parts in it that are not the training's."""
+        yield self
+        for part in self.parts.values():
+            if not part.is_training:
+                yield from part.below()
+
+    def all_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors at any depth, by their path within this part."""
+        yield from self.tensors.items()
+        for key, part in self.parts.items():
+            for name, tensor in part.all_tensors():
+                yield f"{key}.{name}", tensor
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is what `state_dict()` gives of a model of several parts: names with dots, side by side."""
+        return any("." in name and not _is_number(tensor) for name, tensor in self.tensors.items())
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is an optimizer, a scheduler, states of random generators, or a list of anything but models."""
+        if self.is_optimizer or (self.path and _TRAINING_WORDS & words(self.path[-1])):
+            return True
+        inner = [part for item in self.parts.values() for part in item.below()]
+        if self.is_list and self.path and not any(part.is_flat for part in inner):
+            return True
+        tensors = dict(self.all_tensors())
+        moments = {name for name in tensors if name.rpartition(".")[2] in MOMENTS}
+        if moments:
+            return all(name in moments or _is_number(tensor) for name, tensor in tensors.items())
+        return bool(tensors) and all(map(_is_generator_state, tensors.values()))
+
+    @property
+    def keeps_training(self) -> bool:
+        """Whether what lies in it speaks of a training."""
+        numbers = any(map(_is_number, self.tensors.values()))
+        return self.has_settings or numbers or any(part.is_training for part in self.parts.values())
+
+    def weights(self) -> "list[Part]":
+        """The outermost dictionaries that are a `state_dict()` each, or else those with tensors of several numbers."""
+        if self.is_flat:
+            return [self]
+        inner = [part.weights() for part in self.parts.values() if not part.is_training]
+        holds_flat = [any(part.is_flat for part in found) for found in inner]
+        if any(holds_flat):
+            # Beside the only `state_dict` in what is kept of a training, matrices are statistics, else weights.
+            is_alone = self.keeps_training and sum(holds_flat) == 1
+            groups = zip(inner, holds_flat, strict=True)
+            return [part for found, flat in groups for part in found if flat or (part.has_matrices and not is_alone)]
+        own = (key for key, tensor in self.tensors.items() if not _is_beside_weights(key, tensor))
+        return [self] if any(own) else [part for found in inner for part in found]
+
+    @property
+    def has_matrices(self) -> bool:
+        return any(len(spec_or_empty(tensor).shape) > 1 for _, tensor in self.all_tensors())
 
 
 @dataclass(frozen=True)
 class FoundModel:
     """What was taken for the model."""
 
-    part: Part
+    tensors: dict[str, Tensor]
+    """By their names in the source."""
+    paths: dict[str, str]
+    """Where they lie in the file."""
     ignored: list[str]
     """Paths of what holds tensors too and is not the model."""
     together: list[str]
@@ -45,12 +141,10 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
         BadInput: there is none, or several that could be meant; they are named.
     """
     start = _part_at(root, path) if path else root
-    found = None
-    if not start.is_training:
-        found = (_expected_model(start, names_of, expected) if expected else None) or _search(start, names_of)
-    if found is not None and found.part.num_tensors:
-        return found
-    if arrays := start.paths_of_arrays():
+    weights = [] if start.is_training else start.weights()
+    if weights:
+        return _taken(start, _meant(weights, names_of, expected))
+    if arrays := [part.at(key) for part in start.below() for key in part.arrays]:
         raise BadInput(
             "weights are arrays of numpy, which are not read",
             where=root.file,
@@ -65,119 +159,161 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
     )
 
 
-def _search(part: Part, names_of: NamesOf) -> FoundModel:
-    """Go down from a part to the model in it."""
-    ignored: list[str] = []
-    while not part.is_flat:
-        rest = {key: item for key, item in part.parts.items() if not item.is_training}
-        has_flat = any(item.holds_flat for item in rest.values())
-        keeps_training = part.has_settings or len(rest) < len(part.parts) or any(map(is_number, part.tensors.values()))
-        models = [item for item in rest.values() if not item.holds_numbers_only]
-        if has_flat or keeps_training or sum(item.is_called_model for item in models) == 1:
-            rest = {item.key: item for item in models}
-        main = _main(list(rest.values()), keeps_training=keeps_training, names_of=names_of)
-        if main is None:
-            found = _joined(part, list(rest.values()), keeps_training=keeps_training, names_of=names_of)
-            return replace(found, ignored=ignored + found.ignored)
-        ignored += part.paths_but(main.key)
-        part = main
-    ignored += [part.at(key) for key in (*part.parts, *part.arrays)]
-    return FoundModel(replace(part, parts={}), ignored, [])
+def _meant(weights: list[Part], names_of: NamesOf, expected: Collection[str]) -> list[Part]:
+    """Which of several dictionaries of weights are the model, or parts of it.
+
+    Raises:
+        BadInput: some are one model twice, as weights and their running mean are.
+    """
+    if expected:
+        scores = [_num_expected([part], names_of, expected) for part in weights]
+        if (most := max(scores)) and most >= _num_expected(weights, names_of, expected):
+            best = [part for part, score in zip(weights, scores, strict=True) if score == most]
+            if len(best) > 1:
+                raise _several(best)
+            return best
+    named = [part for part in weights if any(_MODEL_WORDS & words(key) for key in part.path)]
+    flat = [part for part in weights if part.is_flat]
+    contents = []
+    for part in flat or (weights if named else []):
+        specs = {name: spec_or_empty(tensor) for name, tensor in part.all_tensors()}
+        contents.append({(name, specs[key].shape) for key, name in names_of(specs).by_key.items()})
+    for one, other in combinations(contents, 2):
+        if len(one & other) >= max(1, _ALIKE * min(len(one), len(other))):
+            raise _several(flat or weights)
+    return named or weights
 
 
-def _main(rest: Sequence[Part], *, keeps_training: bool, names_of: NamesOf) -> Part | None:
-    """The entry that is all of the model; None where each is a part of it."""
-    flat = [item for item in rest if item.holds_flat]
-    named = [item for item in flat or rest if item.is_called_model]
-    if len(flat) > 1 or (named and len(rest) > 1):
-        _refuse_twins(flat or rest, names_of)
-    if len(flat) == 1 and not (keeps_training or named):
-        # Where nothing speaks of a training, matrices beside a `state_dict` belong to the same model.
-        return None if any(item.has_matrices for item in rest if item is not flat[0]) else flat[0]
-    if len(flat) == 1:
-        return flat[0]
-    if len(named) == 1 and (flat or keeps_training or len(rest) == 1):
-        return named[0]
-    return rest[0] if len(rest) == 1 and keeps_training else None
+def _num_expected(weights: Sequence[Part], names_of: NamesOf, expected: Collection[str]) -> int:
+    specs = {name: spec_or_empty(tensor) for name, (tensor, _) in _named(weights).items()}
+    return sum(name in expected for name in names_of(specs).by_key.values())
 
 
-def _joined(part: Part, rest: Sequence[Part], *, keeps_training: bool, names_of: NamesOf) -> FoundModel:
-    """A part as the model itself and its entries as the model's parts."""
-    flat = {item.key: _search(item, names_of) for item in rest if item.holds_flat}
-    parts = {item.key: item for item in rest if not flat or item.has_matrices}
-    parts |= {key: replace(item.part, key=key) for key, item in flat.items()}
-    tensors = part.tensors
-    if flat:
-        tensors = {}
-    elif keeps_training and rest:
-        tensors = {key: tensor for key, tensor in tensors.items() if not is_beside_weights(key, tensor)}
-    ignored = [part.at(key) for key in (*part.parts, *part.tensors) if key not in parts and key not in tensors]
-    ignored += [path for item in flat.values() for path in item.ignored]
-    ignored += replace(part, parts={key: item for key, item in parts.items() if key not in flat}).paths_of_arrays()
-    together = [part.at(key) for key in flat] if len(flat) > 1 else []
-    return FoundModel(replace(part, parts=parts, tensors=tensors), ignored, together)
+def _named(weights: Sequence[Part]) -> dict[str, tuple[Tensor, str]]:
+    """Tensors and their paths by their names below what all these parts lie in; one part's are its own.
+
+    Raises:
+        BadInput: two have one name.
+    """
+    levels = zip(*(part.path for part in weights), strict=False)
+    num_shared = len(list(takewhile(lambda keys: len(set(keys)) == 1, levels)))
+    found: dict[str, tuple[Tensor, str]] = {}
+    for part in weights:
+        # What lies below names with dots is not of the same model.
+        for key, tensor in part.tensors.items() if part.is_flat else part.all_tensors():
+            name = ".".join((*part.path[num_shared:], key))
+            if name in found:
+                raise BadInput("two tensors of the file have one name", where=part.file, got=part.at(key))
+            found[name] = tensor, part.at(key)
+    return found
 
 
-def _expected_model(start: Part, names_of: NamesOf, expected: Collection[str]) -> FoundModel | None:
-    """The part that has the most of the names that there should be; None where none has any."""
-    scores = [(_num_expected(item, names_of, expected), item) for item in start.below()]
-    most = max(score for score, _ in scores)
-    if not most:
-        return None
-    best = [item for score, item in scores if score == most]
-    # Of a part and what it is wrapped in the inner one is meant.
-    inner = [item for item in best if not any(other is not item for other in item.below() if other in best)]
-    if len(inner) > 1:
-        raise _twins(inner)
-    found = _search(inner[0], names_of)
-    if _num_expected(found.part, names_of, expected) < most:
-        found = FoundModel(inner[0], [], [])
-    return replace(found, ignored=_paths_beside(start, inner[0]) + found.ignored)
+def _taken(start: Part, weights: list[Part]) -> FoundModel:
+    named = _named(weights)
+    flat = [str(part) for part in weights if part.is_flat]
+    return FoundModel(
+        tensors={name: tensor for name, (tensor, _) in named.items()},
+        paths={name: path for name, (_, path) in named.items()},
+        ignored=_ignored(start, weights),
+        together=flat if len(flat) > 1 else [],
+    )
 
 
-def _num_expected(part: Part, names_of: NamesOf, expected: Collection[str]) -> int:
-    return sum(name in expected for name in names_of(part.specs).by_key.values())
-
-
-def _paths_beside(start: Part, target: Part) -> list[str]:
-    """What is left out on the way from one part to another in it."""
-    if start is target:
-        return []
-    way = next(item for item in start.parts.values() if target in item.below())
-    return start.paths_but(way.key) + _paths_beside(way, target)
+def _ignored(part: Part, weights: list[Part]) -> list[str]:
+    """Paths of what is left out of a part, the outermost each."""
+    if part in weights:
+        nested = [] if not part.is_flat else [part.at(key) for key in part.parts]
+        return nested + [inner.at(key) for inner in part.below() for key in inner.arrays if inner is part or not nested]
+    found = [part.at(key) for key in (*part.tensors, *part.arrays)]
+    for key, inner in part.parts.items():
+        holds_weights = any(item.path[: len(inner.path)] == inner.path for item in weights)
+        found += _ignored(inner, weights) if holds_weights else [part.at(key)]
+    return found
 
 
 def _part_at(root: Part, path: str) -> Part:
-    parts = list(root.below())
-    for item in parts:
-        if item.path == path:
-            return item
+    by_path = {str(part): part for part in root.below()}
+    if path in by_path:
+        return by_path[path]
     raise BadInput(
         "the file has no such part",
         where=root.file,
         got=path,
-        expected=", ".join(item.path for item in parts if item.path)[:1000] or "nothing: the file has no parts",
+        expected=", ".join(filter(None, by_path))[:1000] or "nothing: the file has no parts",
     )
 
 
-def _refuse_twins(parts: Sequence[Part], names_of: NamesOf) -> None:
-    """Raise where two of several parts are the same model twice, as weights and their running mean are."""
-    found = [_search(item, names_of).part for item in parts]
-    contents = []
-    for specs in (item.specs for item in found):
-        contents.append({(name, specs[key].shape) for key, name in names_of(specs).by_key.items()})
-    for index, content in enumerate(contents):
-        for other in contents[:index]:
-            if len(content & other) >= max(1, _ALIKE * min(len(content), len(other))):
-                raise _twins(found)
-
-
-def _twins(parts: Sequence[Part]) -> BadInput:
-    found = [f"{item.path} ({item.num_tensors} tensors)" for item in parts]
+def _several(parts: Sequence[Part]) -> BadInput:
     return BadInput(
         "the file holds several models, and which is meant is not guessed",
         where=parts[0].file,
-        got=", ".join(found),
+        got=", ".join(f"{part} ({sum(1 for _ in part.all_tensors())} tensors)" for part in parts),
         expected="one",
-        hint=f"name it: --part {parts[0].path}",
+        hint=f"name it: --part {parts[0]}",
     )
+
+
+def read_parts(content: object, file: Path) -> Part:
+    """What a file held as parts, without dictionaries that hold no tensors.
+
+    Raises:
+        BadInput: there are no tensors with names, two entries have one name, or it is nested without end.
+    """
+    if not isinstance(content, Mapping | list | tuple):
+        raise BadInput("the file holds no dictionary of tensors", where=file, got=type(content).__name__)
+    left = iter(range(MAX_ENTRIES))
+
+    def read(value: Mapping[object, object] | list[object] | tuple[object, ...], path: tuple[str, ...]) -> Part:
+        entries = list(value.items()) if isinstance(value, Mapping) else list(enumerate(value))
+        tensors: dict[str, Tensor] = {}
+        parts: dict[str, Part] = {}
+        arrays: list[str] = []
+        has_settings = False
+        keys = [str(key) for key, _ in entries]
+        if len(set(keys)) < len(keys):
+            twice = Counter(keys).most_common(1)[0][0]
+            raise BadInput("two entries of the file have one name", where=file, got=".".join((*path, twice)))
+        for key, (_, item) in zip(keys, entries, strict=True):
+            if len(path) > MAX_DEPTH or next(left, None) is None:
+                got = ".".join(path)[:200]
+                raise BadInput("the file's dictionaries lie in one another without end", where=file, got=got)
+            if isinstance(item, Tensor):
+                tensors[key] = item
+            elif isinstance(item, InertArray):
+                arrays.append(key)
+            elif isinstance(item, Mapping | list | tuple):
+                inner = read(item, (*path, key))
+                if inner.tensors or inner.parts or inner.arrays:
+                    parts[key] = inner
+                else:
+                    has_settings = has_settings or bool(item)
+            else:
+                has_settings = True
+        is_list = not isinstance(value, Mapping)
+        return Part(file, path, tensors, parts, arrays, is_list, "param_groups" in keys, has_settings)
+
+    root = read(content, ())
+    if not (root.tensors or root.parts or root.arrays) or (root.is_list and root.tensors):
+        keys = list(content)[:10] if isinstance(content, Mapping) else [type(item).__name__ for item in content[:10]]
+        got = ", ".join(map(str, keys)) or "nothing"
+        raise BadInput("there are no tensors with names in the file", where=file, got=got)
+    return root
+
+
+def _is_beside_weights(key: str, tensor: Tensor) -> bool:
+    """Whether a tensor on its own, in what a script keeps of a training, is a score or a random generator's state."""
+    return _is_number(tensor) or _is_generator_state(tensor) or bool(_TRAINING_WORDS & words(key))
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return spec_or_empty(tensor).num_elements == 1
+
+
+def _is_generator_state(tensor: Tensor) -> bool:
+    """Whether it may be a random generator's: a row of bytes."""
+    return tensor.dtype == torch.uint8 and tensor.ndim == 1
+
+
+def spec_or_empty(tensor: Tensor) -> TensorSpec:
+    """Type and shape; none of a nested tensor, whose parts differ in theirs."""
+    return TensorSpec(tensor.dtype, (0,)) if tensor.is_nested else spec_of(tensor)

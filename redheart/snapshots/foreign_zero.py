@@ -5,17 +5,16 @@ says which parameters, in which order and of which shape, a group was flattened 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.foreign_types import refuse_unwritable
-from redheart.snapshots.masters import pieces
-from redheart.snapshots.safe_load import Inert, load_torch_file
-from redheart.snapshots.tensor_file import TensorSpec, spec_of
+from redheart.snapshots.safe_load import Inert, load_torch_file, refuse_unwritable
+from redheart.snapshots.states import pieces
+from redheart.snapshots.tensor_file import Tensors, TensorSpec, spec_of
 
 _LATEST = "latest"
 _MODEL = "mp_rank_00_model_states.pt"
@@ -27,40 +26,8 @@ def is_zero_folder(folder: Path) -> bool:
     return (folder / _LATEST).is_file() or any(folder.glob("*mp_rank_*_model_states.pt"))
 
 
-class ZeroTensors(Mapping[str, Tensor]):
-    """Masters in float32, then buffers and frozen parameters as they were saved, in the model's order."""
-
-    def __init__(
-        self,
-        places: Mapping[str, tuple[int, int, tuple[int, ...]]],
-        groups: list[list[Tensor]],
-        others: Mapping[str, Tensor],
-        order: list[str],
-    ):
-        """Args are those of `open_zero`: group, offset and shape by name, parts of the ranks by group, the rest."""
-        self._places, self._groups, self._others = places, groups, others
-        specs = {name: TensorSpec(torch.float32, shape) for name, (_, _, shape) in places.items()}
-        specs |= {name: spec_of(tensor) for name, tensor in others.items()}
-        self.specs: Mapping[str, TensorSpec] = {name: specs[name] for name in order}
-        """Types and shapes of all tensors."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name in self._others:
-            return self._others[name]
-        group, offset, shape = self._places[name]
-        parts = self._groups[group]
-        wanted = pieces([part.numel() for part in parts], offset, self.specs[name].num_elements)
-        return torch.cat([torch.empty(0), *(parts[rank][part] for rank, part in wanted)]).reshape(shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-
-def open_zero(folder: Path) -> ZeroTensors:
-    """Open the newest tag of a folder of `save_checkpoint`.
+def open_zero(folder: Path) -> Tensors:
+    """Masters in float32, then buffers and frozen parameters as they were saved, of the newest tag of a folder.
 
     Raises:
         BadInput: stage 3 or model parallelism, which keep parameters otherwise; or a file would run code.
@@ -76,7 +43,7 @@ def open_zero(folder: Path) -> ZeroTensors:
         )
     model = _dictionary(load_torch_file(folder / _MODEL), folder / _MODEL)
     weights = _tensors(model.get("module"), folder / _MODEL, "module")
-    groups = _groups(folder)
+    groups, paddings = _groups(folder)
     shapes = model.get("param_shapes")
     if not isinstance(shapes, list) or len(shapes) != len(groups) or not all(isinstance(s, Mapping) for s in shapes):
         raise CorruptFile(
@@ -85,7 +52,7 @@ def open_zero(folder: Path) -> ZeroTensors:
             got=f"{len(shapes) if isinstance(shapes, list) else 'no'} groups",
             expected=f"{len(groups)} groups, as in the optimizer's files",
         )
-    places = _places(folder, shapes, groups)
+    places = _places(folder, shapes, groups, paddings)
     shared = model.get("shared_params")
     if isinstance(shared, Mapping):
         places |= {str(name): places[str(first)] for name, first in shared.items() if str(first) in places}
@@ -102,18 +69,31 @@ def open_zero(folder: Path) -> ZeroTensors:
                 got=list(shape),
                 expected=list(weights[name].shape),
             )
-    return ZeroTensors(places, list(groups), others, list(weights))
+    specs = {name: TensorSpec(torch.float32, tuple(tensor.shape)) for name, tensor in weights.items()}
+    specs |= {name: spec_of(tensor) for name, tensor in others.items()}
+
+    def read(name: str) -> Tensor:
+        if name in others:
+            return others[name]
+        group, offset, shape = places[name]
+        wanted = pieces([part.numel() for part in groups[group]], offset, specs[name].num_elements)
+        return torch.cat([torch.empty(0), *(groups[group][rank][part] for rank, part in wanted)]).reshape(shape)
+
+    return Tensors(specs, read)
 
 
 def _places(
-    folder: Path, shapes: list[Mapping[str, torch.Size]], groups: "_Groups"
+    folder: Path, shapes: list[Mapping[str, torch.Size]], groups: list[list[Tensor]], paddings: object
 ) -> dict[str, tuple[int, int, tuple[int, ...]]]:
     """Group, offset and shape of every parameter."""
     places: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+    # Elements behind every parameter of every group, where parameters were aligned.
+    between = paddings if isinstance(paddings, list) else [[0] * len(group) for group in shapes]
     for index, group in enumerate(shapes):
         where = f"{folder}, group {index}, {next(iter(group), 'without parameters')} and others"
-        after = groups.paddings[index] if groups.paddings else [0] * len(group)
-        if len(after) != len(group):
+        is_known = len(between) == len(shapes) and isinstance(between[index], list)
+        after = between[index] if is_known else []
+        if len(after) != len(group) or not all(isinstance(value, int) and value >= 0 for value in after):
             raise CorruptFile(
                 "a group's paddings do not have the size of its parameters", where=where, expected=len(group)
             )
@@ -134,18 +114,10 @@ def _places(
     return places
 
 
-class _Groups(list[list[Tensor]]):
-    """Flat masters by group and rank."""
-
-    paddings: list[list[int]] | None = None
-    """Elements behind every parameter of every group, where parameters were aligned."""
-
-
-def _groups(folder: Path) -> _Groups:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        if found := _OPTIMIZER.fullmatch(path.name):
-            files[int(found[1])] = path
+def _groups(folder: Path) -> tuple[list[list[Tensor]], object]:
+    """Flat masters by group and rank, and what the first rank's file says of paddings."""
+    names = ((path, _OPTIMIZER.fullmatch(path.name)) for path in folder.iterdir())
+    files = {int(found[1]): path for path, found in names if found}
     if not files:
         raise BadInput(
             "the checkpoint lacks the optimizer's files, which hold the float32 weights",
@@ -153,14 +125,14 @@ def _groups(folder: Path) -> _Groups:
             expected="*zero_pp_rank_*_mp_rank_00_optim_states.pt",
             hint=f"import {_MODEL} alone for its bf16 weights",
         )
-    groups = _Groups()
+    groups: list[list[Tensor]] = []
+    paddings = None
     for rank in range(max(files) + 1):
         if rank not in files:
             raise CorruptFile("the file of a rank is missing", where=folder, expected=f"zero_pp_rank_{rank}_*")
         path = files[rank]
-        state = _dictionary(
-            _dictionary(load_torch_file(path), path).get("optimizer_state_dict"), path, "optimizer_state_dict"
-        )
+        content = _dictionary(load_torch_file(path), path)
+        state = _dictionary(content.get("optimizer_state_dict"), path, "optimizer_state_dict")
         stage = state.get("zero_stage")
         number = stage.arguments[0] if isinstance(stage, Inert) and stage.arguments else stage
         if number not in (1, 2):
@@ -175,22 +147,12 @@ def _groups(folder: Path) -> _Groups:
         ):
             raise CorruptFile("a rank's file holds no flat float32 masters", where=path)
         if rank == 0:
-            groups.extend([] for _ in parts)
-            groups.paddings = _paddings(state.get("param_alignment_paddings"), len(parts), path)
+            groups, paddings = [[] for _ in parts], state.get("param_alignment_paddings")
         if len(parts) != len(groups):
             raise CorruptFile("ranks differ in groups", where=path, got=len(parts), expected=len(groups))
         for group, part in zip(groups, parts, strict=True):
             group.append(part)
-    return groups
-
-
-def _paddings(found: object, num_groups: int, where: Path) -> list[list[int]] | None:
-    if not isinstance(found, list):
-        return None
-    is_whole = len(found) == num_groups and all(isinstance(group, list) for group in found)
-    if not is_whole or not all(isinstance(value, int) and value >= 0 for group in found for value in group):
-        raise CorruptFile("not the paddings of every group", where=where, expected=f"{num_groups} lists of numbers")
-    return found
+    return groups, paddings
 
 
 def _others(model: Mapping[str, object], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, sha256_file, shown, write_bytes, write_sealed
 from redheart.core.folders import new_folder, refuse_foreign
 from redheart.snapshots.blend import Blend
-from redheart.snapshots.consolidate import Specs, check_specs
+from redheart.snapshots.consolidate import Specs, checked_module
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.tensor_file import write_stream
+from redheart.snapshots.tensor_file import Tensors, write_tensors
 
 _MANIFEST = "manifest.json"
 
@@ -95,9 +95,6 @@ def _check_filters(expected: Specs) -> None:
 
 
 def _write_epoch(path: Path, snapshot: Snapshot, modules: Sequence[str], expected: Specs) -> None:
-    readers = {name: snapshot.open_module(name) for name in modules}
-    for name, reader in readers.items():
-        check_specs(reader.specs, expected[name], where=f"{snapshot.folder}, {name}")
-    keys = {f"{name}.{key}": (name, key) for name in modules for key in readers[name]}
-    specs = {tensor: expected[name][key] for tensor, (name, key) in keys.items()}
-    write_stream(path, specs, lambda tensor: readers[keys[tensor][0]][keys[tensor][1]])
+    readers = {name: checked_module(snapshot, name, expected[name]) for name in modules}
+    keys = {f"{name}.{key}": (reader, key) for name, reader in readers.items() for key in reader}
+    write_tensors(path, Tensors.joined(keys))

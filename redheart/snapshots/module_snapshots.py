@@ -18,17 +18,8 @@ from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
 from redheart.core.folders import new_folder
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
-from redheart.snapshots.delta import DeltaReader
-from redheart.snapshots.tensor_file import (
-    SUFFIX,
-    Delta,
-    TensorFile,
-    TensorReader,
-    open_tensors,
-    read_tensors,
-    verify,
-    write_tensors,
-)
+from redheart.snapshots.delta import read_delta
+from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, Tensors, open_tensors, verify, write_tensors
 
 MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"
@@ -75,16 +66,12 @@ class Snapshot:
         """Whether it can be read without another snapshot."""
         return not any(entry.delta for entry in self.files)
 
-    def load_module(self, name: str) -> dict[str, Tensor]:
-        """Weights of one module, by name within it, verified.
+    def open_module(self, name: str) -> Tensors:
+        """Weights of one module, by name within it, verified; each is read when it is asked for.
 
         Raises:
             CorruptFile: the file, or one that it holds differences to, does not match its digest.
         """
-        return dict(self.open_module(name))
-
-    def open_module(self, name: str) -> TensorReader | DeltaReader:
-        """As `load_module`, each tensor read when it is asked for."""
         entry = self.manifest.modules[name]
         if not (self.folder / entry.file).is_file() and (self.folder / MANIFEST).is_file():
             # Compressed since the manifest was read.
@@ -92,7 +79,12 @@ class Snapshot:
         if entry.delta is None:
             return open_tensors(self.folder, entry)
         path = verify(self.folder, entry)
-        return DeltaReader(path, self.base_of(entry.delta, name).open_module(name))
+        return read_delta(path, self.base_of(entry.delta, name).open_module(name))
+
+    def open_model(self) -> Tensors:
+        """All tensors by their names in the model."""
+        modules = {name: self.open_module(name) for name in self.manifest.modules}
+        return Tensors.joined({f"{name}.{key}": (reader, key) for name, reader in modules.items() for key in reader})
 
     def base_of(self, delta: Delta, name: str) -> "Snapshot":
         """The snapshot that one module's differences belong to.
@@ -123,7 +115,7 @@ class Snapshot:
 
     def load_outputs(self) -> dict[str, Tensor]:
         """Outputs of every predictor on the validation records, float32, verified."""
-        return read_tensors(self.folder, self.manifest.outputs)
+        return dict(open_tensors(self.folder, self.manifest.outputs))
 
 
 def write_snapshot(
@@ -160,7 +152,7 @@ def write_snapshot(
             },
             outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
         )
-        earlier = [item for item in snapshot_folders(root) if _order(item) < _order(folder)]
+        earlier = [item for item in snapshot_folders(root) if item < folder]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):
             link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
@@ -215,13 +207,9 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 def snapshot_folders(root: Path) -> list[Path]:
     """Folders of all snapshots below `root`, by epoch."""
-    return sorted(root.glob(_PATTERN), key=_order)
+    return sorted(root.glob(_PATTERN))
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:
     """All snapshots below `root`, by epoch."""
     return [open_snapshot(folder) for folder in snapshot_folders(root)]
-
-
-def _order(folder: Path) -> tuple[int, str]:
-    return len(folder.name), folder.name

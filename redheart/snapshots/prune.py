@@ -42,7 +42,7 @@ class Pruning(msgspec.Struct, frozen=True):
     is_done: bool
 
 
-def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool = False, wait: bool = False) -> Pruning:
+def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool = False) -> Pruning:
     """Remove the snapshots below `root` that no rule keeps; without `remove` only say which.
 
     A kept snapshot that holds differences to a removed one is made whole first. Killed at any instant, every kept
@@ -53,14 +53,13 @@ def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool 
         keep: at least one rule.
         needed: epochs that stay whatever the rules say.
         remove: do it.
-        wait: wait for another process that rewrites snapshots instead of refusing.
 
     Raises:
         BadInput: no rule, a rule that names no snapshot, or nothing to prune.
         BadInput: or files of other people lie in a snapshot that would go; nothing was removed.
         CorruptFile: a file that must be rewritten does not match its digest; nothing was removed.
     """
-    with folder_lock(root.parent, name="snapshots", wait=wait):
+    with folder_lock(root.parent, name="snapshots", wait=False):
         snapshots = list_snapshots(root)
         kept = _kept(snapshots, keep, needed, root)
         staying = [item for item in snapshots if item.epoch in kept]

@@ -1,4 +1,4 @@
-"""Files of `torch.save` read without running anything that is in them.
+"""Files of `torch.save` read without running anything that is in them, and which of their tensors can be written.
 
 Only torch's own restricted reader is used (`weights_only=True`). What files name beside tensors, DeepSpeed's enum of
 stages, loss scaler and fragment addresses, arguments, paths and scores as numbers of numpy, becomes an inert object
@@ -8,13 +8,15 @@ here: none of that code is needed or run.
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.snapshots.tensor_file import DTYPE_NAMES, MAX_PROBLEMS, spec_of
 
 _ALLOWED = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -49,6 +51,15 @@ _UNREADABLE = (
     torch.serialization.pickle.PickleError,
 )
 """What torch's reader was seen to raise on files that were changed at random."""
+
+
+_SEEN_AS = {
+    torch.complex32: "torch.view_as_real(tensor.to(torch.complex64))",
+    torch.complex128: "torch.view_as_real(tensor)",
+}
+"""What makes a tensor of a type that the format lacks one that it has; of any other its bytes do."""
+_MAX_REPEATED_BYTES = 1 << 30
+"""A tensor may be larger than the storage behind it, as an expanded one is, up to this size."""
 
 
 class Inert:
@@ -122,15 +133,53 @@ def _check_zip(path: Path) -> None:
             packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
             broken = packed[0] if packed else archive.testzip()
     # An offset that was changed may point before the file's first byte, which is an OSError.
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        struct.error,
-        EOFError,
-        OSError,
-    ) as wrong:
+    except (zipfile.BadZipFile, OSError, *_UNREADABLE) as wrong:
         raise CorruptFile("a file of torch.save was changed or cut", where=path, got=wrong) from wrong
     if broken is not None:
         raise CorruptFile("a part of a file of torch.save was changed", where=path, got=broken)
+
+
+def refuse_unwritable(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Raise one error that names every tensor which no safetensors file can hold, its type, and the way round it.
+
+    Raises:
+        BadInput: there are any.
+    """
+    found = ((name, _unwritable(tensor)) for name, tensor in tensors.items())
+    problems = [f"{name}: {problem}" for name, problem in found if problem]
+    if problems:
+        raise BadInput(
+            f"{len(problems)} tensors are of a kind that is not imported{listed(problems)}",
+            where=where,
+            expected=f"dense tensors of {', '.join(DTYPE_NAMES.values())}",
+            hint="change them where the file was made, as said behind each, and save it again",
+        )
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems, a line each behind a line break; of very many the first."""
+    more = f"\n    and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+    return "".join(f"\n    {problem}" for problem in problems[:MAX_PROBLEMS]) + more
+
+
+def _unwritable(tensor: Tensor) -> str | None:
+    """What a tensor is that cannot be written, and what would make it one that can; None where it can be."""
+    # The shape of one in parts is not defined and must not be asked for.
+    if tensor.is_nested:
+        return f"a nested {_text(tensor.dtype)} tensor: torch.nested.to_padded_tensor(tensor, 0.0)"
+    kind = str(spec_of(tensor))
+    if tensor.is_meta:
+        return f"{kind} on the device `meta`, without any numbers: load its weights before it is saved"
+    if tensor.layout != torch.strided:
+        return f"{kind} in the layout {_text(tensor.layout)}: tensor.to_dense()"
+    if tensor.is_quantized:
+        return f"{kind}, quantised: tensor.dequantize()"
+    if tensor.dtype not in DTYPE_NAMES:
+        return f"{kind}: {_SEEN_AS.get(tensor.dtype, 'tensor.view(torch.uint8)')}"
+    if tensor.nbytes > max(_MAX_REPEATED_BYTES, tensor.untyped_storage().nbytes()):
+        return f"{kind}, which repeats what it holds: tensor[:1] where it was expanded"
+    return None
+
+
+def _text(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")

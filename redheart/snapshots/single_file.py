@@ -1,8 +1,8 @@
 """A whole model as one safetensors file: from a snapshot in bf16, or from a resume state's float32 masters."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.core.files import new_file
-from redheart.snapshots.masters import Masters
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.states import State
-from redheart.snapshots.tensor_file import SUFFIX, TensorSpec, write_stream
+from redheart.snapshots.states import State, open_masters
+from redheart.snapshots.tensor_file import SUFFIX, Tensors, TensorSpec, write_tensors
 
 DtypeName = Literal["fp32", "bf16"]
 DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,74 +31,34 @@ class SingleFile(msgspec.Struct, frozen=True):
     """The folder or file that it was made from."""
 
 
-class Tensors(Protocol):
-    """Tensors by name, of known types and shapes, each read when it is asked for."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]: ...
-
-    def __getitem__(self, name: str, /) -> Tensor: ...
-
-
-class SnapshotTensors(Mapping[str, Tensor]):
-    """All tensors of a snapshot by their names in the model, verified; one is read at a time."""
-
-    def __init__(self, snapshot: Snapshot):
-        self._modules = {name: snapshot.open_module(name) for name in snapshot.manifest.modules}
-        self._keys = {
-            f"{module}.{key}": (module, key) for module, reader in self._modules.items() for key in reader.specs
-        }
-        self.specs: Mapping[str, TensorSpec] = {
-            name: self._modules[module].specs[key] for name, (module, key) in self._keys.items()
-        }
-        """Types and shapes of all tensors."""
-
-    def __getitem__(self, name: str) -> Tensor:
-        module, key = self._keys[name]
-        return self._modules[module][key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def consolidate_snapshot(
-    snapshot: Snapshot, out: Path, *, dtype: DtypeName, on_tensor: Callable[[int], object] = lambda _: None
+def consolidated(
+    source: Snapshot | State, out: Path, *, dtype: DtypeName | None, on_tensor: Callable[[int], object] = lambda _: None
 ) -> SingleFile:
-    """Write a snapshot's model as one file.
+    """Write a snapshot's model, or the float32 masters of a resume state of any number of ranks, as one file.
 
     Args:
-        snapshot: compressed or not.
+        source: a snapshot may be compressed.
         out: a `.safetensors` file; it appears whole or not at all.
-        dtype: bf16 is what the snapshot holds.
+        dtype: of floating-point tensors; None keeps what the source holds.
         on_tensor: told the bytes of every tensor when it is written.
 
     Raises:
         BadInput: `out` is no `.safetensors` file.
-        CorruptFile: a file of the snapshot does not match its digest.
+        CorruptFile: a file of the source does not match its digest.
         DiskError: the file cannot be written.
     """
-    provenance = {"epoch": str(snapshot.epoch), "step": str(snapshot.manifest.step), "from": "snapshot"}
+    if isinstance(source, Snapshot):
+        kind, epoch, step, tensors = "snapshot", source.epoch, source.manifest.step, source.open_model()
+    else:
+        progress = source.manifest.progress
+        kind, epoch, step, tensors = "resume state", progress.epoch, progress.step, open_masters(source)
     return write_model(
         out,
-        SnapshotTensors(snapshot),
-        dtype=DTYPES[dtype],
-        source=snapshot.folder,
-        provenance=provenance,
+        tensors,
+        dtype=DTYPES[dtype] if dtype else None,
+        source=source.folder,
+        provenance={"epoch": str(epoch), "step": str(step), "from": kind},
         on_tensor=on_tensor,
-    )
-
-
-def consolidate_state(
-    state: State, out: Path, *, dtype: DtypeName, on_tensor: Callable[[int], object] = lambda _: None
-) -> SingleFile:
-    """As `consolidate_snapshot`, from the float32 masters of a resume state of any number of ranks."""
-    progress = state.manifest.progress
-    provenance = {"epoch": str(progress.epoch), "step": str(progress.step), "from": "resume state"}
-    return write_model(
-        out, Masters(state), dtype=DTYPES[dtype], source=state.folder, provenance=provenance, on_tensor=on_tensor
     )
 
 
@@ -115,21 +74,26 @@ def write_model(
     """Write tensors as one file, tensor by tensor; floating-point ones in `dtype`, or as they are where it is None."""
     if out.suffix != SUFFIX:
         raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
-    specs = {name: converted(spec, dtype) for name, spec in tensors.specs.items()}
+    converted = in_type(tensors, dtype)
 
     def read(name: str) -> Tensor:
-        tensor = tensors[name].to(specs[name].dtype)
+        tensor = converted[name]
         on_tensor(tensor.nbytes)
         return tensor
 
+    specs = converted.specs
     with new_file(out) as temporary:
-        entry = write_stream(temporary, specs, read, metadata={"format": "pt", **provenance})
+        entry = write_tensors(temporary, Tensors(specs, read), metadata={"format": "pt", **provenance})
     found = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
     return SingleFile(
         str(out), entry.sha256, entry.bytes, len(specs), entry.num_elements, ", ".join(found), str(source)
     )
 
 
-def converted(spec: TensorSpec, dtype: torch.dtype | None) -> TensorSpec:
-    """What a tensor is once floating-point numbers are turned into `dtype`; None leaves them."""
-    return TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
+def in_type(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
+    """Tensors with floating-point numbers turned into `dtype`; None leaves them."""
+    specs = {
+        name: TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
+        for name, spec in tensors.specs.items()
+    }
+    return Tensors(specs, lambda name: tensors[name].to(specs[name].dtype))

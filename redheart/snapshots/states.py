@@ -3,24 +3,35 @@
 Every rank writes a file of its own; rank 0 writes the manifest last and renames the folder. Nothing older is
 removed before the new state has been read back and matches its digests. A state that has been damaged since is passed
 over for the one before: training is deterministic, so that the same bytes come out and only time is lost.
+
+The float32 weights (masters) in it lie flat, group by group, divided among the ranks, as ZeRO keeps them.
 """
 
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import msgspec
+import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, read_json, read_sealed, write_json, write_sealed
 from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names
-from redheart.snapshots.tensor_file import TensorFile, TensorReader, open_tensors, verify, write_tensors
+from redheart.snapshots.tensor_file import (
+    TensorFile,
+    TensorReader,
+    Tensors,
+    TensorSpec,
+    open_tensors,
+    verify,
+    write_tensors,
+)
 
 KEPT_STATES = 2
 MANIFEST = "manifest.json"
@@ -199,3 +210,59 @@ def newest_progress(root: Path) -> Progress | None:
 def state_folders(root: Path) -> list[Path]:
     """Folders with anything of a state in them, the oldest first; a copy that somebody made has another name."""
     return sorted(folder for folder in root.glob(f"step_{'[0-9]' * 8}") if _contents(folder))
+
+
+def open_masters(state: State) -> Tensors:
+    """Master weights by the parameter's name, float32; each is put together when it is asked for.
+
+    Raises:
+        BadInput: the state is of a version that did not note where its parameters lie.
+        CorruptFile: a file does not match its digest, or the masters are not those of these parameters.
+    """
+    places = state.manifest.parameters
+    if not places:
+        raise BadInput(
+            "this resume state does not say where its parameters lie",
+            where=state.folder,
+            hint="resume the run for one step, which writes a new state, or consolidate a snapshot with --epoch",
+        )
+    sizes = {
+        group: [_master_size(rank, group, state.folder) for rank in state.ranks]
+        for group in dict.fromkeys(place.group for place in places.values())
+    }
+    specs = {name: TensorSpec(torch.float32, tuple(place.shape)) for name, place in places.items()}
+    for name, place in places.items():
+        end, held = place.offset + specs[name].num_elements, sum(sizes[place.group])
+        if place.offset < 0 or min(place.shape, default=0) < 0 or end > held:
+            raise CorruptFile(
+                "a parameter lies outside of the state's masters",
+                where=f"{state.folder}, {name}",
+                got=f"elements {place.offset} to {end} of group {place.group}",
+                expected=f"at most {held}",
+            )
+
+    def read(name: str) -> Tensor:
+        place = places[name]
+        wanted = pieces(sizes[place.group], place.offset, specs[name].num_elements)
+        parts = [state.ranks[rank].part(f"{place.group}.master", part) for rank, part in wanted]
+        flat = parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
+        return flat.reshape(place.shape)
+
+    return Tensors(specs, read)
+
+
+def pieces(sizes: Sequence[int], offset: int, num_elements: int) -> Iterator[tuple[int, slice]]:
+    """Where some elements of a flat tensor lie that is divided into parts of these sizes: part and slice of it."""
+    begin = offset
+    for index, size in enumerate(sizes):
+        part = slice(max(0, min(begin, size)), max(0, min(begin + num_elements, size)))
+        if part.stop > part.start:
+            yield index, part
+        begin -= size
+
+
+def _master_size(rank: TensorReader, group: int, where: object) -> int:
+    spec = rank.specs.get(f"{group}.master")
+    if spec is None or spec.dtype != torch.float32:
+        raise CorruptFile("a resume state lacks the masters of a group", where=where, got=spec, expected=group)
+    return spec.num_elements

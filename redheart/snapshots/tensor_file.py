@@ -44,11 +44,10 @@ DTYPE_NAMES = {
 """The format's types that torch computes with; those of less than a byte are not among them."""
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
-MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
 MAX_PROBLEMS = 50
 """So many tensors are named in one error."""
-_MAX_ELEMENTS = 2**63 - 1
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -99,12 +98,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
         return self.num_elements * self.dtype.itemsize
 
     def __str__(self) -> str:
-        return f"{text_of(self.dtype)} {list(self.shape)}"
-
-
-def text_of(kind: torch.dtype | torch.layout) -> str:
-    """A type's name without torch's."""
-    return str(kind).removeprefix("torch.")
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
@@ -112,61 +106,71 @@ def spec_of(tensor: Tensor) -> TensorSpec:
     return TensorSpec(tensor.dtype, tuple(tensor.shape))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> TensorFile:
-    """Write and flush a new file; the folder around it decides when it appears.
+class Tensors(Mapping[str, Tensor]):
+    """Tensors by name, of known types and shapes, each made or read when it is asked for."""
 
-    Raises:
-        DiskError: the disk is full, read-only or over its quota.
-    """
-    return write_stream(path, {name: spec_of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__)
+    def __init__(self, specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]):
+        self.specs = MappingProxyType(dict(specs))
+        self._read_one = read
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Tensors":
+        """Tensors that are there already."""
+        if isinstance(tensors, Tensors):
+            return tensors
+        return cls({name: spec_of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__)
+
+    @classmethod
+    def joined(cls, places: Mapping[str, tuple["Tensors", str]]) -> "Tensors":
+        """Tensors of several sources under names of their own."""
+
+        def read(name: str) -> Tensor:
+            source, key = places[name]
+            return source[key]
+
+        return cls({name: source.specs[key] for name, (source, key) in places.items()}, read)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read_one(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
 
 
-def write_stream(
-    path: Path,
-    specs: Mapping[str, TensorSpec],
-    read: Callable[[str], Tensor],
-    *,
-    metadata: Mapping[str, str] | None = None,
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> TensorFile:
-    """As `write_tensors`, for tensors that are made when they are asked for; one is held at a time.
-
-    Args:
-        path: a new file.
-        specs: what will be written, in its order.
-        read: gives a tensor of exactly that type and shape.
-        metadata: the format's own free text by key.
+    """Write and flush a new file, one tensor at a time; the folder around it decides when it appears.
 
     Raises:
         DiskError: the disk is full, read-only or over its quota.
     """
+    tensors = Tensors.of(tensors)
     digest, size = hashlib.sha256(), 0
     with disk_errors(path), open_output(path) as file:
-        for block in _blocks(specs, read, metadata):
+        for block in _blocks(tensors, metadata):
             digest.update(block)
             size += file.write(block)
         to_disk(file)
-    return TensorFile(
-        file=path.name,
-        sha256=digest.hexdigest(),
-        bytes=size,
-        num_elements=sum(spec.num_elements for spec in specs.values()),
-    )
+    num_elements = sum(spec.num_elements for spec in tensors.specs.values())
+    return TensorFile(path.name, digest.hexdigest(), size, num_elements)
 
 
-def content_sha256(specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]) -> str:
-    """SHA-256 of the file that `write_stream` would write."""
+def content_sha256(tensors: Tensors) -> str:
+    """SHA-256 of the file that `write_tensors` would write."""
     digest = hashlib.sha256()
-    for block in _blocks(specs, read, None):
+    for block in _blocks(tensors, None):
         digest.update(block)
     return digest.hexdigest()
 
 
-def _blocks(
-    specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], metadata: Mapping[str, str] | None
-) -> Iterator[bytes | memoryview]:
+def _blocks(tensors: Tensors, metadata: Mapping[str, str] | None) -> Iterator[bytes | memoryview]:
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
-    for name, spec in specs.items():
+    for name, spec in tensors.specs.items():
         header[name] = {
             "dtype": DTYPE_NAMES[spec.dtype],
             "shape": list(spec.shape),
@@ -177,8 +181,8 @@ def _blocks(
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little")
     yield text
-    for name, spec in specs.items():
-        tensor = read(name)
+    for name, spec in tensors.specs.items():
+        tensor = tensors[name]
         assert spec_of(tensor) == spec, name
         plain = tensor.detach().resolve_conj().resolve_neg()
         yield plain.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
@@ -212,7 +216,19 @@ def verify(folder: Path, entry: TensorFile) -> Path:
     return path
 
 
-class TensorReader(Mapping[str, Tensor]):
+def read_header(path: Path) -> tuple[dict[str, msgspec.Raw], int]:
+    """The JSON header of a file by tensor, and where the bytes behind it begin.
+
+    Raises:
+        msgspec.DecodeError, UnicodeDecodeError: there is none.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        text = file.read(min(size, _MAX_HEADER_BYTES))
+    return msgspec.json.decode(text, type=dict[str, msgspec.Raw]), 8 + size
+
+
+class TensorReader(Tensors):
     """The tensors of a safetensors file by name; each is read when it is asked for, and nothing is kept.
 
     Raises:
@@ -222,45 +238,39 @@ class TensorReader(Mapping[str, Tensor]):
 
     def __init__(self, path: Path):
         self._path = path
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            text = file.read(min(size, MAX_HEADER_BYTES))
-        self._start = 8 + size
         try:
-            header = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+            header, self._start = read_header(path)
             header.pop("__metadata__", None)
             slices = {name: msgspec.json.decode(item, type=_Slice) for name, item in header.items()}
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CorruptFile("not a safetensors file", where=path, got=error) from error
+        if unknown := [f"{name}: {item}" for name, item in slices.items() if item.dtype not in _DTYPES]:
+            more = f" and {len(unknown) - MAX_PROBLEMS} more" if len(unknown) > MAX_PROBLEMS else ""
+            raise BadInput(
+                "tensors are of a type that is not known here",
+                where=path,
+                got="; ".join(unknown[:MAX_PROBLEMS]) + more,
+                expected=", ".join(_DTYPES),
+                hint="convert them where the file was made; what packs several numbers into a byte can be kept as U8",
+            )
         end = path.stat().st_size - self._start
         for name, item in slices.items():
             first, last = item.data_offsets
-            if not 0 <= first <= last <= end or min(item.shape, default=0) < 0:
-                raise CorruptFile(
-                    "not a readable tensor",
-                    where=f"{path}, {name}",
-                    got=f"{item}, bytes {first} to {last}",
-                    expected=f"within the {end} bytes behind the header",
-                )
-        _refuse_unknown_types(slices, path)
-        for name, item in slices.items():
-            first, last = item.data_offsets
             size = math.prod(item.shape) * _DTYPES[item.dtype].itemsize
+            is_inside = 0 <= first <= last <= end and last - first == size and min(item.shape, default=0) >= 0
             # Beside an axis of no elements the others may be of any length, which torch multiplies all the same.
-            if last - first != size or math.prod(max(axis, 1) for axis in item.shape) > _MAX_ELEMENTS:
+            if not is_inside or math.prod(max(axis, 1) for axis in item.shape) >= 2**63:
                 raise CorruptFile(
                     "a tensor's size is not its shape's",
                     where=f"{path}, {name}",
-                    got=f"{item}, {last - first} bytes",
-                    expected=f"{size} bytes",
+                    got=f"{item}, bytes {first} to {last}",
+                    expected=f"{size} bytes within the {end} behind the header",
                 )
-        self._slices = MappingProxyType(slices)
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(
-            {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
-        )
-        """Types and shapes of all tensors."""
+        self._slices = slices
+        specs = {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
+        super().__init__(specs, self._whole)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _whole(self, name: str) -> Tensor:
         item = self._slices[name]
         return self._read(name, *item.data_offsets).reshape(item.shape)
 
@@ -283,12 +293,6 @@ class TensorReader(Mapping[str, Tensor]):
             raise CorruptFile("a file of tensors is cut", where=self._path, got=f"{name} ends early")
         return content.view(_DTYPES[self._slices[name].dtype])
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._slices)
-
-    def __len__(self) -> int:
-        return len(self._slices)
-
 
 class _Slice(msgspec.Struct, frozen=True):
     """One tensor in the header."""
@@ -301,19 +305,6 @@ class _Slice(msgspec.Struct, frozen=True):
         return f"{self.dtype} {self.shape}"
 
 
-def _refuse_unknown_types(slices: Mapping[str, _Slice], path: Path) -> None:
-    unknown = [f"{name}: {item}" for name, item in slices.items() if item.dtype not in _DTYPES]
-    if unknown:
-        more = f" and {len(unknown) - MAX_PROBLEMS} more" if len(unknown) > MAX_PROBLEMS else ""
-        raise BadInput(
-            "tensors are of a type that is not known here",
-            where=path,
-            got="; ".join(unknown[:MAX_PROBLEMS]) + more,
-            expected=", ".join(_DTYPES),
-            hint="convert them where the file was made; what packs several numbers into a byte can be kept as U8",
-        )
-
-
 def open_tensors(folder: Path, entry: TensorFile) -> TensorReader:
     """The tensors of a verified file, to be read one by one.
 
@@ -323,30 +314,36 @@ def open_tensors(folder: Path, entry: TensorFile) -> TensorReader:
     return TensorReader(verify(folder, entry))
 
 
-def read_tensors(folder: Path, entry: TensorFile) -> dict[str, Tensor]:
-    """All tensors of a verified file.
-
-    Raises:
-        CorruptFile: as `verify`, or the file is no safetensors file.
-    """
-    return dict(open_tensors(folder, entry))
-
-
-def copy_into(target: Mapping[str, Tensor], source: Mapping[str, Tensor], *, where: object) -> None:
-    """Copy tensors by name into existing ones, strictly.
+def copy_into(target: Mapping[str, Tensor], source: Tensors, *, where: object) -> None:
+    """Copy tensors by name into existing ones, strictly but for their types; one is read at a time.
 
     Raises:
         CorruptFile: a tensor is missing, unexpected or of another shape; all are named.
     """
-    wrong = [f"{name}: missing" for name in target if name not in source]
-    wrong += [f"{name}: not expected" for name in source if name not in target]
-    wrong += [
-        f"{name}: got {tuple(source[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in target.items()
-        if name in source and source[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise CorruptFile("the tensors do not fit the module", where=where, got="; ".join(wrong))
+    check_specs(source.specs, Tensors.of(target).specs, where=where, compare_types=False)
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])
+
+
+def check_specs(
+    found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec], *, where: object, compare_types: bool = True
+) -> None:
+    """Hold tensors against what they must be.
+
+    Raises:
+        CorruptFile: one is missing, unexpected, of another shape or of another type; all are named.
+    """
+    wrong = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in found]
+    wrong += [f"{name}: not expected, got {spec}" for name, spec in found.items() if name not in expected]
+    for name, spec in expected.items():
+        other = found.get(name, spec)
+        if other.shape != spec.shape or (compare_types and other.dtype != spec.dtype):
+            wrong.append(f"{name}: got {other}, expected {spec}")
+    if wrong:
+        raise CorruptFile(
+            "the tensors do not fit the model",
+            where=where,
+            got="; ".join(wrong),
+            hint="the weights must be of this run and this preset",
+        )

@@ -34,7 +34,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
 
 def weights(run: Path) -> dict[int, dict[str, torch.Tensor]]:
     return {
-        item.epoch: {f"{name}.{key}": t for name in item.manifest.modules for key, t in item.load_module(name).items()}
+        item.epoch: {f"{name}.{key}": t for name in item.manifest.modules for key, t in item.open_module(name).items()}
         for item in list_snapshots(run / "train" / "snapshots")
     }
 

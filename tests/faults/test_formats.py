@@ -13,7 +13,7 @@ from redheart.core.config import load_toml, resolved
 from redheart.core.errors import RedHeartError
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.settings import default_toml
-from redheart.snapshots.delta import DeltaReader, write_delta
+from redheart.snapshots.delta import read_delta, write_delta
 from redheart.snapshots.module_snapshots import SnapshotManifest
 from redheart.snapshots.states import Progress, StateManifest
 from redheart.snapshots.tensor_file import Delta, TensorFile, TensorReader, write_tensors
@@ -38,11 +38,11 @@ BASE = {"w": torch.arange(40.0).bfloat16()}
 
 def delta_file(path: Path) -> object:
     write_delta(path, {"w": BASE["w"] + 1}, BASE, delta=Delta("b", "0" * 64, "1" * 64, 80))
-    return read_delta(path)
+    return read_differences(path)
 
 
-def read_delta(path: Path) -> object:
-    reader = DeltaReader(path, BASE)
+def read_differences(path: Path) -> object:
+    reader = read_delta(path, BASE)
     return {name: reader[name].view(torch.int16).tolist() for name in reader}
 
 
@@ -89,7 +89,7 @@ def read_snapshot(path: Path) -> object:
 
 FORMATS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = {
     "tensors": (tensor_file, read_tensors),
-    "differences": (delta_file, read_delta),
+    "differences": (delta_file, read_differences),
     "configuration": (toml_file, read_toml),
     "events": (event_log, read_log),
     "state manifest": (state_manifest, read_state),

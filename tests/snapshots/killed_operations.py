@@ -57,7 +57,7 @@ def weights(root: Path) -> dict[int, dict[str, bytes]]:
         snapshot.epoch: {
             f"{name}.{key}": tensor.contiguous().view(torch.uint8).numpy().tobytes()
             for name in snapshot.manifest.modules
-            for key, tensor in snapshot.load_module(name).items()
+            for key, tensor in snapshot.open_module(name).items()
         }
         for snapshot in list_snapshots(root)
     }

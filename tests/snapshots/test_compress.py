@@ -98,15 +98,15 @@ def test_what_a_difference_leans_on_is_checked(tmp_path: Path) -> None:
     content = (first / "part.one.safetensors").read_bytes()
     (first / "part.one.safetensors").write_bytes(flipped(content))
     with pytest.raises(CorruptFile, match=r"epoch_0001/part\.one\.safetensors"):
-        second.load_module("part.one")
+        second.open_module("part.one")
     # Another run's snapshot, with digests of its own.
     other = walk(tmp_path / "other" / "snapshots", 1, seed=1) / "epoch_0001"
     first.rename(tmp_path / "away")
     with pytest.raises(CorruptFile, match="is missing"):
-        second.load_module("part.one")
+        second.open_module("part.one")
     other.rename(first)
     with pytest.raises(CorruptFile, match="differences to other weights"):
-        second.load_module("part.one")
+        second.open_module("part.one")
 
 
 def test_a_corrupt_original_is_left_alone_and_named(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_two_do_not_rewrite_at_once_and_a_reader_does_not_notice(tmp_path: Path)
         compress_snapshots(root)
     opened, tensors = list_snapshots(root), weights(root)
     compress_snapshots(root)
-    loaded = opened[1].load_module("part.one")["weight"]
+    loaded = opened[1].open_module("part.one")["weight"]
     assert loaded.view(torch.uint8).numpy().tobytes() == tensors[2]["part.one.weight"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redheart.cli import main
 from redheart.core.errors import BadInput
-from redheart.snapshots import foreign_parts
+from redheart.snapshots import foreign_model
 from redheart.snapshots.foreign import Foreign, open_foreign
 
 NETWORK = nn.Sequential(OrderedDict(layer=nn.Linear(3, 4), norm=nn.BatchNorm1d(4)))
@@ -72,7 +72,7 @@ LIGHTNING = {
         ({"models": [WEIGHTS], "epoch": 3}, []),
         ({**WEIGHTS, "optimizer": OPTIMIZER, "epoch": torch.tensor(3)}, ["epoch", "optimizer"]),
         ({"best_score": SCORE, **WEIGHTS}, ["best_score"]),
-        ({**WEIGHTS, "whatever": SCORE, "rng_state": BYTES}, ["whatever", "rng_state"]),
+        ({**WEIGHTS, "best_score": SCORE, "rng_state": BYTES}, ["best_score", "rng_state"]),
         ({"n_averaged": torch.tensor(3), **prefixed("module.")}, ["n_averaged"]),
         ({**prefixed("module."), "class_weights": torch.ones(7)}, ["class_weights"]),
         (
@@ -98,7 +98,6 @@ def test_whatever_lies_around_a_model(content: object, ignored: list[str] | None
         ({"net": LINEAR, "best": SCORE}, LINEAR),
         ({"whatever": LINEAR, "epoch": 3}, LINEAR),
         ({"state_dict": LINEAR, "callbacks": {"one": {"best_model_score": SCORE}}}, LINEAR),
-        ({"layer": LINEAR}, {"layer.weight": LINEAR["weight"], "layer.bias": LINEAR["bias"]}),
         (nn.BatchNorm1d(4).state_dict(), nn.BatchNorm1d(4).state_dict()),
         # A weight of one number is a weight: a model lists its own before those of its parts.
         ({"logit_scale": SCORE, **WEIGHTS}, {"logit_scale": SCORE, **WEIGHTS}),
@@ -192,6 +191,9 @@ def test_different_models_in_one_file_are_taken_together_and_said_to_be(tmp_path
     found = opened(content, tmp_path)
     assert found.together == ["generator", "critic"] and found.ignored == ["optimizer_g"]
     assert {*found.tensors.specs} == {f"generator.{n}" for n in generator} | {f"critic.{n}" for n in WEIGHTS}
+    # A part of one layer has names without dots.
+    embedded = opened({**content, "embedding": LINEAR}, tmp_path)
+    assert {*embedded.tensors.specs} == {*found.tensors.specs, "embedding.weight", "embedding.bias"}
     assert is_the_model(opened(content, tmp_path, part="critic"))
     assert is_the_model(opened(content, tmp_path, expected=WEIGHTS))
 
@@ -216,12 +218,15 @@ def test_expected_names_tell_one_model_from_another_and_what_stands_before_its_n
         (OPTIMIZER, "no model"),
         ({"cpu": BYTES, "cuda": [BYTES]}, "no model"),
         ({"optimizer": OPTIMIZER, "epoch": 3}, "no model"),
-        ({"loss": SCORE, "accuracy": SCORE}, "no weights"),
+        ({"loss": SCORE, "accuracy": SCORE}, "no model"),
         ({"epoch": 3}, "no tensors with names"),
         ([torch.ones(2), torch.ones(3)], "no tensors with names"),
         (torch.ones(3), "no dictionary"),
         ({"net": {"weight": np.ones((2, 2))}}, r"numpy(.|\n)*net\.weight"),
-        ({"_orig_mod.a.weight": SCORE, "a.weight": SCORE}, r"a\.weight: _orig_mod\.a\.weight and a\.weight"),
+        (
+            {"_orig_mod.a.w": torch.ones(2), "a.w": torch.ones(2)},
+            r"a\.w: _orig_mod\.a\.w and a\.w",
+        ),
         ({"a": {"b": {"c": LINEAR["bias"]}, "b.c": LINEAR["bias"]}}, None),
         ({1: LINEAR["weight"], "1": LINEAR["weight"]}, "one name"),
         ({"__metadata__": LINEAR["weight"]}, "__metadata__"),
@@ -241,7 +246,7 @@ def test_what_is_no_model_or_ambiguous_is_refused(content: object, said: str | N
 def test_dictionaries_that_hold_themselves_or_one_another_without_end_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreign_parts, "MAX_ENTRIES", 10_000)
+    monkeypatch.setattr(foreign_model, "MAX_ENTRIES", 10_000)
     loop: dict[str, object] = {"weight": torch.ones(2)}
     loop["itself"] = loop
     many: dict[str, object] = {"weight": torch.ones(2)}

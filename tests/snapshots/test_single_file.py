@@ -14,23 +14,22 @@ from test_consolidate import write
 from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.masters import Masters
 from redheart.snapshots.module_snapshots import list_snapshots
-from redheart.snapshots.single_file import SnapshotTensors, consolidate_snapshot, consolidate_state
-from redheart.snapshots.states import ParameterPlace, State, StateManifest, newest_state, write_state
+from redheart.snapshots.single_file import consolidated
+from redheart.snapshots.states import ParameterPlace, State, StateManifest, newest_state, open_masters, write_state
 
 
 def test_masters_of_real_states_rounded_are_the_snapshot_of_that_epoch(trained_run: Path, tmp_path: Path) -> None:
     state = newest_state(trained_run / "train" / "states")
     last = list_snapshots(trained_run / "train" / "snapshots")[-1]
     assert state is not None and state.manifest.progress.epoch == last.epoch
-    from_state = consolidate_state(state, tmp_path / "state.safetensors", dtype="bf16")
-    from_snapshot = consolidate_snapshot(last, tmp_path / "snapshot.safetensors", dtype="bf16")
+    from_state = consolidated(state, tmp_path / "state.safetensors", dtype="bf16")
+    from_snapshot = consolidated(last, tmp_path / "snapshot.safetensors", dtype="bf16")
     found, expected = load_file(from_state.file), load_file(from_snapshot.file)
     assert set(found) == set(expected) and len(found) == 361
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
-    masters = load_file(consolidate_state(state, tmp_path / "fp32.safetensors", dtype="fp32").file)
+    masters = load_file(consolidated(state, tmp_path / "fp32.safetensors", dtype="fp32").file)
     assert {tensor.dtype for tensor in masters.values()} == {torch.float32}
     # Float32 masters hold more than their bf16 copies do.
     assert any((tensor != tensor.bfloat16().float()).any() for tensor in masters.values())
@@ -77,7 +76,7 @@ def test_parameters_that_lie_across_ranks_come_back_whole(
         places[name] = ParameterPlace(0, offset, list(tensor.shape))
         offset += tensor.numel()
     flat = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
-    masters = Masters(write_ranks(tmp_path_factory.mktemp("ranks"), flat, ranks, places))
+    masters = open_masters(write_ranks(tmp_path_factory.mktemp("ranks"), flat, ranks, places))
     assert list(masters) == list(parameters)
     for name, tensor in parameters.items():
         assert torch.equal(masters[name], tensor)
@@ -96,7 +95,7 @@ def test_states_that_do_not_say_where_are_refused(tmp_path: Path) -> None:
     old = newest_state(tmp_path)
     assert old is not None
     with pytest.raises(BadInput, match="does not say where its parameters lie"):
-        consolidate_state(old, tmp_path / "out.safetensors", dtype="fp32")
+        consolidated(old, tmp_path / "out.safetensors", dtype="fp32")
     for place, message in (
         (ParameterPlace(0, 2, [3]), "outside"),
         (ParameterPlace(0, -1, [3]), "outside"),
@@ -104,22 +103,22 @@ def test_states_that_do_not_say_where_are_refused(tmp_path: Path) -> None:
     ):
         manifest = msgspec.structs.replace(old.manifest, parameters={"weight": place})
         with pytest.raises(CorruptFile, match=message):
-            Masters(dataclasses.replace(old, manifest=manifest))
+            open_masters(dataclasses.replace(old, manifest=manifest))
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     made = write(tmp_path / "s", 2)
     with pytest.raises(BadInput, match=r"ends in \.safetensors"):
-        consolidate_snapshot(made, tmp_path / "model.bin", dtype="bf16")
+        consolidated(made, tmp_path / "model.bin", dtype="bf16")
     out = tmp_path / "model.safetensors"
-    first = consolidate_snapshot(made, out, dtype="fp32")
+    first = consolidated(made, out, dtype="fp32")
     assert load_file(out)["one.weight"].dtype == torch.float32 and first.num_tensors == 2
     before = out.read_bytes()
-    tensors = SnapshotTensors(made)
+    tensors = made.open_model()
     (made.folder / "two.safetensors").write_bytes(b"")
     with pytest.raises(CorruptFile, match=r"two\.safetensors"):
         tensors["two.weight"]
     with pytest.raises(CorruptFile, match=r"two\.safetensors"):
-        consolidate_snapshot(made, out, dtype="bf16")
+        consolidated(made, out, dtype="bf16")
     assert out.read_bytes() == before and {item.name for item in tmp_path.iterdir()} == {"s", out.name}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from redheart.core.errors import CorruptFile
 from redheart.core.files import PARTIAL
 from redheart.snapshots.states import Progress, newest_state, write_state
-from redheart.snapshots.tensor_file import copy_into, read_tensors, write_tensors
+from redheart.snapshots.tensor_file import Tensors, copy_into, open_tensors, write_tensors
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -52,7 +52,7 @@ def save(root: Path, step: int) -> None:
 
 def test_files_are_what_the_library_reads(tmp_path: Path) -> None:
     entry = write_tensors(tmp_path / "t.safetensors", TENSORS)
-    by_library, ours = load_file(tmp_path / "t.safetensors"), read_tensors(tmp_path, entry)
+    by_library, ours = load_file(tmp_path / "t.safetensors"), dict(open_tensors(tmp_path, entry))
     for name, tensor in TENSORS.items():
         assert torch.equal(by_library[name], tensor) and by_library[name].dtype == tensor.dtype
         assert torch.equal(ours[name], tensor)
@@ -65,13 +65,13 @@ def test_every_flipped_cut_or_missing_byte_is_named(tmp_path: Path) -> None:
     for position in range(0, len(content), 3):
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
         with pytest.raises(CorruptFile, match=r"t\.safetensors"):
-            read_tensors(tmp_path, entry)
+            dict(open_tensors(tmp_path, entry))
         path.write_bytes(content[:position])
         with pytest.raises(CorruptFile, match="is cut"):
-            read_tensors(tmp_path, entry)
+            dict(open_tensors(tmp_path, entry))
     path.unlink()
     with pytest.raises(CorruptFile, match="missing"):
-        read_tensors(tmp_path, entry)
+        dict(open_tensors(tmp_path, entry))
 
 
 def test_two_states_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 def test_loading_is_strict() -> None:
     target = {"a": torch.zeros(2), "b": torch.zeros(3)}
     with pytest.raises(CorruptFile) as caught:
-        copy_into(target, {"a": torch.ones(4), "c": torch.ones(1)}, where="file")
-    for part in ("b: missing", "c: not expected", "a: got (4,), expected (2,)"):
+        copy_into(target, Tensors.of({"a": torch.ones(4), "c": torch.ones(1)}), where="file")
+    for part in ("b: missing", "c: not expected", "a: got float32 [4], expected float32 [2]"):
         assert part in str(caught.value)
     assert target["a"].tolist() == [0, 0]
