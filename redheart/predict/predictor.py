@@ -12,6 +12,7 @@ import torch
 
 from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
+from redheart.core.text import is_unicode
 from redheart.data.encoders import Encoder
 from redheart.data.features import encode_texts, widened
 from redheart.data.input_text import input_text
@@ -69,7 +70,7 @@ class Predictor:
         empty = [record.id for record in records if not record.text.strip()]
         if empty:
             raise BadInput("a text is empty", where=f"id {', '.join(empty[:10])}", expected="at least one word")
-        broken = [record.id for record in records if not _is_unicode(record)]
+        broken = [record.id for record in records if not is_unicode(f"{record.text}{record.title}{record.action}")]
         if broken:
             raise BadInput(
                 "a text is not Unicode",
@@ -118,15 +119,6 @@ class Predictor:
                     values_BO = calibrated(values_BO, self.calibration)
                 found.setdefault(task.name, np.empty((len(order), values_BO.shape[1])))[rows] = values_BO
         return found
-
-
-def _is_unicode(record: Record) -> bool:
-    """Half of a surrogate pair can stand in JSON or come from a command line, and no encoder reads it."""
-    try:
-        f"{record.text}{record.title}{record.action}".encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def as_record(text: str, name: str, *, title: str = "", action: str = "") -> Record:
