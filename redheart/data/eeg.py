@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from redheart.core.errors import BadInput
-from redheart.core.extras import extra
+from redheart.core.errors import BadInput, extra
 from redheart.data.alpha_asymmetry import ALPHA_HZ, EPOCH_S, OVERLAP_S, Asymmetry, log_ratio
 
 Reference = Literal["average", "csd", "none"]

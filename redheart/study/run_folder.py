@@ -13,9 +13,8 @@ import msgspec
 from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, digest, fingerprint
 from redheart.core.errors import BadInput
 from redheart.core.files import is_sealed, read_sealed, write_sealed
-from redheart.core.folders import refuse_taken, remove_leftovers
+from redheart.core.folders import found_again, refuse_taken, remove_leftovers, seen_from
 from redheart.core.lock import folder_lock
-from redheart.core.places import found_again, seen_from
 from redheart.core.ranks import launched
 from redheart.snapshots.states import newest_progress
 
