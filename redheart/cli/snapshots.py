@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redheart.cli import help_text, model_files
-from redheart.cli.options import Flag, RunPath, display_of, parse, print_json
+from redheart.cli.options import Flag, RunPath, answer, display_of, parse, print_json
 from redheart.core.errors import BadInput
 
 SUBCOMMANDS = {
@@ -145,11 +145,9 @@ def _compress(arguments: Sequence[str]) -> None:
         else:
             done = compress_snapshots(folder, on_bytes=advance)
     after = disk_bytes(folder)
-    if options.json:
-        print_json({"rewritten": done, "bytes_before": before, "bytes_after": after}, True)
-    else:
-        share = f", {after / before:.0%} of it" if before else ""
-        print(f"{len(done)} snapshots rewritten: {before / MB:.2f} MB are now {after / MB:.2f} MB{share}")
+    share = f", {after / before:.0%} of it" if before else ""
+    text = f"{len(done)} snapshots rewritten: {before / MB:.2f} MB are now {after / MB:.2f} MB{share}"
+    answer({"rewritten": done, "bytes_before": before, "bytes_after": after}, text, as_json=options.json)
 
 
 def _prune(arguments: Sequence[str]) -> None:

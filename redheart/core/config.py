@@ -19,7 +19,7 @@ from redheart.core.errors import BadInput
 from redheart.core.files import canonical_json
 from redheart.core.text import is_unicode, read_text
 
-# Above every number of records, epochs, steps or tokens that is meant.
+# A billion is above every number of records, epochs, steps or tokens that is meant.
 Count = Annotated[int, Meta(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Meta(ge=0, le=10**9)]
 NotNegative = Annotated[float, Meta(ge=0, le=1e9)]

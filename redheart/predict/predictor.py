@@ -78,21 +78,17 @@ class Predictor:
                 hint="write it in UTF-8; a terminal in another encoding sends other bytes",
             )
         for start in range(0, len(records), _CHUNK_TEXTS):
-            yield from self._chunk(records[start : start + _CHUNK_TEXTS], batch)
-
-    def _chunk(self, records: Sequence[Record], batch: int) -> list[Prediction]:
-        outputs = self.outputs(records, batch=batch)
-        for index, record in enumerate(records):
-            if not all(np.isfinite(values_NO[index]).all() for values_NO in outputs.values()):
-                raise BadInput(
-                    "the model's outputs are not numbers",
-                    where=f"id {record.id}",
-                    hint="the encoder's states of this text, or the weights, are too large; leave the text out",
-                )
-        return [
-            Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})
-            for index, record in enumerate(records)
-        ]
+            chunk = records[start : start + _CHUNK_TEXTS]
+            outputs = self.outputs(chunk, batch=batch)
+            for index, record in enumerate(chunk):
+                if not all(np.isfinite(values_NO[index]).all() for values_NO in outputs.values()):
+                    raise BadInput(
+                        "the model's outputs are not numbers",
+                        where=f"id {record.id}",
+                        hint="the encoder's states of this text, or the weights, are too large; leave the text out",
+                    )
+            for index, record in enumerate(chunk):
+                yield Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})
 
     def _named(self, task: str, values_O: np.ndarray) -> dict[str, float]:
         names = self.inventory.task(task).targets
