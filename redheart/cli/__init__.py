@@ -44,6 +44,14 @@ COMMANDS = {
 """Module of this package and summary by name; the function is called as the command."""
 
 
+def help_text(program: str, summaries: dict[str, str], *, title: str = "") -> str:
+    """What `--help` of a program with sub-commands prints."""
+    width = max(map(len, summaries)) + 2
+    lines = [f"  {name:<{width}}{summary}" for name, summary in summaries.items()]
+    end = f"`{program} COMMAND --help` lists a command's options."
+    return "\n".join([f"usage: {program} COMMAND [OPTIONS]", "", *([title, ""] if title else []), *lines, "", end])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `redheart`."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -60,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, raise_interrupt)
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
-            print(_help())
+            summaries = {name: summary for name, (_, summary) in COMMANDS.items()}
+            title = "Train a 730-million-parameter model, all parameters, on an 8 GB card."
+            print(help_text("redheart", summaries, title=title))
         elif arguments[0] == "--version":
             from redheart import __version__
 
@@ -106,21 +116,6 @@ def _silence_stdout() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _help() -> str:
-    lines = [f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: redheart COMMAND [OPTIONS]",
-            "",
-            "Train a 730-million-parameter model, all parameters, on an 8 GB card.",
-            "",
-            *lines,
-            "",
-            "`redheart COMMAND --help` lists a command's options.",
-        ]
-    )
 
 
 def set_environment() -> None:

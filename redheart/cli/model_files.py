@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunPath, display_of, parse, print_json
+from redheart.cli.options import Flag, RunPath, answer, display_of, parse, print_json
 from redheart.core.config import Preset
 from redheart.core.errors import BadInput
 
@@ -66,8 +66,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     if options.from_state:
         if options.epoch is not None:
             raise BadInput("--epoch names a snapshot and --from-state a resume state", hint="give one of them")
-        source = newest_state(states)
-        if source is None:
+        if (source := newest_state(states)) is None:
             raise BadInput("the run has no resume state", where=states, hint="train first: `redheart train`")
         size = sum(entry.bytes for entry in source.manifest.files)
     else:
@@ -82,10 +81,8 @@ def consolidate(arguments: Sequence[str]) -> None:
         size = sum(entry.content_bytes for entry in source.files)
     with display_of(options).track("consolidate", size, unit="bytes") as advance:
         made = consolidated(source, options.out, dtype=options.dtype, on_tensor=advance)
-    if options.json:
-        print_json(made, True)
-    else:
-        print(f"{made.file}: {made.num_tensors} tensors, {made.dtype}, {made.bytes / MB:.2f} MB, from {made.source}")
+    text = f"{made.file}: {made.num_tensors} tensors, {made.dtype}, {made.bytes / MB:.2f} MB, from {made.source}"
+    answer(made, text, as_json=options.json)
 
 
 def import_model(arguments: Sequence[str]) -> None:

@@ -87,6 +87,14 @@ def display_of(options: MayBeJson) -> Display:
     return Display("bar", on_stderr=options.json)
 
 
+def answer(result: object, text: str, *, as_json: bool) -> None:
+    """Print a result as text for people, or as JSON on one line."""
+    if as_json:
+        print_json(result, True)
+    else:
+        print(text)
+
+
 def print_json(value: object, one_line: bool) -> None:
     """Print a result as JSON: on one line for machines, indented for people."""
     import json

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from redheart.cli.options import Flag, parse, print_json
+from redheart.cli.options import Flag, answer, parse, print_json
 from redheart.core.config import Preset, StudyConfig, resolved
 
 
@@ -88,10 +88,10 @@ def doctor(arguments: Sequence[str]) -> None:
 
     options = parse(DoctorOptions, arguments, "doctor")
     findings = examine(options.out)
-    if options.json:
-        print_json(findings, True)
-    else:
-        for item in findings:
-            print(f"{item.verdict:<5}{item.name:<15}{item.found}" + (f"\n{'':<20}-> {item.hint}" if item.hint else ""))
+    lines = [
+        f"{item.verdict:<5}{item.name:<15}{item.found}" + (f"\n{'':<20}-> {item.hint}" if item.hint else "")
+        for item in findings
+    ]
+    answer(findings, "\n".join(lines), as_json=options.json)
     if any(item.verdict == "bad" for item in findings):
         sys.exit(2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redheart.cli.options import EncoderPath, Flag, RunPath, parse, print_json
+from redheart.cli.options import EncoderPath, Flag, RunPath, answer, parse
 from redheart.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -78,10 +78,7 @@ def export(arguments: Sequence[str]) -> None:
 
     options = parse(ExportOptions, arguments, "export")
     manifest = run_export(options.run, options.out, encoder=options.encoder)
-    if options.json:
-        print_json(manifest, True)
-    else:
-        print(f"{options.out}: {', '.join(manifest.files)}")
+    answer(manifest, f"{options.out}: {', '.join(manifest.files)}", as_json=options.json)
 
 
 def predict(arguments: Sequence[str]) -> None:

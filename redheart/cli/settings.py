@@ -1,18 +1,29 @@
-"""`init`, `config`: a configuration file to start from, and what a configuration comes to."""
+"""`init`, `config`: a configuration file with every setting explained, and where what it comes to is from.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Read from the dataclasses of `redheart.core.config` and their docstrings, so that nothing here can be out of date.
+"""
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from redheart.cli.options import parse, print_json
 from redheart.cli.study import study_defaults
-from redheart.core.config import StudyConfig, resolved
+from redheart.core.config import StudyConfig, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import write_bytes
-from redheart.core.settings import default_toml, origins
+
+_LINE_CHARS = 100
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,16 @@ class InitOptions:
 
     file: Annotated[Path, tyro.conf.Positional] = Path("study.toml")
     """File to write; it must not be there yet."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the configuration."""
+
+    name: str
+    """Dotted, as in `train.learning_rate`."""
+    default: object
+    doc: str
 
 
 def init(arguments: Sequence[str]) -> None:
@@ -35,15 +56,91 @@ def config(arguments: Sequence[str]) -> None:
     rest = [item for item in arguments if item != "--json"]
     default, file, overrides = study_defaults(rest)
     before = parse(StudyConfig, overrides, "config", default, also="--config FILE, --json")
-    found = origins(resolved(before), before=before, file=file, arguments=overrides)
+    after = resolved(before)
+    values = {setting.name: _plain(attrgetter(setting.name)(after)) for setting in settings()}
+    found = origins(after, before=before, file=file, arguments=overrides)
     if "--json" in arguments:
-        print_json({item.name: {"value": _plain(item.value), "origin": item.origin} for item in found}, True)
+        print_json({name: {"value": value, "origin": found[name]} for name, value in values.items()}, True)
         return
-    names = max(len(item.name) for item in found)
-    values = max(len(str(_plain(item.value))) for item in found)
-    for item in found:
-        print(f"{item.name:<{names}}  {_plain(item.value)!s:<{values}}  {item.origin}")
+    name_chars, value_chars = max(map(len, values)), max(len(str(value)) for value in values.values())
+    for name, value in values.items():
+        print(f"{name:<{name_chars}}  {value!s:<{value_chars}}  {found[name]}")
+
+
+@cache
+def settings() -> tuple[Setting, ...]:
+    """All settings, those of a section behind each other, in the order of their definition."""
+    return tuple(_settings(StudyConfig(), ""))
+
+
+def default_toml() -> str:
+    """A configuration file that says what the defaults say, every setting with its docstring above it."""
+    lines = ["# A study's settings: `redheart run --config THIS_FILE`. What is left out keeps the value given here."]
+    section = ""
+    for setting in settings():
+        table, _, key = setting.name.rpartition(".")
+        if table != section:
+            section = table
+            lines += ["", f"[{table}]", *_comment(inspect.getdoc(type(getattr(StudyConfig(), table))) or "")]
+        lines += ["", *_comment(setting.doc)]
+        # In TOML these types are written as in JSON.
+        value = json.dumps(_plain(setting.default), ensure_ascii=False)
+        lines.append(f"# {key} = " if setting.default is None else f"{key} = {value}")
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def origins(
+    config: StudyConfig, *, before: StudyConfig, file: Path | None = None, arguments: Sequence[str] = ()
+) -> dict[str, str]:
+    """Where every value of a resolved configuration came from: `default`, the file, `command line`, or `derived`.
+
+    Args:
+        config: the resolved configuration.
+        before: the same, before values that depend on others were filled in.
+        file: the configuration file that it was read from.
+        arguments: the command line's overrides.
+    """
+    tables = read_toml(file) if file else {}
+    overridden = {
+        item.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".") for item in arguments
+    }
+    found = {}
+    for name in (setting.name for setting in settings()):
+        section, _, key = name.rpartition(".")
+        table = tables.get(section, {}) if section else tables
+        origin = "command line" if name in overridden else str(file) if key in table else "default"
+        given, read = attrgetter(name)(before), attrgetter(name)(config)
+        found[name] = origin if given == read else f"derived ({origin}: {given})"
+    return found
+
+
+def _settings(section: Any, prefix: str) -> Iterator[Setting]:
+    docs = _docstrings(type(section))
+    values = {item.name: getattr(section, item.name) for item in fields(section)}
+    for name, value in values.items():
+        if not is_dataclass(value):
+            yield Setting(f"{prefix}{name}", value, docs.get(name, ""))
+    # Behind the plain ones: in TOML a key below a table's header belongs to that table.
+    for name, value in values.items():
+        if is_dataclass(value):
+            yield from _settings(value, f"{prefix}{name}.")
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The string that stands below each field; Python itself does not keep it."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for pair in pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = inspect.cleandoc(text)
+    return found
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, _LINE_CHARS, initial_indent="# ", subsequent_indent="# ")
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return str(value) if isinstance(value, Path) else value

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from redheart.cli import model_files
-from redheart.cli.options import Flag, RunPath, display_of, parse, print_json
+from redheart.cli import help_text, model_files
+from redheart.cli.options import Flag, RunPath, answer, display_of, parse, print_json
 from redheart.core.errors import BadInput
 
 SUBCOMMANDS = {
@@ -74,7 +74,7 @@ class PruneOptions:
 def snapshots(arguments: Sequence[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(_help())
+        print(help_text("redheart snapshots", SUBCOMMANDS))
         sys.exit()
     if name not in SUBCOMMANDS:
         raise BadInput("unknown command", got=f"snapshots {name}", expected=", ".join(SUBCOMMANDS))
@@ -87,19 +87,6 @@ def snapshots(arguments: Sequence[str]) -> None:
         "import": model_files.import_model,
     }
     commands[name](arguments[1:])
-
-
-def _help() -> str:
-    lines = [f"  {name:<13}{summary}" for name, summary in SUBCOMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: redheart snapshots COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "`redheart snapshots COMMAND --help` lists a command's options.",
-        ]
-    )
 
 
 def _list(arguments: Sequence[str]) -> None:
@@ -122,6 +109,8 @@ def _list(arguments: Sequence[str]) -> None:
 
 
 def _verify(arguments: Sequence[str]) -> None:
+    import msgspec
+
     from redheart.snapshots.survey import bytes_to_verify, verify_run
 
     options = parse(VerifyOptions, arguments, "snapshots verify")
@@ -129,7 +118,7 @@ def _verify(arguments: Sequence[str]) -> None:
     with display_of(options).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
     if options.json:
-        print_json({**_fields(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
+        print_json({**msgspec.to_builtins(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
     else:
         print(f"{found.files} files, {found.bytes / MB:.2f} MB, {found.megabytes_per_s:.0f} MB/s, {len(found.bad)} bad")
         for line in found.bad:
@@ -156,11 +145,9 @@ def _compress(arguments: Sequence[str]) -> None:
         else:
             done = compress_snapshots(folder, on_bytes=advance)
     after = disk_bytes(folder)
-    if options.json:
-        print_json({"rewritten": done, "bytes_before": before, "bytes_after": after}, True)
-    else:
-        share = f", {after / before:.0%} of it" if before else ""
-        print(f"{len(done)} snapshots rewritten: {before / MB:.2f} MB are now {after / MB:.2f} MB{share}")
+    share = f", {after / before:.0%} of it" if before else ""
+    text = f"{len(done)} snapshots rewritten: {before / MB:.2f} MB are now {after / MB:.2f} MB{share}"
+    answer({"rewritten": done, "bytes_before": before, "bytes_after": after}, text, as_json=options.json)
 
 
 def _prune(arguments: Sequence[str]) -> None:
@@ -199,9 +186,3 @@ def _folders(run: Path) -> tuple[Path, Path]:
 
     folder, _ = run_folder.load(run)
     return folder.snapshots, folder.states
-
-
-def _fields(value: object) -> dict[str, object]:
-    import msgspec
-
-    return dict(msgspec.to_builtins(value))

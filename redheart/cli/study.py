@@ -33,10 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     from redheart.study.pipeline import run_study
 
     _note_ranks("run")
-    rest, force = _without(arguments, "--force")
-    config = _study(rest, "run")
-    _check(config, force)
-    run_study(config)
+    run_study(_checked_study(arguments, "run"))
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -55,9 +52,7 @@ def sweep(arguments: Sequence[str]) -> None:
     from redheart.study.sweep import run_sweep
 
     _note_ranks("sweep")
-    rest, force = _without(arguments, "--force")
-    config = _study(rest, "sweep")
-    _check(config, force)
+    config = _checked_study(arguments, "sweep")
     with run_folder.claimed(config) as folder:
         data = phases.open_data(config, folder, display=Display(config.train.progress))
         say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
@@ -69,9 +64,7 @@ def train(arguments: Sequence[str]) -> None:
 
     _note_ranks()
     with together():
-        rest, force = _without(_without_local_rank(arguments), "--force")
-        config = _study(rest, "train")
-        _check(config, force)
+        config = _checked_study(_without_local_rank(arguments), "train")
         with run_folder.claimed(config) as folder:
             data = phases.open_data(config, folder, display=Display(config.train.progress))
             phases.run_training(config, folder, data, show_progress=True)
@@ -86,8 +79,8 @@ def trial(arguments: Sequence[str]) -> None:
 
     stop_with_parent()
     with together():
-        rest, is_range_test = _without(_without_local_rank(arguments), "--range-test")
-        config = _study(rest, "trial")
+        is_range_test = "--range-test" in arguments
+        config = _study([item for item in _without_local_rank(arguments) if item != "--range-test"], "trial")
         rate = config.train.learning_rate
         if rate is None and not is_range_test:
             raise BadInput(
@@ -125,22 +118,20 @@ def _note_ranks(alone: str | None = None) -> None:
         )
 
 
-def _without(arguments: Sequence[str], flag: str) -> tuple[list[str], bool]:
-    return [item for item in arguments if item != flag], flag in arguments
-
-
 def _without_local_rank(arguments: Sequence[str]) -> list[str]:
     """Launchers add it and set the environment too."""
     return [item for item in arguments if not item.startswith("--local_rank")]
 
 
-def _check(config: StudyConfig, force: bool) -> None:
-    """The planner's verdict before anything is allocated; `--force` goes on without asking."""
-    if not force and launched().is_first:
+def _checked_study(arguments: Sequence[str], command: str) -> StudyConfig:
+    """As `_study`, with the planner's verdict before anything is allocated; `--force` goes on without asking."""
+    config = _study([item for item in arguments if item != "--force"], command)
+    if "--force" not in arguments and launched().is_first:
         from redheart.study.preflight import check_run
         from redheart.study.say import say
 
         say(config, "plan", check_run(config))
+    return config
 
 
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:

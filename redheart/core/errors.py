@@ -1,5 +1,8 @@
 """What a user is told when something is wrong, and the exit code that goes with it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RedHeartError(Exception):
     """A failure that the user can act on: one message, no traceback.
@@ -77,3 +80,19 @@ class OtherRankFailed(RedHeartError):
     """Another of the processes that train together has failed: this one ends with its exit code, and it was said."""
 
     is_said = True
+
+
+@contextmanager
+def extra(name: str, *, library: str, purpose: str) -> Iterator[None]:
+    """Around the import of a library of `pip install 'redheart[NAME]'`: one message where it is not installed.
+
+    Raises:
+        BadInput: it is not; the command that installs it is named.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        # A broken installation lacks something else, and that is what must be read.
+        if error.name != library:
+            raise
+        raise BadInput(f"{purpose} needs {library}", hint=f"pip install 'redheart[{name}]'") from error

@@ -159,3 +159,20 @@ def names_text(names: Collection[str]) -> str:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def seen_from(folder: Path, typed: str) -> str | None:
+    """The way from a folder to what was typed, None where nothing is there.
+
+    Kept beside the path itself, it finds a file again after both were moved together, and does not tell where on a
+    machine they lay.
+    """
+    path = Path(typed)
+    return os.path.relpath(path.resolve(), folder.resolve()) if path.exists() else None
+
+
+def found_again(typed: str, folder: Path, place: str | None) -> str:
+    """Where it lies now: where it was, seen from the folder, if something is there, else as it was typed."""
+    if place is not None and (there := folder.resolve() / place).exists():
+        return str(Path(os.path.normpath(there)))
+    return typed

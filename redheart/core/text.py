@@ -79,6 +79,15 @@ def read_text(path: Path, *, what: str = "file") -> str:
     return decode(read_content(path, what=what), path, what=what)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be written: half of a surrogate pair, as JSON or a command line may bring it, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _unpacked(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:

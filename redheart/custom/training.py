@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redheart.core.config import TrainConfig, decisive, digest
+from redheart.core.config import TrainConfig, digest, fingerprint
 from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
@@ -62,7 +62,7 @@ def fit(
 def _key(learner: TensorLearner, config: TrainConfig, learning_rate: float) -> str:
     weights = {name: _sha256(tensor) for name, tensor in learner.model.state_dict().items()}
     data = [[_sha256(tensor) for tensor in tensors] for tensors in (learner.train, learner.validation)]
-    settings = {name: value for name, value in decisive(config).items() if name != "snapshot_every"}
+    settings = {name: value for name, value in fingerprint(config).items() if name != "snapshot_every"}
     return digest([weights, data, settings, learning_rate, learner.seed])
 
 

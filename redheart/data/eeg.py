@@ -15,8 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from redheart.core.errors import BadInput
-from redheart.core.extras import extra
+from redheart.core.errors import BadInput, extra
 
 ALPHA_HZ = (8.0, 13.0)
 EPOCH_S, OVERLAP_S = 2.0, 1.0

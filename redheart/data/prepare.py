@@ -253,12 +253,12 @@ def emotion_classes(values_NT: np.ndarray, mask_NT: np.ndarray, inventory: Inven
 
 def _keys(origin: Source, labels: Path | None, *, config: PrepareConfig, seed: int, text_chars: int) -> tuple[str, ...]:
     """Digest of everything that decides the content, and behind it what older versions called the same."""
-    decisive = {"source": origin.sha256, "config": config, "seed": seed}
+    fingerprint = {"source": origin.sha256, "config": config, "seed": seed}
     classes = sha256_file(labels) if labels and labels.is_file() else None
     return (
-        digest({"version": 2, **decisive, "classes": classes, "text_chars": text_chars}),
+        digest({"version": 2, **fingerprint, "classes": classes, "text_chars": text_chars}),
         # Near-duplicates were judged on the text alone, as it stood.
-        digest({"version": 1, **decisive}),
+        digest({"version": 1, **fingerprint}),
     )
 
 

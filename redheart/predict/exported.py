@@ -20,8 +20,7 @@ from redheart import __version__
 from redheart.core.config import BUILT_IN_ENCODERS, FeatureConfig
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import read_sealed, sha256_file, write_bytes, write_sealed
-from redheart.core.folders import new_folder
-from redheart.core.places import found_again, seen_from
+from redheart.core.folders import found_again, new_folder, seen_from
 from redheart.data.encoders import open_encoder
 from redheart.data.inventory import Inventory
 from redheart.data.summary import SummaryFit

@@ -12,6 +12,7 @@ import torch
 
 from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
+from redheart.core.text import is_unicode
 from redheart.data.encoders import Encoder
 from redheart.data.features import encode_texts, widened
 from redheart.data.input_text import input_text
@@ -69,7 +70,7 @@ class Predictor:
         empty = [record.id for record in records if not record.text.strip()]
         if empty:
             raise BadInput("a text is empty", where=f"id {', '.join(empty[:10])}", expected="at least one word")
-        broken = [record.id for record in records if not _is_unicode(record)]
+        broken = [record.id for record in records if not is_unicode(f"{record.text}{record.title}{record.action}")]
         if broken:
             raise BadInput(
                 "a text is not Unicode",
@@ -77,21 +78,17 @@ class Predictor:
                 hint="write it in UTF-8; a terminal in another encoding sends other bytes",
             )
         for start in range(0, len(records), _CHUNK_TEXTS):
-            yield from self._chunk(records[start : start + _CHUNK_TEXTS], batch)
-
-    def _chunk(self, records: Sequence[Record], batch: int) -> list[Prediction]:
-        outputs = self.outputs(records, batch=batch)
-        for index, record in enumerate(records):
-            if not all(np.isfinite(values_NO[index]).all() for values_NO in outputs.values()):
-                raise BadInput(
-                    "the model's outputs are not numbers",
-                    where=f"id {record.id}",
-                    hint="the encoder's states of this text, or the weights, are too large; leave the text out",
-                )
-        return [
-            Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})
-            for index, record in enumerate(records)
-        ]
+            chunk = records[start : start + _CHUNK_TEXTS]
+            outputs = self.outputs(chunk, batch=batch)
+            for index, record in enumerate(chunk):
+                if not all(np.isfinite(values_NO[index]).all() for values_NO in outputs.values()):
+                    raise BadInput(
+                        "the model's outputs are not numbers",
+                        where=f"id {record.id}",
+                        hint="the encoder's states of this text, or the weights, are too large; leave the text out",
+                    )
+            for index, record in enumerate(chunk):
+                yield Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})
 
     def _named(self, task: str, values_O: np.ndarray) -> dict[str, float]:
         names = self.inventory.task(task).targets
@@ -118,15 +115,6 @@ class Predictor:
                     values_BO = calibrated(values_BO, self.calibration)
                 found.setdefault(task.name, np.empty((len(order), values_BO.shape[1])))[rows] = values_BO
         return found
-
-
-def _is_unicode(record: Record) -> bool:
-    """Half of a surrogate pair can stand in JSON or come from a command line, and no encoder reads it."""
-    try:
-        f"{record.text}{record.title}{record.action}".encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def as_record(text: str, name: str, *, title: str = "", action: str = "") -> Record:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from redheart.core.errors import BadInput
-from redheart.core.text import read_content
+from redheart.core.text import is_unicode, read_content
 from redheart.data.records import (
     SUFFIXES,
     Malformed,
@@ -68,18 +68,9 @@ def _checked(row: Row, value: dict[str, object], problems: list[str]) -> Record:
             item = row.where if name == "id" else ""
         if name == "id" and isinstance(item, int):
             item = str(item)
-        if not isinstance(item, str) or (name == "text" and not item.strip()) or not _is_unicode(item):
+        if not isinstance(item, str) or (name == "text" and not item.strip()) or not is_unicode(item):
             expected = "text that is not empty" if name == "text" else "text"
             problems.append(f"{row.where}: {field}: got {shown(item)}, expected {expected}")
             item = ""
         found[name] = item
     return as_record(found["text"], found["id"], title=found["title"], action=found["action"])
-
-
-def _is_unicode(text: str) -> bool:
-    """Half of a surrogate pair can stand in JSON, and can be neither encoded nor written."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from redheart.core.extras import extra
+from redheart.core.errors import extra
 from redheart.core.seeds import stream_seed
 from redheart.select.problem import Choice, UnitChoice, choice_of
 from redheart.select.search import Search

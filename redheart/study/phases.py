@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.config import StudyConfig, decisive, digest
+from redheart.core.config import StudyConfig, digest, fingerprint
 from redheart.core.folders import remove_leftovers
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
@@ -137,7 +137,7 @@ def run_settings(config: StudyConfig, data: StudyData, rate: float, *, epochs: i
             "dims": preset(config.preset, outputs=data.prepared.inventory.outputs),
             "seed": config.seed,
             "rate": rate,
-            "train": decisive(dataclasses.replace(config.train, snapshot_every=1)),
+            "train": fingerprint(dataclasses.replace(config.train, snapshot_every=1)),
         }
     )
     return RunSettings(config.train, epochs, rate, key)

@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 
-from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, decisive, digest
+from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, digest, fingerprint
 from redheart.core.errors import BadInput
 from redheart.core.files import is_sealed, read_sealed, write_sealed
-from redheart.core.folders import refuse_taken, remove_leftovers
+from redheart.core.folders import found_again, refuse_taken, remove_leftovers, seen_from
 from redheart.core.lock import folder_lock
-from redheart.core.places import found_again, seen_from
 from redheart.core.ranks import launched
 from redheart.snapshots.states import newest_progress
 
@@ -145,7 +144,7 @@ def check(config: StudyConfig) -> SavedConfig | None:
         return None
     old = read_sealed(folder.config, SavedConfig)
     before = _decoded(old)
-    changed = _differences(_decisive(before), _decisive(config))
+    changed = _differences(_fingerprint(before), _fingerprint(config))
     if changed:
         raise BadInput(
             "this folder holds a run with other settings",
@@ -237,7 +236,7 @@ def _saved(config: StudyConfig, folder: RunFolder, old: SavedConfig | None) -> S
     config = dataclasses.replace(
         config, data=typed[DATA], features=dataclasses.replace(features, encoder=typed[ENCODER])
     )
-    return SavedConfig(digest(_decisive(config)), _plain(config), places)
+    return SavedConfig(digest(_fingerprint(config)), _plain(config), places)
 
 
 def _check_encoder(folder: RunFolder, path: str) -> None:
@@ -262,7 +261,7 @@ def _plain(config: StudyConfig) -> dict[str, object]:
     return dict(msgspec.json.decode(msgspec.json.encode(config, enc_hook=str)))
 
 
-def _decisive(config: StudyConfig) -> dict[str, object]:
+def _fingerprint(config: StudyConfig) -> dict[str, object]:
     """The settings that decide what lies in the folder; where it lies and how fast it is made do not.
 
     Neither does the number of epochs: a finished run may be continued with more. Nor does how snapshots are chosen
@@ -271,7 +270,7 @@ def _decisive(config: StudyConfig) -> dict[str, object]:
     """
     values: dict[str, Any] = _plain(config)
     del values["out"], values["epochs"], values["select"], values["data"]
-    values["train"] = {name: values["train"][name] for name in decisive(config.train)}
+    values["train"] = {name: values["train"][name] for name in fingerprint(config.train)}
     if config.features.encoder not in BUILT_IN_ENCODERS:
         values["features"]["encoder"] = "one of its own"
     return values

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from redheart.core.cache import cache_folder, is_writable, temporary_private_folder
-from redheart.core.errors import BadInput
-from redheart.core.extras import extra
+from redheart.core.errors import BadInput, extra
 from redheart.core.files import read_json, write_json
 
 Mode = Literal["off", "offline", "online"]

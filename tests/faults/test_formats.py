@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redheart.cli.settings import default_toml
 from redheart.core.config import load_toml, resolved
 from redheart.core.errors import RedHeartError
 from redheart.core.files import read_sealed, write_sealed
-from redheart.core.settings import default_toml
 from redheart.snapshots.delta import read_delta, write_delta
 from redheart.snapshots.module_snapshots import SnapshotManifest
 from redheart.snapshots.states import Progress, StateManifest

@@ -13,7 +13,7 @@ import torch
 from launching import environment, launch
 from torch import nn
 
-from redheart.core.config import RUNTIME_FIELDS, TrainConfig, decisive
+from redheart.core.config import RUNTIME_FIELDS, TrainConfig, fingerprint
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.report.report import computed_in
@@ -134,7 +134,7 @@ def test_the_type_follows_the_processor_unless_there_is_a_card(
 
 def test_the_type_is_no_part_of_what_a_run_is() -> None:
     assert "compute_type" in RUNTIME_FIELDS
-    assert decisive(TrainConfig(compute_type="bf16")) == decisive(TrainConfig(compute_type="fp32"))
+    assert fingerprint(TrainConfig(compute_type="bf16")) == fingerprint(TrainConfig(compute_type="fp32"))
 
 
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
