@@ -158,10 +158,6 @@ class SelectConfig:
     """...or this many full-model evaluations, where that is more."""
     last_k: int = 3
     """Snapshots that `last-k` averages."""
-    cma_anchors: int = 3
-    """Snapshots that `cma` mixes per group, at most five."""
-    cma_evaluations: int = 60
-    """Models that `cma` evaluates, each of them whole."""
     cache_mib: int = 1536
     """Memory for results and weights that are kept between evaluations."""
     map_epochs: int = 5
@@ -224,8 +220,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "select.budget_share": (0, 1),
     "select.budget_evaluations": (1, _MANY),
     "select.last_k": (1, 1000),
-    "select.cma_anchors": (2, 5),
-    "select.cma_evaluations": (1, _MANY),
     "select.cache_mib": (1, _MANY),
     "select.map_epochs": (0, 1000),
 }

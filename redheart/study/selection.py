@@ -63,7 +63,7 @@ def run_sweet_spot(
     write_sealed(folder.select / "sweet_spot.json", spot)
     if settings.map_epochs > 1:
         with display.track("maps", 0, unit="models compared") as advance:
-            search = Search(problem, evaluator, settings, seed=config.seed, on_trial=_counted(advance))
+            search = Search(problem, evaluator, settings, on_trial=_counted(advance))
             write_sealed(folder.select / "maps.json", draw_maps(search, num_epochs=settings.map_epochs))
     else:
         (folder.select / "maps.json").unlink(missing_ok=True)
