@@ -53,7 +53,8 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, folder
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
     from redheart.model.network import build
-    from redheart.study import phases, planning
+    from redheart.study import phases
+    from redheart.study.outlook import planning
     from redheart.study.run_folder import RunFolder
     from redheart.train.engine import start_engine
 
@@ -127,7 +128,7 @@ def row(
     """Prediction and measurement of one strategy and micro-batch."""
     import torch
 
-    from redheart.study import planning
+    from redheart.study.outlook import planning
 
     config = study(options, folder)
     plan = planning.answer(
@@ -165,7 +166,8 @@ def main() -> None:
     set_environment()
     import torch
 
-    from redheart.study import phases, planning
+    from redheart.study import phases
+    from redheart.study.outlook import planning
     from redheart.study.run_folder import RunFolder
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -28,7 +28,7 @@ COMMANDS = {
     "sweep": ("study", "find the learning rate"),
     "train": ("study", "the main run, with snapshots; goes on where it stopped"),
     "trial": ("study", "one trial of the sweep"),
-    "watch": ("watching", "where a run stands: curves, memory, time left"),
+    "status": ("status", "where a run stands: epoch, loss, speed, memory, time left"),
     "sweet-spot": ("selection", "the best epochs of every module group"),
     "crossover": ("selection", "assemble the chosen model and compare it"),
     "evaluate": ("selection", "test split or another labelled file, beside baselines"),

@@ -137,7 +137,7 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 def _check(config: StudyConfig, force: bool) -> None:
     """The planner's verdict before anything is allocated; `--force` goes on without asking."""
     if not force and launched().is_first:
-        from redheart.study.preflight import check_run
+        from redheart.study.outlook.preflight import check_run
         from redheart.study.say import say
 
         say(config, "plan", check_run(config))

@@ -17,8 +17,8 @@ from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
-from redheart.study import timings
 from redheart.study.learner import EmotionLearner
+from redheart.study.outlook import timings
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.study.say import say
 from redheart.study.trials import best_rate

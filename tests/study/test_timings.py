@@ -9,8 +9,8 @@ import torch
 
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.memory.plan import GIB
-from redheart.study import planning, timings
-from redheart.study.plan_output import time_text
+from redheart.study.outlook import planning, timings
+from redheart.study.outlook.plan_output import time_text
 from redheart.train.compute_type import type_name
 
 CONFIG = resolved(

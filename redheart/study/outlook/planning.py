@@ -19,7 +19,7 @@ from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
-from redheart.study import timings
+from redheart.study.outlook import timings
 from redheart.train.compute_type import compute_type, type_name
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import FOLDER, load_strategy
