@@ -51,7 +51,6 @@ def prepare(arguments: Sequence[str]) -> None:
 
 def sweep(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
-    from redheart.study.say import say
     from redheart.study.sweep import run_sweep
 
     _note_ranks("sweep")
@@ -60,7 +59,7 @@ def sweep(arguments: Sequence[str]) -> None:
     _check(config, force)
     with run_folder.claimed(config) as folder:
         data = phases.open_data(config, folder, display=Display(config.train.progress))
-        say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
+        phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -138,7 +137,7 @@ def _check(config: StudyConfig, force: bool) -> None:
     """The planner's verdict before anything is allocated; `--force` goes on without asking."""
     if not force and launched().is_first:
         from redheart.study.outlook.preflight import check_run
-        from redheart.study.say import say
+        from redheart.study.phases import say
 
         say(config, "plan", check_run(config))
 

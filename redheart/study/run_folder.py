@@ -44,7 +44,7 @@ class RunFolder:
     def parts(self) -> tuple[str, ...]:
         """Names of everything that a run writes in its folder, but for hidden files."""
         kept = (self.config, self.data, self.features, self.sweep, self.train, self.select, self.evaluation)
-        return tuple(path.name for path in (*kept, self.openings, self.report, self.calibration))
+        return tuple(path.name for path in (*kept, self.holdout_log, self.report, self.calibration))
 
     @property
     def config(self) -> Path:
@@ -65,6 +65,10 @@ class RunFolder:
     @property
     def sweep(self) -> Path:
         return self.root / "sweep"
+
+    def trial(self, rate: float) -> Path:
+        """Where the sweep's trial of a rate lies."""
+        return self.sweep / f"rate_{rate}"
 
     @property
     def train(self) -> Path:
@@ -87,7 +91,7 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
-    def openings(self) -> Path:
+    def holdout_log(self) -> Path:
         return self.root / "openings.json"
 
     @property

@@ -9,7 +9,6 @@ import msgspec
 from redheart.core.config import StudyConfig
 from redheart.core.progress import duration_text
 from redheart.study.run_folder import RunFolder
-from redheart.study.trials import trial_folder
 from redheart.train.events import Event, watched_events
 
 SILENT_S = 120.0
@@ -82,7 +81,7 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
     now = now or datetime.now(UTC)
     events = watched_events(folder.train / "events.jsonl")
     entries, samples = _entries(events), _entries(watched_events(folder.train / "samples.jsonl"))
-    trials = [_trial(folder, config, rate) for rate in config.sweep.rates if trial_folder(folder, rate).exists()]
+    trials = [_trial(folder, config, rate) for rate in config.sweep.rates if folder.trial(rate).exists()]
     phases = _phases(folder)
     starts = [entry for entry in entries if entry.event == "start" and entry.epochs]
     if not starts:
@@ -161,7 +160,7 @@ def _phases(folder: RunFolder) -> dict[str, bool]:
 
 
 def _trial(folder: RunFolder, config: StudyConfig, rate: float) -> TrialStatus:
-    entries = _entries(watched_events(trial_folder(folder, rate) / "events.jsonl"))
+    entries = _entries(watched_events(folder.trial(rate) / "events.jsonl"))
     losses = [entry.val_loss for entry in entries if entry.event == "epoch"]
     stops = [entry.what for entry in entries if entry.event == "stopped"]
     return TrialStatus(rate, len(losses), losses[-1] if losses else None, stops[-1] if stops else None)
