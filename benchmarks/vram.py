@@ -144,7 +144,7 @@ def row(
             "upper_bytes": plan.upper_bytes,
             "allocated_bytes": max(moment.allocated_bytes for moment in plan.moments.values()),
             "host_bytes": plan.host_bytes,
-            "pcie_bytes_a_step": planning.bus_bytes(config, strategy, plan.accumulation_steps),
+            "pcie_bytes_a_step": _bus_bytes(config, strategy, plan.accumulation_steps),
         },
     }
     command = [sys.executable, __file__, *sys.argv[1:], "--one", strategy, str(plan.micro_batch), str(folder)]
@@ -160,6 +160,20 @@ def row(
     if process:
         found["error"] = plan.peak_bytes / process - 1
     return found | {"verdict": "ran" if not (cap and process and process > cap) else "over the cap"}
+
+
+def _bus_bytes(config: "StudyConfig", name: str, steps: int) -> int:
+    """Bytes over PCIe in one optimizer step, as DeepSpeed's ZeRO-2 offload moves them; 0 without offload."""
+    from redheart.memory.plan import traffic_bytes
+    from redheart.model.dims import preset
+    from redheart.model.network import build
+    from redheart.study.outlook import planning
+
+    sizes = planning.sizes_of(config, name)
+    if sizes.table in ("plain", "zero2_device"):
+        return 0
+    parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
+    return parameters * traffic_bytes(steps, state_bits=sizes.state_bits)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Annotated
 
 import msgspec
 
@@ -15,13 +16,25 @@ SILENT_S = 120.0
 """A run that has written nothing for this long, or for ten of its steps, is not called running."""
 NUM_RECENT_STEPS = 20
 GIB = 1 << 30
+FILES = {
+    "prepare": "data/manifest.json",
+    "sweep": "sweep/sweep.json",
+    # Told by its events.
+    "train": "",
+    "sweet-spot": "select/sweet_spot.json",
+    "crossover": "select/crossover.json",
+    "calibrate": "calibration/calibration.json",
+    "evaluate": "evaluation/evaluation.json",
+    "report": "report/report.md",
+}
+"""What a phase has left when it is done."""
 
 
 class _Entry(msgspec.Struct, frozen=True):
     """What is read of an event or a sample, whatever its kind; the logs hold more."""
 
     event: str
-    time_utc: datetime | None = None
+    time_utc: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     epochs: int = 0
     steps_per_epoch: int = 0
     effective_batch: int = 0
@@ -81,8 +94,14 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
     now = now or datetime.now(UTC)
     events = watched_events(folder.train / "events.jsonl")
     entries, samples = _entries(events), _entries(watched_events(folder.train / "samples.jsonl"))
-    trials = [_trial(folder, config, rate) for rate in config.sweep.rates if folder.trial(rate).exists()]
-    phases = _phases(folder)
+    trials = []
+    for rate in config.sweep.rates:
+        found = _entries(watched_events(folder.trial(rate) / "events.jsonl"))
+        losses = [entry.val_loss for entry in found if entry.event == "epoch"]
+        stopped = [entry.what for entry in found if entry.event == "stopped"]
+        if folder.trial(rate).exists():
+            trials.append(TrialStatus(rate, len(losses), [None, *losses][-1], [None, *stopped][-1]))
+    phases = {name: (folder.root / path).is_file() for name, path in FILES.items()}
     starts = [entry for entry in entries if entry.event == "start" and entry.epochs]
     if not starts:
         return RunStatus("waiting", "no training yet", phases, trials)
@@ -94,7 +113,7 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
     state, why = _state(entries, samples, is_complete=len(epochs) >= start.epochs, step_s=step_s, now=now)
     measured = [(entry.val_loss, entry.epoch) for entry in epochs if entry.val_loss is not None]
     step, epoch = (steps or [_Entry("step")])[-1], (epochs or [_Entry("epoch")])[-1]
-    losses = {"last step": step.loss, "training": epoch.train_loss, "validation": epoch.val_loss}
+    by_kind = {"last step": step.loss, "training": epoch.train_loss, "validation": epoch.val_loss}
     sizes = {
         "host": sample.host_rss_bytes,
         "host peak": max((entry.host_rss_peak_bytes or 0 for entry in epochs), default=0) or None,
@@ -110,7 +129,7 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         epochs=start.epochs,
         step=step.step,
         steps=start.epochs * start.steps_per_epoch,
-        losses={name: loss for name, loss in losses.items() if loss is not None},
+        losses={name: loss for name, loss in by_kind.items() if loss is not None},
         best_epoch=min(measured)[1] if measured else None,
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
@@ -145,27 +164,6 @@ def status_lines(status: RunStatus) -> list[str]:
     return [*(f"{name:<{width}}{text}" for name, text in rows.items() if text), *status.last_events]
 
 
-def _phases(folder: RunFolder) -> dict[str, bool]:
-    files = {
-        "prepare": folder.data / "manifest.json",
-        "sweep": folder.sweep / "sweep.json",
-        "train": None,
-        "sweet-spot": folder.select / "sweet_spot.json",
-        "crossover": folder.select / "crossover.json",
-        "calibrate": folder.calibration / "calibration.json",
-        "evaluate": folder.evaluation / "evaluation.json",
-        "report": folder.report / "report.md",
-    }
-    return {name: path is not None and path.is_file() for name, path in files.items()}
-
-
-def _trial(folder: RunFolder, config: StudyConfig, rate: float) -> TrialStatus:
-    entries = _entries(watched_events(folder.trial(rate) / "events.jsonl"))
-    losses = [entry.val_loss for entry in entries if entry.event == "epoch"]
-    stops = [entry.what for entry in entries if entry.event == "stopped"]
-    return TrialStatus(rate, len(losses), losses[-1] if losses else None, stops[-1] if stops else None)
-
-
 def _state(
     entries: Sequence[_Entry], samples: Sequence[_Entry], *, is_complete: bool, step_s: float, now: datetime
 ) -> tuple[str, str]:
@@ -194,13 +192,11 @@ def _time_left(entries: Sequence[_Entry], now: datetime) -> float | None:
 
 
 def _entries(events: Sequence[Event]) -> list[_Entry]:
-    """The events that hold what is read of them, their times in UTC or None."""
+    """The events that hold what is read of them."""
     found = []
     for event in events:
         with suppress(msgspec.ValidationError):
-            entry = msgspec.convert(event, _Entry)
-            is_utc = entry.time_utc is not None and entry.time_utc.tzinfo is not None
-            found.append(entry if is_utc else msgspec.structs.replace(entry, time_utc=None))
+            found.append(msgspec.convert(event, _Entry))
     return found
 
 
