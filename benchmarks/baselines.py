@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 def fit_all(options: argparse.Namespace) -> "dict[str, Evaluation]":
     """Evaluations on the test split by name, the stack last."""
-    from redheart.evaluate import network_baselines
+    import network_baselines
+
     from redheart.evaluate.baselines import evaluate_on, linear_baselines
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder

@@ -124,7 +124,7 @@ def search(run: str, level: str) -> dict[str, object]:
     """The conditional descent on a trained run, without maps."""
     import msgspec
 
-    from redheart.study import phases, run_folder, selection
+    from redheart.study import phases, run_folder, selecting
 
     folder, config = run_folder.load(Path(run))
     data = phases.open_data(config, folder)
@@ -132,7 +132,7 @@ def search(run: str, level: str) -> dict[str, object]:
     (folder.select / "evaluated.bin").unlink(missing_ok=True)
 
     def work() -> Any:
-        return selection.run_sweet_spot(config, folder, data, settings=settings)
+        return selecting.run_sweet_spot(config, folder, data, settings=settings)
 
     spot, cost = measured(work)
     return {
@@ -151,21 +151,23 @@ def search(run: str, level: str) -> dict[str, object]:
 
 def whole(run: str) -> dict[str, object]:
     """A few candidates evaluated as whole models, the naive way: assembled, loaded, run."""
+    from redheart.evaluate.prediction import predict_rows
     from redheart.snapshots.blend import single
     from redheart.snapshots.consolidate import assemble
-    from redheart.study import crossover, learner, phases, run_folder, selection
+    from redheart.study import phases, run_folder, selecting
+    from redheart.study.final import load_assembled
 
     folder, config = run_folder.load(Path(run))
     data = phases.open_data(config, folder)
-    snapshots, specs = selection.open_snapshots(folder), selection.expected_specs(config, data.prepared)
-    rows = data.prepared.split[selection.SELECT]
+    snapshots, specs = selecting.open_snapshots(folder), selecting.expected_specs(config, data.prepared)
+    rows = data.prepared.split[selecting.SELECT]
 
     def work() -> int:
         for snapshot in snapshots[:5]:
             choice = dict.fromkeys(specs, single(snapshot.epoch))
             assemble(folder.select / "whole", choice=choice, snapshots=snapshots, expected=specs)
-            model = crossover.load_final(config, folder, data.prepared.inventory, "whole")
-            learner.predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
+            model = load_assembled(config, folder, data.prepared.inventory, "whole").requires_grad_(False)
+            predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
         return 5
 
     number, cost = measured(work)

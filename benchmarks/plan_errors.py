@@ -32,7 +32,7 @@ from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
-from redheart.study import planning
+from redheart.study.outlook import planning
 from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups
 

@@ -166,14 +166,14 @@ def network(options: argparse.Namespace, variant: str, data: "StudyData") -> dic
     import torch
 
     from redheart.evaluate.evaluation import evaluate_predictions
+    from redheart.evaluate.prediction import predict_rows
     from redheart.model.dims import TASKS
     from redheart.snapshots.blend import single
     from redheart.snapshots.consolidate import assemble, load_assembly
     from redheart.snapshots.module_snapshots import list_snapshots
     from redheart.study import phases
-    from redheart.study.learner import predict_rows
     from redheart.study.run_folder import RunFolder
-    from redheart.study.selection import expected_specs
+    from redheart.study.selecting import expected_specs
     from redheart.train.events import read_events
 
     folder = RunFolder(folder_of(options, variant))

@@ -9,8 +9,8 @@ import study_tables
 
 from redheart.core.config import StudyConfig, resolved
 from redheart.memory.plan import GIB
-from redheart.study import planning
-from redheart.study.plan_output import total_lines, verdict
+from redheart.study.outlook import planning
+from redheart.study.outlook.plan_output import total_lines, verdict
 
 ROOT = Path(__file__).parent.parent
 

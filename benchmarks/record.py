@@ -29,7 +29,6 @@ VERSIONED = (
     "scipy",
     "scikit-learn",
     "rapidfuzz",
-    "cma",
     "mergekit",
 )
 """Distributions whose version can move a figure; absent ones are left out."""

@@ -40,12 +40,9 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
     from redheart.core.errors import BadInput
     from redheart.core.files import read_sealed
     from redheart.data.prepare import Manifest
-    from redheart.report.facts import CalibrationFacts
+    from redheart.evaluate.holdout_log import read_openings
+    from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Sweep
     from redheart.select.sweet_spot import SweetSpot
-    from redheart.study.crossover import Crossover
-    from redheart.study.evaluation import EvaluationResult
-    from redheart.study.openings import read_openings
-    from redheart.study.trials import Sweep, trial_folder
     from redheart.train.events import all_events, watched_events
 
     def part(path: Path, kind: type) -> Any:
@@ -66,7 +63,7 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
     events = all_events(folder.train / "events.jsonl")
     samples = watched_events(folder.train / "samples.jsonl")
     trials = sweep.trials if sweep else []
-    trial_logs = [all_events(trial_folder(folder, trial.rate) / "events.jsonl") for trial in trials]
+    trial_logs = [all_events(folder.trial(trial.rate) / "events.jsonl") for trial in trials]
     plain = msgspec.to_builtins(
         {
             "records": {
@@ -96,8 +93,8 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
             },
             "crossover": crossover,
             "evaluation": evaluation,
-            "calibration": part_if_there(folder.calibration / "calibration.json", CalibrationFacts),
-            "openings": read_openings(folder),
+            "calibration": part_if_there(folder.calibration / "calibration.json", CalibrationResult),
+            "openings": read_openings(folder.root),
         }
     )
     return dict(plain)

@@ -16,7 +16,7 @@ from record import RESULTS, ROOT
 
 from redheart.core.config import RUNTIME_FIELDS, TrainConfig
 from redheart.evaluate.evaluation import Evaluation
-from redheart.report.facts import EvaluationFacts
+from redheart.evaluate.results import EvaluationResult
 from redheart.report.limitations import better_baselines, names_by_task
 from redheart.report.tables import estimate_text, markdown_table
 from redheart.select.statistics import Gain
@@ -45,9 +45,9 @@ def studies() -> dict[int, Found]:
     return dict(sorted(found.items()))
 
 
-def evaluation_of(seed: int, study: Found) -> EvaluationFacts:
+def evaluation_of(seed: int, study: Found) -> EvaluationResult:
     """Models and baselines on the test split of this seed, all the baselines that were refitted on its split."""
-    evaluation = msgspec.convert(study["result"]["evaluation"], EvaluationFacts)
+    evaluation = msgspec.convert(study["result"]["evaluation"], EvaluationResult)
     path = RESULTS / "baselines.json"
     if path.is_file():
         record = json.loads(path.read_text())

@@ -54,7 +54,8 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
     from redheart.model.network import build
-    from redheart.study import phases, planning
+    from redheart.study import phases
+    from redheart.study.outlook import planning
     from redheart.study.run_folder import RunFolder
     from redheart.train.engine import start_engine
 
@@ -128,7 +129,7 @@ def row(
     """Prediction and measurement of one strategy and micro-batch."""
     import torch
 
-    from redheart.study import planning
+    from redheart.study.outlook import planning
 
     config = study(options, folder)
     plan = planning.answer(
@@ -145,7 +146,7 @@ def row(
             "upper_bytes": plan.upper_bytes,
             "allocated_bytes": max(moment.allocated_bytes for moment in plan.moments.values()),
             "host_bytes": plan.host_bytes,
-            "pcie_bytes_a_step": planning.bus_bytes(config, strategy, plan.accumulation_steps),
+            "pcie_bytes_a_step": _bus_bytes(config, strategy, plan.accumulation_steps),
         },
     }
     command = [sys.executable, __file__, *sys.argv[1:], "--one", strategy, str(plan.micro_batch)]
@@ -164,11 +165,26 @@ def row(
     return found | {"verdict": "ran" if not (cap and process and process > cap) else "over the cap"}
 
 
+def _bus_bytes(config: "StudyConfig", name: str, steps: int) -> int:
+    """Bytes over PCIe in one optimizer step, as DeepSpeed's ZeRO-2 offload moves them; 0 without offload."""
+    from redheart.memory.plan import traffic_bytes
+    from redheart.model.dims import preset
+    from redheart.model.network import build
+    from redheart.study.outlook import planning
+
+    sizes = planning.sizes_of(config, name)
+    if sizes.table in ("plain", "zero2_device"):
+        return 0
+    parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
+    return parameters * traffic_bytes(steps, state_bits=sizes.state_bits)
+
+
 def main() -> None:
     set_environment()
     import torch
 
-    from redheart.study import phases, planning
+    from redheart.study import phases
+    from redheart.study.outlook import planning
     from redheart.study.run_folder import RunFolder
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

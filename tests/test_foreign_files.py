@@ -55,7 +55,7 @@ INTO_A_RUN = {
     "snapshots compress": ["snapshots", "compress", "RUN"],
     "snapshots prune": ["snapshots", "prune", "RUN", "--keep-last", "1", "--yes"],
 }
-READ_ONLY = {"config", "model", "doctor", "watch", "demo", "ratings", "snapshots list", "snapshots verify"}
+READ_ONLY = {"config", "model", "doctor", "status", "demo", "ratings", "snapshots list", "snapshots verify"}
 NAMES = [
     *RunFolder(Path()).parts,
     *(f"{part}/{name}" for part in ("data", "train", "report", "features") for name in ("manifest.json", "notes")),

@@ -57,7 +57,7 @@ def test_it_knows_its_strategies_from_an_empty_folder(wheel: Path, tmp_path: Pat
     target = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(target)
     code = (
-        "import redheart, redheart.study.planning as plan, redheart.memory.ledger as ledger;"
+        "import redheart, redheart.study.outlook.planning as plan, redheart.memory.ledger as ledger;"
         "import redheart.memory.adamw8bit.build as build;"
         "from importlib.resources import files;"
         "print(redheart.__file__, len(plan.strategies()), len(list(ledger.FOLDER.glob('*.json'))),"
@@ -122,7 +122,7 @@ def test_every_verb_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) ->
     ran("calibrate", "run")
     ran("evaluate", "run")
     ran("report", "run")
-    ran("watch", "run", "--once")
+    ran("status", "run")
     assert json.loads(ran("predict", "run", "--text", "I am glad.", "--json"))["emotion"]
     ran("ratings", "run", "--csv", "ratings.csv", "--texts", texts)
     ran("export", "run", "--out", "exported")

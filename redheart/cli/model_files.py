@@ -153,7 +153,7 @@ def _expected_model(options: ImportOptions) -> "RedHeart | None":
     from redheart.model.dims import preset
     from redheart.model.network import build
     from redheart.study import run_folder
-    from redheart.study.evaluation import inventory_of
+    from redheart.study.evaluating import inventory_of
 
     if options.preset:
         return build(preset(options.preset), seed=0, device="meta")

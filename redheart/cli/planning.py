@@ -58,7 +58,7 @@ def model(arguments: Sequence[str]) -> None:
 
 def plan(arguments: Sequence[str]) -> None:
     from redheart.core.config import FeatureConfig, TrainConfig
-    from redheart.study import plan_output, planning
+    from redheart.study.outlook import plan_output, planning
 
     options = parse(PlanOptions, arguments, "plan")
     config = StudyConfig(
@@ -84,7 +84,7 @@ def plan(arguments: Sequence[str]) -> None:
 
 
 def doctor(arguments: Sequence[str]) -> None:
-    from redheart.study.doctor import examine
+    from redheart.study.outlook.doctor import examine
 
     options = parse(DoctorOptions, arguments, "doctor")
     findings = examine(options.out)

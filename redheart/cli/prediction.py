@@ -74,7 +74,7 @@ def demo(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
-    from redheart.study.exporting import run_export
+    from redheart.study.final import run_export
 
     options = parse(ExportOptions, arguments, "export")
     manifest = run_export(options.run, options.out, encoder=options.encoder)

@@ -48,14 +48,13 @@ def prepare(arguments: Sequence[str]) -> None:
 
 def sweep(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
-    from redheart.study.say import say
     from redheart.study.sweep import run_sweep
 
     _note_ranks("sweep")
     config = _checked_study(arguments, "sweep")
     with run_folder.claimed(config) as folder:
         data = phases.open_data(config, folder, display=Display(config.train.progress))
-        say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
+        phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -127,8 +126,8 @@ def _checked_study(arguments: Sequence[str], command: str) -> StudyConfig:
     """As `_study`, with the planner's verdict before anything is allocated; `--force` goes on without asking."""
     config = _study([item for item in arguments if item != "--force"], command)
     if "--force" not in arguments and launched().is_first:
-        from redheart.study.preflight import check_run
-        from redheart.study.say import say
+        from redheart.study.outlook.preflight import check_run
+        from redheart.study.phases import say
 
         say(config, "plan", check_run(config))
     return config
@@ -148,7 +147,7 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     )
     config = parse(StudyConfig, rest, command, default, also=also)
     if command != "trial":
-        from redheart.study.planning import on_this_card
+        from redheart.study.outlook.planning import on_this_card
 
         config = on_this_card(config)
     return resolved(config)

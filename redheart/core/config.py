@@ -166,10 +166,6 @@ class SelectConfig:
     """...or this many full-model evaluations, where that is more."""
     last_k: Annotated[int, Meta(ge=1, le=1000)] = 3
     """Snapshots that `last-k` averages."""
-    cma_anchors: Annotated[int, Meta(ge=2, le=5)] = 3
-    """Snapshots that `cma` mixes per group, at most five."""
-    cma_evaluations: Count = 60
-    """Models that `cma` evaluates, each of them whole."""
     cache_mib: Count = 1536
     """Memory for results and weights that are kept between evaluations."""
     map_epochs: Annotated[int, Meta(ge=0, le=1000)] = 5

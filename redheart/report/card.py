@@ -68,7 +68,7 @@ def model_card(
         "## Calibration",
         facts.calibration.verdict if facts.calibration else "Not examined; confidence is the model's own.",
         "## Limitations",
-        limitations(facts.manifest, facts.crossover, facts.evaluation, facts.calibration),
+        limitations(facts),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -78,5 +78,7 @@ def _results(facts: RunFacts) -> str:
     if evaluation is None:
         return "Not evaluated."
     models = {"this model": evaluation.models[evaluation.recommended], **evaluation.baselines}
-    before = " They are of the model before its calibration." if facts.calibration and facts.calibration.is_used else ""
+    before = (
+        " They are of the model before its calibration." if facts.calibration and facts.calibration.calibration else ""
+    )
     return f"Values with bootstrap intervals at 95 % over records.{before}\n\n" + comparison_table(models)

@@ -1,78 +1,43 @@
-"""What a run's files say, as the report, the model card and the tables need it.
+"""What a run's files say, as the report, the model card and the tables need it."""
 
-Each is read with only the fields that are used here, so that a file may hold more.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from redheart.core.files import read_sealed, shown
+from redheart.core.files import read_sealed, sha256_file, shown
 from redheart.data.prepare import Manifest
-from redheart.evaluate.evaluation import Evaluation
-from redheart.evaluate.reliability import Bin, CalibrationScores
-from redheart.select.statistics import Gain
+from redheart.evaluate.holdout_log import read_openings
+from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Opening, Sweep
+from redheart.select.maps import Maps
+from redheart.select.sweet_spot import SweetSpot
+from redheart.train.events import all_events
 
 T = TypeVar("T")
 
 
-class CrossoverFacts(msgspec.Struct, frozen=True):
-    """Of `select/crossover.json`."""
-
-    recommended: str
-    verdict: str
-    gain_select: Gain
-    gain_confirm: Gain
-
-
-class EvaluationFacts(msgspec.Struct, frozen=True):
-    """Of `evaluation/evaluation.json`."""
-
-    recommended: str
-    models: dict[str, Evaluation]
-    baselines: dict[str, Evaluation]
-
-
-class MethodFacts(msgspec.Struct, frozen=True):
-    """One way to calibrate."""
-
-    select_cross_entropy: float
-    confirm: CalibrationScores
-    reliability: list[Bin]
-
-
-class CalibrationFacts(msgspec.Struct, frozen=True):
-    """Of `calibration/calibration.json`."""
-
-    model: str
-    """Digest of the weights that were calibrated."""
-    num_select: int
-    num_confirm: int
-    methods: dict[str, MethodFacts]
-    candidate: str
-    gain_confirm: Gain
-    verdict: str
-
-    @property
-    def is_used(self) -> bool:
-        """Whether predictions use the candidate."""
-        return self.candidate != "none" and self.gain_confirm.is_evidence
-
-
 class RunFacts(msgspec.Struct, frozen=True):
-    """A run as far as it has come; None where a phase has not run."""
+    """A run as far as it has come; None or empty where a phase has not run."""
 
     name: str
-    config: dict[str, object]
+    config: dict[str, Any]
     manifest: Manifest
-    crossover: CrossoverFacts | None
-    evaluation: EvaluationFacts | None
-    calibration: CalibrationFacts | None
+    sweep: Sweep | None
+    events: Sequence[dict[str, Any]]
+    """Of the main run."""
+    spot: SweetSpot | None
+    maps: Maps | None
+    crossover: Crossover | None
+    evaluation: EvaluationResult | None
+    calibration: CalibrationResult | None
+    """None as well where it was fitted to another model than the run now recommends."""
+    openings: Sequence[Opening]
+    """Of the confirm records and the test split."""
 
 
 class _Config(msgspec.Struct, frozen=True):
-    config: dict[str, object]
+    config: dict[str, Any]
 
 
 def read_facts(root: Path) -> RunFacts:
@@ -82,14 +47,28 @@ def read_facts(root: Path) -> RunFacts:
         BadInput: there is no prepared data.
         CorruptFile: a file was changed since it was written.
     """
+    crossover = _if_there(root / "select" / "crossover.json", Crossover)
+    calibration = _if_there(root / "calibration" / "calibration.json", CalibrationResult)
+    if calibration and (crossover is None or calibration.model != model_digest(root, crossover.recommended)):
+        calibration = None
     return RunFacts(
         name=shown(root.resolve().name),
         config=read_sealed(root / "config.json", _Config).config,
         manifest=read_sealed(root / "data" / "manifest.json", Manifest),
-        crossover=_if_there(root / "select" / "crossover.json", CrossoverFacts),
-        evaluation=_if_there(root / "evaluation" / "evaluation.json", EvaluationFacts),
-        calibration=_if_there(root / "calibration" / "calibration.json", CalibrationFacts),
+        sweep=_if_there(root / "sweep" / "sweep.json", Sweep),
+        events=all_events(root / "train" / "events.jsonl"),
+        spot=_if_there(root / "select" / "sweet_spot.json", SweetSpot),
+        maps=_if_there(root / "select" / "maps.json", Maps),
+        crossover=crossover,
+        evaluation=_if_there(root / "evaluation" / "evaluation.json", EvaluationResult),
+        calibration=calibration,
+        openings=read_openings(root),
     )
+
+
+def model_digest(root: Path, name: str) -> str:
+    """What tells an assembled model from others: the digest of its manifest, which names every file's digest."""
+    return sha256_file(root / "select" / name / "manifest.json")
 
 
 def _if_there(path: Path, kind: type[T]) -> T | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from redheart.core.files import write_bytes
 from redheart.data.prepare import Manifest
 from redheart.evaluate.evaluation import Evaluation
-from redheart.report.tables import estimate_text
+from redheart.report.tables import comparison_rows
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -57,7 +57,7 @@ def write_tables(
         "model.csv": csv_table(["module", "parameters"], model),
     }
     if evaluations:
-        texts["results.tex"] = _results_latex(evaluations)
+        texts["results.tex"] = latex_table(["metric", *evaluations], comparison_rows(evaluations))
         texts["results.csv"] = _results_csv(evaluations)
     for name, text in texts.items():
         write_bytes(out / name, text.encode())
@@ -90,20 +90,6 @@ def escaped(text: str) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return " & ".join(escaped(cell) for cell in cells) + r" \\"
-
-
-def _results_latex(evaluations: Mapping[str, Evaluation]) -> str:
-    metrics = {
-        (task, metric): None
-        for evaluation in evaluations.values()
-        for task, found in evaluation.tasks.items()
-        for metric in found
-    }
-    rows = [
-        [f"{task}: {metric}", *[estimate_text(item.tasks.get(task, {}).get(metric)) for item in evaluations.values()]]
-        for task, metric in metrics
-    ]
-    return latex_table(["metric", *evaluations], rows)
 
 
 def _results_csv(evaluations: Mapping[str, Evaluation]) -> str:

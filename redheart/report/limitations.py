@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from redheart.data.prepare import Manifest
 from redheart.evaluate.evaluation import Evaluation
-from redheart.report.facts import CalibrationFacts, CrossoverFacts, EvaluationFacts
+from redheart.report.facts import RunFacts
 
 _FEW_TEST_RECORDS = 1000
 """Below, a share near one half has a standard error above 1.5 points."""
@@ -13,20 +12,9 @@ _COMPARED = {"kl": -1, "r2": 1}
 """The metric by which a task's models are told apart, which depends on the kind of the task; -1: less is better."""
 
 
-def limitations(
-    manifest: Manifest,
-    crossover: CrossoverFacts | None,
-    evaluation: EvaluationFacts | None,
-    calibration: CalibrationFacts | None,
-) -> str:
-    """The limitations of a run as a Markdown list, a sentence each.
-
-    Args:
-        manifest: of the prepared data.
-        crossover: the recombined model beside the best single snapshot; None where that has not been tried.
-        evaluation: models and baselines on the test split; None while that is closed.
-        calibration: of the recommended model; None where that has not been tried.
-    """
+def limitations(facts: RunFacts) -> str:
+    """The limitations of a run as a Markdown list, a sentence each."""
+    manifest, crossover, evaluation = facts.manifest, facts.crossover, facts.evaluation
     records = manifest.train + manifest.val_select + manifest.val_confirm + manifest.test
     found = [f"{records:,} records after cleaning; {manifest.train:,} of them trained on, {manifest.test:,} tested on."]
     if manifest.test < _FEW_TEST_RECORDS:
@@ -49,9 +37,9 @@ def limitations(
     better = better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines) if evaluation else {}
     if better:
         found.append(f"On the test split these do better than the recommended model: {names_by_task(better)}.")
-    if calibration is None:
+    if facts.calibration is None:
         found.append("Whether the confidence means what it says has not been examined.")
-    if calibration and not calibration.is_used:
+    if facts.calibration and facts.calibration.calibration is None:
         found.append("No calibration was shown to be better than none: confidence is the model's own.")
     found.append("Predictions are about how a text reads. They are no diagnosis and no basis for decisions on people.")
     return "\n".join(f"- {sentence}" for sentence in found)

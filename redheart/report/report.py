@@ -1,16 +1,23 @@
 """The report of a run in Markdown, with figures. Every number in it stands in a file of the run."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from redheart.core.files import write_bytes
 from redheart.data.prepare import Manifest
-from redheart.report.calibration import calibration_section
-from redheart.report.facts import CalibrationFacts
+from redheart.evaluate.results import EvaluationResult, Trial
+from redheart.model.dims import preset
+from redheart.model.ledger import count
+from redheart.model.network import build
+from redheart.report.calibration_section import calibration_section
+from redheart.report.facts import RunFacts, read_facts
 from redheart.report.figures import draw_lines
+from redheart.report.html import write_html
+from redheart.report.latex import write_tables
 from redheart.report.limitations import limitations
-from redheart.report.selection import (
+from redheart.report.selection_section import (
     MISSING,
     crossover_section,
     maps_section,
@@ -18,78 +25,61 @@ from redheart.report.selection import (
     sweet_spot_section,
 )
 from redheart.report.tables import comparison_table, markdown_table, plain
-from redheart.select.maps import Maps
-from redheart.select.sweet_spot import SweetSpot
 
 
-def write_report(
-    out: Path,
-    *,
-    title: str,
-    manifest: Manifest,
-    ledger_rows: list[tuple[str, int]],
-    trials: list[Any],
-    epochs: list[dict[str, Any]],
-    compute_types: list[str],
-    spot: SweetSpot | None,
-    maps: Maps | None,
-    openings: list[Any],
-    crossover: Any,
-    evaluation: Any,
-    calibration: CalibrationFacts | None = None,
-) -> Path:
-    """Write `report.md` and its figures below `out`; a phase that has not run (None, empty) is said to be missing.
+def make_report(root: Path) -> Path:
+    """Write the report from the files of a run, whatever phases have run: Markdown, HTML, tables for a paper.
 
-    Args:
-        out: folder of the report.
-        title: what the run is called.
-        manifest: of the prepared data.
-        ledger_rows: module names and their numbers of parameters.
-        trials: of the sweep.
-        epochs: the epoch events of the main run.
-        compute_types: what its starts computed in, in their order.
-        spot: the sweet spot.
-        maps: transplants and lines between snapshots.
-        openings: of the confirm records and the test split.
-        crossover: the crossover.
-        evaluation: models and baselines on the test split.
-        calibration: of the recommended model.
+    Raises:
+        BadInput: there is no prepared data.
+        CorruptFile: a file was changed since it was written.
     """
+    facts, out = read_facts(root), root / "report"
+    outputs, evaluation = facts.manifest.inventory.outputs, facts.evaluation
+    model = build(preset(facts.config["preset"], outputs=outputs), seed=0, device="meta")
+    ledger_rows = list(count(model).modules.items())
     sections = [
-        f"# {plain(title)}",
-        _summary(crossover, evaluation),
+        f"# {plain(f'Red Heart: {facts.name}')}",
+        _summary(facts),
         "## Data",
-        _data(manifest),
+        _data(facts.manifest),
         "## Model",
         _model(ledger_rows),
         "## Learning-rate sweep",
-        _sweep(out, trials),
+        _sweep(out, facts.sweep.trials if facts.sweep else []),
         "## Training",
-        _training(out, epochs, compute_types),
+        _training(out, facts.events),
         "## Sweet spot",
-        sweet_spot_section(out, spot),
+        sweet_spot_section(out, facts.spot),
         "## Transplants and lines between snapshots",
-        maps_section(out, maps),
+        maps_section(out, facts.maps),
         "## Crossover",
-        crossover_section(crossover),
+        crossover_section(facts.crossover),
         "## Test split",
         _test(evaluation),
         "## Calibration",
-        calibration_section(out, calibration),
+        calibration_section(out, facts.calibration),
         "## Records that were opened",
-        openings_section(openings),
+        openings_section(facts.openings),
         "## Limitations",
-        limitations(manifest, crossover, evaluation, calibration),
+        limitations(facts),
     ]
     path = out / "report.md"
     write_bytes(path, ("\n\n".join(sections) + "\n").encode())
+    write_tables(
+        out / "tables",
+        manifest=facts.manifest,
+        ledger_rows=ledger_rows,
+        evaluations={**evaluation.models, **evaluation.baselines} if evaluation else None,
+    )
+    write_html(path)
     return path
 
 
-def _summary(crossover: Any, evaluation: Any) -> str:
-    if crossover is None or evaluation is None:
+def _summary(facts: RunFacts) -> str:
+    if facts.crossover is None or facts.evaluation is None:
         return "The run is not complete; what has run is below."
-    return f"**{crossover.verdict}**"
+    return f"**{facts.crossover.verdict}**"
 
 
 def _data(manifest: Manifest) -> str:
@@ -113,14 +103,14 @@ def _model(ledger_rows: list[tuple[str, int]]) -> str:
     )
 
 
-def _sweep(out: Path, trials: list[Any]) -> str:
+def _sweep(out: Path, trials: list[Trial]) -> str:
     if not trials:
         return MISSING
     rows = [[f"{trial.rate:g}", "–" if trial.score is None else f"{trial.score:.5f}", trial.status] for trial in trials]
-    scored = [trial for trial in trials if trial.score is not None]
+    scored = [(trial.rate, trial.score) for trial in trials if trial.score is not None]
     draw_lines(
         out / "figures" / "sweep.png",
-        {"score": ([trial.rate for trial in scored], [trial.score for trial in scored])},
+        {"score": ([rate for rate, _ in scored], [score for _, score in scored])},
         title="Learning-rate sweep",
         xlabel="learning rate",
         ylabel="validation loss",
@@ -129,7 +119,10 @@ def _sweep(out: Path, trials: list[Any]) -> str:
     return markdown_table(["rate", "score", "status"], rows) + "\n\n![sweep](figures/sweep.png)"
 
 
-def _training(out: Path, epochs: list[dict[str, Any]], compute_types: list[str]) -> str:
+def _training(out: Path, events: Sequence[dict[str, Any]]) -> str:
+    epochs = [event for event in events if event["event"] == "epoch"]
+    # Logs of old do not name it.
+    compute_types = [event["compute_type"] for event in events if "compute_type" in event]
     if not epochs:
         return MISSING
     x = [event["epoch"] for event in epochs]
@@ -172,7 +165,7 @@ def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
 
 
-def _test(evaluation: Any) -> str:
+def _test(evaluation: EvaluationResult | None) -> str:
     if evaluation is None:
         return MISSING
     gain = evaluation.gain_test

@@ -1,7 +1,7 @@
 """Markdown tables, and names that stand in Markdown as they are."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from redheart.evaluate.evaluation import Estimate, Evaluation
 
@@ -34,14 +34,21 @@ def estimate_text(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def comparison_table(evaluations: dict[str, Evaluation]) -> str:
+def comparison_table(evaluations: Mapping[str, Evaluation]) -> str:
     """Models and baselines side by side, one row per metric."""
-    rows = []
-    metrics: dict[tuple[str, str], None] = {}
-    for evaluation in evaluations.values():
-        for task, found in evaluation.tasks.items():
-            metrics |= {(task, metric): None for metric in found}
-    for task, metric in metrics:
-        values = [evaluation.tasks.get(task, {}).get(metric) for evaluation in evaluations.values()]
-        rows.append([plain(f"{task}: {metric}"), *[estimate_text(value) for value in values]])
+    rows = [[plain(name), *values] for name, *values in comparison_rows(evaluations)]
     return markdown_table(["metric", *evaluations], rows)
+
+
+def comparison_rows(evaluations: Mapping[str, Evaluation]) -> list[list[str]]:
+    """By metric: its name, then its value in every evaluation."""
+    metrics = {
+        (task, metric): None
+        for evaluation in evaluations.values()
+        for task, found in evaluation.tasks.items()
+        for metric in found
+    }
+    return [
+        [f"{task}: {metric}", *[estimate_text(item.tasks.get(task, {}).get(metric)) for item in evaluations.values()]]
+        for task, metric in metrics
+    ]

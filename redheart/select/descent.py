@@ -48,7 +48,9 @@ def epochs_alone(problem: SelectionProblem) -> Candidates:
     number = len(problem.epochs)
     return Candidates(
         blends=tuple(single(epoch) for epoch in problem.epochs),
-        neighbours=tuple(_within(number, index - 1, index + 1) for index in range(number)),
+        neighbours=tuple(
+            tuple(near for near in (index - 1, index + 1) if 0 <= near < number) for index in range(number)
+        ),
         priors_C=lambda members: prior_E(problem, members),
     )
 
@@ -65,7 +67,9 @@ def windows(problem: SelectionProblem) -> Candidates:
     return Candidates(
         blends=tuple(mean_of(problem.epochs[start : start + width]) for start, width in spans),
         neighbours=tuple(near),
-        priors_C=lambda members: _window_means(prior_E(problem, members), spans),
+        priors_C=lambda members: np.array(
+            [prior_E(problem, members)[start : start + width].mean() for start, width in spans]
+        ),
     )
 
 
@@ -184,11 +188,3 @@ def _ranked(priors_C: np.ndarray, seen: Mapping[int, float]) -> list[int]:
     again = sorted(seen, key=lambda index: (seen[index], index))
     fresh = sorted((index for index in range(len(priors_C)) if index not in seen), key=lambda index: priors_C[index])
     return [*again[:_TRIED_AGAIN], *fresh, *again[_TRIED_AGAIN:]]
-
-
-def _window_means(values_E: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    return np.array([values_E[start : start + width].mean() for start, width in spans])
-
-
-def _within(number: int, *indices: int) -> tuple[int, ...]:
-    return tuple(index for index in indices if 0 <= index < number)

@@ -52,10 +52,9 @@ class Search:
         evaluator: Evaluator,
         settings: SelectConfig,
         *,
-        seed: int,
         on_trial: Callable[["Search"], None] = lambda _: None,
     ) -> None:
-        self.problem, self.settings, self.seed = problem, settings, seed
+        self.problem, self.settings = problem, settings
         self.evaluator = evaluator
         self.swaps: list[Swap] = []
         self.spent = 0.0

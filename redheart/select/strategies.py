@@ -3,13 +3,13 @@
 import numpy as np
 
 from redheart.core.errors import BadInput
-from redheart.select.averages import best_single, greedy_soup, last, last_k, snapshot_ema, uniform
 from redheart.select.descent import coordinate, window
-from redheart.select.evolution import cma
 from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
 from redheart.select.search import Search, Strategy
-from redheart.snapshots.blend import single
+from redheart.snapshots.blend import Blend, mean_of, single, weighted
 
+EMA_DECAY = 0.7
+"""Weight of a snapshot relative to the next later one."""
 # Two scores closer than this share of their size count as equal; the lower variance then decides.
 _TIE = 1e-4
 
@@ -39,6 +39,42 @@ def design(search: Search) -> Choice:
     return choice_of(units, chosen)
 
 
+def best_single(search: Search) -> Choice:
+    """The one snapshot with the lowest score."""
+    problem = search.problem
+    scores = dict(zip(map(single, problem.epochs), problem.scores_EN.mean(1).tolist(), strict=True))
+    return everywhere(search, single(problem.best_epoch), "lowest score", scores)
+
+
+def last(search: Search) -> Choice:
+    """The last snapshot."""
+    return everywhere(search, single(search.problem.epochs[-1]), "last epoch")
+
+
+def last_k(search: Search) -> Choice:
+    """The mean of the last `last_k` snapshots."""
+    chosen = search.problem.epochs[-search.settings.last_k :]
+    return everywhere(search, mean_of(chosen), f"mean of the last {len(chosen)}")
+
+
+def uniform(search: Search) -> Choice:
+    """The mean of all snapshots."""
+    return everywhere(search, mean_of(search.problem.epochs), "mean of all")
+
+
+def snapshot_ema(search: Search) -> Choice:
+    """An exponential moving average over the snapshots; the run keeps none over its optimizer steps."""
+    epochs = search.problem.epochs
+    blend = weighted({epoch: EMA_DECAY**age for age, epoch in enumerate(reversed(epochs))})
+    return everywhere(search, blend, f"moving average over snapshots, decay {EMA_DECAY}")
+
+
+def everywhere(search: Search, blend: Blend, reason: str, scores: dict[Blend, float] | None = None) -> Choice:
+    """The same mixture for every unit."""
+    units = search.problem.units(search.settings.level)
+    return choice_of(units, {name: UnitChoice(blend, reason, scores or {}) for name in units})
+
+
 STRATEGIES: dict[str, Strategy] = {
     "design": design,
     "best-single": best_single,
@@ -46,10 +82,8 @@ STRATEGIES: dict[str, Strategy] = {
     "last-k": last_k,
     "snapshot-ema": snapshot_ema,
     "uniform": uniform,
-    "greedy-soup": greedy_soup,
     "window": window,
     "coordinate": coordinate,
-    "cma": cma,
 }
 
 BASELINES = ("last", "last-k", "snapshot-ema", "uniform", "design")

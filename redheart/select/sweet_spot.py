@@ -102,7 +102,7 @@ def find_sweet_spot(
         BadInput: there is no such strategy, or a module is in no group.
     """
     strategy = strategy_named(settings.strategy)
-    search = Search(problem, evaluator, settings, seed=seed, on_trial=on_trial)
+    search = Search(problem, evaluator, settings, on_trial=on_trial)
     choice = strategy(search)
     evaluations, compared = search.spent, len(problem.epochs) + search.num_candidates
     if not search.num_candidates:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import msgspec
 import numpy as np
 
 from redheart.core.config import StudyConfig
@@ -12,46 +11,21 @@ from redheart.core.seeds import stream_seed
 from redheart.data.prepare import Prepared
 from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated
 from redheart.evaluate.calibration_fit import fit
-from redheart.evaluate.reliability import Bin, CalibrationScores, calibration_scores, reliability_bins, share_losses
-from redheart.report.reliability import draw_reliability
+from redheart.evaluate.holdout_log import CONFIRM, SELECT, open_confirm, read_openings
+from redheart.evaluate.prediction import predict_rows, rows_with
+from redheart.evaluate.reliability import calibration_scores, reliability_bins, share_losses
+from redheart.evaluate.results import CalibrationResult, MethodResult
+from redheart.predict.exported import device
+from redheart.report.calibration_section import draw_reliability
+from redheart.report.facts import model_digest
 from redheart.select.statistics import Gain, paired_gain
-from redheart.study.final import load_recommended, model_digest, recommended
-from redheart.study.learner import predict_rows, rows_with
-from redheart.study.openings import CONFIRM, read_openings, record_opening
+from redheart.study.final import load_assembled, read_crossover
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
 
-SELECT = "val_select"
 _FOLDS = 5
 _LEAST_RECORDS = 10
 """Of the select records; a fold must leave scikit-learn's own five something to fit."""
-
-
-class MethodResult(msgspec.Struct, frozen=True):
-    """One way to calibrate, or `none`."""
-
-    select_cross_entropy: float
-    """On records of the select half that the fit had not seen (five folds), nats; what the choice is made by."""
-    confirm: CalibrationScores
-    reliability: list[Bin]
-    """On the confirm records."""
-
-
-class CalibrationResult(msgspec.Struct, frozen=True):
-    """What was tried, what was chosen, and whether it is used."""
-
-    model: str
-    """Digest of the weights that it was fitted to."""
-    num_select: int
-    num_confirm: int
-    methods: dict[str, MethodResult]
-    candidate: str
-    """The method with the lowest loss on the select records, `none` among them."""
-    gain_confirm: Gain
-    """Of the candidate over none, in percent of the loss."""
-    verdict: str
-    calibration: Calibration | None
-    """What predictions use; None where nothing was shown to be better."""
 
 
 def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> CalibrationResult:
@@ -62,27 +36,20 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     Raises:
         BadInput: too few records have an emotion, or there are fewer than three classes.
     """
-    choice = recommended(folder)
-    model = load_recommended(config, folder, data.prepared.manifest, choice)
+    name = read_crossover(folder).recommended
+    model = load_assembled(config, folder, data.prepared.inventory, name, device=device())
     labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
-    _log_opening(folder, data.prepared, {"calibrated": model_digest(folder, choice)})
+    models = {"calibrated": model_digest(folder.root, name)}
+    if not any(opening.part == CONFIRM and opening.models == models for opening in read_openings(folder.root)):
+        open_confirm(folder.root, data.prepared, models=models)
     logits, targets = {}, {}
     for part, (rows, targets[part]) in labelled.items():
         outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
         logits[part] = outputs["heads.emotion"].astype(np.float64)
-    result = judge(logits, targets, seed=config.seed, model=model_digest(folder, choice))
+    result = judge(logits, targets, seed=config.seed, model=models["calibrated"])
     write_sealed(folder.calibration / "calibration.json", result)
-    shown = dict.fromkeys(("none", result.candidate))
-    bins = {name: result.methods[name].reliability for name in shown}
-    draw_reliability(folder.calibration / "reliability.png", bins, num_records=result.num_confirm)
+    draw_reliability(folder.calibration / "reliability.png", result)
     return result
-
-
-def _log_opening(folder: RunFolder, prepared: Prepared, models: dict[str, str]) -> None:
-    """Log that the confirm records are looked at, once for every model."""
-    if not any(opening.part == CONFIRM and opening.models == models for opening in read_openings(folder)):
-        source, number = folder.data / "records.jsonl.gz", len(prepared.split[CONFIRM])
-        record_opening(folder, part=CONFIRM, file=source, num_records=number, models=models)
 
 
 def judge(

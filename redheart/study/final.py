@@ -1,40 +1,31 @@
-"""The model that a run recommends, ready to predict."""
+"""A run's assembled models: loaded, ready to predict, exported."""
 
 from pathlib import Path
 
-import msgspec
+import numpy as np
+import torch
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed, sha256_file
+from redheart.core.files import read_sealed, shown
+from redheart.core.folders import refuse_foreign
 from redheart.data.encoders import open_encoder
-from redheart.data.features import FeatureManifest, known_manifest
-from redheart.data.prepare import Manifest, Prepared, load_prepared
+from redheart.data.features import FeatureCache, FeatureManifest, known_manifest
+from redheart.data.inventory import Inventory
+from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
 from redheart.evaluate.calibration import Calibration
+from redheart.evaluate.prediction import predict_rows
+from redheart.evaluate.results import CalibrationResult, Crossover
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
-from redheart.predict.exported import device
+from redheart.predict.exported import ExportManifest, device, write_export
 from redheart.predict.predictor import Predictor, trained_targets
+from redheart.report.card import model_card
+from redheart.report.facts import model_digest, read_facts
 from redheart.snapshots.consolidate import load_assembly
 from redheart.study import run_folder
 from redheart.study.run_folder import RunFolder
-
-
-class Recommended(msgspec.Struct, frozen=True):
-    """What the crossover's file says about the model to use."""
-
-    recommended: str
-    """Folder of the model below `select/`."""
-    verdict: str
-
-
-class StoredCalibration(msgspec.Struct, frozen=True):
-    """What the calibration's file says about the calibrator to use."""
-
-    model: str
-    """Digest of the weights that it was fitted to."""
-    calibration: Calibration | None
 
 
 def open_run(root: Path, *, encoder: str | None = None) -> Predictor:
@@ -49,21 +40,14 @@ def open_run(root: Path, *, encoder: str | None = None) -> Predictor:
         CorruptFile: a file of the run was changed.
     """
     folder, config = run_folder.load(root, encoder=encoder)
-    choice = recommended(folder)
-    prepared = load_prepared(folder.data)
-    return predictor_of(config, folder, prepared, choice, calibration_of(folder, choice))
-
-
-def predictor_of(
-    config: StudyConfig, folder: RunFolder, prepared: Prepared, choice: Recommended, calibration: Calibration | None
-) -> Predictor:
-    """The recommended model of a run whose records are loaded."""
+    name = read_crossover(folder).recommended
+    prepared, calibration = load_prepared(folder.data), calibration_of(folder, name)
     # The encoder first: it is checked in a moment, the weights of `full` are 1.5 GB.
     features = run_features(folder)
-    encoder = open_encoder(config.features.encoder, identity=features.encoder)
+    found = open_encoder(config.features.encoder, identity=features.encoder)
     return Predictor(
-        model=load_recommended(config, folder, prepared.manifest, choice),
-        encoder=encoder,
+        model=load_assembled(config, folder, prepared.inventory, name, device=device()),
+        encoder=found,
         features=config.features,
         inventory=prepared.inventory,
         trained=trained_targets(prepared.mask_NT[prepared.split["train"]], prepared.inventory),
@@ -72,25 +56,58 @@ def predictor_of(
     )
 
 
-def recommended(folder: RunFolder) -> Recommended:
-    """Which model the run's crossover recommends.
+def run_export(root: Path, out: Path, *, encoder: str | None = None) -> ExportManifest:
+    """Export the recommended model of the run in `root` to the new folder `out`; `encoder` says where its encoder is.
 
     Raises:
-        BadInput: the run has no crossover yet.
+        BadInput: there is no finished run, or something lies at `out` already.
+    """
+    # Before the weights are read, which takes a while.
+    refuse_foreign(out, None)
+    predictor = open_run(root, encoder=encoder)
+    card = model_card(
+        read_facts(root),
+        folder=shown(out.resolve().name),
+        encoder=predictor.encoder.identity,
+        trained=predictor.trained,
+        num_parameters=sum(parameter.numel() for parameter in predictor.model.parameters()),
+    )
+    return write_export(out, predictor, card=card)
+
+
+def read_crossover(folder: RunFolder) -> Crossover:
+    """The run's crossover.
+
+    Raises:
+        BadInput: there is none yet.
     """
     path = folder.select / "crossover.json"
     if not path.is_file():
         raise BadInput("the run has no crossover yet", where=path, hint="run `redheart crossover RUN` first")
-    return read_sealed(path, Recommended)
+    return read_sealed(path, Crossover)
 
 
-def model_digest(folder: RunFolder, choice: Recommended) -> str:
-    """What tells the recommended weights from others: the digest of their manifest, which names every file's digest."""
-    return sha256_file(folder.select / choice.recommended / "manifest.json")
+def load_assembled(
+    config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str, *, device: torch.device | str = "cpu"
+) -> RedHeart:
+    """An assembled model of the run by its folder below `select/`, loaded strictly, float32, in evaluation mode."""
+    dims = preset(config.preset, outputs=inventory.outputs)
+    model = build(dims, seed=config.seed, device="meta").to_empty(device=device)
+    load_assembly(model, folder.select / name)
+    return model.eval()
 
 
-def calibration_of(folder: RunFolder, choice: Recommended) -> Calibration | None:
-    """The calibration stored with the run; None where there is none, or none was better.
+def outputs_of(
+    config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str, features: FeatureCache, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Outputs of an assembled model on rows, as `predict_rows` gives them."""
+    # As in the search: torch folds products of weights that require gradients in another way, with other last bits.
+    model = load_assembled(config, folder, inventory, name).requires_grad_(False)
+    return predict_rows(model, features, rows, micro_batch=config.train.micro_batch)
+
+
+def calibration_of(folder: RunFolder, name: str) -> Calibration | None:
+    """The calibration of the assembled model `name`; None where there is none, or none was better.
 
     Raises:
         BadInput: it was fitted to another model.
@@ -98,8 +115,8 @@ def calibration_of(folder: RunFolder, choice: Recommended) -> Calibration | None
     path = folder.calibration / "calibration.json"
     if not path.is_file():
         return None
-    stored = read_sealed(path, StoredCalibration)
-    if stored.model != model_digest(folder, choice):
+    stored = read_sealed(path, CalibrationResult)
+    if stored.model != model_digest(folder.root, name):
         raise BadInput(
             "the calibration was fitted to another model than the run now recommends",
             where=path,
@@ -118,11 +135,3 @@ def run_features(folder: RunFolder) -> FeatureManifest:
     if found is None:
         raise BadInput("the run has no features", where=folder.features, hint="`redheart train --run RUN` makes them")
     return found
-
-
-def load_recommended(config: StudyConfig, folder: RunFolder, manifest: Manifest, choice: Recommended) -> RedHeart:
-    """The recommended model, loaded strictly, float32, in evaluation mode."""
-    dims = preset(config.preset, outputs=manifest.inventory.outputs)
-    model = build(dims, seed=config.seed, device="meta").to_empty(device=device())
-    load_assembly(model, folder.select / choice.recommended)
-    return model.eval()

@@ -8,20 +8,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from redheart.core.errors import Diverged
 from redheart.core.seeds import stream_seed
 from redheart.data.features import FeatureCache
-from redheart.data.loader import epoch_order, load_batch, load_features
+from redheart.data.loader import epoch_order, load_batch
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
+from redheart.evaluate.prediction import predict_rows, predictor_losses, rows_with
 from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
 from redheart.train.learner import MicroLoss, Validation
-from redheart.train.out_of_memory import in_parts
 
 VALIDATION_PARTS = ("val_select", "val_confirm")
 
@@ -108,81 +107,9 @@ class EmotionLearner:
             yield
 
 
-def rows_with(mask_NO: np.ndarray) -> np.ndarray:
-    """Records that have all of a distribution's targets, (N,) bool."""
-    return np.asarray(mask_NO.all(1))
-
-
 def total_loss(means: dict[str, float], *, value_weight: float = 1.0) -> float:
     """The weighted total of the predictors' mean losses, as in training."""
     weighted = {name: value * task_weight(task_of(name), value_weight) for name, value in means.items()}
     heads = [value for name, value in weighted.items() if name.startswith("heads.")]
     others = [value for name, value in weighted.items() if not name.startswith("heads.")]
     return HEADS_SHARE * float(np.mean(heads)) + (1 - HEADS_SHARE) * float(np.mean(others))
-
-
-def predictor_losses(outputs: dict[str, np.ndarray], prepared: Prepared, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Loss of every predictor on every row, NaN where it has no target, (N,) each."""
-    losses = {}
-    for name, predictions_NO in outputs.items():
-        task = prepared.inventory.task(task_of(name))
-        columns = prepared.inventory.columns(task.name)
-        losses[name] = metrics.record_losses(
-            task.kind, predictions_NO, prepared.values_NT[rows][:, columns], prepared.mask_NT[rows][:, columns]
-        )
-    return losses
-
-
-def loss_floors(prepared: Prepared, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """By final predictor, the part of every row's loss that no model can remove, (N,); absent where there is none.
-
-    That of a distribution is its entropy: what lies above it is the KL divergence.
-    """
-    floors = {}
-    for task in prepared.inventory.tasks:
-        if task.kind == "distribution":
-            columns = prepared.inventory.columns(task.name)
-            floors[f"heads.{task.name}"] = metrics.entropy(prepared.values_NT[rows][:, columns])
-    return floors
-
-
-@torch.inference_mode()
-def predict_rows(
-    module: nn.Module, features: FeatureCache, rows: np.ndarray, *, micro_batch: int
-) -> dict[str, np.ndarray]:
-    """Outputs of every predictor on rows, float32, in their order.
-
-    Rows of similar length are run together, so that little is computed for padding; fewer where memory runs out.
-
-    Raises:
-        DoesNotFit: the device's memory does not take one record.
-        Diverged: an output is not finite. In a loss it would look like a target that is absent.
-    """
-    batches, back_N = length_batches(features, rows, micro_batch=micro_batch)
-    parameter = next(module.parameters())
-
-    def predicted(batch: np.ndarray) -> dict[str, Tensor]:
-        features_BSD, mask_BS = load_features(features, batch)
-        predictions = module(features_BSD.to(parameter), mask_BS.to(parameter.device))
-        return {name: value.float().cpu() for name, value in predictions.items()}
-
-    parts = in_parts(batches, predicted)
-    outputs = {name: torch.cat([part[name] for part in parts]).numpy()[back_N] for name in parts[0]}
-    wrong = [name for name, values in outputs.items() if not np.isfinite(values).all()]
-    if wrong:
-        raise Diverged(
-            "the model's outputs are not finite",
-            got=", ".join(wrong),
-            hint="lower --train.learning-rate; the states from before are intact",
-        )
-    return outputs
-
-
-def length_batches(
-    features: FeatureCache, rows: np.ndarray, *, micro_batch: int
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Rows in batches of similar length, and the positions of `rows` in the order of these batches, (N,)."""
-    lengths = features.offsets_N[rows + 1] - features.offsets_N[rows]
-    order = np.argsort(lengths, kind="stable")
-    batches = [rows[order[start : start + micro_batch]] for start in range(0, len(rows), micro_batch)]
-    return batches, np.argsort(order)

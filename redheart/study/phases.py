@@ -1,6 +1,7 @@
 """Preparing and training: what makes snapshots. Each can be started again where it stopped."""
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,26 +9,33 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.config import StudyConfig, digest, fingerprint
+from redheart.core.errors import BadInput
+from redheart.core.files import read_sealed
 from redheart.core.folders import remove_leftovers
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
 from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, known_manifest, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
+from redheart.evaluate.results import Sweep
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
-from redheart.study import timings
 from redheart.study.learner import EmotionLearner
+from redheart.study.outlook import timings
 from redheart.study.run_folder import RunFolder, source_path
-from redheart.study.say import say
-from redheart.study.trials import best_rate
 from redheart.train.events import EventSink, all_events, read_events
 from redheart.train.json_lines import JsonLines
 from redheart.train.loop import train
 from redheart.train.progress import overfit_text
 from redheart.train.settings import RunSettings
 from redheart.train.wandb_sink import open_wandb, wandb_mode
+
+
+def say(config: StudyConfig, phase: str, text: str) -> None:
+    """Print a line of a phase: aligned text, or a JSON object with `event` and `text`."""
+    is_json = config.train.progress == "json"
+    print(json.dumps({"event": phase, "text": text}) if is_json else f"{phase:<11}{text}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,23 @@ def run_training(
         warning = overfit_text(epochs) if epochs else None
         if show_progress and warning:
             say(config, "overfit", warning)
+
+
+def best_rate(folder: RunFolder) -> float:
+    """The rate that the sweep of this run chose.
+
+    Raises:
+        BadInput: there was no sweep.
+    """
+    path = folder.sweep / "sweep.json"
+    if not path.is_file():
+        raise BadInput(
+            "no learning rate",
+            where="--train.learning-rate",
+            expected="a number, or the result of a sweep in the run's folder",
+            hint="give --train.learning-rate 1e-4, or run `redheart sweep` first",
+        )
+    return read_sealed(path, Sweep).best_rate
 
 
 def run_settings(config: StudyConfig, data: StudyData, rate: float, *, epochs: int) -> RunSettings:

@@ -6,16 +6,17 @@ It says where the candidates stand, and drops none of them: a rate that diverges
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
 
 from redheart.core.config import StudyConfig, digest
 from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.lock import folder_lock
 from redheart.snapshots.states import remove_states
 from redheart.study.phases import StudyData, is_first_rank, run_settings, train_at
 from redheart.study.run_folder import RunFolder
-from redheart.study.trials import trial_lock
 from redheart.train.events import read_events
 from redheart.train.settings import RunSettings
 
@@ -90,6 +91,14 @@ def train_ramp(config: StudyConfig, folder: RunFolder, data: StudyData, *, show_
         train_at(config, data, _settings(config, data), out, name=name, show_progress=show_progress)
         if is_first_rank():
             remove_states(out / "states")
+
+
+def trial_lock(out: Path) -> AbstractContextManager[None]:
+    """For one trial at a time in its folder; one whose sweep was killed stops soon and is waited for.
+
+    Only the first rank holds it: the others of its launcher must not be locked out.
+    """
+    return folder_lock(out, name="trial", wait=True) if is_first_rank() else nullcontext()
 
 
 def judge(

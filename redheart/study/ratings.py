@@ -11,10 +11,10 @@ from redheart.data.prepare import load_prepared
 from redheart.data.rating_table import RatingTable, read_ratings
 from redheart.data.records import Record
 from redheart.evaluate.affect import predicted_affect
+from redheart.evaluate.holdout_log import CONFIRM, SELECT
 from redheart.evaluate.rank_correlation import Correlation, correlate
 from redheart.predict.texts import read_texts
 from redheart.study import run_folder
-from redheart.study.calibrating import CONFIRM, SELECT
 from redheart.study.final import open_run
 
 

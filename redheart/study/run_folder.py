@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,69 +32,34 @@ class SavedConfig(msgspec.Struct, frozen=True):
     """Where the records and an encoder of one's own lay, seen from the run's folder."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths below a run's folder."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
+        self.data = root / "data"
+        self.features = root / "features"
+        self.summary_fit = self.features / "summary_fit.safetensors"
+        self.sweep = root / "sweep"
+        self.train = root / "train"
+        self.snapshots = self.train / "snapshots"
+        self.states = self.train / "states"
+        self.select = root / "select"
+        self.evaluation = root / "evaluation"
+        self.holdout_log = root / "openings.json"
+        self.report = root / "report"
+        self.calibration = root / "calibration"
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of everything that a run writes in its folder, but for hidden files."""
         kept = (self.config, self.data, self.features, self.sweep, self.train, self.select, self.evaluation)
-        return tuple(path.name for path in (*kept, self.openings, self.report, self.calibration))
+        return tuple(path.name for path in (*kept, self.holdout_log, self.report, self.calibration))
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.json"
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def features(self) -> Path:
-        return self.root / "features"
-
-    @property
-    def summary_fit(self) -> Path:
-        return self.features / "summary_fit.safetensors"
-
-    @property
-    def sweep(self) -> Path:
-        return self.root / "sweep"
-
-    @property
-    def train(self) -> Path:
-        return self.root / "train"
-
-    @property
-    def snapshots(self) -> Path:
-        return self.train / "snapshots"
-
-    @property
-    def states(self) -> Path:
-        return self.train / "states"
-
-    @property
-    def select(self) -> Path:
-        return self.root / "select"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.root / "evaluation"
-
-    @property
-    def openings(self) -> Path:
-        return self.root / "openings.json"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
-
-    @property
-    def calibration(self) -> Path:
-        return self.root / "calibration"
+    def trial(self, rate: float) -> Path:
+        """Where the sweep's trial of a rate lies."""
+        return self.sweep / f"rate_{rate}"
 
 
 @contextmanager

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from redheart.core.config import StudyConfig, SweepConfig, digest
 from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
-from redheart.core.files import read_sealed, write_sealed
+from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.evaluate.results import Sweep, Trial
 from redheart.snapshots.states import remove_states
 from redheart.study import range_test
-from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, train_at
+from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, say, train_at
 from redheart.study.run_folder import RunFolder
-from redheart.study.say import say
-from redheart.study.trials import Sweep, Trial, trial_folder, trial_lock, write_csv
 from redheart.train.events import Event, EventLog, all_events
 from redheart.train.interrupt import StopRequest
 
@@ -40,13 +39,13 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
         say(config, "sweep", str(range_test.run(config, folder, data, start_trial=_run_process)))
     trials = []
     for rate, trial_key in zip(config.sweep.rates, keys, strict=True):
-        out = trial_folder(folder, rate)
+        out = folder.trial(rate)
         trial = _finished(config.sweep, rate, out, key=trial_key)
         if trial is None:
             _run_process(folder, ["--train.learning-rate", repr(rate)])
             trial = _finished(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
         trials.append(trial)
-        write_csv(folder.sweep / f"rate_{rate}.csv", trial)
+        _write_csv(folder.sweep / f"rate_{rate}.csv", trial)
         say(config, "sweep", f"rate {rate}: " + (trial.status if trial.score is None else f"score {trial.score:.5f}"))
     _draw(folder.sweep / "sweep.png", trials)
     scored = {trial.rate: trial.score for trial in trials if trial.score is not None}
@@ -64,10 +63,10 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
 
 def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float, *, show_progress: bool) -> None:
     """One trial, in this process: weights, order, batch and precision of the main run; nothing of it goes there."""
-    out = trial_folder(folder, rate)
+    out = folder.trial(rate)
     settings = dataclasses.replace(run_settings(config, data, rate, epochs=config.sweep.epochs), snapshots=False)
     name = f"{folder.root.name} {out.name}"
-    with trial_lock(out):
+    with range_test.trial_lock(out):
         if _finished(config.sweep, rate, out, key=settings.key):
             # Another W&B sweep over this folder asks for the same trial: it is told what came out.
             sinks = event_sinks(config, settings, out, name=name, show_progress=show_progress)
@@ -139,6 +138,12 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
             got=f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}",
             hint="its own message stands above; run the same command again to go on",
         )
+
+
+def _write_csv(path: Path, trial: Trial) -> None:
+    pairs = zip(trial.train_loss, trial.val_loss, strict=True)
+    rows = [f"{n},{fit!r},{loss!r}" for n, (fit, loss) in enumerate(pairs, start=1)]
+    write_bytes(path, "\n".join(["epoch,train_loss,val_loss", *rows, ""]).encode())
 
 
 def _draw(path: Path, trials: Sequence[Trial]) -> None:

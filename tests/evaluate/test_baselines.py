@@ -4,15 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+from launching import ROOT
 
 from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.data.features import make_features
 from redheart.data.prepare import load_prepared, prepare
-from redheart.evaluate import network_baselines
 from redheart.evaluate.baselines import CHECKED, evaluate_on, linear_baselines
 
 
-def test_baselines_beat_the_constant_and_repeat(tmp_path: Path) -> None:
+def test_baselines_beat_the_constant_and_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import network_baselines
+
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=300), seed=0)
     closed = load_prepared(tmp_path / "data")
     prepared = replace(closed, split=closed.split.opened())

@@ -13,6 +13,8 @@ from redheart.core.errors import RedHeartError
 from redheart.core.files import read_sealed
 from redheart.data.features import open_features
 from redheart.data.prepare import load_prepared
+from redheart.evaluate.holdout_log import read_openings
+from redheart.evaluate.results import EvaluationResult, Sweep
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.select.loss_store import LossStore
@@ -21,11 +23,8 @@ from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.consolidate import load_assembly
 from redheart.snapshots.survey import verify_run
 from redheart.study import run_folder
-from redheart.study.crossover import read_crossover
-from redheart.study.evaluation import EvaluationResult
-from redheart.study.openings import read_openings
-from redheart.study.trials import Sweep
-from redheart.study.wired import FINALS
+from redheart.study.final import read_crossover
+from redheart.study.module_graph import FINALS
 from redheart.train.events import read_events
 
 Reader = Callable[[], object]
@@ -103,8 +102,8 @@ def readers(run: Path) -> Iterator[tuple[Path, Reader]]:
             yield path, lambda path=path: read_sealed(path, sealed[path])
         elif path == folder.config:
             yield path, lambda: run_folder.load(run)[1]
-        elif path == folder.openings:
-            yield path, lambda: read_openings(folder)
+        elif path == folder.holdout_log:
+            yield path, lambda: read_openings(folder.root)
         elif path == folder.select / "crossover.json":
             yield path, lambda: read_crossover(folder)
         elif path == folder.select / "evaluated.bin":

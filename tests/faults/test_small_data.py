@@ -12,8 +12,8 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.data.generator import generate
-from redheart.study.crossover import Crossover
-from redheart.study.evaluation import EvaluationResult, evaluate_file, inventory_of
+from redheart.evaluate.results import Crossover, EvaluationResult
+from redheart.study.evaluating import evaluate_file, inventory_of
 from redheart.study.pipeline import run_study
 from redheart.study.run_folder import RunFolder
 

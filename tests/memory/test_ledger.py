@@ -17,7 +17,7 @@ from redheart.memory.ledger import evaluate, ledger
 from redheart.memory.plan import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
-from redheart.study.planning import sizes_of, strategies
+from redheart.study.outlook.planning import sizes_of, strategies
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import load_strategy
 

@@ -16,7 +16,7 @@ from redheart.memory.plan import GIB, MICRO_BATCHES, Planner, disk_parts
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.snapshots.states import Progress, write_state
-from redheart.study import planning
+from redheart.study.outlook import planning
 from redheart.train.groups import parameter_groups
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

@@ -6,7 +6,7 @@ import pytest
 
 from redheart.core.config import FeatureConfig, StudyConfig, resolved
 from redheart.memory.plan import GIB, MICRO_BATCHES, Planner
-from redheart.study import planning
+from redheart.study.outlook import planning
 
 CARDS_GIB = (4, 6, 8, 12, 24, 80)
 OFFLOAD = "zero2_offload_adam8bit"

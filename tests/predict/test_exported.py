@@ -17,8 +17,7 @@ from redheart.core.errors import BadInput, CorruptFile
 from redheart.data.summary import SummaryFit
 from redheart.predict import load
 from redheart.predict.exported import is_export, write_export
-from redheart.study.exporting import run_export
-from redheart.study.final import open_run
+from redheart.study.final import open_run, run_export
 
 TEXTS = ["I was furious at my boss.", "오늘 나는 몹시 기뻤고 그랬다."]
 

@@ -96,4 +96,4 @@ class Additive:
         )
 
     def search(self, *, own: bool = False, **settings: object) -> Search:
-        return Search(self.problem(own=own), self, SelectConfig(**settings), seed=0)  # type: ignore[arg-type]
+        return Search(self.problem(own=own), self, SelectConfig(**settings))  # type: ignore[arg-type]

@@ -9,11 +9,12 @@ import torch
 
 from redheart.core.config import FeatureConfig, PrepareConfig, SelectConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.seeds import stream_seed
+from redheart.evaluate.prediction import predict_rows, predictor_losses
 from redheart.model.ledger import module_names
 from redheart.model.network import RedHeart
 from redheart.snapshots.module_snapshots import write_snapshot
 from redheart.study import run_folder
-from redheart.study.learner import VALIDATION_PARTS, predict_rows, predictor_losses
+from redheart.study.learner import VALIDATION_PARTS
 from redheart.study.phases import StudyData, new_model, open_data
 from redheart.study.run_folder import RunFolder
 

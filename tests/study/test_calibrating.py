@@ -5,18 +5,21 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.special import softmax
 
 from redheart.cli import main
 from redheart.core.errors import BadInput
-from redheart.core.files import write_sealed
+from redheart.core.files import read_sealed, write_sealed
 from redheart.evaluate.calibration import Calibration
+from redheart.evaluate.holdout_log import CONFIRM, read_openings
+from redheart.evaluate.results import CalibrationResult
+from redheart.report.facts import model_digest
 from redheart.study import phases, run_folder
 from redheart.study.calibrating import SELECT, judge, run_calibration
-from redheart.study.final import StoredCalibration, model_digest, open_run, recommended
-from redheart.study.openings import CONFIRM, read_openings
+from redheart.study.final import open_run, read_crossover
 
 
 def planted(count: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +62,10 @@ def test_calibrate_stores_what_predict_uses(run_copy: Path, capsys: pytest.Captu
     before = open_run(run_copy)
     folder, _ = run_folder.load(run_copy)
     halved = Calibration("temperature", 10, inverse_temperature=0.5)
-    stored = StoredCalibration(model_digest(folder, recommended(folder)), halved)
-    write_sealed(run_copy / "calibration" / "calibration.json", stored)
+    path = folder.calibration / "calibration.json"
+    stored = read_sealed(path, CalibrationResult)
+    assert stored.model == model_digest(folder.root, read_crossover(folder).recommended)
+    write_sealed(path, msgspec.structs.replace(stored, calibration=halved))
     after = open_run(run_copy)
     plain, flatter = (
         np.array(list(predictor.predict(["I was furious."])[0].tasks["emotion"].values()))
@@ -72,7 +77,8 @@ def test_calibrate_stores_what_predict_uses(run_copy: Path, capsys: pytest.Captu
 
 
 def test_a_calibration_of_another_model_is_refused(run_copy: Path) -> None:
-    write_sealed(run_copy / "calibration" / "calibration.json", StoredCalibration("other", None))
+    path = run_copy / "calibration" / "calibration.json"
+    write_sealed(path, msgspec.structs.replace(read_sealed(path, CalibrationResult), model="other"))
     with pytest.raises(BadInput, match="fitted to another model"):
         open_run(run_copy)
 
@@ -86,7 +92,7 @@ def test_the_test_split_stays_closed_and_few_records_are_refused(run_copy: Path)
     for _ in range(2):
         assert run_calibration(config, folder, closed).num_select == 40
     # However often the same weights are calibrated.
-    looks = [opening for opening in read_openings(folder) if "calibrated" in opening.models]
+    looks = [opening for opening in read_openings(folder.root) if "calibrated" in opening.models]
     assert [look.part for look in looks] == [CONFIRM]
     few = phases.StudyData(
         dataclasses.replace(data.prepared, split={**split, SELECT: split[SELECT][:9]}), data.features

@@ -8,7 +8,7 @@ from stub_programs import program
 
 from redheart.memory.adamw8bit import build
 from redheart.memory.host import HostMemory
-from redheart.study import doctor
+from redheart.study.outlook import doctor
 
 
 @pytest.fixture

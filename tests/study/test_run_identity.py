@@ -12,9 +12,9 @@ from redheart.core.config import FeatureConfig, StudyConfig, SweepConfig, TrainC
 from redheart.core.errors import BadInput
 from redheart.core.files import shown
 from redheart.data.generator import generate
+from redheart.report.report import make_report
 from redheart.study import run_folder
 from redheart.study.phases import open_data
-from redheart.study.pipeline import make_report
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_a_shorter_run_than_was_trained_is_refused_before_anything_changes(finis
 
 def test_a_run_in_a_folder_of_another_encoding_is_reported(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / os.fsdecode(b"caf\xe9 \xff"))
-    folder, config = run_folder.load(run)
-    path = make_report(config, folder)
+    folder, _ = run_folder.load(run)
+    path = make_report(folder.root)
     assert shown(run.name) == "caf\\xe9 \\xff"
     # A backslash stands for itself in Markdown once it is escaped.
     assert path.read_text().splitlines()[0].replace("\\\\", "\\") == f"# Red Heart: {shown(run.name)}"

@@ -10,7 +10,7 @@ import pytest
 from redheart.cli import main
 from redheart.data.prepare import load_prepared
 from redheart.predict.predictor import as_record
-from redheart.study.evaluation import seen_records, seen_text
+from redheart.study.evaluating import seen_records, seen_text
 
 
 def test_records_are_recognised_by_what_the_encoder_reads_and_the_test_split_stays_closed(finished_run: Path) -> None:

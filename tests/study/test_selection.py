@@ -10,6 +10,8 @@ from quick_run import QuickRun, make_run, shake
 
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_json, read_sealed, write_sealed
+from redheart.evaluate.holdout_log import read_openings
+from redheart.evaluate.prediction import loss_floors, predict_rows, predictor_losses
 from redheart.model.network import RedHeart
 from redheart.select.maps import Maps
 from redheart.select.scoring import Scoring
@@ -17,12 +19,11 @@ from redheart.select.statistics import Gain, paired_gain
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
 from redheart.snapshots.consolidate import assemble, read_assembly
-from redheart.study.crossover import MODELS, load_final, read_crossover, run_crossover
-from redheart.study.evaluation import run_evaluation
-from redheart.study.learner import loss_floors, predict_rows, predictor_losses
-from redheart.study.openings import read_openings
-from redheart.study.selection import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
-from redheart.study.wired import FINALS
+from redheart.study.evaluating import run_evaluation
+from redheart.study.final import load_assembled, read_crossover
+from redheart.study.module_graph import FINALS
+from redheart.study.recombining import MODELS, run_crossover
+from redheart.study.selecting import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +54,9 @@ def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp
         found = evaluator.losses(choice)
         out = noisy.folder.select / f"turn_{turn}"
         assemble(out, choice=choice, snapshots=snapshots, expected=specs)
-        model = load_final(noisy.config, noisy.folder, noisy.data.prepared.inventory, out.name)
+        model = load_assembled(noisy.config, noisy.folder, noisy.data.prepared.inventory, out.name).requires_grad_(
+            False
+        )
         outputs = predict_rows(model, noisy.data.features, rows, micro_batch=noisy.config.train.micro_batch)
         expected = predictor_losses(outputs, noisy.data.prepared, rows)
         assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in FINALS)
@@ -82,7 +85,7 @@ def gain_on(run: QuickRun, part: str) -> Gain:
     rows, scores = run.data.prepared.split[part], {}
     scoring, floors = Scoring(read_crossover(run.folder).scales), loss_floors(run.data.prepared, rows)
     for name in MODELS:
-        model = load_final(run.config, run.folder, run.data.prepared.inventory, name)
+        model = load_assembled(run.config, run.folder, run.data.prepared.inventory, name).requires_grad_(False)
         outputs = predict_rows(model, run.data.features, rows, micro_batch=64)
         scores[name] = scoring.score_N(predictor_losses(outputs, run.data.prepared, rows), floors)
     return paired_gain(scores["best_single"], scores["crossover"], seed=0)
@@ -110,12 +113,12 @@ def test_a_planted_head_is_found_confirmed_and_becomes_the_final_model(tmp_path:
 
 
 def test_what_was_evaluated_is_not_evaluated_again_and_the_answer_is_the_same(noisy: QuickRun) -> None:
-    first = spot_of(noisy, strategy="greedy-soup")
+    first = spot_of(noisy, strategy="window")
     path = noisy.folder.select / "evaluated.bin"
     written = path.read_bytes()
     # As a kill leaves it: the last evaluation is cut off.
     path.write_bytes(written[:-100])
-    again = spot_of(noisy, strategy="greedy-soup")
+    again = spot_of(noisy, strategy="window")
     assert again.num_reused >= first.num_reused and path.read_bytes() == written
     changed = {"num_reused", "work"}
     for name in set(SweetSpot.__struct_fields__) - changed:
@@ -153,7 +156,7 @@ def test_the_confirm_records_count_their_choices_and_the_test_split_opens_once(t
     assert crossover.gain_confirm.percent == 0 and crossover.recommended == "best_single"
     results = [run_evaluation(run.config, run.folder, run.data) for _ in range(2)]
     assert results[0].digests == results[1].digests == crossover.digests
-    openings = read_openings(run.folder)
+    openings = read_openings(run.folder.root)
     assert [opening.part for opening in openings] == ["val_confirm", "val_confirm", "test"]
     assert openings[-1].models == crossover.digests and openings[-1].num_records == len(
         run.data.prepared.split.opened()["test"]
@@ -162,12 +165,12 @@ def test_the_confirm_records_count_their_choices_and_the_test_split_opens_once(t
     spot_of(run, strategy="uniform")
     run_crossover(run.config, run.folder, run.data)
     run_evaluation(run.config, run.folder, run.data)
-    assert [opening.part for opening in read_openings(run.folder)].count("test") == 2
+    assert [opening.part for opening in read_openings(run.folder.root)].count("test") == 2
 
 
 def test_only_the_log_of_openings_opens_the_test_split() -> None:
     callers = [path for path in (ROOT / "redheart").rglob("*.py") if ".opened()" in path.read_text()]
-    assert [path.name for path in callers] == ["openings.py"]
+    assert [path.name for path in callers] == ["holdout_log.py"]
 
 
 def test_a_model_that_was_not_the_one_evaluated_is_refused(tmp_path: Path) -> None:

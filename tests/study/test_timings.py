@@ -9,8 +9,8 @@ import torch
 
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.memory.plan import GIB
-from redheart.study import planning, timings
-from redheart.study.plan_output import time_text
+from redheart.study.outlook import planning, timings
+from redheart.study.outlook.plan_output import time_text
 from redheart.train.compute_type import type_name
 
 CONFIG = resolved(
@@ -80,15 +80,8 @@ def test_a_newer_figure_replaces_the_older_and_the_nearest_micro_batch_answers(e
         found = timings.measured_step(dataclasses.replace(CONFIG, train=train), steps, ranks=1)
         assert found is not None
         timings.remember(found)
-    known = timings.recall(
-        preset="tiny",
-        strategy=CONFIG.train.strategy,
-        compute_type=type_name(CONFIG.train),
-        checkpointing=False,
-        micro_batch=16,
-        seq_len_tokens=8,
-        ranks=1,
-    )
+    train = dataclasses.replace(CONFIG.train, micro_batch=16)
+    known = timings.recall(dataclasses.replace(CONFIG, train=train), ranks=1)
     assert known is not None and known.micro_batch == 8
     assert known.pass_s_per_record == pytest.approx(2.0 / 32)
 

@@ -17,7 +17,7 @@ from redheart.core.config import RUNTIME_FIELDS, TrainConfig, fingerprint
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.report.report import computed_in
-from redheart.study import doctor
+from redheart.study.outlook import doctor
 from redheart.train import compute_type as types
 from redheart.train import engine
 from redheart.train.events import all_events

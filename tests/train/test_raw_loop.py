@@ -9,8 +9,9 @@ import torch
 
 from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 from redheart.evaluate.metrics import emotion_kl
+from redheart.evaluate.prediction import predict_rows
 from redheart.study import phases, run_folder
-from redheart.study.learner import EmotionLearner, predict_rows
+from redheart.study.learner import EmotionLearner
 from redheart.train.events import read_events
 from redheart.train.loop import RunSettings, train
 from tests.train.raw_loop import raw_loop

@@ -8,8 +8,8 @@ from redheart.core.errors import DoesNotFit
 from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB, Planner, cpu_host_parts, disk_parts, host_parts
-from redheart.study import planning
-from redheart.study.plan_output import summary
+from redheart.study.outlook import planning
+from redheart.study.outlook.plan_output import summary
 
 TRACED_FROM = 100_000_000
 """Parameters from which a pass is traced: it takes 3 s, and the pass of a smaller model less than the process."""

@@ -1,10 +1,11 @@
-"""The report's sections on the choice of snapshots: sweet spot, maps, crossover, and who has looked at what."""
+"""What is said of the choice of snapshots, in the report's sections and in the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from redheart.evaluate.results import Crossover, Opening
 from redheart.report.figures import draw_heatmaps, draw_lines
 from redheart.report.tables import code, markdown_table
 from redheart.select.maps import Maps
@@ -12,7 +13,8 @@ from redheart.select.statistics import Gain
 from redheart.select.sweet_spot import GroupSpot, SweetSpot
 
 MISSING = "This phase has not run."
-_SHOWN_SWAPS = 10
+_SHOWN_SWAPS, _SHOWN_LINES = 10, 5
+"""Swaps in the report and in the terminal."""
 
 
 def sweet_spot_section(out: Path, spot: SweetSpot | None) -> str:
@@ -20,11 +22,9 @@ def sweet_spot_section(out: Path, spot: SweetSpot | None) -> str:
     if spot is None:
         return MISSING
     rows = [[name, str(group.blend), group.reason] for name, group in spot.groups.items()]
-    naive = f", {spot.evaluations / spot.evaluations_naive:.1%} of {spot.evaluations_naive:.0f} with whole models"
     parts = [
         f"Strategy `{spot.strategy}` by {spot.level}; best single snapshot: epoch {spot.best_epoch}; "
-        f"{spot.num_candidates} models compared for {spot.evaluations:.1f} full-model evaluations"
-        f"{naive if spot.evaluations_naive else ''}.",
+        f"{spot.num_candidates} models compared; {work_text(spot)}.",
         markdown_table(["group", "epoch", "why"], rows),
         _gains({"the choice": spot.selection.gain, **spot.baselines}, "on the select records"),
     ]
@@ -85,24 +85,17 @@ def maps_section(out: Path, maps: Maps | None) -> str:
     )
 
 
-def crossover_section(crossover: Any) -> str:
+def crossover_section(crossover: Crossover | None) -> str:
     """The verdict and the figures that it rests on."""
     if crossover is None:
         return MISSING
     gains = {"select (the choice was made here)": crossover.gain_select, "confirm": crossover.gain_confirm}
     gains |= {f"confirm: {task}": gain for task, gain in crossover.tasks.items()}
-    parts = [_gains(gains, "over the best single snapshot"), f"{crossover.num_candidates} models were compared."]
-    if crossover.shrinkage is not None:
-        parts[-1] += f" {crossover.shrinkage:.0%} of the gain on the select records is there on the confirm records."
-    if crossover.num_judged > 1:
-        parts[-1] += (
-            f" The confirm records have judged {crossover.num_judged} choices of this run; "
-            f"the interval's level is {crossover.gain_confirm.level:.1%} for that."
-        )
-    return "\n\n".join([*parts, crossover.verdict])
+    said = " ".join([f"{crossover.num_candidates} models were compared.", *_notes(crossover)])
+    return "\n\n".join([_gains(gains, "over the best single snapshot"), said, crossover.verdict])
 
 
-def openings_section(openings: list[Any]) -> str:
+def openings_section(openings: Sequence[Opening]) -> str:
     """Every look at records that are kept for a verdict."""
     if not openings:
         return "Neither the confirm records nor the test split have been looked at."
@@ -135,3 +128,63 @@ def _epoch_scores(group: GroupSpot) -> tuple[list[float], list[float]]:
 
 def _z(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
+
+
+def sweet_spot_lines(spot: SweetSpot) -> list[str]:
+    """The choice, what it cost, and what it is worth where it was made."""
+    lines = [f"best single snapshot: epoch {spot.best_epoch} of {len(spot.epochs)} snapshots", ""]
+    width = max(len(name) for name in spot.groups)
+    lines += [f"  {name:<{width}}  epoch {group.blend!s:<24}  {group.reason}" for name, group in spot.groups.items()]
+    selection = spot.selection
+    lines += ["", f"{spot.strategy} by {spot.level}: {spot.num_candidates} models compared; {work_text(spot)}"]
+    lines.append(f"gain over the best single snapshot, on the records of the choice: {selection.gain}")
+    if selection.percent_out_of_bag is not None:
+        lines.append(f"the same with the choice itself bootstrapped: {selection.percent_out_of_bag:+.2f} %")
+    for swap in spot.swaps[:_SHOWN_LINES]:
+        if swap.percent > 0:
+            lines.append(
+                f"  {swap.group} from epoch {swap.blend}: {swap.percent:+.2f} %, p = {swap.p_holm:.2g} "
+                f"after {len(spot.swaps)} swaps (Holm)"
+            )
+    lines += [f"  {name:<12} {gain}" for name, gain in spot.baselines.items()]
+    return [*lines, "", "What it is worth on records that it has not seen: `redheart crossover RUN`."]
+
+
+def work_text(spot: SweetSpot) -> str:
+    """What the search cost, beside the naive way."""
+    if not spot.evaluations_naive:
+        return "from stored outputs, no model was run"
+    share = spot.evaluations / spot.evaluations_naive
+    reused = f", {spot.num_reused} known from before" if spot.num_reused else ""
+    return (
+        f"{spot.evaluations:.1f} full-model evaluations (by operations of matrix products), "
+        f"{share:.1%} of the {spot.evaluations_naive:.0f} that whole models would take{reused}"
+    )
+
+
+def crossover_lines(crossover: Crossover) -> list[str]:
+    """The verdict and the figures that it rests on."""
+    lines = [
+        f"select   {crossover.gain_select}  (the choice was made here, among {crossover.num_candidates})",
+        f"confirm  {crossover.gain_confirm}",
+    ]
+    lines += [f"  {task:<8} {gain}" for task, gain in crossover.tasks.items()]
+    return [
+        *lines,
+        *_notes(crossover),
+        "",
+        crossover.verdict,
+        f"Final model: {crossover.recommended}, in `select/final`.",
+    ]
+
+
+def _notes(crossover: Crossover) -> list[str]:
+    found = []
+    if crossover.shrinkage is not None:
+        found.append(f"{crossover.shrinkage:.0%} of the gain on the select records is there on the confirm records.")
+    if crossover.num_judged > 1:
+        found.append(
+            f"The confirm records have judged {crossover.num_judged} choices of this run; "
+            f"the interval's level is {crossover.gain_confirm.level:.1%} for that."
+        )
+    return found

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from redheart.study.openings import record_opening
-from redheart.study.run_folder import RunFolder
+from redheart.evaluate.holdout_log import record_opening
 
 
 def test_paths_of_the_machine_are_not_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.root.mkdir()
+    root = tmp_path / "run"
+    root.mkdir()
     data = tmp_path / "texts" / "records.json"
-    monkeypatch.setattr(sys, "argv", ["redheart", "run", "--data", str(data), "--out", str(folder.root), "--seed", "1"])
-    opened = record_opening(folder, part="val_confirm", file=folder.data / "records.jsonl.gz", num_records=3, models={})
+    monkeypatch.setattr(sys, "argv", ["redheart", "run", "--data", str(data), "--out", str(root), "--seed", "1"])
+    opened = record_opening(root, part="val_confirm", file=root / "data" / "records.jsonl.gz", num_records=3, models={})
     assert opened[-1].command == "redheart run --data records.json --out RUN --seed 1"
     assert opened[-1].file == "data/records.jsonl.gz"

@@ -9,14 +9,14 @@ from torch import Tensor
 from redheart.data.features import FeatureCache
 from redheart.data.loader import load_features
 from redheart.data.prepare import Prepared
+from redheart.evaluate.prediction import length_batches, predictor_losses
 from redheart.model.dims import TASKS, ModelDims
 from redheart.model.network import WIRING, Signals, as_prediction, build
-from redheart.study.learner import length_batches, predictor_losses
 
 FINALS = tuple(f"heads.{task}" for task in TASKS)
 
 
-class WiredEmotion:
+class ModuleGraph:
     """Implements `redheart.select.conditional.WiredModel`. Only the module that runs holds weights, in float32.
 
     Args:
@@ -33,7 +33,7 @@ class WiredEmotion:
     def __init__(
         self, dims: ModelDims, prepared: Prepared, features: FeatureCache, rows: np.ndarray, *, micro_batch: int
     ) -> None:
-        # As `load_final`: torch folds products of weights that require gradients in another way, with other last bits.
+        # As `outputs_of`: torch folds products of weights that require gradients in another way, with other last bits.
         self._model = build(dims, seed=0, device="meta").eval().requires_grad_(False)
         self._prepared, self._features, self._rows = prepared, features, rows
         self._batches, self._back_N = length_batches(features, rows, micro_batch=micro_batch)

@@ -2,59 +2,35 @@
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.seeds import stream_seed
-from redheart.data.inventory import Inventory
-from redheart.model.dims import preset
-from redheart.model.network import RedHeart, build, task_of
+from redheart.data.prepare import Prepared
+from redheart.evaluate.holdout_log import CONFIRM, SELECT, open_confirm, read_openings
+from redheart.evaluate.prediction import loss_floors, predictor_losses
+from redheart.evaluate.results import Crossover
+from redheart.model.network import task_of
 from redheart.select.scoring import Scoring
 from redheart.select.statistics import LEVEL, Gain, paired_gain, verdict
 from redheart.select.sweet_spot import SweetSpot
-from redheart.snapshots.blend import Blend, single
-from redheart.snapshots.consolidate import assemble, link_folder, load_assembly
+from redheart.snapshots.blend import single
+from redheart.snapshots.consolidate import assemble, link_folder
 from redheart.snapshots.mergekit import export_mergekit
-from redheart.study.learner import loss_floors, predict_rows, predictor_losses
-from redheart.study.openings import CONFIRM, read_openings, record_opening
+from redheart.study.final import outputs_of
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
-from redheart.study.selection import SELECT, expected_specs, open_snapshots
+from redheart.study.selecting import expected_specs, open_snapshots
 
 MODELS = ("crossover", "best_single")
 FINAL = "final"
 # Percent of the loss by which the assembled model may differ from what the search's cache said of it.
 _TOLERANCE_PERCENT = 0.01
 
-
-class Crossover(msgspec.Struct, frozen=True):
-    """The recombined model beside the best single snapshot."""
-
-    strategy: str
-    best_epoch: int
-    """The best single snapshot."""
-    modules: dict[str, Blend]
-    scales: dict[str, float]
-    """As in the sweet spot."""
-    num_candidates: int
-    gain_select: Gain
-    """On the records that the choice was made on: optimistic."""
-    gain_confirm: Gain
-    """On records that the choice has not seen."""
-    shrinkage: float | None
-    """Gain on the confirm records over that on the select records; None where the latter is none."""
-    tasks: dict[str, Gain]
-    """On the confirm records, task by task."""
-    num_judged: int
-    """Different choices of this run that the confirm records have judged; the interval's level counts with them."""
-    digests: dict[str, str]
-    """Of the weights of both models."""
-    verdict: str
-    recommended: str
-    """`crossover` or `best_single`; `select/final` holds it."""
+Losses = dict[str, dict[str, np.ndarray]]
+"""By model and predictor, (N,)."""
 
 
 def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Crossover:
@@ -77,7 +53,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
         for name in MODELS
     }
     select = _losses(config, folder, data, SELECT)
-    gain_select = _gain(config, data, spot, select, SELECT)
+    gain_select = gain_on(SELECT, config, data.prepared, spot.scales, select)
     if abs(gain_select.percent - spot.selection.gain.percent) > _TOLERANCE_PERCENT:
         raise RedHeartError(
             "the assembled model is not the one that was chosen",
@@ -88,7 +64,8 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
         )
     num_judged = _open_confirm(folder, data, digests)
     confirm = _losses(config, folder, data, CONFIRM)
-    gain_confirm = _gain(config, data, spot, confirm, CONFIRM, level=1 - (1 - LEVEL) / max(1, num_judged))
+    level = 1 - (1 - LEVEL) / max(1, num_judged)
+    gain_confirm = gain_on(CONFIRM, config, data.prepared, spot.scales, confirm, level=level)
     crossover = Crossover(
         strategy=spot.strategy,
         best_epoch=spot.best_epoch,
@@ -115,42 +92,23 @@ def write_mergekit(config: StudyConfig, folder: RunFolder, data: StudyData, cros
     export_mergekit(path, choice=crossover.modules, snapshots=snapshots, expected=specs)
 
 
-def load_final(config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str) -> RedHeart:
-    """An assembled model of the run, loaded strictly, float32, in evaluation mode, without gradients."""
-    model = build(preset(config.preset, outputs=inventory.outputs), seed=config.seed)
-    load_assembly(model, folder.select / name)
-    return model.eval().requires_grad_(False)
-
-
-def read_crossover(folder: RunFolder) -> Crossover:
-    """The run's crossover.
-
-    Raises:
-        BadInput: there is none yet.
-    """
-    path: Path = folder.select / "crossover.json"
-    if not path.is_file():
-        raise BadInput("the run has no crossover yet", where=path, hint="run `redheart crossover RUN` first")
-    return read_sealed(path, Crossover)
-
-
-Losses = dict[str, dict[str, np.ndarray]]
-"""By model and predictor, (N,)."""
-
-
 def _losses(config: StudyConfig, folder: RunFolder, data: StudyData, part: str) -> Losses:
-    rows, found = data.prepared.split[part], {}
-    for name in MODELS:
-        model = load_final(config, folder, data.prepared.inventory, name)
-        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
-        found[name] = predictor_losses(outputs, data.prepared, rows)
-    return found
+    rows, inventory = data.prepared.split[part], data.prepared.inventory
+    outputs = {name: outputs_of(config, folder, inventory, name, data.features, rows) for name in MODELS}
+    return {name: predictor_losses(found, data.prepared, rows) for name, found in outputs.items()}
 
 
-def _gain(
-    config: StudyConfig, data: StudyData, spot: SweetSpot, losses: Losses, part: str, *, level: float = LEVEL
+def gain_on(
+    part: str,
+    config: StudyConfig,
+    prepared: Prepared,
+    scales: dict[str, float],
+    losses: Losses,
+    *,
+    level: float = LEVEL,
 ) -> Gain:
-    scoring, floors = Scoring(spot.scales), loss_floors(data.prepared, data.prepared.split[part])
+    """Gain of the crossover over the best single snapshot on a part of the records."""
+    scoring, floors = Scoring(scales), loss_floors(prepared, prepared.split[part])
     scores = {name: scoring.score_N(losses[name], floors) for name in MODELS}
     seed = stream_seed(config.seed, "gain", part)
     return paired_gain(scores["best_single"], scores["crossover"], seed=seed, level=level)
@@ -169,17 +127,10 @@ def _task_gains(config: StudyConfig, data: StudyData, spot: SweetSpot, losses: L
 
 def _open_confirm(folder: RunFolder, data: StudyData, digests: dict[str, str]) -> int:
     """Log that the confirm records are looked at; how many choices they have judged by now."""
-    openings = [opening.models for opening in read_openings(folder) if opening.part == CONFIRM]
+    openings = [opening.models for opening in read_openings(folder.root) if opening.part == CONFIRM]
     judged = {models["crossover"] for models in openings if "crossover" in models}
     # The best single snapshot beside itself needs no judge.
     if digests["crossover"] != digests["best_single"] and digests["crossover"] not in judged:
-        rows = data.prepared.split[CONFIRM]
-        record_opening(
-            folder,
-            part=CONFIRM,
-            file=folder.data / "records.jsonl.gz",
-            num_records=len(rows),
-            models=digests,
-        )
+        open_confirm(folder.root, data.prepared, models=digests)
         judged.add(digests["crossover"])
     return len(judged)

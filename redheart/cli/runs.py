@@ -1,4 +1,4 @@
-"""`sweet-spot`, `crossover`, `evaluate`, `report`: what a finished run is turned into."""
+"""`status`, `sweet-spot`, `crossover`, `evaluate`, `calibrate`, `report`: what is asked of a run that is there."""
 
 import sys
 from collections.abc import Sequence
@@ -45,9 +45,20 @@ class EvaluateOptions:
     json: Flag = False
 
 
+def status(arguments: Sequence[str]) -> None:
+    from redheart.study import run_folder
+    from redheart.study.outlook.status import read_status, status_lines
+
+    options = parse(RunOptions, arguments, "status")
+    found = read_status(*run_folder.load(options.run))
+    _print(found, status_lines(found), options.json)
+
+
 def sweet_spot(arguments: Sequence[str]) -> None:
+    from redheart.report.selection_section import sweet_spot_lines
     from redheart.select.strategies import strategy_named
-    from redheart.study import phases, run_folder, selection, selection_text
+    from redheart.study import phases, run_folder
+    from redheart.study.selecting import run_sweet_spot
 
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
     with run_folder.opened(options.run) as (folder, config):
@@ -59,13 +70,15 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         resolved(replace(config, select=settings))
         strategy_named(settings.strategy)
         data = phases.load_data(config, folder, display=display_of(options))
-        spot = selection.run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
-    _print(spot, selection_text.sweet_spot_lines(spot), options.json)
+        spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
+    _print(spot, sweet_spot_lines(spot), options.json)
 
 
 def crossover(arguments: Sequence[str]) -> None:
+    from redheart.report.selection_section import crossover_lines
     from redheart.snapshots.mergekit import tensors_folder
-    from redheart.study import crossover, phases, run_folder, selection_text
+    from redheart.study import phases, run_folder
+    from redheart.study.recombining import run_crossover, write_mergekit
 
     options = parse(CrossoverOptions, arguments, "crossover")
     if options.mergekit:
@@ -73,37 +86,65 @@ def crossover(arguments: Sequence[str]) -> None:
     with run_folder.opened(options.run) as (folder, config):
         data = phases.load_data(config, folder, display=display_of(options))
         with display_of(options).working("crossover"):
-            result = crossover.run_crossover(config, folder, data)
+            result = run_crossover(config, folder, data)
         if options.mergekit:
-            crossover.write_mergekit(config, folder, data, result, options.mergekit)
-    _print(result, selection_text.crossover_lines(result), options.json)
+            write_mergekit(config, folder, data, result, options.mergekit)
+    _print(result, crossover_lines(result), options.json)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    from redheart.study import evaluation, phases, run_folder
+    from redheart.study import evaluating, phases, run_folder
 
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
         with run_folder.opened(options.run) as (folder, config):
             data = phases.load_data(config, folder, display=display_of(options))
             with display_of(options).working("evaluate"):
-                result = evaluation.run_evaluation(config, folder, data)
+                result = evaluating.run_evaluation(config, folder, data)
         print_json(result, options.json)
     else:
         folder, config = run_folder.load(options.run, encoder=options.encoder)
-        inventory = evaluation.inventory_of(folder)
-        found = evaluation.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
-        if warning := evaluation.seen_text(found.seen, num_records=found.num_records):
+        inventory = evaluating.inventory_of(folder)
+        found = evaluating.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
+        if warning := evaluating.seen_text(found.seen, num_records=found.num_records):
             print(f"warning: {warning}", file=sys.stderr)
         print_json(found, options.json)
 
 
+def calibrate(arguments: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from redheart.report.calibration_section import calibration_rows
+    from redheart.study import phases, run_folder
+    from redheart.study.calibrating import run_calibration
+
+    options = parse(RunOptions, arguments, "calibrate")
+    with run_folder.opened(options.run) as (folder, config):
+        data = phases.load_data(config, folder, display=display_of(options))
+        with display_of(options).working("calibrate"):
+            result = run_calibration(config, folder, data)
+    if options.json:
+        print_json(result, True)
+        return
+    table = Table(box=None, header_style="bold", caption_justify="left")
+    for index, name in enumerate(("method", "select", "confirm", "KL", "Brier", "ECE", "noise floor")):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in calibration_rows(result):
+        table.add_row(*row)
+    Console().print(table)
+    print(f"select, confirm: cross-entropy in nats on {result.num_select} and {result.num_confirm} records")
+    print(result.verdict)
+    print(folder.calibration / "reliability.png")
+
+
 def report(arguments: Sequence[str]) -> None:
-    from redheart.study import pipeline, run_folder
+    from redheart.report.report import make_report
+    from redheart.study import run_folder
 
     options = parse(RunOptions, arguments, "report")
-    folder, config = run_folder.load(options.run)
-    path = pipeline.make_report(config, folder)
+    folder, _ = run_folder.load(options.run)
+    path = make_report(folder.root)
     print(path)
     print(path.with_suffix(".html"))
 

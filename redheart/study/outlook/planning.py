@@ -14,14 +14,14 @@ from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes, strategy_sizes
-from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes, traffic_bytes
+from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes
 from redheart.memory.replay import Replay
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
-from redheart.study import timings
-from redheart.train.compute_type import compute_type, type_name
+from redheart.study.outlook import timings
+from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import FOLDER, load_strategy
 
@@ -103,16 +103,10 @@ def on_this_card(config: StudyConfig) -> StudyConfig:
 def _timed(config: StudyConfig, plan: Plan, *, ranks: int) -> Plan:
     """The plan with its times, where this machine has taken such steps before."""
     effective_batch, length = config.train.effective_batch, config.features.seq_len_tokens
-    train = dataclasses.replace(config.train, strategy=plan.strategy)
-    known = timings.recall(
-        preset=config.preset,
-        strategy=plan.strategy,
-        compute_type=type_name(train),
-        checkpointing=plan.checkpointing,
-        micro_batch=plan.micro_batch,
-        seq_len_tokens=length,
-        ranks=ranks,
+    train = dataclasses.replace(
+        config.train, strategy=plan.strategy, checkpointing=plan.checkpointing, micro_batch=plan.micro_batch
     )
+    known = timings.recall(dataclasses.replace(config, train=train), ranks=ranks)
     if known is None:
         return plan
     step_s = known.step_s(effective_batch=effective_batch, seq_len_tokens=length)
@@ -232,12 +226,3 @@ def free_disk_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def bus_bytes(config: StudyConfig, name: str, steps: int) -> int:
-    """Bytes over PCIe in one optimizer step, as DeepSpeed's ZeRO-2 offload moves them; 0 without offload."""
-    sizes = sizes_of(config, name)
-    if sizes.table in ("plain", "zero2_device"):
-        return 0
-    parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
-    return parameters * traffic_bytes(steps, state_bits=sizes.state_bits)

@@ -135,7 +135,7 @@ def _memory() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    from redheart.study.planning import free_disk_bytes
+    from redheart.study.outlook.planning import free_disk_bytes
 
     free = free_disk_bytes(folder.resolve())
     good = free > 60 * GIB

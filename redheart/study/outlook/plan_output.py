@@ -4,7 +4,7 @@ from pathlib import Path
 
 from redheart.memory.plan import GIB, Plan
 from redheart.memory.replay import Replay
-from redheart.study.planning import Answer, nearest_text
+from redheart.study.outlook.planning import Answer, nearest_text
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""

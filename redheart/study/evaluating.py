@@ -11,7 +11,6 @@ from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
-from redheart.core.seeds import stream_seed
 from redheart.data.features import make_features
 from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
@@ -21,26 +20,14 @@ from redheart.data.schemas import parse_rows
 from redheart.data.split import TEST
 from redheart.evaluate.baselines import fit_baselines
 from redheart.evaluate.evaluation import Estimate, Evaluation, evaluate_predictions
+from redheart.evaluate.holdout_log import open_test, record_opening
+from redheart.evaluate.prediction import predictor_losses
+from redheart.evaluate.results import EvaluationResult
 from redheart.model.dims import TASKS
-from redheart.select.scoring import Scoring
-from redheart.select.statistics import Gain, paired_gain
-from redheart.study.crossover import FINAL, MODELS, load_final, read_crossover
-from redheart.study.final import run_features
-from redheart.study.learner import loss_floors, predict_rows, predictor_losses
-from redheart.study.openings import open_test, record_opening
+from redheart.study.final import outputs_of, read_crossover, run_features
 from redheart.study.phases import StudyData
+from redheart.study.recombining import FINAL, MODELS, gain_on
 from redheart.study.run_folder import RunFolder
-
-
-class EvaluationResult(msgspec.Struct, frozen=True):
-    """Evaluation of the run's models and baselines on the test split."""
-
-    recommended: str
-    models: dict[str, Evaluation]
-    baselines: dict[str, Evaluation]
-    gain_test: Gain
-    digests: dict[str, str] = {}
-    """Of the models' weights."""
 
 
 class FileEvaluation(msgspec.Struct, frozen=True):
@@ -63,23 +50,17 @@ def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> E
         old = read_sealed(path, EvaluationResult)
         if old.digests == crossover.digests:
             return old
-    prepared = open_test(folder, data.prepared, models=crossover.digests)
+    prepared = open_test(folder.root, data.prepared, models=crossover.digests)
     rows = prepared.split[TEST]
-    scoring, floors = Scoring(crossover.scales), loss_floors(prepared, rows)
-    models, scores = {}, {}
+    models, losses = {}, {}
     for name in MODELS:
-        model = load_final(config, folder, prepared.inventory, name)
-        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
-        models[name] = evaluate_predictions(
-            {task: outputs[f"heads.{task}"] for task in TASKS},
-            prepared.values_NT[rows],
-            prepared.mask_NT[rows],
-            prepared.inventory,
-            seed=config.seed,
+        outputs = outputs_of(config, folder, prepared.inventory, name, data.features, rows)
+        models[name] = _evaluation(
+            outputs, prepared.values_NT[rows], prepared.mask_NT[rows], prepared.inventory, seed=config.seed
         )
-        scores[name] = scoring.score_N(predictor_losses(outputs, prepared, rows), floors)
+        losses[name] = predictor_losses(outputs, prepared, rows)
     baselines = fit_baselines(prepared, data.features, text_chars=config.features.text_chars)
-    gain = paired_gain(scores["best_single"], scores["crossover"], seed=stream_seed(config.seed, "gain", TEST))
+    gain = gain_on(TEST, config, prepared, crossover.scales, losses)
     result = EvaluationResult(crossover.recommended, models, baselines, gain, crossover.digests)
     write_sealed(path, result)
     return result
@@ -110,14 +91,18 @@ def evaluate_file(
     )
     crossover = read_crossover(folder)
     digests = {FINAL: crossover.digests[crossover.recommended]}
-    record_opening(folder, part="file", file=path, num_records=len(records), models=digests)
-    model = load_final(config, folder, inventory, FINAL)
-    outputs = predict_rows(model, features, np.arange(len(records)), micro_batch=config.train.micro_batch)
-    found = evaluate_predictions(
-        {task: outputs[f"heads.{task}"] for task in TASKS}, values_NT, mask_NT, inventory, seed=config.seed
-    )
+    record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
+    outputs = outputs_of(config, folder, inventory, FINAL, features, np.arange(len(records)))
+    found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
     seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
     return FileEvaluation(found.num_records, found.tasks, seen)
+
+
+def _evaluation(
+    outputs: Mapping[str, np.ndarray], values_NT: np.ndarray, mask_NT: np.ndarray, inventory: Inventory, *, seed: int
+) -> Evaluation:
+    predictions = {task: outputs[f"heads.{task}"] for task in TASKS}
+    return evaluate_predictions(predictions, values_NT, mask_NT, inventory, seed=seed)
 
 
 def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:

@@ -10,6 +10,8 @@ from redheart.core.errors import BadInput
 from redheart.core.files import canonical_json, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.prepare import Prepared
+from redheart.evaluate.holdout_log import SELECT
+from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
@@ -22,12 +24,10 @@ from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
 from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, module_specs, read_module
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
-from redheart.study.learner import loss_floors, predictor_losses
+from redheart.study.module_graph import FINALS, ModuleGraph
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
-from redheart.study.wired import FINALS, WiredEmotion
 
-SELECT = "val_select"
 MIB = 2**20
 
 
@@ -63,7 +63,7 @@ def run_sweet_spot(
     write_sealed(folder.select / "sweet_spot.json", spot)
     if settings.map_epochs > 1:
         with display.track("maps", 0, unit="models compared") as advance:
-            search = Search(problem, evaluator, settings, seed=config.seed, on_trial=_counted(advance))
+            search = Search(problem, evaluator, settings, on_trial=_counted(advance))
             write_sealed(folder.select / "maps.json", draw_maps(search, num_epochs=settings.map_epochs))
     else:
         (folder.select / "maps.json").unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def make_evaluator(
         }
         return hashlib.sha256(canonical_json([given, sources])).digest()
 
-    model = WiredEmotion(dims, data.prepared, data.features, rows, micro_batch=config.train.micro_batch)
+    model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=config.train.micro_batch)
     cache_bytes = settings.cache_mib * MIB
     conditional = ConditionalEvaluator(
         model,

@@ -103,44 +103,26 @@ def remember(found: StepTime) -> None:
             write_json(path, [*kept, found])
 
 
-def recall(
-    *,
-    preset: str,
-    strategy: str,
-    compute_type: str,
-    checkpointing: bool,
-    micro_batch: int,
-    seq_len_tokens: int,
-    ranks: int,
-) -> StepTime | None:
+def recall(config: StudyConfig, *, ranks: int) -> StepTime | None:
     """The figure of this machine nearest in micro-batch and length, for exactly this preset, strategy and type."""
-    device = this_device()
-    wanted = (device, preset, strategy, compute_type, checkpointing, ranks)
+    train, length = config.train, config.features.seq_len_tokens
+    wanted = (this_device(), config.preset, train.strategy, type_name(train), train.checkpointing, ranks)
     same = [i for i in _kept() if (i.device, i.preset, i.strategy, i.compute_type, i.checkpointing, i.ranks) == wanted]
     return min(
         same,
-        key=lambda i: (abs(i.micro_batch - micro_batch), abs(i.seq_len_tokens - seq_len_tokens)),
+        key=lambda i: (abs(i.micro_batch - train.micro_batch), abs(i.seq_len_tokens - length)),
         default=None,
     )
 
 
 def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expected | None:
     """What a run of this configuration is expected to take, None where nothing like it was measured here."""
-    length = config.features.seq_len_tokens
-    known = recall(
-        preset=config.preset,
-        strategy=config.train.strategy,
-        compute_type=type_name(config.train),
-        checkpointing=config.train.checkpointing,
-        micro_batch=config.train.micro_batch,
-        seq_len_tokens=length,
-        ranks=ranks,
-    )
+    known = recall(config, ranks=ranks)
     if known is None:
         return None
     end_s = known.epoch_end_s_per_record
     return Expected(
-        known.step_s(effective_batch=config.train.effective_batch, seq_len_tokens=length),
+        known.step_s(effective_batch=config.train.effective_batch, seq_len_tokens=config.features.seq_len_tokens),
         None if end_s is None else end_s * num_validation,
         "measured on this machine before",
     )
