@@ -275,6 +275,16 @@ def test_changed_files_end_in_an_error_of_ours(data: st.DataObject, tmp_path_fac
         assert path.name != "cut.pt"
 
 
+def test_a_zip_that_claims_several_disks_is_named(tmp_path: Path) -> None:
+    torch.save(FLAT, tmp_path / "model.pt")
+    changed = bytearray((tmp_path / "model.pt").read_bytes())
+    # The number of disks ends zip64's locator of the directory's end.
+    changed[changed.rindex(b"PK\x06\x07") + 17] = 1
+    (tmp_path / "model.pt").write_bytes(changed)
+    with pytest.raises(CorruptFile, match=r"model\.pt"):
+        open_foreign(tmp_path / "model.pt")
+
+
 def test_no_pickle_is_read_anywhere() -> None:
     forbidden = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     loads = []
