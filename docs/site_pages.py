@@ -17,6 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 COPIED = {
     "index.md": "README.md",
+    "ko.md": "README.ko.md",
     "ds_configs.md": "ds_configs/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
