@@ -12,7 +12,7 @@ ARGS   ?=
 # Of the tests; each takes up to 2 GiB.
 WORKERS ?= 2
 
-.PHONY: run test lint install clean
+.PHONY: run test lint docs install clean
 
 run: install
 	$(BIN)/redheart run --data $(DATA) --preset $(PRESET) --out $(OUT) $(if $(filter generated,$(DATA)),--epochs 6 --sweep.epochs 2,) $(ARGS)
@@ -26,6 +26,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy redheart
 	$(BIN)/lint-imports
+
+# The documents as a site in site/; one warning ends it. The theme's advertisement of its successor is not one of ours.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# What only the site needs is installed for the site only.
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 install: $(VENV)/installed
 
@@ -46,4 +55,4 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

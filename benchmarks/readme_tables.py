@@ -1,4 +1,4 @@
-"""The README's tables of measured figures, from the committed results; `--write` puts them in."""
+"""The tables of measured figures in README.md and README.ko.md, from the committed results; `--write` puts them in."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import study_tables
+from readme_korean import korean
 
 from redheart.core.config import StudyConfig, resolved
 from redheart.memory.plan import GIB
@@ -184,16 +185,22 @@ def blocks() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into README.md and README.ko.md")
+    made = blocks()
     if not parser.parse_args().write:
-        print(*blocks().values(), sep="\n\n")
+        print(*made.values(), sep="\n\n")
         return
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, block in blocks().items():
+    put("README.md", made)
+    put("README.ko.md", {name: korean(name, block) for name, block in made.items()})
+
+
+def put(page: str, made: dict[str, str]) -> None:
+    """Replace the generated parts of a page by these."""
+    text = (ROOT / page).read_text()
+    for name, block in made.items():
         before, rest = text.split(f"<!-- {name}: begin -->")
         text = before + block + rest.split(f"<!-- {name}: end -->")[1]
-    readme.write_text(text)
+    (ROOT / page).write_text(text)
 
 
 if __name__ == "__main__":
