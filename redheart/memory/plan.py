@@ -4,8 +4,7 @@ Knows nothing of the model: a module on `meta`, a function from a batch size to 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,8 +15,8 @@ from torch.utils._pytree import tree_iter
 from redheart.memory.kernels import CUDA, Kernels
 from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, ledger
 from redheart.memory.replay import Replay, moments, replay_step
+from redheart.memory.step_cost import step_cost
 from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
-from redheart.pipeline.clock import Machine, Passes, simulate
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -36,8 +35,6 @@ SLOTS = "page-locked slots"
 COMFORT_SHARE = 0.6
 """Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
 into host memory before a card is full."""
-RING_BYTES = 96 * MIB
-"""Page-locked slots of today's transfers."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -307,49 +304,6 @@ def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]
         "module snapshots": work.snapshots * (2 * work.sizes.total + work.snapshot_output_bytes),
         "features": work.feature_bytes,
     }
-
-
-SMALL_CARD = Machine("a small card on PCIe 3.0 x16", 12e9, 12e9, update_s=0.6e-9, drain_s=0.2e-9)
-"""Constants that configurations are ranked by; no card's own."""
-UPDATE_32_S = 1.1e-9
-"""An element's update on that machine with 32-bit states."""
-PASS_S = (0.08, 0.17)
-"""Forward and backward of 64 records of 128 tokens of the full model on a small card, at 40 TFLOP/s bf16."""
-LAUNCH_S = 0.4
-"""Launches of a micro-batch, whatever its size: measured 383 ms for 16 and 411 for 64 records on an H200."""
-PARTS = 4
-"""Of a model whose modules are not looked at."""
-
-
-def traffic_bytes(steps: int, *, state_bits: int) -> int:
-    """Bytes a parameter over the bus in one step of ZeRO-2 offload with `steps` micro-batches.
-
-    With 8-bit states the gradient leaves in bf16 at every micro-batch and is summed on the host. DeepSpeed's own path
-    sends the sum out at every micro-batch, pulls it in again at every later one, and sends it in float32 at the end.
-    Either way the weights return in bf16. Counted by benchmarks/accumulation.py.
-    """
-    if state_bits == 8:
-        return 2 * steps + 2
-    return 6 if steps == 1 else 4 * steps + 4
-
-
-@cache
-def step_cost(parameters: int, strategy: StrategySizes, steps: int, *, checkpointing: bool) -> float:
-    """Seconds of an optimizer step on a small card, by the pipeline's own order: for ranking, no promise.
-
-    With checkpointing the forward pass is computed and launched twice.
-    """
-    forward_s, backward_s = (share / steps for share in PASS_S)
-    launch_s = LAUNCH_S * (4 / 3 if checkpointing else 1)
-    passes = Passes(forward_s, backward_s + forward_s * checkpointing, launch_s, steps)
-    if strategy.table in ("plain", "zero2_device"):
-        return steps * max(passes.forward_s + passes.backward_s, launch_s)
-    machine = SMALL_CARD
-    if strategy.state_bits == 32:
-        # DeepSpeed's own path takes twice the bytes out (see `traffic_bytes`).
-        machine = replace(machine, update_s=UPDATE_32_S, out_bytes_s=machine.out_bytes_s / 2)
-    modules = {f"part {number}": parameters // strategy.ranks // PARTS for number in range(PARTS)}
-    return simulate(modules, machine, passes, ring_bytes=RING_BYTES, steps=2).step_s
 
 
 def _tensor_bytes(batch: Any) -> int:

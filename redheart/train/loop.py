@@ -246,11 +246,8 @@ class _Run:
             raise self._too_large("forward pass")
         self.micro_batch //= 2
         self.log.write("out_of_memory", step=self.at.step, micro_batch=self.micro_batch)
-        print(
-            f"warning: out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays",
-            file=sys.stderr,
-            flush=True,
-        )
+        note = f"going on with micro-batch {self.micro_batch}, the effective batch stays"
+        print(f"warning: out of device memory; {note}", file=sys.stderr, flush=True)
 
     def _too_large(self, part: str) -> DoesNotFit:
         return DoesNotFit(
