@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from launching import WHOLE_STUDY, MadeOnce, redheart
 from redheart.cli import set_environment
 
 set_environment()
+# A shell starts what runs in its background deaf to Ctrl-C, and every process below it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 forked.start_server()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The cores are the workers' already.
