@@ -126,8 +126,8 @@ def _checked_study(arguments: Sequence[str], command: str) -> StudyConfig:
     """As `_study`, with the planner's verdict before anything is allocated; `--force` goes on without asking."""
     config = _study([item for item in arguments if item != "--force"], command)
     if "--force" not in arguments and launched().is_first:
-        from redheart.study.outlook.preflight import check_run
         from redheart.study.phases import say
+        from redheart.study.preflight import check_run
 
         say(config, "plan", check_run(config))
     return config

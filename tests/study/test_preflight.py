@@ -12,8 +12,9 @@ from redheart.core.errors import DoesNotFit
 from redheart.memory.host import HostMemory
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB
-from redheart.study.outlook import planning, preflight
-from redheart.study.outlook.preflight import check_run
+from redheart.study import preflight
+from redheart.study.outlook import planning
+from redheart.study.preflight import check_run
 
 Card = namedtuple("Card", "total_memory")
 
