@@ -12,13 +12,14 @@ little more. The host holds masters in float32, two moments of 8 bits, and the g
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
-from redheart.pipeline.bucket import BUCKET_ELEMENTS, Bucket
+from redheart.pipeline.bucket import Bucket, bounded
 from redheart.pipeline.lanes import InTurn
 from redheart.pipeline.step import OffloadStep
 
@@ -97,24 +98,13 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
     def _flattened(self) -> list[_Flat]:
         flats: list[_Flat] = []
         for number, group in enumerate(self.param_groups):
-            parts: list[list[nn.Parameter]] = []
-            elements = 0
-            for parameter in group["params"]:
-                if not parameter.requires_grad:
-                    continue
-                fits = parts and elements + parameter.numel() <= BUCKET_ELEMENTS
-                if fits and parts[-1][0].dtype == parameter.dtype:
-                    parts[-1].append(parameter)
-                    elements += parameter.numel()
-                else:
-                    parts.append([parameter])
-                    elements = parameter.numel()
-            for part in parts:
-                sizes = [parameter.numel() for parameter in part]
-                offsets = [sum(sizes[:index]) for index in range(len(sizes))]
-                master = torch.cat([item.detach().reshape(-1).to("cpu", torch.float32) for item in part])
-                bucket = Bucket(len(flats), f"group {number}", sum(sizes))
-                flats.append(_Flat(bucket, number, part, offsets, nn.Parameter(master)))
+            trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+            for _, of_a_type in groupby(trained, key=lambda parameter: parameter.dtype):
+                for part in bounded(of_a_type):
+                    *offsets, elements = accumulate((item.numel() for item in part), initial=0)
+                    master = torch.cat([item.detach().reshape(-1).to("cpu", torch.float32) for item in part])
+                    bucket = Bucket(len(flats), f"group {number}", elements)
+                    flats.append(_Flat(bucket, number, part, offsets, nn.Parameter(master)))
         if not flats:
             raise ValueError("no parameter requires a gradient")
         return flats

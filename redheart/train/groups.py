@@ -4,11 +4,12 @@ ZeRO flattens every group into one tensor, and an optimizer's temporaries are as
 keeps both small.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
+from redheart.pipeline.bucket import bounded
 from redheart.snapshots.states import ParameterPlace
 
 MAX_GROUP_ELEMENTS = 16_777_216
@@ -34,7 +35,7 @@ def parameter_groups(
     return [
         {"params": part, "weight_decay": decay, "state_bits": bits}
         for parameters, decay, bits in ((large, weight_decay, 8), (small, weight_decay, 32), (others, 0.0, 32))
-        for part in _bounded(parameters, max_elements)
+        for part in bounded(parameters, max_elements)
     ]
 
 
@@ -58,16 +59,3 @@ def parameter_places(
         for name, parameter in module.named_parameters(remove_duplicate=False)
         if id(parameter) in places
     }
-
-
-def _bounded(parameters: list[nn.Parameter], max_elements: int) -> Iterator[list[nn.Parameter]]:
-    current: list[nn.Parameter] = []
-    elements = 0
-    for parameter in parameters:
-        if current and elements + parameter.numel() > max_elements:
-            yield current
-            current, elements = [], 0
-        current.append(parameter)
-        elements += parameter.numel()
-    if current:
-        yield current
