@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.pipeline.bucket import Bucket, bounded
 from redheart.pipeline.lanes import InTurn
 from redheart.pipeline.step import OffloadStep
@@ -187,10 +187,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         arrived = self._slot(flat, slot)
         if flat.total is None:
             flat.total = arrived.to(torch.float32, copy=True)
-        elif arrived.dtype == torch.bfloat16:
-            self._host.add(flat.total, arrived)
         else:
-            flat.total.add_(arrived)
+            self._host.add(flat.total, arrived)
 
     def add_squares_of_sum(self, bucket: Bucket) -> None:
         total = self._flats[bucket.index].total
@@ -206,8 +204,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
 
     def _set_norm(self) -> None:
         self.grad_norm = math.sqrt(self._squares) if self._squares < math.inf else math.inf
-        clipped = 1.0 if not self.max_grad_norm else min(1.0, self.max_grad_norm / (self.grad_norm + 1e-6))
-        self._grad_scale = clipped if math.isfinite(self.grad_norm) else math.nan
+        is_finite = math.isfinite(self.grad_norm)
+        self._grad_scale = clip_factor(self.grad_norm, self.max_grad_norm) if is_finite else math.nan
 
     def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
         flat = self._flats[bucket.index]

@@ -6,6 +6,8 @@ Shape suffixes: B batch, S tokens, Q learned queries, H heads, K head width, D w
 context, E experts, F hidden units of a feed-forward, N any number of sequence positions.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -141,9 +143,8 @@ class AttentionPool(nn.Module):
         return queries_BQD + self.attention(queries_BQD, context_BNC, bias_B11N=bias_B11N)
 
 
-def pooled(pools_by_name: nn.ModuleDict, context_BNC: Tensor, *, bias_B11N: Tensor) -> Tensor:
+def pooled(pools: Sequence[AttentionPool], context_BNC: Tensor, *, bias_B11N: Tensor) -> Tensor:
     """What several pools of one query and one width read, side by side, (B, P, D): each product is one of all pools."""
-    pools = [pool for pool in pools_by_name.values() if isinstance(pool, AttentionPool)]
     attentions = [pool.attention for pool in pools]
     heads = len(pools) * attentions[0].heads
     query_PD = torch.cat([pool.attention.query(pool.queries) for pool in pools])

@@ -49,7 +49,7 @@ class Backbone(nn.Module):
         for layer in self.layers:
             states_BSW = layer(states_BSW, bias_B11N=bias_B11S, turn=turn)
         states_BSW = self.token_norm(states_BSW)
-        pooled_BPW = pooled(self.pools, states_BSW, bias_B11N=bias_B11S)
+        pooled_BPW = pooled([self.pools[task] for task in TASKS], states_BSW, bias_B11N=bias_B11S)  # type: ignore[misc]
         return states_BSW, self.pool_norm(pooled_BPW) * self.pool_gain[:, None]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.train.transfers import ToDevice, ToHost, pieces
 
 WRITTEN_FOR = "0.19.8"
@@ -102,10 +102,7 @@ def _add(optimizer: HostAdamW8bit, partition: Tensor, offset: int, arrived: Tens
     _hold_gradient_in(torch.float32, partition)
     assert partition.grad is not None
     total = partition.grad.narrow(0, offset, arrived.numel())
-    if arrived.dtype == torch.bfloat16:
-        optimizer.add(total, arrived)
-    else:
-        total.add_(arrived)
+    optimizer.add(total, arrived)
 
 
 def _step(zero: Any, closure: None = None) -> None:
@@ -131,8 +128,7 @@ def _step(zero: Any, closure: None = None) -> None:
     zero.overflow = not math.isfinite(norm)
     if zero.overflow:
         return
-    # The constant keeps the quotient finite; both as in DeepSpeed's unscale_and_clip_grads.
-    grad_scale = 1.0 if zero.clip_grad <= 0 else min(1.0, zero.clip_grad / (norm + 1e-6))
+    grad_scale = clip_factor(norm, max(0.0, zero.clip_grad))
     rank = torch.distributed.get_rank()
     to_device: ToDevice | None = zero._to_device
     for index, (group, master) in enumerate(zip(optimizer.param_groups, masters, strict=True)):

@@ -93,8 +93,11 @@ class HostAdamW8bit(torch.optim.Optimizer):
             yield part, out_bf16
 
     def add(self, total: Tensor, addend: Tensor) -> None:
-        """Add a gradient, (n,) bfloat16, to a sum of gradients on the host, (n,) float32."""
-        self._backend.add(total, addend)
+        """Add a gradient, (n,) bfloat16 or float32, to a sum of gradients on the host, (n,) float32."""
+        if addend.dtype == torch.bfloat16:
+            self._backend.add(total, addend)
+        else:
+            total.add_(addend)
 
     def _begin(self, group: dict[str, Any], parameter: Tensor, grad_scale: float) -> StepScalars:
         """Count the step, with states at zero before the first."""
@@ -170,6 +173,14 @@ class HostAdamW8bit(torch.optim.Optimizer):
             state[f"state{moment}"] = torch.full(parameter.shape, int(torch.searchsorted(qmap, 0.0)), dtype=torch.uint8)
             state[f"qmap{moment}"] = qmap
             state[f"absmax{moment}"] = torch.zeros(blocks)
+
+
+def clip_factor(norm: float, max_norm: float | None) -> float:
+    """What every gradient is multiplied by so that their common norm is at most `max_norm`; None or 0 clips nothing.
+
+    The constant keeps the quotient finite; both as in DeepSpeed's `unscale_and_clip_grads`.
+    """
+    return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
 
 
 @cache
