@@ -10,11 +10,15 @@ from pathlib import Path
 
 import forked
 import pytest
+from hypothesis import settings
 from launching import WHOLE_STUDY, MadeOnce, redheart
 
 from redheart.cli import set_environment
 
 set_environment()
+# No example has a time limit: a busy machine is no fault of what is tested.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 # A shell starts what runs in its background deaf to Ctrl-C, and every process below it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -39,7 +39,7 @@ def pieces() -> Callable[[str], list[str]]:
     return pieces
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(first=st.text(ALPHABET, max_size=12), second=st.text(ALPHABET, max_size=12), data=st.data())
 def test_texts_are_folded_together_exactly_where_the_encoder_reads_the_same(
     first: str, second: str, data: st.DataObject, pieces: Callable[[str], list[str]]

@@ -38,7 +38,7 @@ def test_what_is_stored_predicts_as_scikit_learn_does(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @given(scale=st.floats(0.01, 50), seed=st.integers(0, 2**32 - 1), shift=st.floats(-30, 30), count=st.integers(10, 30))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_shares_are_positive_sum_to_one_and_know_no_shift(
     method: Method, scale: float, seed: int, shift: float, count: int
 ) -> None:

@@ -117,7 +117,7 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_changed_file_is_what_it_was_or_refused(
     name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -154,7 +154,7 @@ def test_cores_are_whole_ones_of_the_quota(files: dict[str, object], expected: i
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60) | st.from_regex(r"[0-9:/,. -]{0,40}", fullmatch=True)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     groups=st.lists(TEXTS | st.sampled_from(["0::/", "0::/a", "4:memory:/a/b"]), max_size=4).map("\n".join),
     mounts=st.lists(TEXTS | st.sampled_from([V2_MOUNTS.format(root="/"), V1_CPU]), max_size=4).map("\n".join),

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from launching import launch
 from rich.console import Console
@@ -93,7 +93,6 @@ def test_all_faults_of_a_file_are_named_at_once(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.dictionaries(st.text(), inner))))
-@settings(deadline=None)
 def test_any_json_array_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, rows: list[object]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(rows))

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from redheart.cli import main
@@ -82,7 +82,6 @@ def test_what_looks_like_html_stays_text(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=200))
-@settings(deadline=None)
 def test_any_markdown_without_figures_is_a_page(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.getbasetemp()
     page = Page(render(text.replace("!", "").replace("\0", ""), folder=folder))
@@ -128,7 +127,6 @@ def test_names_stand_in_tables_headings_and_code_as_they_are(name: str, tmp_path
 
 
 @given(st.text(st.characters(exclude_categories=["C"]) | st.sampled_from("|<>&_*`[]()!~\\#$\n "), min_size=1))
-@settings(deadline=None)
 def test_any_name_stands_as_it_is(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     if text.strip():
         stands_as_it_is(text, tmp_path_factory.getbasetemp())

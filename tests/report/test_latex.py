@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from redheart.report.latex import csv_table, escaped, latex_table
@@ -36,7 +36,6 @@ def test_a_run_s_tables_hold_its_figures(finished_run: Path) -> None:
 
 
 @given(st.text(max_size=50))
-@settings(deadline=None)
 def test_special_characters_are_escaped(text: str) -> None:
     found = escaped(text)
     depth = 0

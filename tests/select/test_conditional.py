@@ -89,7 +89,7 @@ CHOICES = st.lists(st.tuples(*[st.integers(1, 3)] * len(MODULES)), min_size=1, m
 ONE_RESULT_BYTES = BATCHES * RECORDS * WIDTH * 4
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(CHOICES, st.integers(0, 8), st.integers(0, 3))
 def test_losses_are_those_of_the_whole_model_whatever_is_cached(
     choices: list[tuple[int, ...]], results_held: int, weights_held: int
@@ -142,7 +142,7 @@ def test_a_later_search_finds_what_an_earlier_one_has_computed(tmp_path: Path) -
     assert all(np.array_equal(found[name], expected[name]) for name in ("a", "b"))
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3), st.integers(0, 200), st.integers(0, 255))
 def test_a_cut_or_changed_store_keeps_what_lies_before(tmp_path: Path, number: int, position: int, flip: int) -> None:
     path = tmp_path / "losses.bin"

@@ -57,7 +57,7 @@ def test_holm_against_its_textbook_example() -> None:
 
 
 # A busy machine is no fault of the property.
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holm_only_raises_and_keeps_the_order(p_values: list[float]) -> None:
     adjusted = holm(p_values)

@@ -27,7 +27,7 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and torch.equal(first.view(torch.int16), second.view(torch.int16))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data(), new=PATTERNS)
 def test_every_pattern_of_bits_comes_back(data: st.DataObject, new: np.ndarray, tmp_path_factory: object) -> None:
     folder: Path = tmp_path_factory.mktemp("delta")  # type: ignore[attr-defined]

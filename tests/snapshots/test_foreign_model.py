@@ -142,7 +142,7 @@ BESIDE = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(levels=st.lists(st.tuples(KEYS, st.dictionaries(KEYS, BESIDE, max_size=4)), max_size=4), data=st.data())
 def test_a_state_dict_is_found_below_any_keys(
     levels: list[tuple[str, dict[str, object]]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -157,7 +157,7 @@ def test_a_header_that_lies_is_a_damaged_file_in_words(entry: dict[str, object],
     assert "_Slice" not in str(refusal.value) and "layer" in str(refusal.value)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     dtype=st.sampled_from([*DTYPE_NAMES.values(), "F4", "F128", "\0"]),
     shape=st.lists(st.integers(-2, 9) | st.integers(2**31, 2**64), max_size=4),

@@ -62,7 +62,7 @@ def write_rank(root: Path, part: torch.Tensor, rank: int, ranks: int, places: di
         write_sealed(folder / "manifest.json", StateManifest(progress(1), "k", entries, places))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=6), ranks=st.integers(1, 5), seed=st.integers(0, 99))
 def test_parameters_that_lie_across_ranks_come_back_whole(
     sizes: list[int], ranks: int, seed: int, tmp_path_factory: pytest.TempPathFactory

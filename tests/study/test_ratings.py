@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from redheart.cli import main
@@ -83,7 +83,6 @@ def test_an_unknown_measure_is_refused_with_the_known_ones(finished_run: Path, t
 
 
 @given(st.text(max_size=200) | st.text(alphabet='id,subject\n"1.5', max_size=100).map(lambda t: f"id,subject,x\n{t}"))
-@settings(deadline=None)
 def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

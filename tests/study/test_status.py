@@ -115,7 +115,7 @@ def test_before_training_the_trials_are_shown(tmp_path: Path) -> None:
     assert "0.0001" in shown(status)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 6000), damaged=st.integers(0, 6000), byte=st.integers(0, 255))
 def test_a_log_in_any_state_of_being_written_can_be_watched(
     cut: int, damaged: int, byte: int, tmp_path_factory: pytest.TempPathFactory

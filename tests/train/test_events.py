@@ -142,7 +142,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events=EVENTS, cut=st.integers(0, 40))
 def test_every_whole_line_of_a_cut_log_is_read(
     events: list[dict[str, object]], cut: int, tmp_path_factory: pytest.TempPathFactory
@@ -160,7 +160,7 @@ def test_every_whole_line_of_a_cut_log_is_read(
     assert watched_events(path) == found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_a_clear_error_and_watching_never_fails(
     content: bytes, tmp_path_factory: pytest.TempPathFactory

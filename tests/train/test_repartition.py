@@ -37,7 +37,7 @@ def state(masters: Tensor, moments: Tensor, ranks: int) -> list[dict[str, Tensor
     return parts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(elements=st.integers(1, 3000), old=st.integers(1, 4), new=st.integers(1, 4), seed=st.integers(0, 9))
 def test_weights_and_float_moments_arrive_exactly_and_codes_within_one_rounding(
     elements: int, old: int, new: int, seed: int

@@ -90,7 +90,7 @@ def test_a_step_is_adamw_in_float64_up_to_rounding(backend: Kernel | Chunked, n:
 
 
 @pytest.mark.skipif(not KERNELS, reason="no compiler")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(0, 3000),
     seed=st.integers(0, 2**16),
@@ -168,7 +168,7 @@ def test_the_norm_is_that_of_float64() -> None:
 
 
 @pytest.mark.parametrize("backend", [*KERNELS, Chunked()], ids=lambda item: item.name)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.one_of(st.integers(0, 300), st.sampled_from([1 << 18, (1 << 19) + 5])),
     seed=st.integers(0, 2**16),
