@@ -11,14 +11,12 @@ import json
 from collections import Counter
 from typing import Any
 
-import torch
 from record import write_result
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from redheart.core.config import FeatureConfig, StudyConfig
 from redheart.memory.kernels import CUDA, Kernels, replaced
-from redheart.model.dims import preset
-from redheart.model.losses import multitask_loss
-from redheart.model.network import build
+from redheart.study.outlook import planning
 
 RECORDS, LENGTH = 64, 128
 VIEWS_BY_COPY = ("aten::_unsafe_view",)
@@ -41,17 +39,10 @@ class CountingMode(TorchDispatchMode):
 
 def operators(name: str, kernels: Kernels | None = None) -> Counter[str]:
     """Operators of a pass in bf16 by name."""
-    dims = preset(name)  # type: ignore[arg-type]
-    model = build(dims, seed=0, device="meta").to(torch.bfloat16)
-    features_BSD = torch.empty(RECORDS, LENGTH, 768, dtype=torch.bfloat16, device="meta")
-    mask_BS = torch.ones(RECORDS, LENGTH, dtype=torch.bool, device="meta")
-    targets_BT = torch.empty(RECORDS, sum(dims.outputs), device="meta")
-    counts_K = torch.empty(len(dims.outputs), device="meta")
+    work = planning.workload(StudyConfig(preset=name, features=FeatureConfig(seq_len_tokens=LENGTH)))  # type: ignore[arg-type]
+    given = work.batch(RECORDS)
     with CountingMode() as mode, replaced(kernels):
-        predictions = model(features_BSD, mask_BS)
-        present_BT = torch.ones_like(targets_BT, dtype=torch.bool)
-        terms = multitask_loss(predictions, targets_BT, present_BT, outputs=dims.outputs, step_counts_K=counts_K)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        work.loss(work.module, given).backward()  # type: ignore[no-untyped-call]
     return mode.counts
 
 

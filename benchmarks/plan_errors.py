@@ -136,7 +136,7 @@ def full_rows() -> list[dict[str, object]]:
     for record in recorded(FULL_STEPS):
         config = full_config(record["settings"])
         micro_batch, strategy = config.train.micro_batch, config.train.strategy
-        planner = planner_of(config, on_cpu=True)
+        planner = cpu_planner(config)
         accumulates = micro_batch < config.train.effective_batch
         entries = ledger(planner.workload.sizes, planning.cpu_sizes(config), accumulates=accumulates)
         parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
@@ -151,16 +151,15 @@ def full_rows() -> list[dict[str, object]]:
     return rows
 
 
-_planners: dict[tuple[str, int, int, torch.dtype, bool], Planner] = {}
+_cpu_planners: dict[tuple[str, int, int, torch.dtype], Planner] = {}
 
 
-def planner_of(config: StudyConfig, *, dtype: torch.dtype | None = None, on_cpu: bool = False) -> Planner:
-    """A planner that keeps its traces for the next row with this workload."""
-    dtype = dtype or compute_type(config.train)
-    key = (config.preset, config.features.seq_len_tokens, config.train.effective_batch, dtype, on_cpu)
-    if key not in _planners:
-        _planners[key] = Planner(planning.cpu_workload(config) if on_cpu else planning.workload(config, dtype=dtype))
-    return _planners[key]
+def cpu_planner(config: StudyConfig) -> Planner:
+    """A planner of what this CPU computes, which keeps its traces for the next row with this workload."""
+    key = (config.preset, config.features.seq_len_tokens, config.train.effective_batch, compute_type(config.train))
+    if key not in _cpu_planners:
+        _cpu_planners[key] = Planner(planning.cpu_workload(config))
+    return _cpu_planners[key]
 
 
 def device_rows() -> list[dict[str, object]]:
@@ -175,7 +174,7 @@ def device_rows() -> list[dict[str, object]]:
         for row in record["result"]["rows"]:
             name, micro_batch = row["strategy"], row["micro_batch"]
             sizes = planning.sizes_of(config, name)
-            planner = planner_of(config, dtype=torch.float32 if sizes.table == "plain" else torch.bfloat16)
+            planner = planning.planner_of(config, dtype=torch.float32 if sizes.table == "plain" else torch.bfloat16)
             plan, _ = planner.plan(sizes, micro_batch=micro_batch, checkpointing=False, vram_bytes=vram_bytes)
             measured = row.get("measured", {}).get("device_process_bytes")
             rows.append(

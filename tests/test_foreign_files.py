@@ -114,7 +114,6 @@ def test_every_command_is_here() -> None:
     # The same examples everywhere: a command is slow, and twelve of them are a sample.
     derandomize=True,
     max_examples=12,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(drawn=st.data())

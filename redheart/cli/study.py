@@ -79,7 +79,8 @@ def trial(arguments: Sequence[str]) -> None:
     stop_with_parent()
     with together():
         is_range_test = "--range-test" in arguments
-        config = _study([item for item in _without_local_rank(arguments) if item != "--range-test"], "trial")
+        rest = [item for item in _without_local_rank(arguments) if item != "--range-test"]
+        config = resolved(_study(rest, "trial"))
         rate = config.train.learning_rate
         if rate is None and not is_range_test:
             raise BadInput(
@@ -123,13 +124,17 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 
 def _checked_study(arguments: Sequence[str], command: str) -> StudyConfig:
-    """As `_study`, with the planner's verdict before anything is allocated; `--force` goes on without asking."""
-    config = _study([item for item in arguments if item != "--force"], command)
+    """What a card takes best, and the planner's verdict before anything is allocated; `--force` does not ask for it."""
+    from redheart.study.outlook import planning
+
+    asked = _study([item for item in arguments if item != "--force"], command)
+    config = resolved(planning.on_this_card(asked))
     if "--force" not in arguments and launched().is_first:
         from redheart.study.phases import say
         from redheart.study.preflight import check_run
 
         say(config, "plan", check_run(config))
+    planning.forget_traces()
     return config
 
 
@@ -145,12 +150,7 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
         "--config FILE, a TOML file as `redheart init` writes it; --run RUN, the settings of a run that is there; "
         "--force, to run without asking whether it fits"
     )
-    config = parse(StudyConfig, rest, command, default, also=also)
-    if command != "trial":
-        from redheart.study.outlook.planning import on_this_card
-
-        config = on_this_card(config)
-    return resolved(config)
+    return parse(StudyConfig, rest, command, default, also=also)
 
 
 def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str]]:

@@ -54,7 +54,7 @@ def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("sizes")
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_what_is_found_is_what_the_plain_loops_find(data: st.DataObject) -> None:
     alphabet = data.draw(st.sampled_from(["ab", "abcdefghij ", "가나다 abc\U0001f600"]))

@@ -70,7 +70,7 @@ def test_every_file_that_is_read_may_come_in_any_disguise(disguise: str, suffix:
     assert config.epochs == 3 and config.train.learning_rate == 1e-4
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.text(st.sampled_from("ab \t" + SEPARATORS), min_size=1, max_size=6), min_size=2, max_size=6),
     end=st.sampled_from(["\n", "\r\n"]),
@@ -100,7 +100,7 @@ def test_a_line_ends_where_wc_counts_it(
     assert read_ratings(tmp_path / "r.csv").ids == [text.strip() for text in texts]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-16")), packed=st.booleans()
 )

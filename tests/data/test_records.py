@@ -263,7 +263,7 @@ def test_missing_file(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.json")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 100_000), replacement=st.binary(max_size=3), cut=st.integers(0, 5))
 def test_a_mutated_file_is_parsed_or_refused(tmp_path: Path, position: int, replacement: bytes, cut: int) -> None:
     rows, _ = generate(40, seed=0)

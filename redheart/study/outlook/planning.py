@@ -3,12 +3,13 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
 import torch
 
-from redheart.core.config import StudyConfig, resolved
+from redheart.core.config import StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
@@ -72,13 +73,12 @@ def answer(
     recompute = config.train.checkpointing or (False if micro else None)
     if name == "auto":
         names = list(ON_ONE_CARD)
-        planner = Planner(workload(config))
         offered = [sizes_of(config, item, ranks=ranks) for item in names if item != "fp32_adamw"]
-        chosen = planner.fastest(offered, checkpointing=recompute, vram_bytes=vram_bytes)
+        chosen = planner_of(config).fastest(offered, checkpointing=recompute, vram_bytes=vram_bytes)
         name = chosen.strategy if chosen else names[0]
     sizes = sizes_of(config, name, ranks=ranks)
     is_plain = sizes.table == "plain"
-    planner = Planner(workload(config, dtype=torch.float32 if is_plain else torch.bfloat16))
+    planner = planner_of(config, dtype=torch.float32 if is_plain else torch.bfloat16)
     if not micro:
         found = planner.fastest([sizes], checkpointing=recompute, vram_bytes=vram_bytes)
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
@@ -158,6 +158,23 @@ def strategies() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
+def planner_of(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16) -> Planner:
+    """A planner of the study's workload, with the traces of earlier questions about it: one takes a second or more."""
+    asked = TrainConfig(effective_batch=config.train.effective_batch, snapshot_every=config.train.snapshot_every)
+    known = StudyConfig(preset=config.preset, epochs=config.epochs, features=config.features, train=asked)
+    return _planner(known, dtype)
+
+
+@lru_cache(maxsize=2)
+def _planner(config: StudyConfig, dtype: torch.dtype) -> Planner:
+    return Planner(workload(config, dtype=dtype))
+
+
+def forget_traces() -> None:
+    """Let go of what `planner_of` keeps, 76 MiB for the full model: a training has a better use for it."""
+    _planner.cache_clear()
+
+
 def cpu_workload(config: StudyConfig) -> Workload:
     """As `workload`, in the type that this CPU computes in, with the attention that it takes in that type."""
     dtype = compute_type(config.train)
@@ -216,7 +233,7 @@ def _nearest(
     if same:
         return same
     others = [sizes_of(config, item, ranks=ranks) for item in ON_ONE_CARD if item not in (sizes.name, "fp32_adamw")]
-    return Planner(workload(config)).fastest(others, vram_bytes=vram_bytes)
+    return planner_of(config).fastest(others, vram_bytes=vram_bytes)
 
 
 def free_disk_bytes(path: Path) -> int:
