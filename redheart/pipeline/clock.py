@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from redheart.pipeline.bucket import Bucket, cut
 from redheart.pipeline.lanes import Lane, Task, Wait
@@ -35,8 +36,7 @@ class Passes:
     micro_batches: int = 1
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A task on its lane, in seconds since the beginning."""
 
     lane: Lane
@@ -61,14 +61,20 @@ class ClockLanes:
 
     def _seconds(self, lane: Lane, task: Task) -> float:
         machine = self.machine
-        if task.kind == "norm" and lane == Lane.COMPUTE:
-            return machine.norm_s
-        rates = {
-            Lane.OUT: 1 / machine.out_bytes_s,
-            Lane.IN: 1 / machine.in_bytes_s,
-            Lane.HOST: {"update": machine.update_s, "square": machine.square_s}.get(task.kind, machine.drain_s),
-        }
-        return task.amount * rates.get(lane, 1.0)
+        match lane, task.kind:
+            case Lane.OUT, _:
+                return task.amount / machine.out_bytes_s
+            case Lane.IN, _:
+                return task.amount / machine.in_bytes_s
+            case Lane.HOST, "update":
+                return task.amount * machine.update_s
+            case Lane.HOST, "square":
+                return task.amount * machine.square_s
+            case Lane.HOST, _:
+                return task.amount * machine.drain_s
+            case Lane.COMPUTE, "norm":
+                return machine.norm_s
+        return task.amount
 
 
 @dataclass(frozen=True)

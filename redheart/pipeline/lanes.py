@@ -6,9 +6,8 @@ the tests).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Lane(StrEnum):
@@ -21,8 +20,7 @@ class Lane(StrEnum):
     IN = "host to card"
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A piece of work, with everything that the lanes behind the protocol may want to know of it."""
 
     kind: str
@@ -42,8 +40,7 @@ Event = Any
 """The end of a task; what it is, is the lanes' own affair."""
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(NamedTuple):
     """Why a task may not start before another one's end; the reason names the edge in tests and figures."""
 
     event: Event
