@@ -3,8 +3,9 @@
 Knows nothing of the model: a module on `meta`, a function from a batch size to an example batch, and its loss.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import merge
 from typing import Any
 
 import msgspec
@@ -178,26 +179,35 @@ class Planner:
             vram_bytes: size of the card.
             checkpointing: with, without, or either.
         """
-        by_time = sorted(
-            (
-                (self._step_s(strategy, micro_batch, recompute), number, strategy, micro_batch, recompute)
+        # The more micro-batches the slower: what is not asked for is not simulated.
+        by_time = merge(
+            *(
+                self._of_size(strategy, number, recompute)
                 for number, strategy in enumerate(strategies)
                 for recompute in ((False, True) if checkpointing is None else (checkpointing,))
-                for micro_batch in MICRO_BATCHES
-                if micro_batch <= self.workload.effective_batch
             ),
             key=lambda item: item[:2],
         )
-        for limit_bytes in (int(COMFORT_SHARE * vram_bytes), vram_bytes):
-            for _, _, strategy, micro_batch, recompute in by_time:
-                if self._at_least_bytes(strategy, micro_batch, recompute, limit_bytes) > limit_bytes:
-                    continue
-                setting = {"micro_batch": micro_batch, "checkpointing": recompute, "vram_bytes": vram_bytes}
-                if self.plan(strategy, **setting, is_search=True)[0].upper_bytes <= limit_bytes:  # type: ignore[arg-type]
-                    plan, _ = self.plan(strategy, **setting)  # type: ignore[arg-type]
-                    if plan.upper_bytes <= limit_bytes:
-                        return plan
-        return None
+        comfort_bytes, fits = int(COMFORT_SHARE * vram_bytes), None
+        for _, _, strategy, micro_batch, recompute in by_time:
+            limit_bytes = comfort_bytes if fits else vram_bytes
+            if self._at_least_bytes(strategy, micro_batch, recompute, limit_bytes) > limit_bytes:
+                continue
+            setting = {"micro_batch": micro_batch, "checkpointing": recompute, "vram_bytes": vram_bytes}
+            if self.plan(strategy, **setting, is_search=True)[0].upper_bytes <= limit_bytes:  # type: ignore[arg-type]
+                plan, _ = self.plan(strategy, **setting)  # type: ignore[arg-type]
+                if plan.upper_bytes <= comfort_bytes:
+                    return plan
+                fits = fits or (plan if plan.fits else None)
+        return fits
+
+    def _of_size(
+        self, strategy: StrategySizes, number: int, checkpointing: bool
+    ) -> Iterator[tuple[float, int, StrategySizes, int, bool]]:
+        """Seconds of a step with every micro-batch, the fastest first, and what they are of."""
+        for micro_batch in MICRO_BATCHES:
+            if micro_batch <= self.workload.effective_batch:
+                yield self._step_s(strategy, micro_batch, checkpointing), number, strategy, micro_batch, checkpointing
 
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
