@@ -14,15 +14,15 @@ from launching import ROOT, launch
 from torch import Tensor, nn
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
-from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.optim import OffloadAdamW8bit
 from redheart.train.groups import parameter_groups
 
+sys.path.append(str(Path(__file__).parent / "train"))
+from fixed_batch import DIMS, RECORDS, fixed_batch
+
 SCRIPT = Path(__file__).parent / "train" / "engine_steps.py"
-RECORDS = 8
-DIMS = preset("tiny")
 
 
 @cache
@@ -38,12 +38,8 @@ def engine_steps(num_micro_batches: int) -> dict[str, object]:
 @pytest.mark.parametrize("ring_bytes", [1, 1 << 30])
 def test_a_plain_loop_has_the_bits_of_the_engine(num_micro_batches: int, ring_bytes: int) -> None:
     """The loop of `engine_steps.py`, without DeepSpeed."""
-    torch.manual_seed(0)
-    features_BSD = torch.randn(RECORDS, 12, 768).bfloat16()
-    mask_BS = torch.ones(RECORDS, 12, dtype=torch.bool)
-    targets_BT = torch.rand(RECORDS, 22)
-    targets_BT[:, :7] /= targets_BT[:, :7].sum(1, keepdim=True)
-    present_BT = torch.ones(RECORDS, 22, dtype=torch.bool)
+    features_BSD, mask_BS, targets_BT, present_BT = fixed_batch()
+    features_BSD = features_BSD.bfloat16()
     model = build(DIMS, seed=0).bfloat16()
     optimizer = OffloadAdamW8bit(
         parameter_groups(model, weight_decay=0.01), lr=1e-3, max_grad_norm=1.0, ring_bytes=ring_bytes

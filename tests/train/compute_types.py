@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
+from fixed_batch import DIMS, RECORDS, fixed_batch
 
 from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
-from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.study import phases, run_folder
@@ -22,8 +22,7 @@ from redheart.study.outlook.doctor import examine
 from redheart.train.compute_type import has_bf16_units, type_name
 from redheart.train.engine import Engine, start_engine
 
-RECORDS, STEPS = 8, 3
-DIMS = preset("tiny")
+STEPS = 3
 EIGHT_BIT, THIRTY_TWO_BIT = "zero2_offload_adam8bit", "zero2_offload_adam32"
 
 
@@ -40,23 +39,13 @@ def engine_of(strategy: str, compute_type: str, parts: int = 1) -> Engine:
     return start_engine(build(DIMS, seed=0), config)
 
 
-def batch() -> tuple[torch.Tensor, ...]:
-    random = torch.Generator().manual_seed(0)
-    features_BSD = torch.randn(RECORDS, 12, 768, generator=random)
-    targets_BT = torch.rand(RECORDS, 22, generator=random)
-    targets_BT[:, :7] /= targets_BT[:, :7].sum(1, keepdim=True)
-    return features_BSD, targets_BT
-
-
 def take_step(engine: Engine, parts: int = 1, *, scale: float = 1.0) -> dict[str, object]:
     """One optimizer step on the fixed batch in as many micro-batches."""
-    features_BSD, targets_BT = batch()
-    present_BT = torch.ones_like(targets_BT, dtype=torch.bool)
+    features_BSD, mask_BS, targets_BT, present_BT = fixed_batch()
     counts_K, total, share = task_counts(present_BT, DIMS.outputs), 0.0, RECORDS // parts
     for part in range(parts):
         rows = slice(part * share, (part + 1) * share)
-        mask_BS = torch.ones(share, 12, dtype=torch.bool)
-        predictions = engine.module((scale * features_BSD[rows]).to(engine.dtype), mask_BS)
+        predictions = engine.module((scale * features_BSD[rows]).to(engine.dtype), mask_BS[rows])
         loss = multitask_loss(
             predictions, targets_BT[rows], present_BT[rows], outputs=DIMS.outputs, step_counts_K=counts_K
         ).total

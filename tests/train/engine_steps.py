@@ -10,25 +10,18 @@ import json
 import sys
 
 import torch
+from fixed_batch import DIMS, RECORDS, fixed_batch
 
 from redheart.core.config import TrainConfig
-from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.train import fused_step, transfers
 from redheart.train.engine import start_engine
 
-RECORDS = 8
-DIMS = preset("tiny")
-
 
 def main(strategy: str, num_micro_batches: int) -> None:
-    torch.manual_seed(0)
-    features_BSD = torch.randn(RECORDS, 12, 768).bfloat16()
-    mask_BS = torch.ones(RECORDS, 12, dtype=torch.bool)
-    targets_BT = torch.rand(RECORDS, 22)
-    targets_BT[:, :7] /= targets_BT[:, :7].sum(1, keepdim=True)
-    present_BT = torch.ones(RECORDS, 22, dtype=torch.bool)
+    features_BSD, mask_BS, targets_BT, present_BT = fixed_batch()
+    features_BSD = features_BSD.bfloat16()
     config = TrainConfig(
         strategy=strategy,
         micro_batch=RECORDS // num_micro_batches,
