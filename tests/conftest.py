@@ -22,7 +22,6 @@ settings.load_profile("any machine")
 # A shell starts what runs in its background deaf to Ctrl-C, and every process below it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-forked.start_server()
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The cores are the workers' already.
     import torch
@@ -37,6 +36,12 @@ REAL_RECORDS = Path(__file__).parents[2] / "shared" / "data" / "aita_emotions.js
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=200, help="kills of the long test, over all ways to launch")
     parser.addoption("--summary", type=Path, default=None, help="write a summary of the long tests to this file")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # The process that only hands out the tests starts nothing.
+    if "PYTEST_XDIST_WORKER" in os.environ or not session.config.getoption("numprocesses", None):
+        forked.start_server()
 
 
 @pytest.fixture

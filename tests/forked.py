@@ -23,6 +23,8 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["preloaded"])
 _TESTS = Path(__file__).parent
+REAL_TRIALS = "REDHEART_TESTS_REAL_TRIALS"
+"""A variable of a process whose sweep starts its trials as it does for users."""
 
 
 class Forked:
@@ -103,6 +105,13 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: str, stdout: st
     os.environ.update(environment)
     for descriptor, path in enumerate((os.devnull, stdout, stderr)):
         os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), descriptor)
+
+    if REAL_TRIALS not in environment:
+        import redheart.study.sweep
+
+        # The server that this process is from is there, though it is no child of it.
+        multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+        redheart.study.sweep.start = lambda words: _Trial(words[1:], stdout, stderr)
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
@@ -114,6 +123,25 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: str, stdout: st
     finally:
         # A forked process of `multiprocessing` leaves them out.
         atexit._run_exitfuncs()
+
+
+class _Trial:
+    """The process of a sweep's trial, from the same server: the part of `subprocess.Popen` that a sweep uses."""
+
+    def __init__(self, arguments: Sequence[str], stdout: str, stderr: str) -> None:
+        self._process = _CONTEXT.Process(
+            target=_run, args=(list(arguments), dict(os.environ), os.getcwd(), stdout, stderr)
+        )
+        self._process.start()
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a trial", timeout)
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
 
 
 def start_server() -> None:

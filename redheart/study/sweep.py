@@ -19,6 +19,8 @@ from redheart.train.events import Event, EventLog, all_events
 from redheart.train.interrupt import StopRequest
 
 POLL_S = 0.2
+start = subprocess.Popen
+"""How the process of a trial is started."""
 
 
 def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
@@ -114,8 +116,8 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
         RedHeartError: the trial ended for a reason that is not its rate.
     """
     command = [sys.executable, "-m", "redheart.cli", "trial", "--run", str(folder.root), *arguments]
-    with StopRequest() as stop, subprocess.Popen(command) as process:
-        is_told = False
+    with StopRequest() as stop:
+        process, is_told = start(command), False
         code = None
         while code is None:
             try:

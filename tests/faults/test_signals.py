@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import REAL_TRIALS
 from launching import (
     FOUR_EPOCHS,
     LAUNCHERS,
@@ -108,7 +109,7 @@ def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_too(whole_study: Path
     trial = "sweep/rate_0.001"
     done = 0
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        process = start(command)
+        process = start(command, **{REAL_TRIALS: "1"})
         wait_for_steps(run, done + 3, process, trial)
         process.send_signal(number)
         _, errors = process.communicate(timeout=120)
