@@ -160,20 +160,20 @@ def test_order_is_seekable_and_ranks_share_every_step() -> None:
 def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_path: Path) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
     prepared = load_prepared(tmp_path / "data")
-    config, fit = FeatureConfig(seq_len_tokens=8), tmp_path / "fit.safetensors"
-    known, train = prepared.records[:40], np.arange(30)
+    config, fit = FeatureConfig(seq_len_tokens=8, text_chars=200), tmp_path / "fit.safetensors"
+    known, train = prepared.records[:24], np.arange(18)
     with pytest.raises(CorruptFile, match="fit of the features"):
         make_features(known, config=config, root=tmp_path / "known", fit=fit)
     cache = make_features(known, config=config, root=tmp_path / "known", fit=fit, train=train)
     assert cache.row(0).shape[1] == 768 and cache.states_RW.shape[1] == 384
     assert np.mean(cache.pooled_NP[train].astype(np.float32) ** 2) == pytest.approx(1, rel=1e-2)
     # A new file's records, some of them known: the same features without any training record of their own.
-    new = make_features(prepared.records[35:50], config=config, root=tmp_path / "new", fit=fit)
+    new = make_features(prepared.records[19:30], config=config, root=tmp_path / "new", fit=fit)
     for index in range(5):
         np.testing.assert_allclose(
-            new.row(index).astype(np.float32), cache.row(35 + index).astype(np.float32), atol=5e-3
+            new.row(index).astype(np.float32), cache.row(19 + index).astype(np.float32), atol=5e-3
         )
     # Another split has another fit, and the features another key.
-    other = make_features(known, config=config, root=tmp_path / "known", fit=fit, train=np.arange(10, 40))
+    other = make_features(known, config=config, root=tmp_path / "known", fit=fit, train=np.arange(6, 24))
     assert other.key != cache.key and other.manifest.key == cache.manifest.key
     assert not np.array_equal(other.pooled_NP, cache.pooled_NP)

@@ -33,7 +33,9 @@ def assert_one_error(done: subprocess.CompletedProcess[str]) -> None:
     assert "error: cannot write" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("kilobytes", [700, 2500, pytest.param(4200, marks=pytest.mark.long), 5600])
+@pytest.mark.parametrize(
+    "kilobytes", [pytest.param(700, marks=pytest.mark.long), 2500, pytest.param(4200, marks=pytest.mark.long), 5600]
+)
 def test_a_disk_that_fills_up_loses_nothing(kilobytes: int, small_disk: Path, unbroken_plain: Path) -> None:
     command = [*PLAIN, *FOUR_EPOCHS, *FORCED, "--out", str(small_disk / "run")]
     assert mount("-o", f"remount,size={kilobytes}k", str(small_disk))

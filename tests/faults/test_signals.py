@@ -51,7 +51,7 @@ def assert_saved(run: Path, part: str = "train") -> int:
     return len(steps)
 
 
-@pytest.mark.parametrize("way", ["python", "deepspeed", pytest.param("accelerate", marks=pytest.mark.long)])
+@pytest.mark.parametrize("way", ["python", *(pytest.param(name, marks=pytest.mark.long) for name in LAUNCHERS)])
 def test_a_run_that_is_asked_to_stop_saves_and_ends_with_the_same_bytes(
     way: str, unbroken_zero: Path, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from redheart.select.statistics import holm, one_sided_p, out_of_bag_gain, paire
 from redheart.select.strategies import STRATEGIES
 
 
-@pytest.mark.parametrize("name", ["coordinate", "window", "design"])
+@pytest.mark.parametrize("name", ["coordinate", pytest.param("window", marks=pytest.mark.long), "design"])
 def test_snapshots_that_differ_by_noise_alone_are_no_evidence_in_95_percent_of_200_seeds(name: str) -> None:
     epochs, modules = tuple(range(2, 26, 2)), ("m0", "m1", "m2", "m3", FINAL)
     false_alarms, promised = 0, []

@@ -45,12 +45,12 @@ def test_a_planted_temperature_is_found_and_used() -> None:
 
 def test_a_calibrated_model_is_left_alone() -> None:
     left_alone = 0
-    for seed in range(8):
+    for seed in range(4):
         result = judge(*both(1.0, seed), seed=seed, model="x")
         left_alone += result.calibration is None
         assert ("stay as the model makes them" in result.verdict) == (result.calibration is None)
     # Each interval lies above zero by chance in 1 of 40 cases.
-    assert left_alone >= 7
+    assert left_alone >= 3
 
 
 def test_calibrate_stores_what_predict_uses(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return weights_digest(run)
 
 
-@pytest.mark.parametrize("name", ["accelerate", pytest.param("deepspeed", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["accelerate", "deepspeed"])
 def test_launchers_give_the_same_bytes(name: str, unbroken: dict[str, str], tmp_path: Path) -> None:
     done = launch(LAUNCHERS[name], *SMALL, "--epochs", 2, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -42,6 +42,7 @@ def test_no_access_outside_the_arrays(tmp_path: Path) -> None:
     assert int(calls) >= 220 and digest == DIGEST
 
 
+@pytest.mark.long
 @needs_compiler
 def test_other_processors_give_the_same_bits(tmp_path: Path) -> None:
     others: list[tuple[str, tuple[str, ...]]] = [(str(COMPILER), ())]
