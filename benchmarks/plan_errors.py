@@ -35,6 +35,7 @@ from redheart.model.network import build
 from redheart.study.outlook import planning
 from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups
+from redheart.train.strategy import all_strategies, strategy_sizes
 
 FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32", "full_steps_float32")
 DEVICE_RUNS = ("vram_8gib", "vram_8gib_gpu_adam8bit")
@@ -173,8 +174,8 @@ def device_rows() -> list[dict[str, object]]:
         config = StudyConfig(preset=settings["preset"], features=features, train=train)
         for row in record["result"]["rows"]:
             name, micro_batch = row["strategy"], row["micro_batch"]
-            sizes = planning.sizes_of(config, name)
-            planner = planning.planner_of(config, dtype=torch.float32 if sizes.table == "plain" else torch.bfloat16)
+            sizes = strategy_sizes(name)
+            planner = planning.planner_of(config, dtype=sizes.kind.card_dtype)
             plan, _ = planner.plan(sizes, micro_batch=micro_batch, checkpointing=False, vram_bytes=vram_bytes)
             measured = row.get("measured", {}).get("device_process_bytes")
             rows.append(
@@ -194,7 +195,7 @@ def disk_rows() -> list[dict[str, object]]:
     for record in recorded([FULL_EPOCH]):
         config = full_config(record["settings"])
         work = planning.workload(config)
-        sizes = planning.sizes_of(config, config.train.strategy)
+        sizes = strategy_sizes(config.train.strategy)
         parts = disk_parts(work, sizes, ledger(work.sizes, sizes, accumulates=False))
         # A plan keeps room for three states.
         predicted = {
@@ -233,9 +234,9 @@ def ledger_rows() -> list[dict[str, object]]:
     rows = []
     module = build(scaled(32), seed=0, device="meta")
     sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
-    for strategy in planning.strategies():
+    for strategy in (item.name for item in all_strategies() if item.configuration):
         held = dict(engine_tensors(strategy, 32, "bf16")["held"])  # type: ignore[call-overload]
-        for entry in ledger(sizes, planning.sizes_of(StudyConfig(), strategy), accumulates=True):
+        for entry in ledger(sizes, strategy_sizes(strategy), accumulates=True):
             if entry.attribute in held:
                 measured = held[entry.attribute]
                 rows.append(

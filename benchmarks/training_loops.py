@@ -17,9 +17,9 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 if TYPE_CHECKING:
     import torch
 
+    from redheart.memory.ledger import Strategy
     from redheart.study.learner import EmotionLearner
     from redheart.study.phases import StudyData
-    from redheart.train.strategy import Strategy
 
 RATE = 1e-4
 
@@ -75,12 +75,12 @@ def raw_loop(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
     import torch
 
     from redheart.data.loader import effective_batches
-    from redheart.train.strategy import load_strategy
+    from redheart.train.strategy import strategy_named
 
     learner, train = learner_of(config, data), config.train
-    strategy = load_strategy(train)
+    strategy = strategy_named(train.strategy)
     order = learner.epoch_rows(0)
-    if strategy.deepspeed is None:
+    if not strategy.is_zero:
         optimizer = torch_adamw(learner.model, config)
         engine = None
     else:
@@ -110,13 +110,13 @@ def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> 
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.utils import logging
 
-    from redheart.train.strategy import load_strategy
+    from redheart.train.strategy import strategy_named
 
     logging.set_verbosity_error()
-    if load_strategy(config.train).deepspeed is not None:
+    strategy = strategy_named(config.train.strategy)
+    if strategy.is_zero:
         _without_shared_memory_op()
     learner, train = learner_of(config, data), config.train
-    strategy = load_strategy(train)
     rows_N = learner.epoch_rows(0)
     ends_s: list[float] = []
 
@@ -147,8 +147,8 @@ def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> 
             weight_decay=train.weight_decay,
             max_grad_norm=train.clip_norm,
             optim="adamw_torch_fused" if strategy.state_bits == 32 else "adamw_8bit",
-            bf16=strategy.deepspeed is not None,
-            deepspeed=trainer_deepspeed(config, strategy) if strategy.deepspeed else None,
+            bf16=strategy.is_zero,
+            deepspeed=trainer_deepspeed(config, strategy) if strategy.is_zero else None,
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=False,
             remove_unused_columns=False,
@@ -165,7 +165,7 @@ def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> 
             callbacks=[Clock()],
         )
         trainer.train()
-        if strategy.deepspeed and not hasattr(trainer.model_wrapped, "set_gradient_accumulation_boundary"):
+        if strategy.is_zero and not hasattr(trainer.model_wrapped, "set_gradient_accumulation_boundary"):
             raise RuntimeError("Trainer has trained without DeepSpeed")
     return _differences(ends_s)
 
@@ -192,6 +192,7 @@ def deepspeed_engine(model: "torch.nn.Module", config: StudyConfig, strategy: "S
     import deepspeed
 
     from redheart.train.groups import parameter_groups
+    from redheart.train.strategy import deepspeed_config
 
     _without_shared_memory_op()
     groups = parameter_groups(model, weight_decay=config.train.weight_decay)
@@ -203,12 +204,14 @@ def deepspeed_engine(model: "torch.nn.Module", config: StudyConfig, strategy: "S
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer = DeepSpeedCPUAdam(groups, lr=RATE, adamw_mode=True)
-    return deepspeed.initialize(model=model, optimizer=optimizer, config=dict(strategy.deepspeed or {}))[0]
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(strategy, config.train))[0]
 
 
 def trainer_deepspeed(config: StudyConfig, strategy: "Strategy") -> dict[str, object]:
     """The strategy's configuration as Trainer wants it: its own numbers must be the same or absent."""
-    found = dict(strategy.deepspeed or {})
+    from redheart.train.strategy import deepspeed_config
+
+    found = deepspeed_config(strategy, config.train) or {}
     found["gradient_accumulation_steps"] = config.train.effective_batch // config.train.micro_batch
     return found
 

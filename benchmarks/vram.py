@@ -170,13 +170,13 @@ def _bus_bytes(config: "StudyConfig", name: str, steps: int) -> int:
     from redheart.memory.step_cost import traffic_bytes
     from redheart.model.dims import preset
     from redheart.model.network import build
-    from redheart.study.outlook import planning
+    from redheart.train.strategy import strategy_named
 
-    sizes = planning.sizes_of(config, name)
-    if sizes.table in ("plain", "zero2_device"):
+    strategy = strategy_named(name)
+    if strategy.homes.masters == "device":
         return 0
     parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
-    return parameters * traffic_bytes(steps, state_bits=sizes.state_bits)
+    return parameters * traffic_bytes(steps, state_bits=strategy.state_bits)
 
 
 def main() -> None:
@@ -186,6 +186,7 @@ def main() -> None:
     from redheart.study import phases
     from redheart.study.outlook import planning
     from redheart.study.run_folder import RunFolder
+    from redheart.train.strategy import all_strategies
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     has_cuda = torch.cuda.is_available()
@@ -209,7 +210,7 @@ def main() -> None:
         run_one(options, strategy, int(micro_batch), bool(int(checkpointing)), Path(folder))
         return
     cap = planning.parse_bytes(options.cap) if options.cap else 0
-    names = options.strategies or planning.strategies()
+    names = options.strategies or [item.name for item in all_strategies() if item.configuration]
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         # The records are prepared before the first measurement, not within it.
         phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)))

@@ -42,7 +42,7 @@ def clean_environment() -> dict[str, str]:
 def test_it_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.startswith("redheart-")}
     listed = subprocess.run(
-        ["git", "ls-files", "redheart", "ds_configs/*.json", "ds_configs/ledgers"],
+        ["git", "ls-files", "redheart", "ds_configs/*.json"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -57,10 +57,10 @@ def test_it_knows_its_strategies_from_an_empty_folder(wheel: Path, tmp_path: Pat
     target = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(target)
     code = (
-        "import redheart, redheart.study.outlook.planning as plan, redheart.memory.ledger as ledger;"
+        "import redheart, redheart.train.strategy as strategy;"
         "import redheart.memory.adamw8bit.build as build;"
         "from importlib.resources import files;"
-        "print(redheart.__file__, len(plan.strategies()), len(list(ledger.FOLDER.glob('*.json'))),"
+        "print(redheart.__file__, sum(item.configuration.is_file() for item in strategy.all_strategies()[:-1]),"
         "len(list(build.SOURCES.iterdir())), files('redheart.predict').joinpath('page.html').is_file())"
     )
     done = subprocess.run(
@@ -75,9 +75,8 @@ def test_it_knows_its_strategies_from_an_empty_folder(wheel: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     place, *counts = done.stdout.split()
     sources = len(list((ROOT / "redheart" / "memory" / "adamw8bit" / "csrc").iterdir()))
-    tables = len(list((ROOT / "ds_configs" / "ledgers").glob("*.json")))
     assert Path(place).is_relative_to(target)
-    assert counts == [str(len(list((ROOT / "ds_configs").glob("*.json")))), str(tables), str(sources), "True"]
+    assert counts == [str(len(list((ROOT / "ds_configs").glob("*.json")))), str(sources), "True"]
 
 
 @pytest.mark.long

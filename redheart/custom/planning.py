@@ -1,7 +1,6 @@
 """The planner for a model of one's own."""
 
 import copy
-import dataclasses
 from unittest import mock
 
 import torch
@@ -9,10 +8,9 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.custom.learner import Batch, TensorLearner
-from redheart.memory.ledger import strategy_sizes
 from redheart.memory.plan import Plan, Planner, Workload, meta_in, model_sizes
 from redheart.train.groups import parameter_groups
-from redheart.train.strategy import load_strategy
+from redheart.train.strategy import strategy_sizes
 
 
 def plan(
@@ -30,10 +28,8 @@ def plan(
     Raises:
         BadInput: there is no such strategy.
     """
-    strategy = load_strategy(dataclasses.replace(config, micro_batch=micro_batch or 1))
-    sizes = strategy_sizes(strategy.name, strategy.deepspeed, state_bits=strategy.state_bits, ranks=1)
-    dtype = torch.float32 if sizes.table == "plain" else torch.bfloat16
-    module = meta_in(copy.deepcopy(learner.model).to("meta"), dtype)
+    sizes = strategy_sizes(config.strategy)
+    module = meta_in(copy.deepcopy(learner.model).to("meta"), sizes.kind.card_dtype)
 
     def batch(size: int) -> Batch:
         return tuple(torch.empty(size, *t.shape[1:], dtype=t.dtype, device="meta") for t in learner.train)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from redheart.memory.kernels import CUDA, Kernels
-from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, ledger
+from redheart.memory.ledger import SLOTS, Entry, ModelSizes, StrategySizes, ledger
 from redheart.memory.replay import Replay, moments, replay_step
-from redheart.memory.step_cost import step_cost
 from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
 
 MIB = 1 << 20
@@ -31,8 +30,6 @@ FRAGMENTATION_SHARE = 0.05
 """Added to what is reserved for the upper bound: real streams and library temporaries are not in the trace."""
 ACTIVATION_SHARE = 0.10
 """Added to activations and temporaries for the upper bound: torch's own tracker is tested to 10 %."""
-SLOTS = "page-locked slots"
-"""The ledger's line of what copies to and from a device pass through; without one there are none."""
 COMFORT_SHARE = 0.6
 """Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
 into host memory before a card is full."""
@@ -116,7 +113,7 @@ class Planner:
         work = self.workload
         steps = -(-work.effective_batch // (micro_batch * strategy.ranks))
         entries = ledger(work.sizes, strategy, accumulates=steps > 1)
-        kind = "keep" if strategy.table == "plain" else "release"
+        kind = "release" if strategy.kind.is_zero else "keep"
         training = self._trace(micro_batch, checkpointing, kind)
         validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
         batch_bytes = _tensor_bytes(work.batch(micro_batch))
@@ -165,7 +162,7 @@ class Planner:
             host_parts=host,
             disk_bytes=sum(disk.values()),
             disk_parts=disk,
-            step_cost=step_cost(work.sizes.total, strategy, steps, checkpointing=checkpointing),
+            step_cost=strategy.kind.cost(work.sizes.total // strategy.ranks, steps, checkpointing),
         )
         return plan, replay
 
@@ -211,7 +208,7 @@ class Planner:
 
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
-        return step_cost(self.workload.sizes.total, strategy, steps, checkpointing=checkpointing)
+        return strategy.kind.cost(self.workload.sizes.total // strategy.ranks, steps, checkpointing)
 
     def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
         """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
@@ -219,7 +216,7 @@ class Planner:
         fixed = sum(entry.total_bytes for entry in entries if entry.where == "device" and entry.life == "always")
         if fixed + CONTEXT_BYTES > vram_bytes:
             return fixed + CONTEXT_BYTES
-        kind = "keep" if strategy.table == "plain" else "release"
+        kind = "release" if strategy.kind.is_zero else "keep"
         return fixed + CONTEXT_BYTES + self._trace(micro_batch, checkpointing, kind).peak_bytes
 
     def pass_bytes(self, micro_batch: int, *, checkpointing: bool) -> int:
@@ -308,7 +305,7 @@ def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]
     """Disk of a run by part: two resume states and one being written, the module snapshots, the features."""
     named = {entry.attribute: entry.total_bytes * strategy.ranks for entry in entries}
     masters = named.get("single_partition_of_fp32_groups") or 4 * work.sizes.total
-    state = masters + named["state"]
+    state = masters + named.get("state", 0)
     return {
         "resume states": 3 * state,
         "module snapshots": work.snapshots * (2 * work.sizes.total + work.snapshot_output_bytes),

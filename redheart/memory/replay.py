@@ -82,7 +82,7 @@ def replay_step(
     """Replay initialisation, a step, a validation, another step, and a save.
 
     Args:
-        training: trace of one micro-batch with gradients; released as they are complete, except for `plain`.
+        training: trace of one micro-batch with gradients; released as they are complete by ZeRO.
         validation: trace of one micro-batch without gradients; None leaves it and the curve out, for a quick look.
         batch_bytes: inputs of a micro-batch on the device.
         micro_batches: per step; more than two behave as two do.
@@ -112,7 +112,7 @@ def replay_step(
 
 
 def _initialise(card: _Card, device: list[Entry], model: ModelSizes, strategy: StrategySizes) -> None:
-    if strategy.table == "plain":
+    if not strategy.kind.is_zero:
         for entry in _of(device, "always", "parameter"):
             for size in entry.each_bytes:
                 card.take(size, entry.name)
@@ -174,14 +174,14 @@ def _micro_batch(
                     held.extend(card.take(size, entry.name) for size in entry.each_bytes if size)
         if not gradients:
             for entry in device:
-                if entry.life == "accumulation" and strategy.table != "plain":
+                if entry.life == "accumulation":
                     gradients.extend(card.take(size, entry.name) for size in entry.each_bytes)
         if sum(model.parameters[item] for item in waiting) + model.parameters[name] > strategy.bucket_elements:
             flush()
         waiting.append(name)
 
-    live = _play(card, trace.events, on_gradient=gradient if strategy.table != "plain" else None)
-    if strategy.table == "plain" and not gradients:
+    live = _play(card, trace.events, on_gradient=gradient if strategy.kind.is_zero else None)
+    if not strategy.kind.is_zero and not gradients:
         # What is left of the pass are the gradients; later micro-batches add into them.
         gradients.extend(live)
     else:
@@ -197,10 +197,9 @@ def _step(card: _Card, device: list[Entry]) -> None:
     card.moment = "step"
     card.look()
     states = [entry for entry in device if entry.attribute == "state" and entry.per == "parameter"]
-    if states and "optimizer states" not in card.held:
-        for entry in states:
-            for size in entry.each_bytes:
-                card.take(size, entry.name)
+    for entry in states:
+        for size in entry.each_bytes if entry.name not in card.held else ():
+            card.take(size, entry.name)
     whole = [card.take(size, e.name) for e in device if e.life == "step_all" for size in e.each_bytes]
     for item in whole:
         card.give(item)

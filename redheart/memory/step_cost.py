@@ -1,9 +1,12 @@
-"""Seconds of a step for ranking configurations: the pipeline against a clock, with the constants of no card."""
+"""Seconds of a step for ranking configurations: the pipeline against a clock, with the constants of no card.
+
+Every function here takes the parameters of a rank, the micro-batches of a step and whether it checkpoints, in which
+case the forward pass is computed and launched twice. No promise of a time.
+"""
 
 from dataclasses import replace
 from functools import cache
 
-from redheart.memory.ledger import StrategySizes
 from redheart.pipeline.clock import Machine, Passes, simulate
 
 RING_BYTES = 96 << 20
@@ -32,20 +35,26 @@ def traffic_bytes(steps: int, *, state_bits: int) -> int:
     return 6 if steps == 1 else 4 * steps + 4
 
 
-@cache
-def step_cost(parameters: int, strategy: StrategySizes, steps: int, *, checkpointing: bool) -> float:
-    """Seconds of an optimizer step on a small card, by the pipeline's own order: for ranking, no promise.
+def on_card(parameters: int, steps: int, checkpointing: bool) -> float:
+    """All on the card: the passes and their launches."""
+    passes = _passes(steps, checkpointing)
+    return steps * max(passes.forward_s + passes.backward_s, passes.launch_s)
 
-    With checkpointing the forward pass is computed and launched twice.
-    """
+
+@cache
+def fused_offload(parameters: int, steps: int, checkpointing: bool, machine: Machine = SMALL_CARD) -> float:
+    """The optimizer on the host, by the pipeline's own order."""
+    modules = {f"part {number}": parameters // PARTS for number in range(PARTS)}
+    return simulate(modules, machine, _passes(steps, checkpointing), ring_bytes=RING_BYTES, steps=2).step_s
+
+
+def deepspeed_offload(parameters: int, steps: int, checkpointing: bool) -> float:
+    """The same by DeepSpeed's own path, which takes twice the bytes out (see `traffic_bytes`), with 32-bit states."""
+    machine = replace(SMALL_CARD, update_s=UPDATE_32_S, out_bytes_s=SMALL_CARD.out_bytes_s / 2)
+    return fused_offload(parameters, steps, checkpointing, machine)
+
+
+def _passes(steps: int, checkpointing: bool) -> Passes:
     forward_s, backward_s = (share / steps for share in PASS_S)
     launch_s = LAUNCH_S * (4 / 3 if checkpointing else 1)
-    passes = Passes(forward_s, backward_s + forward_s * checkpointing, launch_s, steps)
-    if strategy.table in ("plain", "zero2_device"):
-        return steps * max(passes.forward_s + passes.backward_s, launch_s)
-    machine = SMALL_CARD
-    if strategy.state_bits == 32:
-        # DeepSpeed's own path takes twice the bytes out (see `traffic_bytes`).
-        machine = replace(machine, update_s=UPDATE_32_S, out_bytes_s=machine.out_bytes_s / 2)
-    modules = {f"part {number}": parameters // strategy.ranks // PARTS for number in range(PARTS)}
-    return simulate(modules, machine, passes, ring_bytes=RING_BYTES, steps=2).step_s
+    return Passes(forward_s, backward_s + forward_s * checkpointing, launch_s, steps)

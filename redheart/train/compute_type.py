@@ -10,7 +10,7 @@ import time
 import torch
 
 from redheart.core.config import TrainConfig
-from redheart.train.strategy import load_strategy
+from redheart.train.strategy import strategy_named
 
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
@@ -25,7 +25,7 @@ def compute_type(config: TrainConfig) -> torch.dtype:
     Raises:
         BadInput: there is no such strategy.
     """
-    if load_strategy(config).stage == 0:
+    if not strategy_named(config.strategy).is_zero:
         return torch.float32
     if torch.cuda.is_available() or config.compute_type == "bf16":
         return torch.bfloat16

@@ -21,14 +21,13 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.ranks import Ranks, launched
 from redheart.memory.host import available_cores
+from redheart.memory.ledger import Strategy
 from redheart.snapshots.states import ParameterPlace
 from redheart.train.compute_type import compute_type
-from redheart.train.fused_step import install
 from redheart.train.groups import parameter_groups, parameter_places
-from redheart.train.optimizer import adamw
 from redheart.train.optimizer_state import held_bytes, load_tensors, tensors_of
 from redheart.train.repartition import Repartitioned
-from redheart.train.strategy import Strategy, in_float32, load_strategy
+from redheart.train.strategy import deepspeed_config, strategy_named
 
 LARGE_MODEL = 200_000_000
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
@@ -89,13 +88,10 @@ class Engine(Protocol):
 
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
     """Build the engine that `config.strategy` names around a module with its initial weights."""
-    strategy = load_strategy(config)
+    strategy = strategy_named(config.strategy)
     if torch.cuda.is_available():
         _fix_kernels(deterministic=config.deterministic)
-    if strategy.stage == 0:
-        return PlainEngine(module, config)
-    is_float32 = compute_type(config) == torch.float32
-    return ZeroEngine(module, config, in_float32(strategy) if is_float32 else strategy)
+    return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
 
 
 def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
@@ -111,22 +107,18 @@ def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -
 
 
 class PlainEngine:
-    """One process, no DeepSpeed, float32 AdamW: for debugging and as a reference."""
+    """One process, no DeepSpeed, float32: for debugging and as a reference."""
 
-    def __init__(self, module: nn.Module, config: TrainConfig):
+    def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
         if launched().world_size > 1:
-            raise BadInput("strategy `plain` is for one process", hint="use a zero2 strategy with several ranks")
+            raise BadInput(f"strategy `{strategy.name}` is for one process", hint="use a zero2 strategy")
         set_threads(module, config, 1)
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.float32
         self.module = module.to(self.device)
         self._clip_norm = config.clip_norm
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(module, weight_decay=config.weight_decay),
-            lr=0.0,
-            betas=(config.beta1, config.beta2),
-        )
+        self._optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
         parameters = [item for group in self._optimizer.param_groups for item in group["params"]]
         self.places = parameter_places(module, [[item] for item in parameters], [[0]] * len(parameters))
 
@@ -182,12 +174,15 @@ class ZeroEngine:
         if world_size == 1:
             _start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+        deepspeed_settings = deepspeed_config(strategy, config)
+        assert deepspeed_settings is not None
+        if compute_type(config) == torch.float32:
+            deepspeed_settings["bf16"] = {"enabled": False}
         accelerator = Accelerator(
-            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=dict(strategy.deepspeed or {})),
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_settings),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVES_TIMEOUT)],
         )
-        groups = parameter_groups(module, weight_decay=config.weight_decay)
-        optimizer = adamw(groups, config, state_bits=strategy.state_bits, on_host=strategy.offloads)
+        optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
         prepared, _ = accelerator.prepare(module, optimizer)
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise BadInput(
@@ -200,10 +195,10 @@ class ZeroEngine:
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
             self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
-        if strategy.offloads and self._zero.dtype == torch.float32:
+        if strategy.homes.masters == "host" and self._zero.dtype == torch.float32:
             _let_weights_be_masters(self._zero)
-        if strategy.state_bits == 8 and strategy.offloads:
-            install(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
+        if strategy.install_step:
+            strategy.install_step(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
         self.module = prepared
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets

@@ -1,58 +1,64 @@
-"""Training strategies by name: a DeepSpeed configuration and the number format of the optimizer's states."""
+"""Strategies by name: those of `strategies/`, and what a program registers."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
+from redheart.memory.ledger import Strategy, StrategySizes
+from redheart.train import strategies
 
-FOLDER = Path(__file__).parents[1] / "ds_configs"
-PLAIN = "plain"
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """What an engine needs to know to be built."""
-
-    name: str
-    state_bits: int
-    """8 or 32 bits per optimizer moment."""
-    deepspeed: dict[str, object] | None
-    """A DeepSpeed configuration without any "auto"; None runs without DeepSpeed."""
-
-    @property
-    def offloads(self) -> bool:
-        """Whether the optimizer runs on the host while the weights are on a device."""
-        zero = (self.deepspeed or {}).get("zero_optimization")
-        return isinstance(zero, dict) and "offload_optimizer" in zero
-
-    @property
-    def stage(self) -> int:
-        """ZeRO's stage; at 0 nothing of DeepSpeed's is needed, and the plain engine runs it."""
-        zero = (self.deepspeed or {}).get("zero_optimization")
-        return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
+_known: dict[str, Strategy] = {}
 
 
-def load_strategy(config: TrainConfig) -> Strategy:
-    """The strategy that a configuration names, with its batch size and clipping norm filled in.
+def register(strategy: Strategy) -> None:
+    """Let a strategy be planned and trained with by its name.
+
+    Raises:
+        BadInput: there is another of that name.
+    """
+    if _known.setdefault(strategy.name, strategy) is not strategy:
+        raise BadInput("there is a strategy of that name", got=strategy.name)
+
+
+for _module in iter_modules(strategies.__path__, f"{strategies.__name__}."):
+    register(import_module(_module.name).STRATEGY)
+
+
+def all_strategies() -> list[Strategy]:
+    """All of them by name, those without a DeepSpeed configuration last."""
+    return sorted(_known.values(), key=lambda strategy: (strategy.configuration is None, strategy.name))
+
+
+def strategy_named(name: str) -> Strategy:
+    """The strategy that a configuration names.
 
     Raises:
         BadInput: there is no strategy of that name.
     """
-    name = config.strategy
-    if name == PLAIN:
-        return Strategy(PLAIN, 32, None)
-    path = FOLDER / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join([*sorted(item.stem for item in FOLDER.glob("*.json")), PLAIN])
-        raise BadInput("unknown strategy", where="--train.strategy", got=name, expected=known)
-    deepspeed = read_json(path, dict[str, object])
-    deepspeed["train_micro_batch_size_per_gpu"] = config.micro_batch
-    deepspeed["gradient_clipping"] = config.clip_norm
-    return Strategy(name, 8 if "8bit" in name else 32, deepspeed)
+    if name not in _known:
+        names = ", ".join(strategy.name for strategy in all_strategies())
+        raise BadInput("unknown strategy", where="--train.strategy", got=name, expected=names)
+    return _known[name]
 
 
-def in_float32(strategy: Strategy) -> Strategy:
-    """A strategy with its weights, activations and gradients in float32 instead of bf16."""
-    return replace(strategy, deepspeed={**(strategy.deepspeed or {}), "bf16": {"enabled": False}})
+def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, object] | None:
+    """The strategy's DeepSpeed configuration with a run's micro-batch and clipping norm; None where it has none."""
+    if strategy.configuration is None:
+        return None
+    own = {"train_micro_batch_size_per_gpu": config.micro_batch, "gradient_clipping": config.clip_norm}
+    return read_json(strategy.configuration, dict[str, object]) | own
+
+
+def strategy_sizes(name: str, *, ranks: int = 1) -> StrategySizes:
+    """A strategy with what the ledger depends on in its DeepSpeed configuration.
+
+    Raises:
+        BadInput: there is no strategy of that name.
+    """
+    kind = strategy_named(name)
+    zero: Any = (deepspeed_config(kind, TrainConfig()) or {}).get("zero_optimization", {})
+    bucket_elements, num_buckets = zero.get("reduce_bucket_size", 500_000_000), 2 if zero.get("overlap_comm") else 1
+    return StrategySizes(kind, ranks, bucket_elements, num_buckets, kind.card_dtype.itemsize)

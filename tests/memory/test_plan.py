@@ -18,6 +18,7 @@ from redheart.model.network import build
 from redheart.snapshots.states import Progress, write_state
 from redheart.study.outlook import planning
 from redheart.train.groups import parameter_groups
+from redheart.train.strategy import strategy_sizes
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import plan_errors
@@ -31,8 +32,8 @@ def small_planner(**train: object) -> tuple[StudyConfig, Planner]:
 
 
 def test_peak_grows_with_the_micro_batch_and_every_moment_is_there() -> None:
-    config, planner = small_planner()
-    sizes = planning.sizes_of(config, "zero2_offload_adam8bit")
+    _, planner = small_planner()
+    sizes = strategy_sizes("zero2_offload_adam8bit")
     plans = [
         planner.plan(sizes, micro_batch=size, checkpointing=False, vram_bytes=8 * GIB)[0]
         for size in sorted(MICRO_BATCHES)
@@ -46,8 +47,8 @@ def test_peak_grows_with_the_micro_batch_and_every_moment_is_there() -> None:
 
 
 def test_offload_with_checkpointing_takes_no_more_than_without() -> None:
-    config, planner = small_planner()
-    sizes = planning.sizes_of(config, "zero2_offload_adam8bit")
+    _, planner = small_planner()
+    sizes = strategy_sizes("zero2_offload_adam8bit")
     with_, without = (
         planner.plan(sizes, micro_batch=64, checkpointing=flag, vram_bytes=8 * GIB)[0] for flag in (True, False)
     )
@@ -55,8 +56,8 @@ def test_offload_with_checkpointing_takes_no_more_than_without() -> None:
 
 
 def test_a_card_that_is_too_small_for_anything_names_nothing() -> None:
-    config, planner = small_planner()
-    sizes = planning.sizes_of(config, "zero2_offload_adam8bit")
+    _, planner = small_planner()
+    sizes = strategy_sizes("zero2_offload_adam8bit")
     assert planner.fastest([sizes], checkpointing=False, vram_bytes=GIB // 2) is None
 
 
@@ -98,7 +99,7 @@ def test_disk_is_predicted_within_five_per_cent(tmp_path: Path) -> None:
     """One written state of the small model; the plan counts three."""
     config = resolved(StudyConfig(preset="small"))
     work = planning.workload(config)
-    sizes = planning.sizes_of(config, "zero2_offload_adam8bit")
+    sizes = strategy_sizes("zero2_offload_adam8bit")
     entries = ledger(work.sizes, sizes, accumulates=True)
     tensors = {}
     for index, group in enumerate(parameter_groups(build(scaled(8), seed=0, device="meta"), weight_decay=0.01)):

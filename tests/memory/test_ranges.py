@@ -7,6 +7,7 @@ import pytest
 from redheart.core.config import FeatureConfig, StudyConfig, resolved
 from redheart.memory.plan import GIB, MICRO_BATCHES, Planner
 from redheart.study.outlook import planning
+from redheart.train.strategy import strategy_sizes
 
 CARDS_GIB = (4, 6, 8, 12, 24, 80)
 OFFLOAD = "zero2_offload_adam8bit"
@@ -36,7 +37,7 @@ def test_full_at_every_micro_batch_is_larger_with_more_records_and_what_is_named
 ) -> None:
     config = resolved(StudyConfig(preset="full", features=FeatureConfig(seq_len_tokens=512)))
     planner = Planner(planning.workload(config))
-    sizes = planning.sizes_of(config, OFFLOAD)
+    sizes = strategy_sizes(OFFLOAD)
     peaks = [
         planner.plan(sizes, micro_batch=micro, checkpointing=checkpointing, vram_bytes=8 * GIB)[0].peak_bytes
         for micro in sorted(MICRO_BATCHES)

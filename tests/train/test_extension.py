@@ -22,7 +22,7 @@ from redheart.core.errors import BadInput
 from redheart.core.lock import folder_lock
 from redheart.train import extension
 from redheart.train.extension import builders, building, clear_left_lock
-from redheart.train.optimizer import adamw
+from redheart.train.strategy import strategy_named
 
 OP = "stub_op"
 
@@ -214,5 +214,5 @@ def test_an_operator_that_cannot_be_compiled_is_one_message_with_the_way_out(
     module.DeepSpeedCPUAdam = fail  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "deepspeed.ops.adam", module)
     with pytest.raises(BadInput, match="zero2_offload_adam8bit") as refusal:
-        adamw([], TrainConfig(), state_bits=32, on_host=True)
+        strategy_named("zero2_offload_adam32").optimizer([], TrainConfig())
     assert refusal.value.got == "a.cpp:1:10: fatal error: no b.h"

@@ -1,17 +1,14 @@
 """What is sent arrives in order, and an error on the way is not lost."""
 
-from pathlib import Path
-
-import msgspec
 import pytest
 import torch
 
-from redheart.memory.ledger import FUSED, Table, evaluate
+from redheart.memory.ledger import SLOTS, ModelSizes, ledger
 from redheart.train import transfers
+from redheart.train.strategy import strategy_sizes
 from redheart.train.transfers import SLOTS_TO_DEVICE, SLOTS_TO_HOST, ToDevice, ToHost, pieces
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-TABLE = Path(__file__).parents[2] / "ds_configs" / "ledgers" / f"{FUSED}.json"
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +59,7 @@ def test_a_slot_is_given_again_only_after_its_copy() -> None:
 
 def test_the_ledger_counts_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    table = msgspec.json.decode(TABLE.read_bytes(), type=Table)
-    rule = next(rule for rule in table.entries if rule.name == "page-locked slots")
+    entries = ledger(ModelSizes({}, (), ()), strategy_sizes("zero2_offload_adam8bit"), accumulates=False)
     elements = (SLOTS_TO_HOST + SLOTS_TO_DEVICE) * transfers.SLOT_ELEMENTS
-    assert evaluate(rule.bytes, {}) == elements * torch.bfloat16.itemsize
+    (slots_bytes,) = (entry.total_bytes for entry in entries if entry.name == SLOTS)
+    assert slots_bytes == elements * torch.bfloat16.itemsize

@@ -14,7 +14,7 @@ from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
 from redheart.memory.kernels import CPU, Kernels
-from redheart.memory.ledger import StrategySizes, strategy_sizes
+from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes
 from redheart.memory.replay import Replay
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
@@ -24,12 +24,10 @@ from redheart.model.network import build
 from redheart.study.outlook import timings
 from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups
-from redheart.train.strategy import FOLDER, load_strategy
+from redheart.train.strategy import all_strategies, strategy_sizes
 
 NUM_VALIDATION, NUM_TRAINING, NUM_RECORDS = 984, 7086, 8858
 """Records that disk and time are planned for where no data set is at hand: the size of the real one."""
-ON_ONE_CARD = ("zero2_offload_adam8bit", "zero2_offload_adam32", "gpu_adam8bit", "fp32_adamw")
-"""What `auto` chooses from; the multi-device strategies are asked for by name."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,11 @@ def answer(
     # Either, unless it is asked for, or a micro-batch is.
     recompute = config.train.checkpointing or (False if micro else None)
     if name == "auto":
-        names = list(ON_ONE_CARD)
-        offered = [sizes_of(config, item, ranks=ranks) for item in names if item != "fp32_adamw"]
+        offered = _offered(ranks=ranks)
         chosen = planner_of(config).fastest(offered, checkpointing=recompute, vram_bytes=vram_bytes)
-        name = chosen.strategy if chosen else names[0]
-    sizes = sizes_of(config, name, ranks=ranks)
-    is_plain = sizes.table == "plain"
-    planner = planner_of(config, dtype=torch.float32 if is_plain else torch.bfloat16)
+        name = chosen.strategy if chosen else TrainConfig().strategy
+    sizes = strategy_sizes(name, ranks=ranks)
+    planner = planner_of(config, dtype=sizes.kind.card_dtype)
     if not micro:
         found = planner.fastest([sizes], checkpointing=recompute, vram_bytes=vram_bytes)
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
@@ -143,19 +139,10 @@ def nearest_text(nearest: Plan | None) -> str:
     )
 
 
-def sizes_of(config: StudyConfig, name: str, *, ranks: int = 1) -> StrategySizes:
-    """What the ledger needs of a strategy.
-
-    Raises:
-        BadInput: there is no such strategy.
-    """
-    strategy = load_strategy(dataclasses.replace(config.train, strategy=name))
-    return strategy_sizes(name, strategy.deepspeed, state_bits=strategy.state_bits, ranks=ranks)
-
-
-def strategies() -> list[str]:
-    """Names of all strategies with a file."""
-    return sorted(path.stem for path in FOLDER.glob("*.json"))
+def _offered(*, ranks: int, besides: str = "") -> list[StrategySizes]:
+    """What `auto` chooses from, and a refusal of one of them."""
+    names = [strategy.name for strategy in all_strategies() if strategy.is_offered and strategy.name != besides]
+    return [strategy_sizes(name, ranks=ranks) for name in names]
 
 
 def planner_of(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16) -> Planner:
@@ -183,9 +170,9 @@ def cpu_workload(config: StudyConfig) -> Workload:
 
 
 def cpu_sizes(config: StudyConfig) -> StrategySizes:
-    """As `sizes_of` for the study's strategy, in the type that this CPU computes in."""
+    """The study's strategy in the type that this CPU computes in."""
     weight_bytes = compute_type(config.train).itemsize
-    return dataclasses.replace(sizes_of(config, config.train.strategy), weight_bytes=weight_bytes)
+    return dataclasses.replace(strategy_sizes(config.train.strategy), weight_bytes=weight_bytes)
 
 
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
@@ -232,8 +219,7 @@ def _nearest(
     same = planner.fastest([sizes], vram_bytes=vram_bytes)
     if same:
         return same
-    others = [sizes_of(config, item, ranks=ranks) for item in ON_ONE_CARD if item not in (sizes.name, "fp32_adamw")]
-    return planner_of(config).fastest(others, vram_bytes=vram_bytes)
+    return planner_of(config).fastest(_offered(ranks=ranks, besides=sizes.name), vram_bytes=vram_bytes)
 
 
 def free_disk_bytes(path: Path) -> int:

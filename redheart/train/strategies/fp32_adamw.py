@@ -1,0 +1,8 @@
+"""`fp32_adamw`: the naive run, which the planner must refuse at 8 GiB: `plain` with a configuration."""
+
+from dataclasses import replace
+
+from redheart.memory.ledger import CONFIGURATIONS
+from redheart.train.strategies import plain
+
+STRATEGY = replace(plain.STRATEGY, name="fp32_adamw", configuration=CONFIGURATIONS / "fp32_adamw.json")

@@ -1,0 +1,72 @@
+"""A strategy of one's own: one object, registered, planned and trained with by its name."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from redheart.core.config import TrainConfig
+from redheart.core.errors import BadInput
+from redheart.custom import TensorLearner, fit, plan
+from redheart.memory.ledger import Entry, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.step_cost import on_card
+from redheart.train import strategy as registry
+from redheart.train.events import read_events
+
+
+def momentum(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:
+    four = each(4, model.parameters.values())
+    return [
+        Entry("weights", "device", "parameter", "always", four, "torch.nn", "parameters"),
+        Entry("gradients", "device", "parameter", "accumulation", four, "torch.autograd", "parameters.grad"),
+        Entry("momentum", "device", "parameter", "always", four, "torch/optim/sgd.py", "state"),
+    ]
+
+
+TOY = Strategy(
+    name="toy_sgd",
+    configuration=None,
+    is_zero=False,
+    homes=Homes(masters="device", states="device", gradients="device"),
+    state_bits=32,
+    ledger=momentum,
+    optimizer=lambda groups, config: torch.optim.SGD(list(groups), lr=0.0, momentum=config.beta1),
+    cost=on_card,
+)
+
+
+def test_a_strategy_of_ones_own_is_planned_and_trained_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_known", dict(registry._known))
+    registry.register(TOY)
+    model, data = nn.Linear(300, 300), [torch.randn(32, 300), torch.randn(32, 300)]
+    before = model.weight.detach().clone()
+    learner = TensorLearner(
+        nn.ModuleDict({"map": model}),
+        lambda module, batch: (module["map"](batch[0]) - batch[1]).square().mean(1),  # type: ignore[index]
+        train=data,
+        validation=data,
+        modules=["map"],
+    )
+    config = TrainConfig(strategy="toy_sgd", effective_batch=16, cycle_epochs=1, snapshot_every=1)
+    found = plan(learner, config, vram_bytes=8 << 30)
+    count = sum(item.numel() for item in model.parameters())
+    assert found.fits and found.moments["save"].parts == {"weights": 4 * count, "momentum": 4 * count}
+    fit(learner, config, tmp_path, epochs=1, learning_rate=1e-2)
+    assert len(list(read_events(tmp_path / "events.jsonl", "step"))) == 2
+    assert not torch.equal(model.weight, before)
+    with pytest.raises(BadInput, match="of that name"):
+        registry.register(Strategy(**{**vars(TOY), "cost": lambda *_: 0.0}))
+
+
+def test_nothing_but_its_own_file_knows_a_strategys_name() -> None:
+    root = Path(registry.__file__).parents[1]
+    names = "|".join(strategy.name for strategy in registry.all_strategies())
+    asked = re.compile(rf"""(==|!=|\bin\b) *\(?["']({names})["']|["']8bit["'] in""")
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if path.parent.name != "strategies" and asked.search(path.read_text())
+    }
+    assert found == set()
