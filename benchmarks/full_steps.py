@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import probe
 import psutil
 from record import write_result
 
@@ -37,7 +38,6 @@ def folder_bytes(folder: Path) -> int:
 
 def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
     """Prepare, build, start the engine and take `steps` optimizer steps, or a whole epoch with what it writes."""
-    from redheart.memory import probe
     from redheart.study import phases, run_folder
     from redheart.train.events import read_events
 

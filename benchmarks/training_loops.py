@@ -211,7 +211,7 @@ def trainer_deepspeed(config: StudyConfig, strategy: "Strategy") -> dict[str, ob
     """The strategy's configuration as Trainer wants it: its own numbers must be the same or absent."""
     from redheart.train.strategy import deepspeed_config
 
-    found = deepspeed_config(strategy, config.train) or {}
+    found = deepspeed_config(strategy, config.train)
     found["gradient_accumulation_steps"] = config.train.effective_batch // config.train.micro_batch
     return found
 

@@ -20,6 +20,7 @@ import time
 from itertools import product
 from pathlib import Path
 
+import probe
 from record import write_result
 
 from redheart.cli import set_environment
@@ -49,7 +50,6 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
     from torch.nn.functional import pad
 
     from redheart.data.loader import load_batch
-    from redheart.memory import probe
     from redheart.model.blocks import set_checkpointing
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
@@ -106,7 +106,6 @@ def measure_overhead() -> tuple[int, str]:
     """Bytes beside what torch's allocator holds, the CUDA context's above all, and how they were found."""
     import torch
 
-    from redheart.memory import probe
     from redheart.memory.plan import CONTEXT_BYTES, WORKSPACE_BYTES
 
     # The first product makes the context, and cuBLAS's workspace within the allocator.

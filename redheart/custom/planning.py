@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.custom.learner import Batch, TensorLearner
-from redheart.memory.plan import Plan, Planner, Workload, meta_in, model_sizes
+from redheart.memory.plan import Plan, Planner, Workload, model_sizes
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import strategy_sizes
 
@@ -29,7 +29,7 @@ def plan(
         BadInput: there is no such strategy.
     """
     sizes = strategy_sizes(config.strategy)
-    module = meta_in(copy.deepcopy(learner.model).to("meta"), sizes.kind.card_dtype)
+    module = copy.deepcopy(learner.model).to("meta", sizes.kind.card_dtype)
 
     def batch(size: int) -> Batch:
         return tuple(torch.empty(size, *t.shape[1:], dtype=t.dtype, device="meta") for t in learner.train)

@@ -52,7 +52,6 @@ class CachingAllocator:
     def __init__(self, limit_bytes: int | None = None):
         self.limit_bytes = limit_bytes
         self.allocated_bytes = self.reserved_bytes = 0
-        self.peak_allocated_bytes = self.peak_reserved_bytes = 0
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._blocks: dict[int, _Block] = {}
         self._next_address = 0
@@ -79,7 +78,6 @@ class CachingAllocator:
             insort(pool, (tail.size, tail.address))
         block.used = True
         self.allocated_bytes += block.size
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
         return block.address
 
     def free(self, address: int) -> None:
@@ -126,7 +124,6 @@ class CachingAllocator:
         self._next_address += wanted + MIN_BLOCK_BYTES
         self._blocks[block.address] = block
         self.reserved_bytes += wanted
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         return block
 
     @staticmethod

@@ -14,9 +14,11 @@ from redheart.core.config import TrainConfig
 
 Where = Literal["device", "host"]
 Per = Literal["once", "group", "parameter"]
+Groups = Sequence[dict[str, object]]
+"""Parameter groups as `redheart.train.groups` makes them."""
 Life = Literal["always", "init", "init_all", "backward", "boundary", "accumulation", "step", "step_all"]
 
-CONFIGURATIONS = Path(__file__).parents[1] / "ds_configs"
+DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
 """Where DeepSpeed's configurations lie."""
 SLOTS = "page-locked slots"
 """The line of what copies to and from a device pass through; without one there are none."""
@@ -37,11 +39,6 @@ class ModelSizes:
     def total(self) -> int:
         """Elements of the whole model."""
         return sum(self.parameters.values())
-
-    @property
-    def largest(self) -> int:
-        """Elements of the largest parameter."""
-        return max(self.parameters.values(), default=0)
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,8 @@ class Strategy:
     """8 or 32 bits per optimizer moment."""
     ledger: Callable[[ModelSizes, "StrategySizes", bool], list[Entry]]
     """Every buffer for a model; the last argument is whether a step has several micro-batches."""
-    optimizer: Callable[[Sequence[dict[str, object]], TrainConfig], torch.optim.Optimizer]
-    """AdamW for such groups as `redheart.train.groups` makes; the learning rate is set at every step."""
+    optimizer: Callable[[Groups, TrainConfig], torch.optim.Optimizer]
+    """The learning rate is set at every step."""
     cost: Callable[[int, int, bool], float]
     """Seconds of a step, by which configurations are ranked: parameters of a rank, micro-batches, checkpointing."""
     install_step: Callable[..., None] | None = None
@@ -119,11 +116,6 @@ class StrategySizes:
     num_buckets: int
     weight_bytes: int
     """Of a parameter as the pass reads it: 2 in bf16, 4 in float32."""
-
-    @property
-    def name(self) -> str:
-        """The strategy's."""
-        return self.kind.name
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> list[Entry]:

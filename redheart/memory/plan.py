@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 from redheart.memory.kernels import CUDA, Kernels
 from redheart.memory.ledger import SLOTS, Entry, ModelSizes, StrategySizes, ledger
-from redheart.memory.replay import Replay, moments, replay_step
+from redheart.memory.replay import Moment, Replay, replay_step
 from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
 
 MIB = 1 << 20
@@ -34,14 +34,6 @@ COMFORT_SHARE = 0.6
 """Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
 into host memory before a card is full."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """One moment of a run on the device, without context and workspaces."""
-
-    reserved_bytes: int
-    allocated_bytes: int
-    parts: dict[str, int]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -116,22 +108,15 @@ class Planner:
         kind = "release" if strategy.kind.is_zero else "keep"
         training = self._trace(micro_batch, checkpointing, kind)
         validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
-        batch_bytes = _tensor_bytes(work.batch(micro_batch))
+        batch_bytes, model = _tensor_bytes(work.batch(micro_batch)), work.sizes
         replay = replay_step(
-            training,
-            validation,
-            batch_bytes,
-            model=work.sizes,
-            strategy=strategy,
-            entries=entries,
-            micro_batches=steps,
+            training, validation, batch_bytes, model=model, strategy=strategy, entries=entries, micro_batches=steps
         )
-        by_moment = {name: Moment(reserved, allocated, parts) for name, reserved, allocated, parts in moments(replay)}
-        worst = max(by_moment, key=lambda name: by_moment[name].reserved_bytes)
-        reserved = by_moment[worst].reserved_bytes
+        worst = max(replay.moments, key=lambda name: replay.moments[name].reserved_bytes)
+        reserved = replay.moments[worst].reserved_bytes
         fluid = max(
             sum(size for name, size in moment.parts.items() if name in ("activations", "gradients and temporaries"))
-            for moment in by_moment.values()
+            for moment in replay.moments.values()
         )
         peak = reserved + CONTEXT_BYTES + WORKSPACE_BYTES
         upper = int(
@@ -140,14 +125,14 @@ class Planner:
             + CONTEXT_UPPER_BYTES
             + WORKSPACE_UPPER_BYTES
         )
-        parts = dict(by_moment[worst].parts)
+        parts = dict(replay.moments[worst].parts)
         parts["cached by the allocator"] = reserved - sum(parts.values())
         parts |= {"CUDA context": CONTEXT_BYTES, "cuBLAS workspaces": WORKSPACE_BYTES}
         host = host_parts(work, entries)
         disk = disk_parts(work, strategy, entries)
         plan = Plan(
             fits=upper <= vram_bytes,
-            strategy=strategy.name,
+            strategy=strategy.kind.name,
             micro_batch=micro_batch,
             accumulation_steps=steps,
             checkpointing=checkpointing,
@@ -157,7 +142,7 @@ class Planner:
             peak_moment=worst,
             parts=parts,
             besides_context_bytes=reserved + WORKSPACE_BYTES,
-            moments=by_moment,
+            moments=replay.moments,
             host_bytes=sum(host.values()),
             host_parts=host,
             disk_bytes=sum(disk.values()),
@@ -325,8 +310,3 @@ def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Model
         tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
         tuple(int(group["state_bits"]) for group in groups),
     )
-
-
-def meta_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module in another type; on `meta` this moves nothing."""
-    return module.to(dtype)

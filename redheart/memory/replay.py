@@ -3,65 +3,72 @@
 The pass comes from a trace, the buffers from the ledger; what is replayed is their order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import msgspec
 
 from redheart.memory.allocator import CachingAllocator
 from redheart.memory.ledger import Entry, ModelSizes, StrategySizes
 from redheart.memory.trace import Event, Trace
 
-MOMENTS = ("initialisation", "forward", "backward", "step", "validation", "save")
+Held = tuple[int, int, str]
+"""What the card was asked for: a handle, bytes, a category."""
+
+
+class Moment(msgspec.Struct):
+    """One moment of a run on the device, without context and workspaces."""
+
+    reserved_bytes: int = 0
+    allocated_bytes: int = -1
+    parts: dict[str, int] = {}
+    """By category what was held when the moment's peak was reached."""
 
 
 @dataclass
 class Replay:
     """What the card held at every moment, and over the requests of one step."""
 
-    peak_reserved_bytes: dict[str, int] = field(default_factory=dict)
-    peak_allocated_bytes: dict[str, int] = field(default_factory=dict)
-    parts_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By moment, what was held by category when the moment's peak was reached."""
+    moments: dict[str, Moment] = field(default_factory=dict)
+    """Initialisation, forward, backward, step, validation, save: in the order of a run."""
     curve: list[tuple[str, dict[str, int]]] = field(default_factory=list)
     """(moment, bytes by category) after every request of the last step."""
 
 
 class _Card:
-    def __init__(self) -> None:
+    def __init__(self, model: ModelSizes, strategy: StrategySizes, entries: Sequence[Entry]):
+        self.model, self.strategy = model, strategy
+        self.entries = [entry for entry in entries if entry.where == "device"]
         self.allocator = CachingAllocator()
         self.replay = Replay()
         self.moment = "initialisation"
         self.is_recording = False
         self.held: dict[str, int] = {}
 
-    def take(self, size: int, category: str) -> tuple[int, int, str]:
+    def of(self, life: str, per: str | None = None) -> list[Entry]:
+        return [entry for entry in self.entries if entry.life == life and per in (entry.per, None)]
+
+    def take(self, size: int, category: str) -> Held:
         handle = self.allocator.malloc(size)
         self.held[category] = self.held.get(category, 0) + size
-        now, replay = self.allocator.allocated_bytes, self.replay
-        if now > replay.peak_allocated_bytes.get(self.moment, -1):
-            replay.peak_allocated_bytes[self.moment] = now
-            replay.parts_bytes[self.moment] = dict(self.held)
-        replay.peak_reserved_bytes[self.moment] = max(
-            replay.peak_reserved_bytes.get(self.moment, 0), self.allocator.reserved_bytes
-        )
-        self._record()
+        self.look()
         return handle, size, category
 
-    def give(self, item: tuple[int, int, str]) -> None:
-        handle, size, category = item
-        self.allocator.free(handle)
-        self.held[category] -= size
-        self._record()
+    def take_all(self, entries: Sequence[Entry]) -> list[Held]:
+        return [self.take(size, entry.name) for entry in entries for size in entry.each_bytes if size]
 
-    def brief(self, size: int, category: str) -> None:
-        if size:
-            self.give(self.take(size, category))
+    def give(self, *items: Held) -> None:
+        for handle, size, category in items:
+            self.allocator.free(handle)
+            self.held[category] -= size
+            self._record()
 
     def look(self) -> None:
-        """Count what is held at a moment that requests nothing."""
-        now, reserved = self.allocator.allocated_bytes, self.allocator.reserved_bytes
-        self.replay.peak_allocated_bytes[self.moment] = now
-        self.replay.peak_reserved_bytes[self.moment] = reserved
-        self.replay.parts_bytes[self.moment] = dict(self.held)
+        """Count what is held, at a moment that requests nothing too."""
+        peak, now = self.replay.moments.setdefault(self.moment, Moment()), self.allocator.allocated_bytes
+        if now > peak.allocated_bytes:
+            peak.allocated_bytes, peak.parts = now, {name: size for name, size in self.held.items() if size}
+        peak.reserved_bytes = max(peak.reserved_bytes, self.allocator.reserved_bytes)
         self._record()
 
     def _record(self) -> None:
@@ -87,95 +94,70 @@ def replay_step(
         batch_bytes: inputs of a micro-batch on the device.
         micro_batches: per step; more than two behave as two do.
     """
-    card = _Card()
-    device = [entry for entry in entries if entry.where == "device"]
-    _initialise(card, device, model, strategy)
+    card = _Card(model, strategy, entries)
+    _initialise(card)
     for number in range(2):
         card.is_recording = number == 1 and validation is not None
-        gradients: list[tuple[int, int, str]] = []
+        gradients: list[Held] = []
         parts = min(micro_batches, 2)
         for part in range(parts):
-            _micro_batch(card, training, batch_bytes, device, model, strategy, gradients, is_last=part == parts - 1)
-        _step(card, device)
-        for item in gradients:
-            card.give(item)
+            _micro_batch(card, training, batch_bytes, gradients, is_last=part == parts - 1)
+        _step(card)
+        card.give(*gradients)
         card.is_recording = False
         if validation is not None:
             card.moment = "validation"
             batch = card.take(batch_bytes, "batch")
-            for item in [*_play(card, validation.events), batch]:
-                card.give(item)
+            card.give(*_play(card, validation.events), batch)
     card.moment = "save"
     # A snapshot copies the weights tensor by tensor to the host; on the device it takes nothing.
     card.look()
     return card.replay
 
 
-def _initialise(card: _Card, device: list[Entry], model: ModelSizes, strategy: StrategySizes) -> None:
-    if not strategy.kind.is_zero:
-        for entry in _of(device, "always", "parameter"):
-            for size in entry.each_bytes:
-                card.take(size, entry.name)
+def _initialise(card: _Card) -> None:
+    if not card.strategy.kind.is_zero:
+        card.take_all(card.of("always", "parameter"))
         return
     # The module arrives in bf16, parameter by parameter; each group is then flattened and its parts dropped.
-    module = {name: card.take(2 * count, "weights before flattening") for name, count in model.parameters.items()}
-    for index, names in enumerate(model.groups):
+    module = {name: card.take(2 * count, "weights before flattening") for name, count in card.model.parameters.items()}
+    for index, names in enumerate(card.model.groups):
         # DeepSpeed empties the cache before it flattens a group.
         card.allocator.empty_cache()
         # Only what is named for the group itself: the states come with the first step.
-        for entry in _of(device, "always", "group"):
+        for entry in card.of("always", "group"):
             if entry.attribute != "state":
                 card.take(entry.each_bytes[index], entry.name)
-            if entry.attribute in ("bit16_groups_flat", "fp16_partitioned_groups_flat"):
+            if entry.attribute == "bit16_groups_flat":
                 for name in names:
                     card.give(module.pop(name))
-        brief = [card.take(entry.each_bytes[index], entry.name) for entry in _of(device, "init", "group")]
-        for item in brief:
-            card.give(item)
-    for entry in _of(device, "always", "once"):
-        card.take(entry.total_bytes, entry.name)
-    whole = [card.take(size, entry.name) for entry in _of(device, "init_all", "group") for size in entry.each_bytes]
-    for item in whole:
-        card.give(item)
-    for entry in _of(device, "always", "group"):
-        if entry.attribute == "state":
-            for size in entry.each_bytes:
-                card.take(size, entry.name)
+        card.give(*[card.take(entry.each_bytes[index], entry.name) for entry in card.of("init", "group")])
+    card.take_all(card.of("always", "once"))
+    card.give(*card.take_all(card.of("init_all", "group")))
+    card.take_all([entry for entry in card.of("always", "group") if entry.attribute == "state"])
 
 
-def _micro_batch(
-    card: _Card,
-    trace: Trace,
-    batch_bytes: int,
-    device: list[Entry],
-    model: ModelSizes,
-    strategy: StrategySizes,
-    gradients: list[tuple[int, int, str]],
-    *,
-    is_last: bool,
-) -> None:
+def _micro_batch(card: _Card, trace: Trace, batch_bytes: int, gradients: list[Held], *, is_last: bool) -> None:
+    model, strategy = card.model, card.strategy
     card.moment = "forward"
     batch = card.take(batch_bytes, "batch")
-    held: list[tuple[int, int, str]] = []
+    held: list[Held] = []
     waiting: list[str] = []
     position = {name: index for index, name in enumerate(model.parameters)}
-    boundary = _of(device, "boundary", "parameter")
+    boundary = card.of("boundary") if is_last else []
 
     def flush() -> None:
         for name in waiting:
-            for entry in boundary if is_last else ():
-                card.brief(entry.each_bytes[position[name]], entry.name)
+            for entry in boundary:
+                size = entry.each_bytes[position[name]]
+                card.give(*[card.take(size, entry.name)] if size else [])
         waiting.clear()
 
     def gradient(name: str) -> None:
         if not held:
-            for entry in device:
-                if entry.life == "backward":
-                    held.extend(card.take(size, entry.name) for size in entry.each_bytes if size)
+            held.extend(card.take_all(card.of("backward")))
         if not gradients:
-            for entry in device:
-                if entry.life == "accumulation":
-                    gradients.extend(card.take(size, entry.name) for size in entry.each_bytes)
+            gradients.extend(card.take_all(card.of("accumulation")))
         if sum(model.parameters[item] for item in waiting) + model.parameters[name] > strategy.bucket_elements:
             flush()
         waiting.append(name)
@@ -185,35 +167,25 @@ def _micro_batch(
         # What is left of the pass are the gradients; later micro-batches add into them.
         gradients.extend(live)
     else:
-        for item in live:
-            card.give(item)
+        card.give(*live)
     flush()
-    for item in held:
-        card.give(item)
-    card.give(batch)
+    card.give(*held, batch)
 
 
-def _step(card: _Card, device: list[Entry]) -> None:
+def _step(card: _Card) -> None:
     card.moment = "step"
+    # The last step counts, which is the one that is drawn.
+    card.replay.moments["step"] = Moment()
     card.look()
-    states = [entry for entry in device if entry.attribute == "state" and entry.per == "parameter"]
-    for entry in states:
-        for size in entry.each_bytes if entry.name not in card.held else ():
-            card.take(size, entry.name)
-    whole = [card.take(size, e.name) for e in device if e.life == "step_all" for size in e.each_bytes]
-    for item in whole:
-        card.give(item)
-    stepped = _of(device, "step", "group")
+    card.give(*card.take_all(card.of("step_all", "parameter")))
+    stepped = card.of("step", "group")
     for index in range(max((len(entry.each_bytes) for entry in stepped), default=0)):
-        for item in [card.take(entry.each_bytes[index], entry.name) for entry in stepped]:
-            card.give(item)
+        card.give(*[card.take(entry.each_bytes[index], entry.name) for entry in stepped])
 
 
-def _play(
-    card: _Card, events: Sequence[Event], on_gradient: Callable[[str], None] | None = None
-) -> list[tuple[int, int, str]]:
+def _play(card: _Card, events: Sequence[Event], on_gradient: Callable[[str], None] | None = None) -> list[Held]:
     """Replay a pass; what is still there at its end is returned."""
-    live: dict[int, tuple[int, int, str]] = {}
+    live: dict[int, Held] = {}
     is_training = card.moment != "validation"
     for event in events:
         if event.kind == "alloc":
@@ -226,19 +198,3 @@ def _play(
         elif event.label.startswith("gradient:") and on_gradient:
             on_gradient(event.label.removeprefix("gradient:"))
     return list(live.values())
-
-
-def _of(entries: Sequence[Entry], life: str, per: str) -> list[Entry]:
-    return [entry for entry in entries if entry.life == life and entry.per == per]
-
-
-def moments(replay: Replay) -> Iterator[tuple[str, int, int, dict[str, int]]]:
-    """(moment, reserved bytes, allocated bytes, bytes by category) in the order of a run."""
-    for moment in MOMENTS:
-        if moment in replay.peak_reserved_bytes:
-            yield (
-                moment,
-                replay.peak_reserved_bytes[moment],
-                replay.peak_allocated_bytes[moment],
-                {name: size for name, size in replay.parts_bytes[moment].items() if size},
-            )

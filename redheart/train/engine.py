@@ -175,7 +175,6 @@ class ZeroEngine:
             _start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
         deepspeed_settings = deepspeed_config(strategy, config)
-        assert deepspeed_settings is not None
         if compute_type(config) == torch.float32:
             deepspeed_settings["bf16"] = {"enabled": False}
         accelerator = Accelerator(

@@ -44,12 +44,10 @@ def strategy_named(name: str) -> Strategy:
     return _known[name]
 
 
-def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, object] | None:
-    """The strategy's DeepSpeed configuration with a run's micro-batch and clipping norm; None where it has none."""
-    if strategy.configuration is None:
-        return None
+def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, object]:
+    """The strategy's DeepSpeed configuration with a run's micro-batch and clipping norm; these alone if it has none."""
     own = {"train_micro_batch_size_per_gpu": config.micro_batch, "gradient_clipping": config.clip_norm}
-    return read_json(strategy.configuration, dict[str, object]) | own
+    return (read_json(strategy.configuration, dict[str, object]) if strategy.configuration else {}) | own
 
 
 def strategy_sizes(name: str, *, ranks: int = 1) -> StrategySizes:
@@ -59,6 +57,6 @@ def strategy_sizes(name: str, *, ranks: int = 1) -> StrategySizes:
         BadInput: there is no strategy of that name.
     """
     kind = strategy_named(name)
-    zero: Any = (deepspeed_config(kind, TrainConfig()) or {}).get("zero_optimization", {})
+    zero: Any = deepspeed_config(kind, TrainConfig()).get("zero_optimization", {})
     bucket_elements, num_buckets = zero.get("reduce_bucket_size", 500_000_000), 2 if zero.get("overlap_comm") else 1
     return StrategySizes(kind, ranks, bucket_elements, num_buckets, kind.card_dtype.itemsize)

@@ -15,7 +15,7 @@ from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import GIB, Plan, Planner, Workload, meta_in, model_sizes
+from redheart.memory.plan import GIB, Plan, Planner, Workload, model_sizes
 from redheart.memory.replay import Replay
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
@@ -178,7 +178,7 @@ def cpu_sizes(config: StudyConfig) -> StrategySizes:
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
     """The study's model with its batch and loss on `meta`."""
     dims = preset(config.preset)
-    module = meta_in(build(dims, seed=0, device=device), dtype)
+    module = build(dims, seed=0, device=device).to(dtype)
     length, targets = config.features.seq_len_tokens, sum(dims.outputs)
     step_counts_K = torch.empty(len(dims.outputs), device=device)
 
@@ -216,10 +216,8 @@ def _nearest(
     config: StudyConfig, planner: Planner, sizes: StrategySizes, *, vram_bytes: int, ranks: int
 ) -> Plan | None:
     """The same strategy with a smaller micro-batch or checkpointing, else the cheapest other one."""
-    same = planner.fastest([sizes], vram_bytes=vram_bytes)
-    if same:
-        return same
-    return planner_of(config).fastest(_offered(ranks=ranks, besides=sizes.name), vram_bytes=vram_bytes)
+    others = _offered(ranks=ranks, besides=sizes.kind.name)
+    return planner.fastest([sizes], vram_bytes=vram_bytes) or planner_of(config).fastest(others, vram_bytes=vram_bytes)
 
 
 def free_disk_bytes(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from redheart.memory.ledger import CONFIGURATIONS
+from redheart.memory.ledger import DS_CONFIGS
 from redheart.train.strategies import plain
 
-STRATEGY = replace(plain.STRATEGY, name="fp32_adamw", configuration=CONFIGURATIONS / "fp32_adamw.json")
+STRATEGY = replace(plain.STRATEGY, name="fp32_adamw", configuration=DS_CONFIGS / "fp32_adamw.json")

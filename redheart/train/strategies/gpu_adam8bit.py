@@ -1,20 +1,18 @@
 """`gpu_adam8bit`: ZeRO-2 without offload; weights, float32 masters, 8-bit states and gradients on the device."""
 
-from collections.abc import Sequence
-
 import torch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.ledger import CONFIGURATIONS, Entry, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.ledger import DS_CONFIGS, Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import on_card
-from redheart.memory.zero2 import HELD, ZERO, bucket, padded_groups, parts_of, states_8bit_bytes
+from redheart.memory.zero2 import HELD, ZERO, bucket, padded_groups, states_bytes
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:
     """Everything on the device; the gradients of a step beside those of the micro-batch before it is stepped."""
-    weight, groups, parts = strategy.weight_bytes, padded_groups(model, strategy.ranks), parts_of(model, strategy.ranks)
+    weight, (groups, parts) = strategy.weight_bytes, padded_groups(model, strategy.ranks)
     flat, masters, second = each(weight, groups), each(4, parts), each(weight if accumulates else 0, groups)
-    upcast, states = each(0 if weight == 4 else 4, parts), tuple(states_8bit_bytes(count) for count in parts)
+    upcast, states = each(0 if weight == 4 else 4, parts), tuple(states_bytes(count, 8) for count in parts)
     made = f"{ZERO}, DeepSpeedZeroOptimizer.__init__"
     dropped = f"{ZERO}, initialize_optimizer_states: allocated for all groups, then dropped"
     own = f"{ZERO}, copy_grads_in_partition: grads_in_partition"
@@ -36,7 +34,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> lis
     ]
 
 
-def adamw(groups: Sequence[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
+def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """Of bitsandbytes."""
     from bitsandbytes.optim import AdamW8bit
 
@@ -46,7 +44,7 @@ def adamw(groups: Sequence[dict[str, object]], config: TrainConfig) -> torch.opt
 
 STRATEGY = Strategy(
     name="gpu_adam8bit",
-    configuration=CONFIGURATIONS / "gpu_adam8bit.json",
+    configuration=DS_CONFIGS / "gpu_adam8bit.json",
     is_zero=True,
     homes=Homes(masters="device", states="device", gradients="device"),
     state_bits=8,

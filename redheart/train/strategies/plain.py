@@ -1,11 +1,9 @@
 """`plain`: one process, no DeepSpeed, everything in float32 on the device; for debugging and as a reference."""
 
-from collections.abc import Sequence
-
 import torch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.ledger import Entry, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.ledger import Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import on_card
 
 
@@ -23,7 +21,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> lis
     ]
 
 
-def adamw(groups: Sequence[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
+def adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """Torch's own."""
     return torch.optim.AdamW(list(groups), lr=0.0, betas=(config.beta1, config.beta2))
 

@@ -1,18 +1,16 @@
 """`zero2_offload_adam32`: ZeRO-2 offload by DeepSpeed's own path with 32-bit states, the exact reference."""
 
-from collections.abc import Sequence
-
 import torch
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
-from redheart.memory.ledger import CONFIGURATIONS, Homes, Strategy
+from redheart.memory.ledger import DS_CONFIGS, Groups, Homes, Strategy
 from redheart.memory.step_cost import deepspeed_offload
 from redheart.memory.zero2 import deepspeed_offload as ledger
 from redheart.train.extension import building
 
 
-def deepspeed_adam(groups: Sequence[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
+def deepspeed_adam(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
     """DeepSpeed's for the host, compiled at its first use.
 
     Raises:
@@ -41,7 +39,7 @@ def _cause(text: str) -> str:
 
 STRATEGY = Strategy(
     name="zero2_offload_adam32",
-    configuration=CONFIGURATIONS / "zero2_offload_adam32.json",
+    configuration=DS_CONFIGS / "zero2_offload_adam32.json",
     is_zero=True,
     homes=Homes(masters="host", states="host", gradients="host"),
     state_bits=32,

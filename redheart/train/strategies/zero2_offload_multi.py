@@ -2,12 +2,8 @@
 
 from dataclasses import replace
 
-from redheart.memory.ledger import CONFIGURATIONS
-from redheart.train.strategies import zero2_offload_adam32
+from redheart.memory.ledger import DS_CONFIGS
+from redheart.train.strategies.zero2_offload_adam32 import STRATEGY as ONE
 
-STRATEGY = replace(
-    zero2_offload_adam32.STRATEGY,
-    name="zero2_offload_multi",
-    configuration=CONFIGURATIONS / "zero2_offload_multi.json",
-    is_offered=False,
-)
+CONFIGURATION = DS_CONFIGS / "zero2_offload_multi.json"
+STRATEGY = replace(ONE, name="zero2_offload_multi", configuration=CONFIGURATION, is_offered=False)

@@ -20,7 +20,7 @@ class Peaks(msgspec.Struct, frozen=True):
 
 
 def measure() -> Peaks:
-    """Peaks since the process, or `reset`, began."""
+    """Peaks since the process began."""
     import torch
 
     host = _status_bytes("VmHWM")
@@ -29,14 +29,6 @@ def measure() -> Peaks:
     free, total = torch.cuda.mem_get_info()
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     return Peaks(allocated, reserved, _driver_bytes(), total - free, host)
-
-
-def reset() -> None:
-    """Begin to count the device's peaks anew; the host's cannot be reset."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _status_bytes(key: str) -> int | None:
