@@ -104,6 +104,9 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deterministic: bool = True
     """On a CUDA device, the same bits at every run; without it attention's backward pass may be faster there."""
+    card_share: Share = 0.0
+    """Share of the optimizer that lies and is updated on the card, with `zero2_offload_adam8bit`: 8 bytes a parameter
+    of device memory for less work of the host and the bus."""
     compute_type: Literal["auto", "bf16", "fp32"] = "auto"
     """On the CPU, what the strategies with DeepSpeed compute in; `auto` takes bf16 where the processor has units for
     it and fp32 where it has none. A CUDA device computes in bf16, and `plain` in fp32."""
@@ -121,7 +124,7 @@ class TrainConfig:
 
 RUNTIME_FIELDS = (
     *("compute_type", "num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
-    *("compress_snapshots", "wandb", "progress", "sample_every_s"),
+    *("card_share", "compress_snapshots", "wandb", "progress", "sample_every_s"),
 )
 """Settings of `train` that say how a run is made and watched; they do not decide what comes out.
 

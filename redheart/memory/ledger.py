@@ -96,9 +96,14 @@ class Strategy:
     cost: Callable[[int, int, bool], float]
     """Seconds of a step, by which configurations are ranked: parameters of a rank, micro-batches, checkpointing."""
     install_step: Callable[..., None] | None = None
-    """Puts a step of its own into DeepSpeed's ZeRO optimizer; given that and `accumulates`."""
+    """Puts a step of its own into DeepSpeed's ZeRO optimizer; given that, `accumulates` and `card_share`."""
     is_offered: bool = False
     """Whether `auto` chooses from it and a refusal may name it; the others are asked for by name."""
+
+    @property
+    def takes_share(self) -> bool:
+        """Whether a part of its optimizer may lie on the card."""
+        return self.install_step is not None
 
     @property
     def card_dtype(self) -> torch.dtype:
@@ -116,11 +121,22 @@ class StrategySizes:
     num_buckets: int
     weight_bytes: int
     """Of a parameter as the pass reads it: 2 in bf16, 4 in float32."""
+    card_share: float = 0.0
+    """Of the optimizer of a strategy that offloads, 0 to 1: what lies and is updated on the card."""
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> list[Entry]:
     """Every buffer of a strategy for a model."""
     return strategy.kind.ledger(model, strategy, accumulates)
+
+
+def held_bytes(entries: Iterable[Entry]) -> dict[str, int]:
+    """Bytes by the attribute that an engine holds them in."""
+    held: dict[str, int] = {}
+    for entry in entries:
+        if entry.attribute and entry.total_bytes:
+            held[entry.attribute] = held.get(entry.attribute, 0) + entry.total_bytes
+    return held
 
 
 def each(size: int, counts: Iterable[int]) -> tuple[int, ...]:

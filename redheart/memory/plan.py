@@ -3,6 +3,8 @@
 Knows nothing of the model: a module on `meta`, a function from a batch size to an example batch, and its loss.
 """
 
+import dataclasses
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import merge
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
 from redheart.memory.kernels import CUDA, Kernels
-from redheart.memory.ledger import SLOTS, Entry, ModelSizes, StrategySizes, ledger
+from redheart.memory.ledger import SLOTS, Entry, ModelSizes, StrategySizes, held_bytes, ledger
 from redheart.memory.replay import Moment, Replay, replay_step
 from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
 
@@ -44,6 +46,8 @@ class Plan(msgspec.Struct, frozen=True):
     micro_batch: int
     accumulation_steps: int
     checkpointing: bool
+    card_share: float
+    """Of the optimizer that lies on the card."""
     vram_bytes: int
     peak_bytes: int
     """Whole process: reserved by the allocator, context, workspaces."""
@@ -136,6 +140,7 @@ class Planner:
             micro_batch=micro_batch,
             accumulation_steps=steps,
             checkpointing=checkpointing,
+            card_share=strategy.card_share,
             vram_bytes=vram_bytes,
             peak_bytes=peak,
             upper_bytes=upper,
@@ -147,7 +152,7 @@ class Planner:
             host_parts=host,
             disk_bytes=sum(disk.values()),
             disk_parts=disk,
-            step_cost=strategy.kind.cost(work.sizes.total // strategy.ranks, steps, checkpointing),
+            step_cost=self._step_s(strategy, micro_batch, checkpointing),
         )
         return plan, replay
 
@@ -183,6 +188,48 @@ class Planner:
                 fits = fits or (plan if plan.fits else None)
         return fits
 
+    def with_share(self, strategy: StrategySizes, *, vram_bytes: int, checkpointing: bool | None = None) -> Plan | None:
+        """The fastest configuration that fits with as much of the optimizer on the card as there is room for.
+
+        Args:
+            strategy: one that takes a share.
+            vram_bytes: what the run may use.
+            checkpointing: with, without, or either.
+        """
+        best: Plan | None = None
+        ways = [
+            (
+                self._step_s(dataclasses.replace(strategy, card_share=1.0), micro_batch, recompute),
+                micro_batch,
+                recompute,
+            )
+            for recompute in ((False, True) if checkpointing is None else (checkpointing,))
+            for micro_batch in MICRO_BATCHES
+            if micro_batch <= self.workload.effective_batch
+        ]
+        for least_s, micro_batch, recompute in sorted(ways):
+            if best and best.step_cost <= least_s:
+                break
+            found = self._largest_share(strategy, micro_batch, recompute, vram_bytes)
+            if found and (best is None or found.step_cost < best.step_cost):
+                best = found
+        return best
+
+    def _largest_share(
+        self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int
+    ) -> Plan | None:
+        """The plan with the largest share that fits, in twentieths; None where not even none does."""
+
+        def planned(twentieths: int) -> Plan:
+            sizes = dataclasses.replace(strategy, card_share=twentieths / 20)
+            setting = {"micro_batch": micro_batch, "checkpointing": checkpointing, "vram_bytes": vram_bytes}
+            return self.plan(sizes, **setting)[0]  # type: ignore[arg-type]
+
+        if self._at_least_bytes(strategy, micro_batch, checkpointing, vram_bytes) > vram_bytes:
+            return None
+        fitting = bisect_left(range(21), True, key=lambda twentieths: not planned(twentieths).fits)
+        return planned(fitting - 1) if fitting else None
+
     def _of_size(
         self, strategy: StrategySizes, number: int, checkpointing: bool
     ) -> Iterator[tuple[float, int, StrategySizes, int, bool]]:
@@ -193,7 +240,9 @@ class Planner:
 
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
-        return strategy.kind.cost(self.workload.sizes.total // strategy.ranks, steps, checkpointing)
+        # What is updated on the card is behind the pass: tens of milliseconds for all of the full model.
+        on_host = round(self.workload.sizes.total * (1 - strategy.card_share)) // strategy.ranks
+        return strategy.kind.cost(on_host, steps, checkpointing)
 
     def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
         """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
@@ -288,9 +337,9 @@ def _larger(*moments: dict[str, int]) -> dict[str, int]:
 
 def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]) -> dict[str, int]:
     """Disk of a run by part: two resume states and one being written, the module snapshots, the features."""
-    named = {entry.attribute: entry.total_bytes * strategy.ranks for entry in entries}
-    masters = named.get("single_partition_of_fp32_groups") or 4 * work.sizes.total
-    state = masters + named.get("state", 0)
+    named = held_bytes(entries)
+    masters = strategy.ranks * named.get("single_partition_of_fp32_groups", 0) or 4 * work.sizes.total
+    state = masters + strategy.ranks * named.get("state", 0)
     return {
         "resume states": 3 * state,
         "module snapshots": work.snapshots * (2 * work.sizes.total + work.snapshot_output_bytes),

@@ -43,7 +43,9 @@ def on_card(parameters: int, steps: int, checkpointing: bool) -> float:
 
 @cache
 def fused_offload(parameters: int, steps: int, checkpointing: bool, machine: Machine = SMALL_CARD) -> float:
-    """The optimizer on the host, by the pipeline's own order."""
+    """So much of the optimizer on the host, by the pipeline's own order."""
+    if not parameters:
+        return on_card(parameters, steps, checkpointing)
     modules = {f"part {number}": parameters // PARTS for number in range(PARTS)}
     return simulate(modules, machine, _passes(steps, checkpointing), ring_bytes=RING_BYTES, steps=2).step_s
 

@@ -25,6 +25,26 @@ def padded_groups(model: ModelSizes, ranks: int) -> tuple[list[int], list[int]]:
     return [ranks * count for count in parts], parts
 
 
+def groups_on_card(parts: Sequence[int], share: float) -> list[int]:
+    """Numbers of the groups whose masters and states lie on the card: in their order, as long as they fit the share.
+
+    The first are those that the next forward pass needs first.
+    """
+    room, chosen = share * sum(parts), []
+    for index, elements in enumerate(parts):
+        if elements <= room:
+            room -= elements
+            chosen.append(index)
+    return chosen
+
+
+def homes(parts: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """Elements of every group whose masters lie on the host, and on the card."""
+    chosen = set(groups_on_card(parts, share))
+    host = [0 if index in chosen else count for index, count in enumerate(parts)]
+    return host, [count - there for count, there in zip(parts, host, strict=True)]
+
+
 def states_bytes(elements: int, bits: int) -> int:
     """A code a moment and a float per block; 32-bit moments where they are asked for, and for few elements."""
     is_8bit = bits == 8 and elements >= MIN_8BIT_ELEMENTS
@@ -49,6 +69,7 @@ def offload(
     weight, (groups, parts) = strategy.weight_bytes, padded_groups(model, strategy.ranks)
     # Float32 weights are the masters.
     upcast, beside = each(4 if weight < 4 else 0, parts), each(0 if weight < 4 else 4, parts)
+    masters = each(4 if weight < 4 else 0, homes(parts, strategy.card_share)[0])
     buffer, held = (weight * max(model.parameters.values(), default=0),), "temp_grad_buffer_for_{}_offload"
     made = f"{ZERO}, DeepSpeedZeroOptimizer.__init__, flatten_dense_tensors_aligned"
     cloned = f"{INIT}: weights_partition = ….detach().clone()"
@@ -61,7 +82,7 @@ def offload(
         Entry("buffer for offloading a gradient", "device", "once", "always", buffer, INIT, held.format("gpu")),
         bucket(strategy),
         *leaving,
-        Entry("master weights", "host", "group", "always", upcast, shared, HELD),
+        Entry("master weights", "host", "group", "always", masters, shared, HELD),
         Entry("master weights beside float32 weights", "host", "group", "init_all", beside, GIVEN_UP),
         *kept,
         Entry("staging of a gradient", "host", "once", "always", buffer, INIT, held.format("cpu")),

@@ -89,6 +89,13 @@ class Engine(Protocol):
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
     """Build the engine that `config.strategy` names around a module with its initial weights."""
     strategy = strategy_named(config.strategy)
+    if config.card_share and not strategy.takes_share:
+        raise BadInput(
+            "no part of this strategy's optimizer moves to the card",
+            where="--train.card-share",
+            got=f"{config.card_share} with {strategy.name}",
+            hint="take --train.strategy zero2_offload_adam8bit, or no share",
+        )
     if torch.cuda.is_available():
         _fix_kernels(deterministic=config.deterministic)
     return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
@@ -197,7 +204,8 @@ class ZeroEngine:
         if strategy.homes.masters == "host" and self._zero.dtype == torch.float32:
             _let_weights_be_masters(self._zero)
         if strategy.install_step:
-            strategy.install_step(self._zero, accumulates=config.micro_batch * world_size < config.effective_batch)
+            accumulates = config.micro_batch * world_size < config.effective_batch
+            strategy.install_step(self._zero, accumulates=accumulates, card_share=config.card_share)
         self.module = prepared
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets

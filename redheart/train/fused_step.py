@@ -19,17 +19,19 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
+from redheart.memory.zero2 import groups_on_card
 from redheart.train.transfers import ToDevice, ToHost, pieces
 
 WRITTEN_FOR = "0.19.8"
 
 
-def install(zero: Any, *, accumulates: bool) -> None:
+def install(zero: Any, *, accumulates: bool, card_share: float = 0.0) -> None:
     """Replace the gradient hand-over and the step of a ZeRO-2 optimizer under offload by fused ones.
 
     Args:
         zero: DeepSpeed's ZeRO optimizer around a `HostAdamW8bit`.
         accumulates: whether a step may have several micro-batches on this rank.
+        card_share: of the optimizer that lies and is updated where the weights are.
 
     Raises:
         BadInput: the installed DeepSpeed is not the one that this was written for.
@@ -46,11 +48,16 @@ def install(zero: Any, *, accumulates: bool) -> None:
         )
     assert isinstance(zero.optimizer, HostAdamW8bit)
     zero.param_buffer_of_bit16_for_cpu_offload_groups.clear()
+    partitions = zero.single_partition_of_fp32_groups
     if not accumulates:
-        for partition in zero.single_partition_of_fp32_groups:
+        for partition in partitions:
             _hold_gradient_in(zero.dtype, partition)
-        # It holds views of the gradients, which keep the replaced float32 ones alive: 4 bytes per parameter.
-        zero._get_offload_gradient_dict()
+    zero._on_card = groups_on_card([partition.numel() for partition in partitions], card_share)
+    for index in zero._on_card:
+        zero.optimizer.param_groups[index]["on_card"] = True
+        _move(partitions[index], zero.bit16_groups_flat[index].device)
+    # It holds views of masters and gradients, which keep the replaced ones alive.
+    zero._link_all_hp_params()
     if needs_transfers(zero.bit16_groups_flat[0].device):
         zero._to_host, zero._to_device = ToHost(), ToDevice()
     else:
@@ -63,6 +70,13 @@ def install(zero: Any, *, accumulates: bool) -> None:
 def needs_transfers(device: torch.device) -> bool:
     """Whether weights and gradients are copied between a device and the host; on the CPU they are there already."""
     return device.type != "cpu"
+
+
+def _move(partition: Tensor, device: torch.device) -> None:
+    """Take masters and the tensor that holds their gradients to a device."""
+    grad, partition.grad = partition.grad, None
+    partition.data = partition.data.to(device)
+    partition.grad = None if grad is None else grad.to(device)
 
 
 def _hold_gradient_in(dtype: torch.dtype, partition: Tensor) -> None:
@@ -85,7 +99,7 @@ def _receive_gradient(zero: Any, param: Tensor, group_idx: int | None = None) ->
     partition = zero.single_partition_of_fp32_groups[group]
     keep = partial(_add, zero.optimizer) if param_id in zero._received else _set
     zero._received.add(param_id)
-    if zero._to_host is None:
+    if zero._to_host is None or group in zero._on_card:
         keep(partition, offset, source)
     else:
         for piece in pieces(elements):
@@ -133,7 +147,7 @@ def _step(zero: Any, closure: None = None) -> None:
     to_device: ToDevice | None = zero._to_device
     for index, (group, master) in enumerate(zip(optimizer.param_groups, masters, strict=True)):
         weights = zero.parallel_partitioned_bit16_groups[index][rank].data
-        if to_device is None:
+        if to_device is None or index in zero._on_card:
             out_bf16 = weights if weights.dtype == torch.bfloat16 else None
             optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=out_bf16)
             continue

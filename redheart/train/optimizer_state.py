@@ -58,5 +58,5 @@ def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensor
         for name in names[index]:
             key = name.partition(".")[2]
             is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
-            state[key] = int(tensors[name]) if is_step_count else tensors[name]
+            state[key] = int(tensors[name]) if is_step_count else tensors[name].to(master.device)
         optimizer.state[master] = state

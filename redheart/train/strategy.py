@@ -50,8 +50,8 @@ def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, objec
     return (read_json(strategy.configuration, dict[str, object]) if strategy.configuration else {}) | own
 
 
-def strategy_sizes(name: str, *, ranks: int = 1) -> StrategySizes:
-    """A strategy with what the ledger depends on in its DeepSpeed configuration.
+def strategy_sizes(name: str, *, ranks: int = 1, card_share: float = 0.0) -> StrategySizes:
+    """A strategy with what the ledger depends on in its DeepSpeed configuration, and a share of it on the card.
 
     Raises:
         BadInput: there is no strategy of that name.
@@ -59,4 +59,4 @@ def strategy_sizes(name: str, *, ranks: int = 1) -> StrategySizes:
     kind = strategy_named(name)
     zero: Any = deepspeed_config(kind, TrainConfig()).get("zero_optimization", {})
     bucket_elements, num_buckets = zero.get("reduce_bucket_size", 500_000_000), 2 if zero.get("overlap_comm") else 1
-    return StrategySizes(kind, ranks, bucket_elements, num_buckets, kind.card_dtype.itemsize)
+    return StrategySizes(kind, ranks, bucket_elements, num_buckets, kind.card_dtype.itemsize, card_share)

@@ -1,6 +1,6 @@
 """Start an engine on the CPU, run one step of two micro-batches, and print what it holds.
 
-Usage: python engine_tensors.py STRATEGY DIVISOR COMPUTE_TYPE ...
+Usage: python engine_tensors.py STRATEGY DIVISOR COMPUTE_TYPE[,CARD_SHARE] ...
 
 One engine after the other for every compute type; the process's peak is that of the first.
 """
@@ -55,11 +55,18 @@ def status_bytes(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def main(name: str, divisor: int, compute_type: str) -> None:
+def main(name: str, divisor: int, compute_type: str, card_share: float) -> None:
     before_bytes = alive_bytes()
     torch.manual_seed(0)
     dims = scaled(divisor)
-    config = TrainConfig(strategy=name, micro_batch=4, effective_batch=8, num_threads=1, compute_type=compute_type)
+    config = TrainConfig(
+        strategy=name,
+        micro_batch=4,
+        effective_batch=8,
+        num_threads=1,
+        compute_type=compute_type,
+        card_share=card_share,
+    )
     AcceleratorState._reset_state(True)
     model = build(dims, seed=0)
     engine = engines.start_engine(model, config)
@@ -104,5 +111,6 @@ def main(name: str, divisor: int, compute_type: str) -> None:
 
 
 if __name__ == "__main__":
-    for kind in sys.argv[3:]:
-        main(sys.argv[1], int(sys.argv[2]), kind)
+    for way in sys.argv[3:]:
+        kind, _, share = way.partition(",")
+        main(sys.argv[1], int(sys.argv[2]), kind, float(share or 0))

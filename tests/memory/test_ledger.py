@@ -12,7 +12,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from launching import launch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.ledger import Homes, ModelSizes, Strategy, ledger
+from redheart.memory.ledger import Homes, ModelSizes, Strategy, held_bytes, ledger
 from redheart.memory.plan import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
@@ -31,19 +31,19 @@ def _marked(strategy: str) -> Any:
 
 
 @cache
-def engine_tensors(strategy: str, divisor: int, *compute_types: str) -> list[dict[str, Any]]:
-    done = launch([sys.executable, str(SCRIPT)], strategy, divisor, *compute_types)
+def engine_tensors(strategy: str, divisor: int, *ways: str) -> list[dict[str, Any]]:
+    done = launch([sys.executable, str(SCRIPT)], strategy, divisor, *ways)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return [json.loads(line.removeprefix("RESULT ")) for line in lines]
 
 
-def predicted(strategy: str, divisor: int, *, weight_bytes: int) -> dict[str, int]:
+def predicted(strategy: str, divisor: int, *, weight_bytes: int, card_share: float = 0.0) -> dict[str, int]:
     module = build(scaled(divisor), seed=0, device="meta")
     sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
-    numbers = replace(strategy_sizes(strategy), weight_bytes=weight_bytes)
+    numbers = replace(strategy_sizes(strategy, card_share=card_share), weight_bytes=weight_bytes)
     entries = ledger(sizes, numbers, accumulates=True)
-    named = {entry.attribute: entry.total_bytes for entry in entries if entry.attribute and entry.total_bytes}
+    named = held_bytes(entries)
     # Alive in a backward pass only; its size is the configuration's own number.
     named.pop("ipg_buckets", None)
     return named
@@ -54,6 +54,13 @@ def test_ledger_equals_the_tensors_of_a_real_engine(strategy: str) -> None:
     for found, weight_bytes in zip(engine_tensors(strategy, 32, "bf16", "fp32"), (2, 4), strict=True):
         assert found["held"] == predicted(strategy, 32, weight_bytes=weight_bytes)
         # Nothing else is alive but the batch: a view of a tensor that was replaced would keep it.
+        assert found["alive_bytes"] <= sum(found["held"].values()) + 100 * 1024
+
+
+def test_ledger_equals_the_tensors_of_an_engine_with_a_share_on_the_card() -> None:
+    name, shares = "zero2_offload_adam8bit", (0.05, 1.0)
+    for found, share in zip(engine_tensors(name, 32, "bf16,0.05", "bf16,1"), shares, strict=True):
+        assert found["held"] == predicted(name, 32, weight_bytes=2, card_share=share)
         assert found["alive_bytes"] <= sum(found["held"].values()) + 100 * 1024
 
 

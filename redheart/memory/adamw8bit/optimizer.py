@@ -11,6 +11,7 @@ from torch import Tensor
 from redheart.memory.adamw8bit.build import NoKernel
 from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
+from redheart.memory.adamw8bit.on_card import OnCard
 
 MIN_8BIT_ELEMENTS = 4096
 """A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
@@ -22,6 +23,7 @@ class HostAdamW8bit(torch.optim.Optimizer):
     """AdamW on the CPU with 8-bit states where they pay.
 
     Groups may set `state_bits` to 32 (norms and biases); tensors under 4,096 elements have 32-bit states in any case.
+    Those with a true `on_card` are updated where their tensors are, by bitsandbytes.
     8-bit states are `state1`, `state2` (uint8 codes), `absmax1`, `absmax2` (float32 per 256) and `qmap1`, `qmap2`,
     under bitsandbytes' names, and load into `bitsandbytes.optim.AdamW8bit` and back; 32-bit ones are `state1`,
     `state2` in float32, as there. `kernel` is another path than this machine's fastest.
@@ -63,7 +65,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
     ) -> None:
         """One step on one parameter, its gradient scaled on the way and its bf16 copy written in the same pass."""
         scalars = self._begin(group, parameter, grad_scale)
-        self._update_part(parameter, grad, scalars, slice(0, parameter.numel()), out_bf16)
+        path = OnCard() if group.get("on_card") else self._backend
+        self._update_part(path, parameter, grad, scalars, slice(0, parameter.numel()), out_bf16)
 
     @torch.no_grad()
     def update_in_parts(
@@ -89,12 +92,12 @@ class HostAdamW8bit(torch.optim.Optimizer):
         scalars = self._begin(group, parameter, grad_scale)
         for part in parts:
             out_bf16 = slot(part.stop - part.start)
-            self._update_part(parameter, grad, scalars, part, out_bf16)
+            self._update_part(self._backend, parameter, grad, scalars, part, out_bf16)
             yield part, out_bf16
 
     def add(self, total: Tensor, addend: Tensor) -> None:
-        """Add a gradient, (n,) bfloat16 or float32, to a sum of gradients on the host, (n,) float32."""
-        if addend.dtype == torch.bfloat16:
+        """Add a gradient, (n,) bfloat16 or float32, to a sum of gradients beside it, (n,) float32."""
+        if addend.dtype == torch.bfloat16 and not addend.is_cuda:
             self._backend.add(total, addend)
         else:
             total.add_(addend)
@@ -118,14 +121,20 @@ class HostAdamW8bit(torch.optim.Optimizer):
         )
 
     def _update_part(
-        self, parameter: Tensor, grad: Tensor, scalars: StepScalars, part: slice, out_bf16: Tensor | None
+        self,
+        path: Kernel | Chunked,
+        parameter: Tensor,
+        grad: Tensor,
+        scalars: StepScalars,
+        part: slice,
+        out_bf16: Tensor | None,
     ) -> None:
         state = self.state[parameter]
         master, flat_grad = parameter.data.view(-1)[part], grad.reshape(-1)[part]
         first, second = state["state1"].view(-1)[part], state["state2"].view(-1)[part]
         if first.dtype == torch.uint8:
             blocks = slice(part.start // BLOCK, -(-part.stop // BLOCK))
-            self._backend.update8(
+            path.update8(
                 scalars,
                 master,
                 flat_grad,
@@ -135,7 +144,7 @@ class HostAdamW8bit(torch.optim.Optimizer):
                 out_bf16=out_bf16,
             )
         else:
-            self._backend.update32(scalars, master, flat_grad, moments=(first, second), out_bf16=out_bf16)
+            path.update32(scalars, master, flat_grad, moments=(first, second), out_bf16=out_bf16)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state of this class or of `bitsandbytes.optim.AdamW8bit`; tensors are copied in their own dtype.
@@ -160,8 +169,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
                 }
 
     def sum_squares(self, grad: Tensor) -> float:
-        """Sum of squares of a gradient on the host, in double precision."""
-        return self._backend.sum_squares(grad)
+        """Sum of squares of a gradient, in double precision."""
+        return (OnCard() if grad.is_cuda else self._backend).sum_squares(grad)
 
     def _start(self, state: dict[str, Any], parameter: Tensor, state_bits: int) -> None:
         state["step"] = 0
@@ -170,9 +179,10 @@ class HostAdamW8bit(torch.optim.Optimizer):
             return
         blocks = -(-parameter.numel() // BLOCK)
         for moment, qmap in (("1", dynamic_map(True)), ("2", dynamic_map(False))):
-            state[f"state{moment}"] = torch.full(parameter.shape, int(torch.searchsorted(qmap, 0.0)), dtype=torch.uint8)
-            state[f"qmap{moment}"] = qmap
-            state[f"absmax{moment}"] = torch.zeros(blocks)
+            zero = int(torch.searchsorted(qmap, 0.0))
+            state[f"state{moment}"] = torch.full_like(parameter, zero, dtype=torch.uint8)
+            state[f"qmap{moment}"] = qmap.to(parameter.device)
+            state[f"absmax{moment}"] = parameter.new_zeros(blocks)
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:

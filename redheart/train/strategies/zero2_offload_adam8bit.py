@@ -1,5 +1,7 @@
 """`zero2_offload_adam8bit`: ZeRO-2, float32 masters and 8-bit AdamW states on the host, stepped by the fused kernel."""
 
+from collections.abc import Sequence
+
 from redheart.core.config import TrainConfig
 from redheart.memory import zero2
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
@@ -8,26 +10,46 @@ from redheart.memory.step_cost import fused_offload
 from redheart.memory.zero2 import HELD, ZERO
 from redheart.train.fused_step import install
 
+INSTALL = "redheart/train/fused_step.py, install"
+
 
 def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:
-    """ZeRO-2 offload without DeepSpeed's copy of the new weights; gradients stay as small as they come."""
+    """ZeRO-2 offload without DeepSpeed's copy of the new weights; gradients stay as small as they come.
+
+    A share of the groups has its masters, states and waiting gradients on the card.
+    """
     weight, (_, parts) = strategy.weight_bytes, zero2.padded_groups(model, strategy.ranks)
+    host, card = zero2.homes(parts, strategy.card_share)
     grad_bytes = 4 if accumulates else weight
-    installed = "redheart/train/fused_step.py, install"
-    grad = f"{installed}: the type of the weights where a micro-batch is the whole step, else the float32 sum"
-    copy = f"{ZERO}, __init__, param_buffer_of_bit16_for_cpu_offload_groups; given up by {installed}"
+    grad = f"{INSTALL}: the type of the weights where a micro-batch is the whole step, else the float32 sum"
+    copy = f"{ZERO}, __init__, param_buffer_of_bit16_for_cpu_offload_groups; given up by {INSTALL}"
     first = f"{ZERO}, initialize_optimizer_states, beyond those that are kept"
     slots, slots_bytes = "redheart/train/transfers.py: six of 8 Mi bf16 elements", 6 * (8 << 20) * 2
-    states = tuple(map(zero2.states_bytes, parts, model.group_state_bits))
+    states = tuple(map(zero2.states_bytes, host, model.group_state_bits))
     started = "redheart/memory/adamw8bit/optimizer.py, HostAdamW8bit._start"
     kept = [
-        Entry("gradients", "host", "group", "always", each(grad_bytes, parts), grad, f"{HELD}.grad"),
+        Entry("gradients", "host", "group", "always", each(grad_bytes, host), grad, f"{HELD}.grad"),
         Entry("DeepSpeed's copy of the new weights", "host", "group", "init_all", each(weight, parts), copy),
-        Entry("gradients in float32", "host", "group", "init_all", each(4 - grad_bytes, parts), first),
+        Entry("gradients in float32", "host", "group", "init_all", each(4 - grad_bytes, host), first),
         Entry(SLOTS, "host", "once", "always", (slots_bytes,), slots),
     ]
     held = Entry("optimizer states", "host", "group", "always", states, started, "state")
-    return [*zero2.offload(model, strategy, kept=kept), held]
+    on_card = _on_card(model, card, weight, grad_bytes) if any(card) else []
+    return [*on_card, *zero2.offload(model, strategy, kept=kept), held]
+
+
+def _on_card(model: ModelSizes, card: Sequence[int], weight: int, grad_bytes: int) -> list[Entry]:
+    update = "redheart/memory/adamw8bit/on_card.py, OnCard.update8: grad.float()"
+    own, converted = each(4 if weight < 4 else 0, card), each(4 if grad_bytes < 4 else 0, card)
+    states = tuple(map(zero2.states_bytes, card, model.group_state_bits))
+    made = f"{ZERO}, __init__; taken to the card by {INSTALL}"
+    return [
+        Entry("master weights on the card", "device", "group", "always", own, INSTALL, HELD),
+        Entry("gradients on the card", "device", "group", "always", each(grad_bytes, card), INSTALL, f"{HELD}.grad"),
+        Entry("optimizer states on the card", "device", "group", "always", states, INSTALL, "state"),
+        Entry("gradients of a group in float32", "device", "group", "step", converted, update),
+        Entry("masters and gradients of the card", "host", "group", "init_all", each(8, card), made),
+    ]
 
 
 def adamw(groups: Groups, config: TrainConfig) -> HostAdamW8bit:
