@@ -10,13 +10,15 @@ little more. The host holds masters in float32, two moments of 8 bits, and the g
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.pipeline.bucket import Bucket, bounded
@@ -26,6 +28,8 @@ from redheart.pipeline.step import OffloadStep
 RING_BYTES = 256 << 20
 """Memory for gradients that wait for their norm; page-locked where there is a device."""
 HYPER_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
+_TAKEN: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()
+"""The hook of every parameter: a later optimizer takes it over, where an earlier one would take its gradients away."""
 
 
 @dataclass
@@ -56,11 +60,16 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
     Args:
         params: parameters or groups of them, in the order of the forward pass, with their initial weights; those that
             require no gradient are left alone. Groups may set `state_bits` to 32, as for norms and biases.
-        max_grad_norm: the gradients' common norm is clipped to it; a norm that is NaN or Inf changes nothing.
+        max_grad_norm: the gradients' common norm is clipped to it, None clips nothing; a loop's own clipping finds no
+            gradient, so that it has to be said here. A norm that is NaN or Inf changes nothing.
         ring_bytes: memory for gradients on their way.
 
-    `grad_norm` is the last step's norm before clipping. Copies are made one after the other; what keeps them beside
-    the pass on a card is the pipeline's (`redheart.pipeline.step`).
+    Raises:
+        ValueError: no parameter requires a gradient, or there are several ranks, whose gradients nobody would average.
+
+    For a loop of one's own, `transformers.Trainer`, TRL's `SFTTrainer` and Lightning: docs/your-loop.md has the lines.
+    Masters are taken from the parameters at the first step. `grad_norm` is the last step's norm before clipping. Copies
+    are made one after the other; what keeps them beside the pass on a card is the pipeline's (`redheart.pipeline.step`).
     """
 
     def __init__(
@@ -71,9 +80,11 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        max_grad_norm: float | None = None,
+        max_grad_norm: float | None,
         ring_bytes: int = RING_BYTES,
     ):
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise ValueError("OffloadAdamW8bit is for one rank: nothing averages the gradients of several")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_bits": 8})
         self.max_grad_norm, self.grad_norm = max_grad_norm, math.nan
         self._flats = self._flattened()
@@ -93,7 +104,19 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         self._flat_of = {parameter: flat for flat in self._flats for parameter in flat.parameters}
         self._squares, self._grad_scale = 0.0, 1.0
         for parameter in self._flat_of:
-            parameter.register_post_accumulate_grad_hook(self._arrived)
+            if parameter in _TAKEN:
+                _TAKEN[parameter].remove()
+            _TAKEN[parameter] = parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the optimizer is made: buckets and states are laid out then.
+
+        Raises:
+            ValueError: it is made.
+        """
+        if hasattr(self, "_flats"):
+            raise ValueError("OffloadAdamW8bit takes no further parameters: make a new one with all that are trained")
+        super().add_param_group(param_group)
 
     def _flattened(self) -> list[_Flat]:
         flats: list[_Flat] = []
@@ -102,9 +125,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             for _, of_a_type in groupby(trained, key=lambda parameter: parameter.dtype):
                 for part in bounded(of_a_type):
                     *offsets, elements = accumulate((item.numel() for item in part), initial=0)
-                    master = torch.cat([item.detach().reshape(-1).to("cpu", torch.float32) for item in part])
                     bucket = Bucket(len(flats), f"group {number}", elements)
-                    flats.append(_Flat(bucket, number, part, offsets, nn.Parameter(master)))
+                    flats.append(_Flat(bucket, number, part, offsets, nn.Parameter(torch.empty(elements))))
         if not flats:
             raise ValueError("no parameter requires a gradient")
         return flats
@@ -123,6 +145,10 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._host.state:
+            # Not before: weights may be loaded after the optimizer is made.
+            for flat in self._flats:
+                torch.cat([item.reshape(-1).to("cpu", torch.float32) for item in flat.parameters], out=flat.master.data)
         for flat, group in zip(self._flats, self._host.param_groups, strict=True):
             group.update({name: self.param_groups[flat.group][name] for name in HYPER_PARAMETERS})
             if flat.num_arrived or not self._pipeline.has_gradient(flat.bucket):
@@ -141,9 +167,12 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             flat.total, flat.num_arrived = None, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Groups, masters and states; the tensors are the optimizer's own."""
+        """Groups, masters and states, once there are any: accelerate loads the first back from the device.
+
+        The tensors are the optimizer's own.
+        """
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
-        masters = [flat.master.detach() for flat in self._flats]
+        masters = [flat.master.detach() for flat in self._flats] if self._host.state else []
         return {"param_groups": groups, "masters": masters, "host": self._host.state_dict()}
 
     @torch.no_grad()
@@ -154,14 +183,14 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             ValueError: it is that of other parameters.
         """
         sizes = [len(master) for master in state_dict["masters"]]
-        if sizes != [len(flat.master) for flat in self._flats] or len(state_dict["param_groups"]) != len(
+        if sizes not in ([], [len(flat.master) for flat in self._flats]) or len(state_dict["param_groups"]) != len(
             self.param_groups
         ):
             raise ValueError("the state is that of other parameters, or of other groups of them")
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)
         self._host.load_state_dict(state_dict["host"])
-        for flat, master in zip(self._flats, state_dict["masters"], strict=True):
+        for flat, master in zip(self._flats, state_dict["masters"], strict=bool(sizes)):
             flat.master.copy_(master)
             self._write(flat, flat.master)
 
