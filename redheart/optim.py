@@ -67,9 +67,9 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
     Raises:
         ValueError: no parameter requires a gradient, or there are several ranks, whose gradients nobody would average.
 
-    For a loop of one's own, `transformers.Trainer`, TRL's `SFTTrainer` and Lightning: docs/your-loop.md has the lines.
-    Masters are taken from the parameters at the first step. `grad_norm` is the last step's norm before clipping. Copies
-    are made one after the other; what keeps them beside the pass on a card is the pipeline's (`redheart.pipeline.step`).
+    In a loop of one's own, `transformers.Trainer`, TRL's `SFTTrainer`, Lightning: docs/your-loop.md has the lines. Masters
+    are taken from the parameters at the first step. `grad_norm` is the last step's norm before clipping. Copies are
+    made one after the other; what keeps them beside the pass on a card is the pipeline's (`redheart.pipeline.step`).
     """
 
     def __init__(

@@ -13,10 +13,10 @@ import torch
 from launching import ROOT, launch
 from torch import Tensor, nn
 
+from redheart import optim
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
-from redheart import optim
 from redheart.train.groups import parameter_groups
 
 sys.path.append(str(Path(__file__).parent / "train"))
