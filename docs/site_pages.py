@@ -142,8 +142,8 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def api_names() -> dict[str, list[str]]:
-    """Dotted names by module: what `redheart.custom` and `redheart.predict` offer, and what docs/own-model.md names."""
-    text = (ROOT / "docs" / "own-model.md").read_text()
+    """Dotted names by module: what `redheart.custom` and `redheart.predict` offer, and what the pages of use name."""
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("own-model.md", "your-loop.md"))
     found: dict[str, list[str]] = {}
     for module in ("redheart.custom", "redheart.predict"):
         found[module] = [f"{module}.{name}" for name in import_module(module).__all__]
@@ -158,7 +158,7 @@ def api_names() -> dict[str, list[str]]:
 
 def api_page() -> str:
     """The reference of the interface, filled in by mkdocstrings."""
-    parts = ["# In Python", "What [your own model](own-model.md) and an exported one are used through."]
+    parts = ["# In Python", "What [your own model](own-model.md), [your loop](your-loop.md) and an exported one use."]
     for module, names in api_names().items():
         parts += [f"## {module}", *[f"::: {name}" for name in names]]
     return "\n\n".join(parts) + "\n"

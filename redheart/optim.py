@@ -58,8 +58,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
     update is that of the `zero2_offload_adam8bit` strategy, bit for bit: parameters without a gradient count as zeros.
 
     Args:
-        params: parameters or groups of them, in the order of the forward pass, with their initial weights; those that
-            require no gradient are left alone. Groups may set `state_bits` to 32, as for norms and biases.
+        params: parameters or groups of them, in the order of the forward pass; those that require no gradient are left
+            alone, masters are taken at the first step. Groups may set `state_bits` to 32, as for norms and biases.
         max_grad_norm: the gradients' common norm is clipped to it, None clips nothing; a loop's own clipping finds no
             gradient, so that it has to be said here. A norm that is NaN or Inf changes nothing.
         ring_bytes: memory for gradients on their way.
@@ -67,9 +67,9 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
     Raises:
         ValueError: no parameter requires a gradient, or there are several ranks, whose gradients nobody would average.
 
-    In a loop of one's own, `transformers.Trainer`, TRL's `SFTTrainer`, Lightning: docs/your-loop.md has the lines. Masters
-    are taken from the parameters at the first step. `grad_norm` is the last step's norm before clipping. Copies are
-    made one after the other; what keeps them beside the pass on a card is the pipeline's (`redheart.pipeline.step`).
+    In a loop of one's own, `transformers.Trainer`, TRL's `SFTTrainer`, Lightning: docs/your-loop.md has the lines.
+    `grad_norm` is the last step's norm before clipping. Copies are made one after the other; what keeps them beside
+    the pass on a card is the pipeline's (`redheart.pipeline.step`).
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The optimizer in the loops that people have: every block of the page is run, beside torch's AdamW in float32."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,18 +77,18 @@ def test_an_example_is_short(code: str) -> None:
     [
         pytest.param(BY_HAND, id="by_hand"),
         pytest.param(TRAINER, id="trainer"),
-        # 10 and 12 s of CPU, of which two are imports.
+        # 6 and 5 s of CPU, of which two are imports; half a minute where the machine is busy.
         pytest.param(SFT, id="sft", marks=pytest.mark.long),
         pytest.param(LIGHTNING, id="lightning", marks=pytest.mark.long),
     ],
 )
 def test_a_loop_of_the_page_learns_as_with_torch_s_adamw(code: str, run: Callable[..., Names]) -> None:
     ours, theirs = run(code), run(code, Plain)
-    losses = loss_of(ours, code), loss_of(theirs, code)
-    print(losses)
-    assert losses[0] < 0.6 * torch.tensor(384).log()
+    loss = loss_of(ours, code)
+    # A guess costs log(384).
+    assert loss < 3 < math.log(384) / 1.9
     # Measured: 0.5 % at most, of 8-bit states and a pass in bf16.
-    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert loss == pytest.approx(loss_of(theirs, code), rel=0.01)
     assert all(parameter.grad is None for parameter in ours["model"].parameters())
 
 
@@ -108,13 +109,49 @@ def test_trainer_logs_the_norm_evaluates_saves_and_goes_on_with_the_same_bits(ru
     assert same_weights(going_on["model"], unbroken["model"])
 
 
+def test_trainer_takes_an_optimizer_that_is_made_beforehand(run: Callable[..., Names]) -> None:
+    made = "optimizers=(OffloadAdamW8bit(model.parameters(), lr=3e-3, max_grad_norm=1.0), None)"
+    code, replaced = re.subn(r"optimizer_cls_and_kwargs=\(.*\)", made, TRAINER)
+    assert replaced == 1
+    assert loss_of(run(code), TRAINER) == pytest.approx(loss_of(run(TRAINER), TRAINER), rel=0.01)
+
+
 @pytest.mark.long
 def test_lightning_goes_on_with_the_same_bits(run: Callable[..., Names]) -> None:
-    half = run(LIGHTNING.replace("max_steps=24", "max_steps=16"))
-    (checkpoint,) = half["folder"].rglob("*.ckpt")
-    going_on = run(LIGHTNING.replace("batch_size=8)", f"batch_size=8), ckpt_path='{checkpoint}'"))
-    assert going_on["trainer"].global_step == 24
-    assert same_weights(going_on["model"], run(LIGHTNING)["model"])
+    code = LIGHTNING.replace("max_steps=24", "max_epochs=2").replace("tokens", "tokens[:64]")
+    (checkpoint,) = run(code.replace("max_epochs=2", "max_epochs=1"))["folder"].rglob("*.ckpt")
+    going_on, unbroken = run(code.replace("=8)", f"=8), ckpt_path='{checkpoint}'")), run(code)
+    assert going_on["trainer"].global_step == unbroken["trainer"].global_step == 8
+    assert same_weights(going_on["model"], unbroken["model"])
+
+
+def num_bytes(tensors: Iterable[object]) -> int:
+    return sum(item.numel() * item.element_size() for item in tensors if isinstance(item, Tensor))
+
+
+def test_the_page_says_how_many_bytes_lie_where(run: Callable[..., Names]) -> None:
+    ours, theirs = run(BY_HAND), run(BY_HAND, Plain)
+    model, optimizer, tokens = ours["model"], ours["optimizer"], ours["tokens"]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{count:,} parameters" in PAGE
+    for _ in range(2):
+        for names in (ours, theirs):
+            names["model"](input_ids=tokens[:1], labels=tokens[:1]).loss.backward()
+    states, moments = optimizer._host.state.values(), theirs["optimizer"].state.values()
+    rows = {
+        "device: weights": [names["model"].parameters() for names in (ours, theirs)],
+        "device: gradients after a backward pass": [
+            [parameter.grad for parameter in names["model"].parameters()] for names in (ours, theirs)
+        ],
+        "device: moments": [[], [state[name] for state in moments for name in ("exp_avg", "exp_avg_sq")]],
+        "host: masters": [[flat.master for flat in optimizer._flats], []],
+        "host: moments": [[item for state in states for item in state.values()], []],
+        "host: slots of gradients and weights on their way": [optimizer._slots, []],
+        "host: sums, while several passes are summed": [[flat.total for flat in optimizer._flats], []],
+    }
+    for name, cells in rows.items():
+        shown = " | ".join(f"{round(num_bytes(cell) / count, 2):g}" for cell in cells)
+        assert f"| {name} | {shown} |" in PAGE, shown
 
 
 def changed(variant: str) -> nn.Module:
@@ -153,13 +190,10 @@ def test_with_32_bit_states_it_is_torch_s_adamw(variant: str) -> None:
     # The Trainer makes a group of what does not decay, and LoRA has nothing of the kind.
     take_steps(ours, OffloadAdamW8bit([*groups, {"params": []}], lr=1e-3, max_grad_norm=1.0), tokens)
     take_steps(theirs, Plain(theirs.parameters(), lr=1e-3, max_grad_norm=1.0), tokens)
-    worst = max((a - b).abs().max().item() for a, b in zip(ours.parameters(), theirs.parameters()))
-    moved = max((a - b).abs().max().item() for a, b in zip(ours.state_dict().values(), before.values()))
-    print("WORST", variant, worst, moved)
     for name, parameter in ours.named_parameters():
         assert parameter.grad is None
         assert torch.equal(parameter, before[name]) != parameter.requires_grad
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=1e-6)
 
 
 def linear() -> nn.Linear:
@@ -202,6 +236,10 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = OffloadAdamW8bit([model.weight], max_grad_norm=None)
     with pytest.raises(ValueError, match="no further parameters"):
         optimizer.add_param_group({"params": [model.bias]})
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.scale(model(torch.ones(2, 64)).sum()).backward()
+        scaler.step(optimizer)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="one rank"):
