@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import study_tables
 from readme_korean import korean
 
 from redheart.core.config import StudyConfig, resolved
+from redheart.memory.cards import find
 from redheart.memory.plan import GIB
 from redheart.study.outlook import planning
+from redheart.study.outlook.card_times import card_lines
 from redheart.study.outlook.plan_output import total_lines, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -166,9 +170,13 @@ def rows() -> list[tuple[str, str, str]]:
 
 
 def plan() -> str:
-    """The verdict of `redheart plan --vram 8GiB`."""
-    found = planning.answer(resolved(StudyConfig(preset="full")), vram_bytes=8 * GIB, micro_batch=0).plan
-    return "\n".join(["```text", *total_lines(found), " ".join(verdict(found)), "```"])
+    """The lines of `redheart plan --card "RTX 3070"` below its table, on a machine that has measured nothing."""
+    card = find("RTX 3070")
+    with mock.patch.dict(os.environ, REDHEART_STEP_TIMES=os.devnull):
+        found = planning.answer(resolved(StudyConfig(preset="full")), vram_bytes=card.memory_bytes, card=card)
+    assert found.on_card
+    lines = [*total_lines(found.plan), *card_lines(found.on_card), " ".join(verdict(found.plan))]
+    return "\n".join(["```text", *lines, "```"])
 
 
 def table() -> str:

@@ -19,10 +19,14 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Does a run fit: device memory by moment, host memory, disk; nothing is allocated and no GPU is needed."""
+    """Does a run fit, and how long does it take: device memory by moment, host, disk, time; no GPU is needed."""
 
-    vram: str = "8GiB"
-    """Memory of the card."""
+    vram: str | None = None
+    """Memory of the card; 8GiB, or what `--card` has."""
+    card: str | None = None
+    """Name of a card, as `RTX 3070`: its memory and its time."""
+    reserve: str = "0GiB"
+    """What a desktop and other programs keep of the card's memory."""
     strategy: str | None = None
     """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
     preset: Preset = "full"
@@ -46,6 +50,8 @@ class DoctorOptions:
 
     out: Path = Path(".")
     """Folder that runs will be written to."""
+    measure: Flag = False
+    """Measure what the host does beside a card, in seconds, and keep it for `plan --card`."""
     json: Flag = False
 
 
@@ -58,6 +64,8 @@ def model(arguments: Sequence[str]) -> None:
 
 def plan(arguments: Sequence[str]) -> None:
     from redheart.core.config import FeatureConfig, TrainConfig
+    from redheart.core.errors import BadInput
+    from redheart.memory import cards
     from redheart.study.outlook import plan_output, planning
 
     options = parse(PlanOptions, arguments, "plan")
@@ -67,12 +75,22 @@ def plan(arguments: Sequence[str]) -> None:
         features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
         train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
     )
+    card = cards.find(options.card) if options.card is not None else None
+    vram_bytes = planning.parse_bytes(options.vram) if options.vram else card.memory_bytes if card else 8 << 30
+    reserve_bytes = planning.parse_bytes(options.reserve, least_bytes=0)
+    if reserve_bytes >= vram_bytes:
+        raise BadInput(
+            "nothing is left of the card", where="--reserve", got=options.reserve, expected="less than its memory"
+        )
     answer = planning.answer(
         resolved(config),
-        vram_bytes=planning.parse_bytes(options.vram),
+        vram_bytes=vram_bytes - reserve_bytes,
         strategy=options.strategy,
         micro_batch=options.micro_batch or None,
         ranks=options.ranks,
+        card=card,
+        # Who says what others keep needs no room beside that.
+        **({"comfort_share": 1.0} if reserve_bytes else {}),
     )
     if options.figure:
         plan_output.draw_step(answer.replay, options.figure)
@@ -87,7 +105,7 @@ def doctor(arguments: Sequence[str]) -> None:
     from redheart.study.outlook.doctor import examine
 
     options = parse(DoctorOptions, arguments, "doctor")
-    findings = examine(options.out)
+    findings = examine(options.out, measures=options.measure)
     lines = [
         f"{item.verdict:<5}{item.name:<15}{item.found}" + (f"\n{'':<20}-> {item.hint}" if item.hint else "")
         for item in findings

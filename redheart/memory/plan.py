@@ -19,6 +19,7 @@ from redheart.memory.kernels import CUDA, Kernels
 from redheart.memory.ledger import SLOTS, Entry, ModelSizes, StrategySizes, held_bytes, ledger
 from redheart.memory.replay import Moment, Replay, replay_step
 from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
+from redheart.pipeline.in_turn import PassWork
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -36,6 +37,8 @@ COMFORT_SHARE = 0.6
 """Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
 into host memory before a card is full."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+Cost = Callable[[StrategySizes, int, bool], float]
+"""Seconds of a step by strategy, micro-batch and checkpointing."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -157,25 +160,32 @@ class Planner:
         return plan, replay
 
     def fastest(
-        self, strategies: Sequence[StrategySizes], *, vram_bytes: int, checkpointing: bool | None = None
+        self,
+        strategies: Sequence[StrategySizes],
+        *,
+        vram_bytes: int,
+        checkpointing: bool | None = None,
+        cost: Cost | None = None,
+        comfort_share: float = COMFORT_SHARE,
     ) -> Plan | None:
         """The fastest configuration by the simulated step whose upper bound leaves room on the card, else that fits.
 
         Args:
-            strategies: what to choose from.
             vram_bytes: size of the card.
             checkpointing: with, without, or either.
+            cost: of a card; without one the ranking is that of no card.
+            comfort_share: of the card that is not exceeded if anything stays below it.
         """
         # The more micro-batches the slower: what is not asked for is not simulated.
         by_time = merge(
             *(
-                self._of_size(strategy, number, recompute)
+                self._of_size(strategy, number, recompute, cost or self._step_s)
                 for number, strategy in enumerate(strategies)
                 for recompute in ((False, True) if checkpointing is None else (checkpointing,))
             ),
             key=lambda item: item[:2],
         )
-        comfort_bytes, fits = int(COMFORT_SHARE * vram_bytes), None
+        comfort_bytes, fits = int(comfort_share * vram_bytes), None
         for _, _, strategy, micro_batch, recompute in by_time:
             limit_bytes = comfort_bytes if fits else vram_bytes
             if self._at_least_bytes(strategy, micro_batch, recompute, limit_bytes) > limit_bytes:
@@ -230,13 +240,18 @@ class Planner:
         fitting = bisect_left(range(21), True, key=lambda twentieths: not planned(twentieths).fits)
         return planned(fitting - 1) if fitting else None
 
+    def pass_work(self, micro_batch: int, *, checkpointing: bool) -> PassWork:
+        """What a pass launches, computes and moves."""
+        found, once = (self._trace(micro_batch, recompute, "release") for recompute in (checkpointing, False))
+        return PassWork(found.forward, found.backward, found.backward.operators - once.backward.operators)
+
     def _of_size(
-        self, strategy: StrategySizes, number: int, checkpointing: bool
+        self, strategy: StrategySizes, number: int, checkpointing: bool, cost: Cost
     ) -> Iterator[tuple[float, int, StrategySizes, int, bool]]:
         """Seconds of a step with every micro-batch, the fastest first, and what they are of."""
         for micro_batch in MICRO_BATCHES:
             if micro_batch <= self.workload.effective_batch:
-                yield self._step_s(strategy, micro_batch, checkpointing), number, strategy, micro_batch, checkpointing
+                yield cost(strategy, micro_batch, checkpointing), number, strategy, micro_batch, checkpointing
 
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
 
 from redheart.memory.kernels import Kernels, replaced
+from redheart.pipeline.in_turn import Counts
 
 Loss = Callable[[nn.Module, Any], Tensor]
+_VIEWS_BY_COPY = ("aten::_unsafe_view",)
+"""Views that do not call themselves so."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Trace:
     """The events of one pass in their order. Storages that were there before it are not in it."""
 
     events: tuple[Event, ...]
+    forward: Counts
+    backward: Counts
+    """What the two parts launch, compute and move."""
 
     @property
     def peak_bytes(self) -> int:
@@ -60,9 +67,12 @@ class _StorageTracker(TorchDispatchMode):
         self._before = [tensor.untyped_storage() for tensor in known]
         self._before_keys = {storage._cdata for storage in self._before}
         self._count = 0
+        self.forward = self.all = Counts()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if not func.is_view and func._schema.name not in _VIEWS_BY_COPY:
+            self.all = _counted(self.all, func, args, kwargs or {}, result)
         # Most operators give one tensor; walking a structure for it would take as long as the operator on `meta`.
         for item in (result,) if isinstance(result, Tensor) else tree_iter(result):
             if isinstance(item, Tensor):
@@ -118,6 +128,7 @@ def trace_pass(
         tracker.mark("forward")
         if backward:
             value = loss(module, batch)
+            tracker.forward = tracker.all
             tracker.mark("backward")
             value.backward()
             del value
@@ -128,7 +139,20 @@ def trace_pass(
         tracker.close()
     for parameter in module.parameters():
         parameter.grad = None
-    return Trace(tuple(tracker.events))
+    return Trace(tuple(tracker.events), tracker.forward, tracker.all.plus(tracker.forward, -1))
+
+
+def _counted(counts: Counts, func: Any, args: Any, kwargs: Any, result: Any) -> Counts:
+    """With one more operator: its operations, or, where it multiplies nothing, the bytes that it reads and writes."""
+    if (formula := flop_registry.get(func.overloadpacket)) is not None:
+        return counts.plus(Counts(1, formula(*args, **kwargs, out_val=result)))
+    # What only sets memory aside moves nothing.
+    tensors = [] if "empty" in func._schema.name else tree_iter((args, kwargs, result))
+    return counts.plus(Counts(1, 0, sum(_num_bytes(item) for item in tensors if isinstance(item, Tensor))))
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 @contextmanager
@@ -169,4 +193,8 @@ def at_batch(traces: Mapping[int, Trace], batch: int) -> Trace | None:
         if rest:
             return None
         events.append(replace(one, size_bytes=one.size_bytes + slope * (batch - first)))
-    return Trace(tuple(events))
+    share = (batch - first) / (second - first)
+    forward, backward = (
+        one.plus(two.plus(one, -1), share) for one, two in ((low.forward, high.forward), (low.backward, high.backward))
+    )
+    return Trace(tuple(events), forward, backward)

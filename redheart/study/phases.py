@@ -22,7 +22,7 @@ from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
-from redheart.study.outlook import timings
+from redheart.study.outlook import planning, timings
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.events import EventSink, all_events, read_events
 from redheart.train.json_lines import JsonLines
@@ -116,7 +116,7 @@ def run_training(
     settings = dataclasses.replace(
         run_settings(config, data, rate, epochs=config.epochs),
         max_steps=max_steps,
-        expected=timings.expected(config, ranks=ranks, num_validation=num_validation),
+        expected=planning.expected(config, ranks=ranks, num_validation=num_validation),
     )
     train_at(config, data, settings, folder.train, name=folder.root.name, show_progress=show_progress)
     if is_first_rank():
@@ -209,6 +209,8 @@ def event_sinks(
     sinks: list[EventSink] = []
     if not is_first_rank():
         return sinks
+    if settings.expected:
+        sinks.append(timings.Remembering(config, ranks=launched().world_size))
     if show_progress and config.train.progress == "json":
         sinks.append(JsonLines())
     described = msgspec.to_builtins(config, enc_hook=str)

@@ -166,6 +166,9 @@ class _Run:
         if estimate:
             self.log.write("estimate", step=self.at.step, **asdict(estimate))
             display.note("time", str(estimate))
+        check = self.pace.check()
+        if check:
+            self.log.write("estimate_check", step=self.at.step, **asdict(check))
 
     def left_s(self) -> float | None:
         """Seconds that are left, None before that is known."""

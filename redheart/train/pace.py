@@ -17,6 +17,8 @@ WINDOW_STEPS = 200
 FEW_STEPS, WARM_UP_FACTOR = 20, 4
 """Of so few steps those that took so many medians are left out: on a device kernels are loaded when first called."""
 NEWS_SHARE = 0.25
+CHECK_STEPS = 20
+"""Steps after which an estimate from before the run is held against the clock."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True)
+class Check:
+    """An estimate from before the run beside what its first steps took."""
+
+    expected_step_s: float
+    step_s: float
+    error_percent: float
+    basis: str
+
+
 class Pace:
     """Means over what this process has done. The time of a step is that from one step's end to the next."""
 
@@ -83,7 +95,7 @@ class Pace:
         self._is_warm = False
         self._start_s = self._mark_s = clock_s()
         self._said: tuple[Estimate, float] | None = None
-        self._is_settled = False
+        self._is_settled = self._is_checked = False
 
     def step_done(self) -> None:
         """A step has ended."""
@@ -133,6 +145,15 @@ class Pace:
             return None
         self._said = found, self._clock_s()
         return found
+
+    def check(self) -> Check | None:
+        """What earlier runs or a plan said of a step, held against the median of this run's first; once."""
+        expected = self._expected
+        if expected is None or self._is_checked or len(self._steps) < CHECK_STEPS:
+            return None
+        self._is_checked = True
+        step_s = median(self._steps)
+        return Check(expected.step_s, step_s, round(100 * (expected.step_s / step_s - 1), 1), expected.basis)
 
     def outcome(self) -> Outcome:
         """The time until now."""

@@ -61,6 +61,19 @@ def test_a_card_that_is_too_small_for_anything_names_nothing() -> None:
     assert planner.fastest([sizes], checkpointing=False, vram_bytes=GIB // 2) is None
 
 
+def test_the_fastest_stays_below_the_comfortable_share_where_anything_does() -> None:
+    config, planner = small_planner()
+    sizes = planning.sizes_of(config, "zero2_offload_adam8bit")
+    large, small = (
+        planner.plan(sizes, micro_batch=size, checkpointing=False, vram_bytes=8 * GIB)[0].upper_bytes
+        for size in (64, 8)
+    )
+    assert small < large
+    for share, micro_batch in ((1.0, 64), (1.0001 * small / large, 8)):
+        found = planner.fastest([sizes], vram_bytes=large, checkpointing=False, comfort_share=share)
+        assert found is not None and found.micro_batch == micro_batch
+
+
 @pytest.mark.parametrize(("text", "size"), [("8GiB", 8 * GIB), ("8GB", 8 * 10**9), ("4096 MiB", 4 * GIB)])
 def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
     assert planning.parse_bytes(text) == size

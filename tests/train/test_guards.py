@@ -16,6 +16,7 @@ from redheart.train import saving
 from redheart.train.events import all_events, read_events
 from redheart.train.learner import MicroLoss
 from redheart.train.loop import RunSettings, train
+from redheart.train.pace import CHECK_STEPS, Expected
 
 
 def nan_at(*calls: int) -> Callable[[int, Tensor], Tensor]:
@@ -232,3 +233,12 @@ def test_a_finished_run_that_is_started_again_keeps_its_log(tmp_path: Path) -> N
     # More epochs go on from its last state; what ended it is not said twice.
     run(tmp_path, Line(), epochs=3)
     assert [len(read_events(tmp_path / "events.jsonl", kind)) for kind in ("start", "epoch", "end")] == [2, 3, 1]
+
+
+def test_an_estimate_from_before_the_run_is_logged_beside_its_first_steps(tmp_path: Path) -> None:
+    config = TrainConfig(strategy="plain", effective_batch=BATCH, micro_batch=BATCH)
+    expected = Expected(100.0, None, "simulated")
+    train(Line(records=30 * BATCH), RunSettings(config, 1, 1e-2, "key", expected=expected), folder=tmp_path)
+    (check,) = read_events(tmp_path / "events.jsonl", "estimate_check")
+    assert (check["step"], check["expected_step_s"], check["basis"]) == (CHECK_STEPS + 1, 100.0, "simulated")
+    assert check["error_percent"] == pytest.approx(100 * (100.0 / check["step_s"] - 1), abs=0.1)

@@ -3,7 +3,7 @@
 import pytest
 
 from redheart.core.progress import duration_text
-from redheart.train.pace import MIN_STEPS, Expected, Pace
+from redheart.train.pace import CHECK_STEPS, MIN_STEPS, Expected, Pace
 
 
 class Clock:
@@ -93,3 +93,17 @@ def test_no_estimate_no_error() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (89, "89 s"), (120, "2 min"), (7560, "2.1 h")])
 def test_durations_are_said_in_the_unit_that_people_think_in(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_an_estimate_from_before_the_run_is_held_against_its_first_steps_once() -> None:
+    clock = Clock()
+    pace = Pace(expected=Expected(2.0, None, "simulated"), clock_s=clock)
+    run_steps(pace, clock, CHECK_STEPS, step_s=1.6)
+    assert pace.check() is None, "the first one warms up"
+    run_steps(pace, clock, 1, step_s=1.6)
+    found = pace.check()
+    assert found is not None and found.step_s == pytest.approx(1.6) and found.error_percent == 25.0
+    assert pace.check() is None
+    without = Pace(expected=None, clock_s=clock)
+    run_steps(without, clock, CHECK_STEPS + 1, step_s=1.0)
+    assert without.check() is None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from redheart.core.errors import RedHeartError
 from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler
 from redheart.memory.adamw8bit.library import usable_folders
 from redheart.memory.host import host_memory
@@ -27,9 +28,9 @@ class Finding(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
-def examine(folder: Path) -> list[Finding]:
-    """Look at everything; nothing is changed and nothing large is allocated."""
-    machine = [arithmetic(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm()]
+def examine(folder: Path, *, measures: bool = False) -> list[Finding]:
+    """Look at everything; nothing is changed and nothing large is allocated, unless the host is to be measured."""
+    machine = [arithmetic(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm(), *([_host_speed()] if measures else [])]
     return [_python(), *_packages(), _compiler(), _kernel(), *machine]
 
 
@@ -124,6 +125,19 @@ def _gpu() -> list[Finding]:
         else:
             findings.append(Finding(f"GPU {index}", "ok", found))
     return findings
+
+
+def _host_speed() -> Finding:
+    """Measured, and kept for plans."""
+    from redheart.study.outlook.host_speed import host_text, measure
+    from redheart.study.outlook.timings import remember_host
+
+    found = measure()
+    try:
+        path = remember_host(found)
+    except RedHeartError as error:
+        return Finding("host speed", "note", host_text(found), f"not kept: {error.what}")
+    return Finding("host speed", "ok", f"{host_text(found)}; kept {f'in {path}' if path else 'nowhere'}")
 
 
 def _memory() -> Finding:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from redheart.memory.plan import GIB, Plan
 from redheart.memory.replay import Replay
+from redheart.study.outlook.card_times import card_lines
 from redheart.study.outlook.planning import Answer, nearest_text
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
@@ -39,7 +40,9 @@ def print_plan(answer: Answer) -> None:
     console.print(table)
     for line in total_lines(plan):
         console.print(line)
-    console.print(Text(f"time           {time_text(plan)}"))
+    times = card_lines(answer.on_card) if answer.on_card else [f"time           {time_text(plan)}"]
+    for line in times:
+        console.print(Text(line))
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
     if not plan.fits:
@@ -108,6 +111,7 @@ def plan_fields(answer: Answer) -> dict[str, object]:
 
     fields = dict(msgspec.to_builtins(answer.plan))
     fields["nearest"] = msgspec.to_builtins(answer.nearest)
+    fields["on_card"] = msgspec.to_builtins(answer.on_card)
     fields["hint"] = None if answer.plan.fits else nearest_text(answer.nearest)
     return fields
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -13,21 +14,26 @@ from redheart.core.config import StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
+from redheart.memory.cards import Card, known
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import GIB, Plan, Planner, Workload, model_sizes
+from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner, Workload, model_sizes
 from redheart.memory.replay import Replay
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study.outlook import timings
+from redheart.study.outlook.card_times import NO_BF16, CardClock, OnCard, next_best
 from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups
+from redheart.train.pace import Expected
 from redheart.train.strategy import all_strategies, strategy_sizes
 
 NUM_VALIDATION, NUM_TRAINING, NUM_RECORDS = 984, 7086, 8858
 """Records that disk and time are planned for where no data set is at hand: the size of the real one."""
+TIMED = ("zero2_offload_adam8bit", "gpu_adam8bit")
+"""Those whose steps were measured on a card; a plan for a card names what else they offer."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +43,47 @@ class Answer:
     plan: Plan
     replay: Replay
     nearest: Plan | None
+    on_card: OnCard | None = None
+    """Times on the card that was asked for."""
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
     """`8GiB`, `8GB`, `512MiB` or plain bytes.
 
     Raises:
-        BadInput: anything else, or outside 1 to 1024 GiB.
+        BadInput: anything else, or less than the least, or more than 1024 GiB.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GiB|GB|MiB|MB|B)?\s*", text)
     units = {"GiB": GIB, "GB": 10**9, "MiB": 1 << 20, "MB": 10**6, "B": 1, None: 1}
     size = int(float(match[1]) * units[match[2]]) if match else 0
-    if not 0.5 * GIB <= size <= 1024 * GIB:
-        raise BadInput("not a size of device memory", got=text, expected="for example 8GiB, between 0.5 and 1024 GiB")
+    if not match or not least_bytes <= size <= 1024 * GIB:
+        least = f"{least_bytes / GIB:g}"
+        raise BadInput(
+            "not a size of device memory", got=text, expected=f"for example 8GiB, between {least} and 1024 GiB"
+        )
     return size
 
 
 def answer(
-    config: StudyConfig, *, vram_bytes: int, strategy: str | None = None, micro_batch: int | None = None, ranks: int = 1
+    config: StudyConfig,
+    *,
+    vram_bytes: int,
+    strategy: str | None = None,
+    micro_batch: int | None = None,
+    ranks: int = 1,
+    card: Card | None = None,
+    comfort_share: float = COMFORT_SHARE,
 ) -> Answer:
-    """Plan a study: its strategy or `auto`, its micro-batch or the best that fits.
+    """Plan a study: its strategy or `auto`, its micro-batch or the best that fits, with times where a card is named.
+
+    `comfort_share` of the card is not exceeded if anything stays below it.
 
     Raises:
         BadInput: an unknown strategy, or a micro-batch or length out of range.
     """
+    if ranks > 1:
+        # What several devices tell each other was never timed.
+        card = None
     name = strategy or config.train.strategy
     length, micro = config.features.seq_len_tokens, micro_batch or 0
     if not 1 <= length <= 4096 or not 0 <= micro <= 1024:
@@ -69,18 +92,46 @@ def answer(
         )
     # Either, unless it is asked for, or a micro-batch is.
     recompute = config.train.checkpointing or (False if micro else None)
+    limits: dict[str, Any] = {"checkpointing": recompute, "vram_bytes": vram_bytes, "comfort_share": comfort_share}
     if name == "auto":
-        offered = _offered(ranks=ranks)
-        chosen = planner_of(config).fastest(offered, checkpointing=recompute, vram_bytes=vram_bytes)
+        clock = _clock(planner_of(config), card)
+        chosen = planner_of(config).fastest(_offered(ranks=ranks), cost=clock.cost if clock else None, **limits)
         name = chosen.strategy if chosen else TrainConfig().strategy
     sizes = strategy_sizes(name, ranks=ranks)
     planner = planner_of(config, dtype=sizes.kind.card_dtype)
+    clock, asked = _clock(planner, card), recompute
     if not micro:
-        found = planner.fastest([sizes], checkpointing=recompute, vram_bytes=vram_bytes)
+        found = planner.fastest([sizes], cost=clock.cost if clock else None, **limits)
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
     plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
     nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
-    return Answer(_timed(config, plan, ranks=ranks), replay, nearest)
+    plan = _timed(config, plan, ranks=ranks, card=card)
+    on_card = _on_card(config, clock, plan, sizes, checkpointing=asked) if clock else None
+    return Answer(plan, replay, nearest, on_card)
+
+
+def _clock(planner: Planner, card: Card | None) -> CardClock | None:
+    return CardClock(card, planner, timings.recall_host()) if card else None
+
+
+def _on_card(
+    config: StudyConfig, clock: CardClock, plan: Plan, sizes: StrategySizes, *, checkpointing: bool | None
+) -> OnCard:
+    """Times of a plan, and what else there is."""
+    step, planner, card = clock.time(sizes, plan.micro_batch, plan.checkpointing), clock.planner, clock.card
+    is_float32 = sizes.weight_bytes == 4
+    offered = [sizes] if is_float32 else [strategy_sizes(name) for name in TIMED]
+    others = next_best(planner, plan, offered, clock.cost, checkpointing=checkpointing) if plan.fits else []
+    steps = -(-NUM_TRAINING // config.train.effective_batch) * config.epochs
+    note = None
+    if card.bf16_tflops is None and not is_float32:
+        in_float32 = answer(config, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
+        verdict = "fits" if in_float32.fits else f"takes {in_float32.upper_bytes / GIB:.1f} GiB; --preset small fits"
+        note = f"{NO_BF16}; in float32 throughout (--strategy fp32_adamw) `{config.preset}` {verdict}"
+    elif sizes.kind.name not in TIMED:
+        note = "no step of this strategy has been measured on a card: its time is a guess"
+    run_s = (steps * step.step_s, steps * step.low_s, steps * step.high_s)
+    return OnCard(plan, card.name, step, run_s, clock.host is not None, others, note)
 
 
 def on_this_card(config: StudyConfig) -> StudyConfig:
@@ -96,18 +147,34 @@ def on_this_card(config: StudyConfig) -> StudyConfig:
     return dataclasses.replace(config, train=train) if plan.fits else config
 
 
-def _timed(config: StudyConfig, plan: Plan, *, ranks: int) -> Plan:
-    """The plan with its times, where this machine has taken such steps before."""
+def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expected | None:
+    """What a run is expected to take: by earlier runs here, else `full` by the simulation of the card that is here."""
+    found = timings.expected(config, ranks=ranks, num_validation=num_validation)
+    if found or ranks > 1 or config.preset != "full" or not torch.cuda.is_available():
+        return found
+    card = known(torch.cuda.get_device_name(0))
+    if card is None:
+        return None
+    sizes = strategy_sizes(config.train.strategy, card_share=config.train.card_share)
+    planner = planner_of(config, dtype=sizes.kind.card_dtype)
+    clock = CardClock(card, planner, timings.recall_host())
+    step = clock.time(sizes, config.train.micro_batch, config.train.checkpointing)
+    forget_traces()
+    return Expected(step.step_s, None, f"simulated, {card.name}")
+
+
+def _timed(config: StudyConfig, plan: Plan, *, ranks: int, card: Card | None) -> Plan:
+    """The plan with its times, where this machine, or the card that is asked for, has taken such steps before."""
     effective_batch, length = config.train.effective_batch, config.features.seq_len_tokens
     train = dataclasses.replace(
         config.train, strategy=plan.strategy, checkpointing=plan.checkpointing, micro_batch=plan.micro_batch
     )
-    known = timings.recall(dataclasses.replace(config, train=train), ranks=ranks)
-    if known is None:
+    measured = timings.recall(dataclasses.replace(config, train=train), ranks=ranks, card=card)
+    if measured is None:
         return plan
-    step_s = known.step_s(effective_batch=effective_batch, seq_len_tokens=length)
+    step_s = measured.step_s(effective_batch=effective_batch, seq_len_tokens=length)
     steps = -(-NUM_TRAINING // effective_batch) * config.epochs
-    basis = f"steps of {known.micro_batch} x {known.seq_len_tokens} tokens on {known.device}"
+    basis = f"steps of {measured.micro_batch} x {measured.seq_len_tokens} tokens on {measured.device}"
     return msgspec.structs.replace(plan, step_s=step_s, run_s=step_s * steps, time_basis=basis)
 
 

@@ -1,12 +1,12 @@
-"""How long a step takes on this machine: kept from finished runs, so that a plan can say hours that were measured.
+"""How long a step takes on this machine: kept from runs, so that a plan can say hours that were measured.
 
-The figures lie in one file of the user's cache, or where `REDHEART_STEP_TIMES` says. Nothing is extrapolated to
-another device, preset or strategy.
+The figures lie in one file of the user's cache, or where `REDHEART_STEP_TIMES` says, and beside it what the host was
+measured to do. Nothing here is extrapolated to another device, preset or strategy.
 """
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -17,8 +17,10 @@ from redheart.core.cache import cache_folder
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, DiskError
 from redheart.core.files import read_json, write_json
+from redheart.memory.cards import Card, known
+from redheart.memory.step_time import HostSpeed
 from redheart.train.compute_type import type_name
-from redheart.train.pace import Expected
+from redheart.train.pace import CHECK_STEPS, Expected
 
 MIN_STEPS = 3
 """Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""
@@ -61,7 +63,7 @@ def this_device() -> str:
 
 def measured_step(
     config: StudyConfig,
-    steps: Sequence[dict[str, object]],
+    steps: Sequence[Mapping[str, object]],
     *,
     ranks: int,
     epoch_end_s: float | None = None,
@@ -103,11 +105,40 @@ def remember(found: StepTime) -> None:
             write_json(path, [*kept, found])
 
 
-def recall(config: StudyConfig, *, ranks: int) -> StepTime | None:
-    """The figure of this machine nearest in micro-batch and length, for exactly this preset, strategy and type."""
+class Remembering:
+    """A sink that keeps a run's step time after its first `CHECK_STEPS` steps: it may be killed before its end."""
+
+    wants_past = False
+
+    def __init__(self, config: StudyConfig, *, ranks: int):
+        self._config, self._ranks = config, ranks
+        self._steps: list[Mapping[str, object]] = []
+
+    def write(self, event: Mapping[str, object]) -> None:
+        if event["event"] == "step" and len(self._steps) <= CHECK_STEPS:
+            self._steps.append(event)
+        elif event["event"] == "estimate_check" and (
+            found := measured_step(self._config, self._steps, ranks=self._ranks)
+        ):
+            remember(found)
+
+    def close(self, *, exit_code: int) -> None:
+        """Nothing is open."""
+
+
+def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> StepTime | None:
+    """The figure nearest in micro-batch and length, for exactly this preset, strategy and type.
+
+    It is of this machine, or of a card by its name in the table.
+    """
     train, length = config.train, config.features.seq_len_tokens
-    wanted = (this_device(), config.preset, train.strategy, type_name(train), train.checkpointing, ranks)
-    same = [i for i in _kept() if (i.device, i.preset, i.strategy, i.compute_type, i.checkpointing, i.ranks) == wanted]
+    wanted = (config.preset, train.strategy, train.checkpointing, ranks)
+    same = [i for i in _kept() if (i.preset, i.strategy, i.checkpointing, i.ranks) == wanted]
+    if card:
+        # A card computes in the strategy's type.
+        same = [i for i in same if known(i.device) == card]
+    else:
+        same = [i for i in same if (i.device, i.compute_type) == (this_device(), type_name(train))]
     return min(
         same,
         key=lambda i: (abs(i.micro_batch - train.micro_batch), abs(i.seq_len_tokens - length)),
@@ -126,6 +157,32 @@ def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expecte
         None if end_s is None else end_s * num_validation,
         "measured on this machine before",
     )
+
+
+def remember_host(found: HostSpeed) -> Path | None:
+    """Keep what this host was measured to do; where, None where nothing can be kept.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
+    path = _path()
+    if path is None:
+        return None
+    write_json(_host_path(path), found)
+    return _host_path(path)
+
+
+def recall_host() -> HostSpeed | None:
+    """What this host was measured to do."""
+    path = _path()
+    try:
+        return read_json(_host_path(path), HostSpeed) if path else None
+    except BadInput:
+        return None
+
+
+def _host_path(path: Path) -> Path:
+    return path.with_name("host_speed.json")
 
 
 def _setting(item: StepTime) -> tuple[object, ...]:

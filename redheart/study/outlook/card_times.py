@@ -1,0 +1,130 @@
+"""The plan of a card that need not be here: its fastest configuration, how long a run takes, and what comes next."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from operator import itemgetter
+
+from redheart.memory.cards import Card
+from redheart.memory.ledger import StrategySizes
+from redheart.memory.plan import GIB, MICRO_BATCHES, Cost, Plan, Planner
+from redheart.memory.step_time import HostSpeed, StepTime, constants, step_time
+
+LANES = {
+    "card": "the card's computing",
+    "launches": "launching operators",
+    "gradients": "the host's taking gradients in",
+    "host": "the optimizer on the host",
+    "bus": "the bus",
+    "rest": "DeepSpeed and the loop",
+}
+NO_BF16 = (
+    "no bf16 units before Ampere: torch emulates them, without the attention kernels that memory is planned with, and "
+    "the time above takes products to be as fast as in float32"
+)
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """What a plan says of a card beside its memory."""
+
+    plan: Plan
+    card: str
+    step: StepTime
+    run_s: tuple[float, float, float]
+    """Seconds of all steps of the run: simulated, and from least to most."""
+    is_host_measured: bool
+    others: list[tuple[Plan, float]]
+    """The next best configurations, with their seconds of a step."""
+    note: str | None
+    """What is wrong with the card."""
+
+
+@dataclass(frozen=True)
+class CardClock:
+    """Steps of a planner's workload on a card."""
+
+    card: Card
+    planner: Planner
+    host: HostSpeed | None
+
+    def time(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> StepTime:
+        """Of a configuration."""
+        workload = self.planner.workload
+        steps = -(-workload.effective_batch // (micro_batch * strategy.ranks))
+        work = self.planner.pass_work(micro_batch, checkpointing=checkpointing)
+        return step_time(workload.sizes.total, strategy, steps, work, constants(self.card, strategy, self.host))
+
+    def cost(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
+        """Its seconds alone, to rank by."""
+        return self.time(strategy, micro_batch, checkpointing).step_s
+
+
+def next_best(
+    planner: Planner,
+    chosen: Plan,
+    strategies: Sequence[StrategySizes],
+    cost: Cost,
+    *,
+    checkpointing: bool | None,
+    count: int = 2,
+) -> list[tuple[Plan, float]]:
+    """The fastest other configurations that fit, with their seconds of a step.
+
+    Args:
+        planner: of the workload.
+        chosen: what is left out.
+        strategies: what to choose from.
+        cost: of the card.
+        checkpointing: with, without, or either.
+        count: how many.
+    """
+
+    def of_sizes(strategy: StrategySizes, recompute: bool) -> Iterator[tuple[float, StrategySizes, int, bool]]:
+        # The more micro-batches the slower: what is not asked for is not simulated.
+        for size in MICRO_BATCHES:
+            if size <= planner.workload.effective_batch:
+                yield cost(strategy, size, recompute), strategy, size, recompute
+
+    recomputes = (False, True) if checkpointing is None else (checkpointing,)
+    by_time = merge(*(of_sizes(item, recompute) for item in strategies for recompute in recomputes), key=itemgetter(0))
+    found: list[tuple[Plan, float]] = []
+    for step_s, strategy, size, recompute in by_time:
+        setting = {"micro_batch": size, "checkpointing": recompute, "vram_bytes": chosen.vram_bytes}
+        plan, _ = planner.plan(strategy, **setting, is_search=True)  # type: ignore[arg-type]
+        if plan.fits and setting_text(plan) != setting_text(chosen):
+            found.append((plan, step_s))
+        if len(found) == count:
+            break
+    return found
+
+
+def card_lines(found: OnCard) -> list[str]:
+    """For people: the time, what it waits for, and the next configurations."""
+    step, plan = found.step, found.plan
+    hours, fewest, most = (seconds / 3600 for seconds in found.run_s)
+    if plan.step_s is not None and plan.run_s is not None:
+        time = f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
+    else:
+        time = f"{step.step_s:.2f} s a step ({step.low_s:.2f} to {step.high_s:.2f}), "
+        time += f"{hours:.1f} hours of steps ({fewest:.1f} to {most:.1f}), simulated, {found.card}"
+    lines = [f"{'time':<14} {time}"]
+    waits = sorted(step.waits_s.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{LANES[name]} ({seconds:.2f} s)" for name, seconds in waits if seconds)
+    lines.append(f"{'bound by':<14} {shares}")
+    lines += [f"{'next':<14} {other_line(plan, step.step_s, *other)}" for other in found.others]
+    if not found.is_host_measured:
+        lines.append(f"{'host':<14} not measured: `redheart doctor --measure` narrows the time")
+    return [*lines, *([f"{'note':<14} {found.note}"] if found.note else [])]
+
+
+def setting_text(plan: Plan) -> str:
+    """A configuration in a few words."""
+    return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation_steps}{', checkpointing' * plan.checkpointing}"
+
+
+def other_line(chosen: Plan, chosen_s: float, other: Plan, other_s: float) -> str:
+    """What another configuration would save or cost beside the chosen one."""
+    seconds, size = other_s - chosen_s, (other.peak_bytes - chosen.peak_bytes) / GIB
+    time = "as fast" if abs(seconds) < 0.005 else f"{abs(seconds):.2f} s a step {'slower' if seconds > 0 else 'faster'}"
+    return f"{setting_text(other)}: {time}, {abs(size):.2f} GiB {'more' if size > 0 else 'less'}"

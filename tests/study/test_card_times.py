@@ -1,0 +1,162 @@
+"""`plan --card`: the time of a card that is not here, what comes next, and what a run on it remembers."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from redheart.cli import main
+from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.errors import BadInput
+from redheart.memory.cards import find
+from redheart.memory.plan import GIB
+from redheart.memory.step_time import HostSpeed
+from redheart.study.outlook import card_times, host_speed, planning, timings
+from redheart.train.pace import CHECK_STEPS
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import step_times
+
+CONFIG = resolved(
+    StudyConfig(
+        preset="tiny", epochs=10, features=FeatureConfig(seq_len_tokens=8), train=TrainConfig(effective_batch=32)
+    )
+)
+TINY = [
+    "plan",
+    "--preset",
+    "tiny",
+    "--epochs",
+    "10",
+    "--seq-len-tokens",
+    "8",
+    "--effective-batch",
+    "32",
+    "--micro-batch=8",
+]
+"""The same: traces are shared."""
+
+
+@pytest.fixture(autouse=True)
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "step_times.json"
+    monkeypatch.setenv("REDHEART_STEP_TIMES", str(path))
+    return path
+
+
+def test_the_next_best_are_slower_fit_and_are_not_the_chosen_one() -> None:
+    found = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).on_card
+    assert found is not None and found.note is None and not found.is_host_measured
+    chosen = found.plan
+    settings = {card_times.setting_text(plan) for plan in (chosen, *(plan for plan, _ in found.others))}
+    assert len(settings) == 3 and all(plan.fits for plan, _ in found.others)
+    assert sorted(step_s for _, step_s in found.others) == [step_s for _, step_s in found.others]
+    low, typical, high = (seconds / (-(-planning.NUM_TRAINING // 32) * 10) for seconds in sorted(found.run_s))
+    assert (low, typical, high) == pytest.approx((found.step.low_s, found.step.step_s, found.step.high_s))
+    lines = card_times.card_lines(found)
+    assert lines[0].startswith("time") and "simulated, RTX 3070" in lines[0]
+    assert card_times.LANES[found.step.bound_by] in lines[1] and "doctor --measure" in lines[-1]
+
+
+@pytest.mark.long
+def test_without_offload_is_chosen_where_it_is_faster_and_fits() -> None:
+    found = planning.answer(CONFIG, vram_bytes=24 * GIB, card=find("RTX 4090"), strategy="auto").on_card
+    assert found is not None and found.plan.strategy == "gpu_adam8bit"
+
+
+def test_a_card_without_bf16_units_is_told_so_and_offered_what_works() -> None:
+    found = planning.answer(CONFIG, vram_bytes=6 * GIB, card=find("RTX 2060"), micro_batch=8).on_card
+    assert found is not None and found.note is not None
+    assert "no bf16 units" in found.note and "--strategy fp32_adamw) `tiny` fits" in found.note
+
+
+def test_a_card_gives_its_memory_and_a_desktop_keeps_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, vram_gib in (
+        (("--card", "3060 Ti"), 8),
+        (("--card", "3060 Ti", "--reserve", "1GiB"), 7),
+        (("--vram", "4GiB", "--reserve", "512MiB"), 3.5),
+    ):
+        main([*TINY, *arguments, "--json"])
+        fields = json.loads(capsys.readouterr().out)
+        assert fields["vram_bytes"] == vram_gib * GIB
+        assert (fields["on_card"] is not None) == ("--card" in arguments)
+    for wrong in (("--card", "RTX 9999"), ("--reserve", "lots"), ("--vram", "1GiB", "--reserve", "1GiB")):
+        with pytest.raises(SystemExit) as refusal:
+            main([*TINY, *wrong])
+        assert refusal.value.code == 2
+
+
+def test_steps_that_were_taken_on_the_card_are_believed() -> None:
+    steps = [{"event": "step", "forward_backward_s": 1.0, "step_s": 1.5}] * 5
+    plan = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).plan
+    assert plan.step_s is None
+    train = dataclasses.replace(CONFIG.train, checkpointing=plan.checkpointing)
+    config = dataclasses.replace(CONFIG, train=train)
+    found = timings.measured_step(config, steps, ranks=1)
+    assert found is not None
+    timings.remember(msgspec.structs.replace(found, device="NVIDIA GeForce RTX 3070"))
+    answer = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8)
+    assert answer.plan.step_s == pytest.approx(1.5) and answer.on_card is not None
+    assert "(measured: steps of" in card_times.card_lines(answer.on_card)[0]
+    assert planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070 Ti"), micro_batch=8).plan.step_s is None
+
+
+def test_a_run_that_was_expected_remembers_its_first_steps(empty_store: Path) -> None:
+    sink = timings.Remembering(CONFIG, ranks=1)
+    for _ in range(CHECK_STEPS + 1):
+        sink.write({"event": "step", "forward_backward_s": 0.3, "step_s": 0.4})
+    assert not empty_store.exists()
+    sink.write({"event": "estimate_check"})
+    known = timings.recall(CONFIG, ranks=1)
+    assert known is not None and known.update_s == pytest.approx(0.1)
+
+
+def test_a_run_on_a_known_card_is_expected_to_take_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert planning.expected(CONFIG, ranks=1, num_validation=10) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index=0: "NVIDIA GeForce RTX 3070")
+    assert planning.expected(CONFIG, ranks=1, num_validation=10) is None, "fitted on `full` alone"
+
+
+@pytest.mark.long
+def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolved(StudyConfig(preset="full", train=TrainConfig(micro_batch=64, checkpointing=True)))
+    planned = planning.answer(config, vram_bytes=8 * GIB, card=find("RTX 3070")).on_card
+    work = planning.planner_of(config).pass_work(64, checkpointing=True)
+    assert planned is not None and (planned.plan.micro_batch, planned.plan.checkpointing) == (64, True)
+    # What benchmarks/step_times.py takes for the passes that were measured.
+    assert work.forward[1:] == pytest.approx(step_times.FORWARD[1:], rel=0.01)
+    assert work.backward[1:] == pytest.approx(step_times.CHECKPOINTED[1:], rel=0.01)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index=0: "NVIDIA GeForce RTX 3070")
+    found = planning.expected(config, ranks=1, num_validation=10)
+    assert found is not None and found.step_s == planned.step.step_s and found.basis == "simulated, RTX 3070"
+
+
+def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
+    assert timings.recall_host() is None
+    found = host_speed.measure(elements=1 << 18)
+    assert 0 < found.update_s < 1e-6 and 0 < found.add_s < 1e-6 and found.copy_bytes_s > 1e7
+    assert (found.launch_s is None) == (not torch.cuda.is_available())
+    assert timings.remember_host(found) == empty_store.with_name("host_speed.json")
+    assert timings.recall_host() == found
+    slow = HostSpeed(1e-6, 1e-6, 1e9)
+    before = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).on_card
+    timings.remember_host(slow)
+    after = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).on_card
+    assert before and after and after.is_host_measured and after.step.step_s > before.step.step_s
+    empty_store.with_name("host_speed.json").write_text("[{")
+    assert timings.recall_host() is None
+
+
+def test_a_launch_is_timed_by_its_operators() -> None:
+    assert 1e-7 < host_speed.launch_s(torch.device("cpu")) < 1
+
+
+def test_too_little_is_left_of_a_card() -> None:
+    with pytest.raises(BadInput, match="not a size"):
+        planning.parse_bytes("2000GiB", least_bytes=0)
