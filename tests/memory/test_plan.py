@@ -62,8 +62,8 @@ def test_a_card_that_is_too_small_for_anything_names_nothing() -> None:
 
 
 def test_the_fastest_stays_below_the_comfortable_share_where_anything_does() -> None:
-    config, planner = small_planner()
-    sizes = planning.sizes_of(config, "zero2_offload_adam8bit")
+    _, planner = small_planner()
+    sizes = strategy_sizes("zero2_offload_adam8bit")
     large, small = (
         planner.plan(sizes, micro_batch=size, checkpointing=False, vram_bytes=8 * GIB)[0].upper_bytes
         for size in (64, 8)
