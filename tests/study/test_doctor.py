@@ -8,7 +8,8 @@ from stub_programs import program
 
 from redheart.memory.adamw8bit import build
 from redheart.memory.host import HostMemory
-from redheart.study.outlook import doctor
+from redheart.memory.step_time import HostSpeed
+from redheart.study.outlook import doctor, host_speed, timings
 
 
 @pytest.fixture
@@ -63,3 +64,18 @@ def test_memory_is_what_this_process_may_have(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doctor, "host_memory", lambda: memory)
     finding = doctor._memory()
     assert finding.verdict == "note" and finding.found == str(memory) and "raise the limit" in str(finding.hint)
+
+
+@pytest.mark.parametrize(("path", "verdict"), [("step_times.json", "ok"), ("/proc/none/step_times.json", "note")])
+def test_what_is_measured_is_kept_for_plans_or_said_not_to_be(
+    path: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDHEART_STEP_TIMES", str(tmp_path / path))
+    found = HostSpeed(0.35e-9, 0.1e-9, 20e9, launch_s=20e-6, bus_bytes_s=25e9)
+    monkeypatch.setattr(host_speed, "measure", lambda: found)
+    finding = doctor.examine(tmp_path, measures=True)[-1]
+    assert (finding.name, finding.verdict) == ("host speed", verdict)
+    assert finding.found.startswith(
+        "update 0.35 and sum 0.10 ns/param, copies 20.0 GB/s, launches 20 us, bus 25.0 GB/s"
+    )
+    assert timings.recall_host() == (found if verdict == "ok" else None)

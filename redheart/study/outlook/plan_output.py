@@ -1,6 +1,7 @@
 """What `redheart plan` prints and draws: a table by moment and category, the verdict, a figure of one step."""
 
 from pathlib import Path
+from typing import Any
 
 from redheart.memory.plan import GIB, Plan
 from redheart.memory.replay import Replay
@@ -109,9 +110,12 @@ def plan_fields(answer: Answer) -> dict[str, object]:
     """The plan as JSON, the nearest configuration that fits beside it."""
     import msgspec
 
-    fields = dict(msgspec.to_builtins(answer.plan))
+    fields: dict[str, Any] = dict(msgspec.to_builtins(answer.plan))
     fields["nearest"] = msgspec.to_builtins(answer.nearest)
     fields["on_card"] = msgspec.to_builtins(answer.on_card)
+    if answer.on_card:
+        # It is this plan.
+        del fields["on_card"]["plan"]
     fields["hint"] = None if answer.plan.fits else nearest_text(answer.nearest)
     return fields
 
