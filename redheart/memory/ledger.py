@@ -29,15 +29,22 @@ class ModelSizes:
     """What the ledger needs to know of a model and its parameter groups."""
 
     parameters: dict[str, int]
-    """Elements by name."""
+    """Elements of every parameter that is trained, by name."""
     groups: tuple[tuple[str, ...], ...]
     """Names of the parameters of every optimizer group."""
     group_state_bits: tuple[int, ...]
     """Bits of a moment that every group asks for."""
+    frozen: tuple[int, ...] = ()
+    """Elements of every parameter that is not trained: it has weights, and no gradient, master or states."""
 
     @property
     def total(self) -> int:
         """Elements of the whole model."""
+        return self.trained + sum(self.frozen)
+
+    @property
+    def trained(self) -> int:
+        """Elements that have masters, gradients and states."""
         return sum(self.parameters.values())
 
 
@@ -127,7 +134,9 @@ class StrategySizes:
 
 def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> list[Entry]:
     """Every buffer of a strategy for a model."""
-    return strategy.kind.ledger(model, strategy, accumulates)
+    entries = strategy.kind.ledger(model, strategy, accumulates)
+    weights = each(strategy.weight_bytes, model.frozen)
+    return [*entries, Entry("frozen weights", "device", "parameter", "always", weights, "torch.nn.Module.to")]
 
 
 def held_bytes(entries: Iterable[Entry]) -> dict[str, int]:

@@ -71,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
     run_s: float | None = None
     """Seconds of all steps of the run; validation and saving are not in it."""
     time_basis: str | None = None
-    """What the times were measured on."""
+    """What the times were measured on, or why there are none."""
     basis: str = "predicted"
 
 
@@ -176,6 +176,8 @@ class Planner:
             cost: of a card; without one the ranking is that of no card.
             comfort_share: of the card that is not exceeded if anything stays below it.
         """
+        # What cannot fit at any micro-batch is not simulated: 64 micro-batches of 7B parameters take seconds.
+        strategies = [strategy for strategy in strategies if self._fixed_bytes(strategy) <= vram_bytes]
         # The more micro-batches the slower: what is not asked for is not simulated.
         by_time = merge(
             *(
@@ -256,17 +258,23 @@ class Planner:
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
         # What is updated on the card is behind the pass: tens of milliseconds for all of the full model.
-        on_host = round(self.workload.sizes.total * (1 - strategy.card_share)) // strategy.ranks
+        on_host = round(self.workload.sizes.trained * (1 - strategy.card_share)) // strategy.ranks
         return strategy.kind.cost(on_host, steps, checkpointing)
 
     def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
         """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
-        entries = ledger(self.workload.sizes, strategy, accumulates=False)
-        fixed = sum(entry.total_bytes for entry in entries if entry.where == "device" and entry.life == "always")
-        if fixed + CONTEXT_BYTES > vram_bytes:
-            return fixed + CONTEXT_BYTES
+        fixed = self._fixed_bytes(strategy)
+        if fixed > vram_bytes:
+            return fixed
         kind = "release" if strategy.kind.is_zero else "keep"
-        return fixed + CONTEXT_BYTES + self._trace(micro_batch, checkpointing, kind).peak_bytes
+        return fixed + self._trace(micro_batch, checkpointing, kind).peak_bytes
+
+    def _fixed_bytes(self, strategy: StrategySizes) -> int:
+        """What is always there."""
+        entries = ledger(self.workload.sizes, strategy, accumulates=False)
+        return CONTEXT_BYTES + sum(
+            entry.total_bytes for entry in entries if entry.where == "device" and entry.life == "always"
+        )
 
     def pass_bytes(self, micro_batch: int, *, checkpointing: bool) -> int:
         """Peak of live storages in forward and backward of one micro-batch, gradients leaving as they are complete."""
@@ -353,7 +361,7 @@ def _larger(*moments: dict[str, int]) -> dict[str, int]:
 def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]) -> dict[str, int]:
     """Disk of a run by part: two resume states and one being written, the module snapshots, the features."""
     named = held_bytes(entries)
-    masters = strategy.ranks * named.get("single_partition_of_fp32_groups", 0) or 4 * work.sizes.total
+    masters = strategy.ranks * named.get("single_partition_of_fp32_groups", 0) or 4 * work.sizes.trained
     state = masters + strategy.ranks * named.get("state", 0)
     return {
         "resume states": 3 * state,
@@ -367,10 +375,12 @@ def _tensor_bytes(batch: Any) -> int:
 
 
 def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
-    """Names and sizes of a module's parameters and of its optimizer groups (`params`, `state_bits`)."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    """Names and sizes of the parameters that are trained and of their optimizer groups (`params`, `state_bits`)."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    names = {id(parameter): name for name, parameter in trained.items()}
     return ModelSizes(
-        {name: parameter.numel() for name, parameter in module.named_parameters()},
+        {name: parameter.numel() for name, parameter in trained.items()},
         tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
         tuple(int(group["state_bits"]) for group in groups),
+        tuple(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad),
     )

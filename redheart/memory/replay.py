@@ -116,8 +116,8 @@ def replay_step(
 
 
 def _initialise(card: _Card) -> None:
+    card.take_all(card.of("always", "parameter"))
     if not card.strategy.kind.is_zero:
-        card.take_all(card.of("always", "parameter"))
         return
     # The module arrives in bf16, parameter by parameter; each group is then flattened and its parts dropped.
     module = {name: card.take(2 * count, "weights before flattening") for name, count in card.model.parameters.items()}

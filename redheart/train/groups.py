@@ -22,12 +22,14 @@ def parameter_groups(
 
     Matrices of linear maps, convolutions and embeddings (a `weight` of two dimensions or more, of whichever class)
     decay and, unless small, allow 8-bit states; norms, biases and learned queries do neither. A parameter larger than
-    the bound has a group of its own; one that is used twice is there once.
+    the bound has a group of its own; one that is used twice is there once, and one that is not trained is in none.
     """
     large: list[nn.Parameter] = []
     small: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         if name.rpartition(".")[2] == "weight" and parameter.ndim > 1:
             (large if parameter.numel() >= MIN_8BIT_ELEMENTS else small).append(parameter)
         else:

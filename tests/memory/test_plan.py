@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from redheart.cli import main
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB, MICRO_BATCHES, Planner, disk_parts
+from redheart.memory.plan import GIB, MICRO_BATCHES, Planner, disk_parts, model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.snapshots.states import Progress, write_state
@@ -53,6 +54,27 @@ def test_offload_with_checkpointing_takes_no_more_than_without() -> None:
         planner.plan(sizes, micro_batch=64, checkpointing=flag, vram_bytes=8 * GIB)[0] for flag in (True, False)
     )
     assert with_.peak_bytes <= without.peak_bytes and with_.step_cost > without.step_cost
+
+
+@pytest.mark.parametrize(("strategy", "weight_bytes"), [("zero2_offload_adam8bit", 2), ("fp32_adamw", 4)])
+def test_what_is_not_trained_has_weights_and_nothing_else(strategy: str, weight_bytes: int) -> None:
+    _, planner = small_planner()
+    module = planner.workload.module
+    whole = sum(parameter.numel() for parameter in module.parameters())
+    frozen = 0
+    for name, parameter in module.named_parameters():
+        if "feed_forward" in name:
+            parameter.requires_grad_(False)
+            frozen += parameter.numel()
+    sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
+    assert 0 < frozen < whole and (sizes.trained, sizes.total) == (whole - frozen, whole)
+    entries = ledger(sizes, strategy_sizes(strategy), accumulates=True)
+    named = {entry.name: entry.total_bytes for entry in entries}
+    assert named["frozen weights"] == weight_bytes * frozen
+    assert named.get("master weights", 4 * sizes.trained) in range(4 * sizes.trained, 4 * sizes.trained + 64)
+    work = replace(planner.workload, sizes=sizes)
+    plan, _ = Planner(work).plan(strategy_sizes(strategy), micro_batch=4, checkpointing=False, vram_bytes=8 * GIB)
+    assert all(moment.parts["frozen weights"] == weight_bytes * frozen for moment in plan.moments.values())
 
 
 def test_a_card_that_is_too_small_for_anything_names_nothing() -> None:

@@ -40,6 +40,13 @@ def test_matrices_of_any_class_decay_and_a_tied_weight_is_there_once() -> None:
     assert large["params"] == [model[0].weight, model[1].weight] and others["params"] == [model[0].scale]
 
 
+def test_what_is_not_trained_is_in_no_group() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 3))
+    model[0].requires_grad_(False)
+    small, others = parameter_groups(model, weight_decay=0.01)
+    assert small["params"] == [model[1].weight] and others["params"] == [model[1].bias]
+
+
 def test_places_follow_the_order_that_an_engine_flattened_in_and_know_both_names_of_a_tied_weight() -> None:
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 3), nn.Linear(2, 2, bias=False))
     model[2].weight = model[0].weight

@@ -53,7 +53,7 @@ class CardClock:
         workload = self.planner.workload
         steps = -(-workload.effective_batch // (micro_batch * strategy.ranks))
         work = self.planner.pass_work(micro_batch, checkpointing=checkpointing)
-        return step_time(workload.sizes.total, strategy, steps, work, constants(self.card, strategy, self.host))
+        return step_time(workload.sizes.trained, strategy, steps, work, constants(self.card, strategy, self.host))
 
     def cost(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         """Its seconds alone, to rank by."""
