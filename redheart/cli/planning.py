@@ -4,9 +4,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from redheart.cli.options import Flag, answer, parse, print_json
 from redheart.core.config import Preset, StudyConfig, resolved
+
+if TYPE_CHECKING:
+    from redheart.study.outlook.planning import Answer
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,11 @@ class PlanOptions:
     strategy: str | None = None
     """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
     preset: Preset = "full"
-    seq_len_tokens: int = 128
+    model: str | None = None
+    """A Hugging Face model instead of a preset: a folder with its config.json, or a hub id; weights are not read."""
+    freeze: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """With --model: a parameter or module that is not trained, or a pattern as `*.layers.?.*`; may be repeated."""
+    seq_len_tokens: Annotated[int, tyro.conf.arg(aliases=["--seq-len"])] = 128
     """Token sequence length."""
     micro_batch: int = 0
     """Records per forward pass; 0 chooses."""
@@ -66,15 +76,10 @@ def plan(arguments: Sequence[str]) -> None:
     from redheart.core.config import FeatureConfig, TrainConfig
     from redheart.core.errors import BadInput
     from redheart.memory import cards
-    from redheart.study.outlook import plan_output, planning
+    from redheart.memory.plan import COMFORT_SHARE
+    from redheart.study.outlook import planning
 
     options = parse(PlanOptions, arguments, "plan")
-    config = StudyConfig(
-        preset=options.preset,
-        epochs=options.epochs,
-        features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
-        train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
-    )
     card = cards.find(options.card) if options.card is not None else None
     vram_bytes = planning.parse_bytes(options.vram) if options.vram else card.memory_bytes if card else 8 << 30
     reserve_bytes = planning.parse_bytes(options.reserve, least_bytes=0)
@@ -82,20 +87,65 @@ def plan(arguments: Sequence[str]) -> None:
         raise BadInput(
             "nothing is left of the card", where="--reserve", got=options.reserve, expected="less than its memory"
         )
+    vram_bytes -= reserve_bytes
+    # Who says what others keep needs no room beside that.
+    comfort_share = 1.0 if reserve_bytes else COMFORT_SHARE
+    if options.model is not None:
+        _plan_pretrained(options.model, options, vram_bytes=vram_bytes, comfort_share=comfort_share)
+        return
+    config = StudyConfig(
+        preset=options.preset,
+        epochs=options.epochs,
+        features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
+        train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
+    )
     answer = planning.answer(
         resolved(config),
-        vram_bytes=vram_bytes - reserve_bytes,
+        vram_bytes=vram_bytes,
         strategy=options.strategy,
         micro_batch=options.micro_batch or None,
         ranks=options.ranks,
         card=card,
-        # Who says what others keep needs no room beside that.
-        **({"comfort_share": 1.0} if reserve_bytes else {}),
+        comfort_share=comfort_share,
     )
+    _show(answer, options)
+
+
+def _plan_pretrained(source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float) -> None:
+    from redheart.core.config import TrainConfig
+    from redheart.custom.pretrained_plan import facts_line, plan_pretrained
+    from redheart.study.outlook import planning
+
+    train = TrainConfig(
+        strategy=options.strategy or TrainConfig().strategy,
+        effective_batch=options.effective_batch,
+        micro_batch=options.micro_batch,
+        checkpointing=options.checkpointing,
+    )
+    found = plan_pretrained(
+        source,
+        train,
+        vram_bytes=vram_bytes,
+        seq_len_tokens=options.seq_len_tokens,
+        epochs=options.epochs,
+        freeze=options.freeze,
+        ranks=options.ranks,
+        comfort_share=comfort_share,
+    )
+    if not options.json:
+        print(facts_line(found))
+    answer = planning.Answer(found.plan, found.replay, found.nearest, hint=found.hint)
+    _show(answer, options, model=found.model)
+
+
+def _show(answer: "Answer", options: PlanOptions, **besides: object) -> None:
+    """Draw and print an answer, and refuse what does not fit."""
+    from redheart.study.outlook import plan_output, planning
+
     if options.figure:
         plan_output.draw_step(answer.replay, options.figure)
     if options.json:
-        print_json(plan_output.plan_fields(answer), True)
+        print_json(besides | plan_output.plan_fields(answer), True)
     else:
         plan_output.print_plan(answer)
     planning.refuse_unless_fits(answer)

@@ -37,7 +37,7 @@ class HubModel:
         logging.disable_progress_bar()
         hub_logging.set_verbosity_error()
         try:
-            here = Path(source).is_dir() or not _reaches_hub()
+            here = Path(source).is_dir() or not reaches_hub()
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=here)
             self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, local_files_only=here).eval()
         except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ class HubModel:
         return str(backend.to_str()) if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
 
 
-def _reaches_hub() -> bool:
+def reaches_hub() -> bool:
     """Whether the hub answers, asked once: without a network its own retries take three quarters of a minute."""
     from huggingface_hub import constants
 

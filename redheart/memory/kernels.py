@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,8 @@ def replaced(kernels: Kernels | None) -> Iterator[None]:
     """Put a device's operators in the place of torch's functions, and the functions back afterwards.
 
     A torch function mode would do it without a replacement, but is off inside `backward`, where checkpointing
-    runs the forward pass once more.
+    runs the forward pass once more. Libraries that look into their inputs, as transformers does for a mask that is not
+    needed, leave it while a graph is traced; on `meta` there is nothing to look at.
     """
     if kernels is None:
         yield
@@ -112,6 +114,7 @@ def replaced(kernels: Kernels | None) -> Iterator[None]:
 
     functional.scaled_dot_product_attention, functional.rms_norm = chosen_attention, chosen_norm
     try:
-        yield
+        with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+            yield
     finally:
         functional.scaled_dot_product_attention, functional.rms_norm = attention, rms_norm

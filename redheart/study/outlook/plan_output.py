@@ -47,7 +47,7 @@ def print_plan(answer: Answer) -> None:
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
     if not plan.fits:
-        console.print(Text(nearest_text(answer.nearest)))
+        console.print(Text(nearest_text(answer)))
 
 
 def verdict(plan: Plan) -> tuple[str, str]:
@@ -75,7 +75,8 @@ def time_text(plan: Plan) -> str:
     import torch
 
     if plan.step_s is None or plan.run_s is None:
-        return "unknown: this machine has not taken such steps yet; `redheart train` measures them"
+        why = plan.time_basis or "this machine has not taken such steps yet; `redheart train` measures them"
+        return f"unknown: {why}"
     if not torch.cuda.is_available():
         return f"unknown for a card; without one a step takes {plan.step_s:.2f} s here (measured: {plan.time_basis})"
     return f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
@@ -116,7 +117,7 @@ def plan_fields(answer: Answer) -> dict[str, object]:
     if answer.on_card:
         # It is this plan.
         del fields["on_card"]["plan"]
-    fields["hint"] = None if answer.plan.fits else nearest_text(answer.nearest)
+    fields["hint"] = None if answer.plan.fits else nearest_text(answer)
     return fields
 
 

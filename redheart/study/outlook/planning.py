@@ -45,6 +45,8 @@ class Answer:
     nearest: Plan | None
     on_card: OnCard | None = None
     """Times on the card that was asked for."""
+    hint: str | None = None
+    """What makes it fit, in the options of another command than the study's."""
 
 
 def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
@@ -191,12 +193,15 @@ def refuse_unless_fits(found: Answer) -> None:
             where=f"strategy {plan.strategy}, micro-batch {plan.micro_batch}, at {plan.peak_moment}",
             got=f"predicted {plan.peak_bytes / GIB:.2f} GiB, upper bound {plan.upper_bytes / GIB:.2f} GiB",
             expected=f"at most {plan.vram_bytes / GIB:.2f} GiB",
-            hint=nearest_text(found.nearest),
+            hint=nearest_text(found),
         )
 
 
-def nearest_text(nearest: Plan | None) -> str:
+def nearest_text(found: Answer) -> str:
     """The change that makes a refused run fit, as options."""
+    nearest = found.nearest
+    if found.hint:
+        return found.hint
     if nearest is None:
         return "no strategy fits this card at this length; take a smaller --features.seq-len-tokens or a smaller preset"
     recompute = " --train.checkpointing True" if nearest.checkpointing else ""

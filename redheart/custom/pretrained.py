@@ -1,0 +1,177 @@
+"""A Hugging Face model from its configuration alone, on `meta`: module, batch and loss for the planner."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redheart.core.errors import BadInput
+from redheart.data.hub_encoder import reaches_hub
+
+Inputs = dict[str, Tensor]
+WHAT_LIBRARIES_RAISE = (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+"""At a configuration that does not make a model, and at a model that looks at values, of which `meta` has none."""
+
+
+def read_config(source: str) -> Any:
+    """The configuration in a folder, or of a hub id from the cache or the hub.
+
+    Raises:
+        BadInput: there is none, or it is of no architecture that transformers has.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    is_offline = not Path(source).is_dir() and not reaches_hub()
+    try:
+        # Code that lies beside a configuration is not run, and nobody is asked whether to.
+        is_local = is_offline or Path(source).is_dir()
+        return AutoConfig.from_pretrained(source, local_files_only=is_local, trust_remote_code=False)
+    except (OSError, StrictDataclassError, *WHAT_LIBRARIES_RAISE) as error:
+        raise BadInput(
+            "the model's configuration cannot be read",
+            where="--model",
+            got=f"{source} ({_first_line(error)})",
+            expected="a folder with a config.json, or a hub id",
+            hint="the hub does not answer from here: fetch config.json elsewhere and give its folder"
+            if is_offline
+            else None,
+        ) from error
+
+
+def build(config: Any, *, dtype: torch.dtype, freeze: Sequence[str] = ()) -> nn.Module:
+    """The module in training mode on `meta`; tied weights are one parameter.
+
+    Args:
+        config: as `read_config` gives it.
+        dtype: of its weights.
+        freeze: names of parameters or of modules that are not trained, or patterns of parameters' names.
+
+    Raises:
+        BadInput: there is no class with a loss for it, it cannot be built, or a pattern fits nothing or everything.
+    """
+    kind = _class_of(config)
+    config.use_cache = False
+    try:
+        with torch.device("meta"):
+            module: nn.Module = kind(config).to(dtype).train()
+    except WHAT_LIBRARIES_RAISE as error:
+        raise BadInput("the model cannot be built", where=kind.__name__, got=_first_line(error)) from error
+    named = dict(module.named_parameters(remove_duplicate=False))
+    for pattern in freeze:
+        fitting = [item for name, item in named.items() if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
+        if not fitting:
+            modules = ", ".join(name for name, _ in module.named_children())
+            raise BadInput("nothing has that name", where="--freeze", got=pattern, hint=f"begin with one of: {modules}")
+        for parameter in fitting:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise BadInput("nothing is left to train", where="--freeze", got=", ".join(freeze))
+    return module
+
+
+def inputs(module: Any, records: int, *, seq_len_tokens: int) -> Inputs:
+    """A batch as the architecture takes it: (B, S) tokens with a mask or (B, C, H, W) pixels, and labels.
+
+    The mask is there as where records differ in length; without one some kernels take less.
+    """
+
+    def empty(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.empty(*shape, dtype=dtype, device=module.device)
+
+    config = module.config
+    is_per_record = re.search("(Sequence|Image)Classification", type(module).__name__)
+    labels = empty(records) if is_per_record else empty(records, seq_len_tokens)
+    if module.main_input_name == "pixel_values":
+        return {"pixel_values": empty(records, *_image_shape(config), dtype=module.dtype), "labels": labels}
+    tokens = {name: empty(records, seq_len_tokens) for name in ("input_ids", "attention_mask")}
+    return {**tokens, "labels": labels}
+
+
+def record_text(module: Any, *, seq_len_tokens: int) -> str:
+    """What a record is."""
+    if module.main_input_name == "pixel_values":
+        return " x ".join(map(str, _image_shape(module.config))) + " pixels"
+    twice = f", and {seq_len_tokens:,} of the answer" if module.config.is_encoder_decoder else ""
+    return f"{seq_len_tokens:,} tokens{twice}"
+
+
+def own_loss(module: nn.Module, batch: Inputs) -> Tensor:
+    """The loss that the model computes itself.
+
+    Raises:
+        BadInput: the model cannot be traced without values, or has no loss for such a batch.
+    """
+    try:
+        loss: Tensor | None = module(**batch).loss
+    except WHAT_LIBRARIES_RAISE as error:
+        raise BadInput(
+            "the model cannot be planned: it needs more than its configuration to run",
+            where=type(module).__name__,
+            got=_first_line(error),
+            hint="an architecture that decides by the values of its tensors cannot be traced without them",
+        ) from error
+    if loss is None:
+        raise BadInput("the model has no loss for tokens or pixels with labels", where=type(module).__name__)
+    return loss
+
+
+def set_checkpointing(module: nn.Module, is_on: bool) -> None:
+    """Switch transformers' own gradient checkpointing."""
+    network: Any = module
+    with warnings.catch_warnings():
+        # Of a new name, which older releases do not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        if is_on:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        elif network.supports_gradient_checkpointing:
+            network.gradient_checkpointing_disable()
+
+
+def _class_of(config: Any) -> Any:
+    """The class that the configuration names, or the first with a loss for its architecture."""
+    import inspect
+
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    mappings = (
+        auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_MASKED_LM_MAPPING,
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    )
+    kinds: list[Any] = [getattr(transformers, name, None) for name in config.architectures or ()]
+    for mapping in mappings:
+        found = mapping.get(type(config), ())
+        kinds += found if isinstance(found, tuple) else (found,)
+    # A class without labels is the bare network of one that has them.
+    kind = next((item for item in kinds if item and "labels" in inspect.signature(item.forward).parameters), None)
+    is_mixed = any(hasattr(config, name) for name in ("vision_config", "audio_config"))
+    if kind is None or is_mixed or kind.main_input_name not in ("input_ids", "pixel_values"):
+        raise BadInput(
+            "transformers has no class with a loss of tokens or pixels for it",
+            where="--model",
+            got=f"{config.model_type}, architectures {config.architectures}",
+            expected="a language model, an encoder, an encoder-decoder or an image classifier",
+        )
+    return kind
+
+
+def _image_shape(config: Any) -> tuple[int, int, int]:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise BadInput("the configuration does not say how large an image is", got=config.model_type)
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.num_channels, height, width
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

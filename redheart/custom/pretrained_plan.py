@@ -1,0 +1,160 @@
+"""Does training a Hugging Face model fit, from its configuration: the plan that is asked for or the best that fits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import msgspec
+import torch
+
+from redheart.core.config import TrainConfig
+from redheart.core.errors import BadInput
+from redheart.custom import pretrained
+from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner, Workload, model_sizes
+from redheart.memory.replay import Replay
+from redheart.train.groups import parameter_groups
+from redheart.train.strategy import all_strategies, strategy_sizes
+
+NO_TIMES = "steps of this model have not been measured"
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What was planned."""
+
+    architecture: str
+    parameters: int
+    """Elements; tied weights count once."""
+    trained_parameters: int
+    record: str
+    seq_len_tokens: int | None
+    """None where a record is an image."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan, the replay behind it, the model, and what fits where the plan does not."""
+
+    plan: Plan
+    replay: Replay
+    model: ModelFacts
+    nearest: Plan | None
+    hint: str | None
+
+
+def plan_pretrained(
+    source: str,
+    train: TrainConfig,
+    *,
+    vram_bytes: int,
+    seq_len_tokens: int,
+    epochs: int,
+    freeze: Sequence[str] = (),
+    ranks: int = 1,
+    comfort_share: float = COMFORT_SHARE,
+) -> Found:
+    """Plan the training of a model from its configuration; weights are neither read nor allocated.
+
+    Args:
+        source: a folder with a `config.json`, or a hub id.
+        train: strategy (`auto` for the cheapest that fits), effective batch, micro-batch (0 for the best that fits) and
+            checkpointing (as transformers does it; False leaves it open where the micro-batch is).
+        vram_bytes: of the card.
+        seq_len_tokens: tokens of a record; an encoder-decoder's answer is as long.
+        epochs: for the disk of the snapshots.
+        freeze: names or patterns of what is not trained.
+        ranks: devices, for the strategies that divide the work.
+        comfort_share: of the card that is not exceeded if anything stays below it.
+
+    Raises:
+        BadInput: the configuration or an option cannot be planned for.
+    """
+    config = pretrained.read_config(source)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not 1 <= seq_len_tokens <= (positions or seq_len_tokens):
+        limit = f"1 to {positions}" if positions else "1 or more"
+        raise BadInput("out of range", where="--seq-len", got=seq_len_tokens, expected=limit)
+    if not 0 <= train.micro_batch <= 1024 or train.effective_batch < 1:
+        raise BadInput(
+            "out of range",
+            got=f"micro-batch {train.micro_batch}, effective batch {train.effective_batch}",
+            expected="micro-batch 0-1024, effective batch 1 or more",
+        )
+
+    @cache
+    def planner_in(dtype: torch.dtype) -> Planner:
+        module = pretrained.build(config, dtype=dtype, freeze=freeze)
+        return Planner(
+            Workload(
+                module,
+                model_sizes(module, parameter_groups(module, weight_decay=train.weight_decay)),
+                partial(pretrained.inputs, module, seq_len_tokens=seq_len_tokens),
+                pretrained.own_loss,
+                pretrained.set_checkpointing,
+                train.effective_batch,
+                snapshots=-(-epochs // train.snapshot_every),
+                snapshot_output_bytes=0,
+                feature_bytes=0,
+            )
+        )
+
+    planner = planner_in(torch.bfloat16)
+    module, micro = planner.workload.module, train.micro_batch
+    either = None if module.supports_gradient_checkpointing else False
+    if train.checkpointing and either is False:
+        raise BadInput("transformers cannot checkpoint it", where="--checkpointing", got=type(module).__name__)
+    recompute = train.checkpointing or (False if micro else either)
+    limits: dict[str, Any] = {"vram_bytes": vram_bytes, "comfort_share": comfort_share}
+    offered = [strategy_sizes(item.name, ranks=ranks) for item in all_strategies() if item.is_offered]
+    name = train.strategy
+    if name == "auto":
+        chosen = planner.fastest(offered, checkpointing=recompute, **limits)
+        name = chosen.strategy if chosen else TrainConfig().strategy
+    sizes = strategy_sizes(name, ranks=ranks)
+    planner = planner_in(sizes.kind.card_dtype)
+    if not micro:
+        found = planner.fastest([sizes], checkpointing=recompute, **limits)
+        micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, recompute is not False)
+    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
+    plan = msgspec.structs.replace(plan, time_basis=NO_TIMES)
+    facts = _facts(planner, seq_len_tokens)
+    if plan.fits:
+        return Found(plan, replay, facts, None, None)
+    others = [item for item in offered if item != sizes]
+    nearest = planner.fastest([sizes], checkpointing=either, **limits)
+    nearest = nearest or planner_in(torch.bfloat16).fastest(others, checkpointing=either, **limits)
+    return Found(plan, replay, facts, nearest, _hint(nearest, plan, facts))
+
+
+def facts_line(found: Found) -> str:
+    """The model and its micro-batch in a sentence."""
+    model, plan = found.model, found.plan
+    trained = "all" if model.trained_parameters == model.parameters else f"{model.trained_parameters:,}"
+    micro = f"{plan.micro_batch} records" if plan.micro_batch > 1 else "1 record"
+    return (
+        f"{model.architecture}: {model.parameters:,} parameters, {trained} trained; micro-batch of {micro} x "
+        f"{model.record}"
+    )
+
+
+def _facts(planner: Planner, seq_len_tokens: int) -> ModelFacts:
+    module, sizes = planner.workload.module, planner.workload.sizes
+    return ModelFacts(
+        type(module).__name__,
+        sizes.total,
+        sizes.trained,
+        pretrained.record_text(module, seq_len_tokens=seq_len_tokens),
+        None if module.main_input_name == "pixel_values" else seq_len_tokens,
+    )
+
+
+def _hint(nearest: Plan | None, plan: Plan, model: ModelFacts) -> str:
+    if nearest:
+        recompute = " --checkpointing" if nearest.checkpointing else ""
+        return (
+            f"this fits: --strategy {nearest.strategy} --micro-batch {nearest.micro_batch}{recompute} "
+            f"({nearest.peak_bytes / GIB:.2f} GiB, at most {nearest.upper_bytes / GIB:.2f} GiB)"
+        )
+    if (weights_bytes := 2 * model.parameters) > plan.vram_bytes:
+        return f"nothing fits this card: the weights alone take {weights_bytes / GIB:.2f} GiB in bf16"
+    return "no strategy fits this card; take a shorter --seq-len, or --freeze a part of the model"
