@@ -156,7 +156,7 @@ def test_what_is_frozen_or_unused_is_left_alone_or_counts_as_zero() -> None:
     model["frozen"].requires_grad_(False)
     before = {name: item.detach().clone() for name, item in model.named_parameters()}
     optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-2, weight_decay=0.5)
-    assert sum(len(flat.master) for flat in optimizer._flats) == 18
+    assert sum(len(flat.master) for flat in optimizer._work.flats) == 18
     model["used"](model["frozen"](torch.ones(4, 8))).sum().backward()
     optimizer.step()
     after = dict(model.named_parameters())

@@ -61,3 +61,6 @@ class InTurn:
         """Run a task; its end is now."""
         if task.run is not None:
             task.run()
+
+    def wait(self, end: None = None) -> None:
+        """Until a task's end, which is now."""

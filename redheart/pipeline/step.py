@@ -3,8 +3,9 @@
 Gradients leave while the backward pass goes on. Each takes a slot of page-locked memory, a ring counted in bytes; where
 the ring is full the one that has waited longest is drained into ordinary memory, as are those of all micro-batches but
 one. The norm of all gradients is taken on the card, or, where several were summed, of the sums on the host. Updates
-come in the order in which the next forward pass needs the weights: each turns its gradient's slot into new weights,
-which return while the next one is computed, and a module of the next forward pass waits for its own buckets alone.
+come in the order in which the next forward pass needs the weights, the reverse of that in which gradients came: each
+turns its gradient's slot into new weights, which return while the next one is computed, and a module of the next
+forward pass waits for its own buckets alone.
 
 Source: Ren et al. 2021 (ZeRO-Offload), without its delayed update: the update is the exact one.
 """
@@ -12,7 +13,7 @@ Source: Ren et al. 2021 (ZeRO-Offload), without its delayed update: the update i
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from redheart.pipeline.bucket import Bucket, by_module
 from redheart.pipeline.lanes import Event, Lane, Lanes, Task, Wait
@@ -21,22 +22,31 @@ _NORM_BYTES = 8
 
 
 class Work(Protocol):
-    """What is done to real memory; a slot is known by its number."""
+    """What is done to real memory, when a lane comes to it; a slot is known by its number.
 
-    def add_squares(self, bucket: Bucket) -> None:
-        """Add the squares of a gradient on the card to those of the others there."""
+    Gradients and settings are handed on as they were at submission, since a lane may come to its work much later.
+    """
 
-    def copy_out(self, bucket: Bucket, slot: int) -> None:
+    def add_squares(self, bucket: Bucket, gradient: Any) -> None:
+        """Note a gradient's sum of squares on the card."""
+
+    def copy_out(self, bucket: Bucket, gradient: Any, slot: int) -> None:
         """Copy a gradient from the card into a slot."""
 
-    def drain(self, bucket: Bucket, slot: int) -> None:
-        """Add a slot's gradient to the bucket's sum on the host, or begin it."""
+    def drain(self, bucket: Bucket, slot: int, *, begins: bool) -> None:
+        """Begin the bucket's sum on the host with a slot's gradient, or add it there."""
 
-    def add_squares_of_sum(self, bucket: Bucket) -> None:
-        """Add the squares of a sum on the host to those of the others there."""
+    def sum_squares(self) -> None:
+        """Add up on the card what was noted there."""
 
     def copy_norm(self) -> None:
         """Copy the card's sum of squares to the host."""
+
+    def add_squares_on_host(self, bucket: Bucket, slot: int | None) -> None:
+        """Add the squares of a slot's gradient, or of the bucket's sum, to those of the others on the host."""
+
+    def clip(self, settings: Any, *, on_host: bool) -> None:
+        """The squares are complete: what they come to, and the settings, are those of the updates that follow."""
 
     def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
         """Update a bucket from its slot or its sum, and write its new weights into the slot."""
@@ -53,6 +63,7 @@ class OffloadStep:
         lanes: where the work is done.
         ring_bytes: page-locked memory for slots; at least one of them there is.
         accumulates: whether several micro-batches are known to come, so that no gradient waits in its slot.
+        norm_on_host: whether the norm is never taken on the card.
         work: what the tasks do; without it they are only ordered.
     """
 
@@ -63,9 +74,11 @@ class OffloadStep:
         *,
         ring_bytes: int,
         accumulates: bool = False,
+        norm_on_host: bool = False,
         work: Work | None = None,
     ):
-        self._buckets, self._lanes, self._accumulates, self._work = list(buckets), lanes, accumulates, work
+        self._buckets, self._lanes, self._work = list(buckets), lanes, work
+        self._accumulates, self._norm_on_host = accumulates, norm_on_host
         self._of = by_module(buckets)
         largest_bytes = max(bucket.wire_bytes for bucket in buckets)
         self.num_slots = min(len(self._buckets), max(1, ring_bytes // largest_bytes))
@@ -79,10 +92,23 @@ class OffloadStep:
 
     def forward(self, module: str, seconds: float, *, launch_s: float = 0.0) -> None:
         """A module's forward pass, once its weights are there."""
-        buckets = self._of.get(module, [])
-        ends = [self._returned[bucket.index] for bucket in buckets if bucket.index in self._returned]
+        self._forward(module, self._of.get(module, []), seconds, launch_s)
+
+    def use(self, buckets: Sequence[Bucket]) -> None:
+        """Let what is launched from now on find the new weights of these buckets."""
+        if any(self.is_returning(bucket) for bucket in buckets):
+            self._forward("", buckets, 0.0, 0.0)
+
+    def is_returning(self, bucket: Bucket) -> bool:
+        """Whether new weights are on their way for which no forward pass has waited."""
+        return bucket.index in self._returned
+
+    def _forward(self, module: str, buckets: Sequence[Bucket], seconds: float, launch_s: float) -> None:
+        returning = [bucket for bucket in buckets if self.is_returning(bucket)]
+        # Waited for once, they are there for all that the lane does later.
+        ends = [self._returned.pop(bucket.index) for bucket in returning]
         # A stream can only be told to wait for a copy that is queued, which the host does behind the update.
-        queued = tuple(f"queued {bucket.index}" for bucket in buckets if bucket.index in self._returned)
+        queued = tuple(f"queued {bucket.index}" for bucket in returning)
         command = self._command()
         launch = Task("launch", module, launch_s, reads=queued, writes=(command,))
         launched = self._lanes.submit(Lane.LAUNCH, launch, [Wait(updated, "weights queued") for updated, _ in ends])
@@ -104,7 +130,7 @@ class OffloadStep:
         for bucket in reversed(buckets):
             self.gradient_ready(bucket)
 
-    def gradient_ready(self, bucket: Bucket) -> None:
+    def gradient_ready(self, bucket: Bucket, gradient: Any = None) -> None:
         """A bucket's gradient is complete on the card: its squares are summed there, and it leaves."""
         index = bucket.index
         if index in self._held:
@@ -112,12 +138,12 @@ class OffloadStep:
             self._drain(index)
         self._num_gradients[index] = self._num_gradients.get(index, 0) + 1
         name, work = f"gradient {index}", self._work
-        square = Task(
-            "square", name, 0.0, (name, "squares"), ("squares",), partial(work.add_squares, bucket) if work else None
-        )
+        is_normed = work and not (self._accumulates or self._norm_on_host)
+        run = partial(work.add_squares, bucket, gradient) if work and is_normed else None
+        square = Task("square", name, 0.0, (name, "squares"), ("squares",), run)
         squared = self._lanes.submit(Lane.COMPUTE, square)
         slot, was_used = self._slot()
-        run = partial(work.copy_out, bucket, slot) if work else None
+        run = partial(work.copy_out, bucket, gradient, slot) if work else None
         copy = Task("copy out", name, bucket.wire_bytes, (name,), (f"slot {slot}",), run)
         waits = [Wait(squared, "gradient computed"), *_after(was_used)]
         copied = self._left[index] = self._lanes.submit(Lane.OUT, copy, waits)
@@ -129,29 +155,38 @@ class OffloadStep:
         """Whether one has come since the last step."""
         return bucket.index in self._num_gradients
 
-    def slots(self) -> list[int | None]:
-        """For every bucket the slot that its gradient waits in, None where it is in the sum or has not come."""
-        return [self._held[bucket.index][0] if bucket.index in self._held else None for bucket in self._buckets]
-
     def forget(self) -> None:
         """Drop all gradients that have come since the last step; what is on its way lands and is overwritten."""
         self._free.extend(self._held.values())
         for of_this_step in (self._held, self._num_gradients, self._summed, self._left):
             of_this_step.clear()
 
-    def step(self) -> None:
-        """After the last backward pass: the norm, all updates, and the weights on their way back."""
-        waits = self._norm_of_sums() if max(self._num_gradients.values(), default=0) > 1 else self._norm_on_card()
+    def step(self, settings: Any = None) -> Event:
+        """After the last backward pass: the norm, all updates, and the weights on their way back.
+
+        Every bucket must have had a gradient.
+
+        Args:
+            settings: handed to `Work.clip`.
+
+        Returns:
+            The end of the norm.
+        """
         work = self._work
-        for bucket in self._buckets:
-            index = bucket.index
+        on_host = self._norm_on_host or max(self._num_gradients.values()) > 1
+        waits = self._squares_on_host() if on_host else self._squares_on_card()
+        run = partial(work.clip, settings, on_host=on_host) if work else None
+        norm = Task("norm", "", 0.0, ("host norm",), ("scale",), run)
+        normed = self._lanes.submit(Lane.HOST, norm, waits)
+        for index in reversed(self._num_gradients):
+            bucket = self._buckets[index]
             slot, was_used = (self._held.pop(index)[0], None) if index in self._held else self._slot()
             from_sum = index in self._summed
             source = f"sum {index}" if from_sum else f"slot {slot}"
             run = partial(work.update, bucket, slot, from_sum=from_sum) if work else None
             writes = (f"master {index}", f"slot {slot}", f"queued {index}")
-            update = Task("update", str(index), bucket.elements, ("host norm", source), writes, run)
-            updated = self._lanes.submit(Lane.HOST, update, [*waits, *_after(was_used)])
+            update = Task("update", str(index), bucket.elements, ("scale", source), writes, run)
+            updated = self._lanes.submit(Lane.HOST, update, _after(was_used))
             run = partial(work.copy_in, bucket, slot) if work else None
             copy = Task("copy in", str(index), bucket.wire_bytes, (f"slot {slot}",), (f"weights {index}",), run)
             arrived = self._lanes.submit(Lane.IN, copy, [Wait(updated, "updated")])
@@ -159,24 +194,24 @@ class OffloadStep:
             self._returned[index] = (updated, arrived)
         for of_this_step in (self._num_gradients, self._summed, self._left):
             of_this_step.clear()
+        return normed
 
-    def _norm_on_card(self) -> list[Wait]:
-        normed = self._lanes.submit(Lane.COMPUTE, Task("norm", "", 0.0, ("squares",), ("norm",)))
+    def _squares_on_card(self) -> list[Wait]:
+        work = self._work
+        norm = Task("norm", "", 0.0, ("squares",), ("norm",), work.sum_squares if work else None)
+        normed = self._lanes.submit(Lane.COMPUTE, norm)
         # Behind all gradients on their lane: who has waited for the norm has waited for them.
-        copy = Task("norm", "", _NORM_BYTES, ("norm",), ("host norm",), self._work.copy_norm if self._work else None)
+        copy = Task("norm", "", _NORM_BYTES, ("norm",), ("host norm",), work.copy_norm if work else None)
         known = self._lanes.submit(Lane.OUT, copy, [Wait(normed, "norm computed")])
         return [Wait(known, "norm and gradients copied")]
 
-    def _norm_of_sums(self) -> list[Wait]:
-        for index in list(self._held):
-            self._drain(index)
+    def _squares_on_host(self) -> list[Wait]:
         for bucket in self._buckets:
-            if bucket.index in self._summed:
-                run = partial(self._work.add_squares_of_sum, bucket) if self._work else None
-                task = Task(
-                    "square", f"sum {bucket.index}", bucket.elements, (f"sum {bucket.index}",), ("host norm",), run
-                )
-                self._lanes.submit(Lane.HOST, task)
+            slot, copied = self._held.get(bucket.index, (None, None))
+            of = f"sum {bucket.index}" if slot is None else f"slot {slot}"
+            run = partial(self._work.add_squares_on_host, bucket, slot) if self._work else None
+            task = Task("square", of, bucket.elements, (of,), ("host norm",), run)
+            self._lanes.submit(Lane.HOST, task, [] if slot is None else [Wait(copied, "gradient copied")])
         # Before all updates on their lane.
         return []
 
@@ -193,7 +228,7 @@ class OffloadStep:
     def _drain(self, index: int) -> None:
         slot, copied = self._held.pop(index)
         bucket, total = self._buckets[index], f"sum {index}"
-        run = partial(self._work.drain, bucket, slot) if self._work else None
+        run = partial(self._work.drain, bucket, slot, begins=index not in self._summed) if self._work else None
         task = Task("drain", str(index), bucket.elements, (f"slot {slot}", total), (total,), run)
         drained = self._lanes.submit(Lane.HOST, task, [Wait(copied, "gradient copied")])
         self._free.append((slot, drained))

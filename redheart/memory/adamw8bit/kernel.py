@@ -43,11 +43,15 @@ class _Step(ctypes.Structure):
 
 
 class Kernel:
-    """One instruction-set path of the compiled library."""
+    """One instruction-set path of the compiled library; without a number of threads it takes torch's."""
 
-    def __init__(self, library: ctypes.CDLL, rank: int):
-        self._library, self._rank = library, rank
+    def __init__(self, library: ctypes.CDLL, rank: int, num_threads: int | None = None):
+        self._library, self._rank, self._num_threads = library, rank, num_threads
         self.name = str(library.redheart_path_name(rank).decode())
+
+    def with_threads(self, num_threads: int) -> "Kernel":
+        """The same path by so many threads."""
+        return Kernel(self._library, self._rank, num_threads)
 
     def update8(
         self,
@@ -77,7 +81,7 @@ class Kernel:
         self._check(
             self._library.redheart_adamw8bit(
                 self._rank,
-                num_threads or torch.get_num_threads(),
+                num_threads or self._num_threads or torch.get_num_threads(),
                 ctypes.byref(step),
                 _at(qmaps[0]),
                 _at(qmaps[1]),
@@ -105,7 +109,7 @@ class Kernel:
         self._check(
             self._library.redheart_adamw32(
                 self._rank,
-                num_threads or torch.get_num_threads(),
+                num_threads or self._num_threads or torch.get_num_threads(),
                 ctypes.byref(step),
                 ctypes.c_int64(master.numel()),
                 _at(master),
@@ -122,7 +126,7 @@ class Kernel:
         self._check(
             self._library.redheart_sum_squares(
                 self._rank,
-                num_threads or torch.get_num_threads(),
+                num_threads or self._num_threads or torch.get_num_threads(),
                 ctypes.c_int64(grad.numel()),
                 _at(grad),
                 int(grad.dtype == torch.bfloat16),
@@ -134,7 +138,7 @@ class Kernel:
     def add(self, total: Tensor, addend: Tensor, *, num_threads: int | None = None) -> None:
         """Add (n,) bfloat16 to (n,) float32 in place, without the float32 copy that torch makes of an addend."""
         self._library.redheart_add_bf16(
-            num_threads or torch.get_num_threads(), ctypes.c_int64(total.numel()), _at(total), _at(addend)
+            num_threads or self._num_threads or torch.get_num_threads(), ctypes.c_int64(total.numel()), _at(total), _at(addend)
         )
 
     def quantise(self, values: Tensor, qmap: Tensor) -> tuple[Tensor, Tensor]:

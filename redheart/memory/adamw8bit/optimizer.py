@@ -43,6 +43,11 @@ class HostAdamW8bit(torch.optim.Optimizer):
         self._min_code2 = min_code2
         self._backend = kernel or backend()
 
+    def leave_a_core(self) -> None:
+        """Take one thread less than torch has, for somebody has other work to do meanwhile."""
+        if isinstance(self._backend, Kernel):
+            self._backend = self._backend.with_threads(max(1, torch.get_num_threads() - 1))
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient."""
