@@ -31,6 +31,8 @@ class Flat:
     """(n,) float32 on the host."""
     weights: list[Tensor]
     """On the device, side by side (n,) elements: the parameters, or what they are views of."""
+    padding: list[Tensor] = field(default_factory=list)
+    """Zeros on the device: the gradient of what lies behind the parameters."""
     total: Tensor | None = None
     """Where gradients are summed on the host, (n,)."""
     arrived: dict[nn.Parameter, Tensor] = field(default_factory=dict)
@@ -48,7 +50,8 @@ class Offloaded:
         flats: of parameters on one device and of masters that are parameters of `host`, one a group.
         host: the optimizer; its groups' settings are those of the moment in which a step is begun.
         max_grad_norm: the gradients' common norm is clipped to it; a norm that is NaN or Inf changes nothing.
-        ring_bytes: memory for gradients on their way.
+        ring_bytes: memory for gradients on their way; `RING_BYTES` if not given.
+        accumulates: whether a step is known to have several backward passes.
         overlap: a model on a CUDA device beside whose passes copies and updates go on; without it all is done in turn.
             The norm is then summed on the device where one backward pass is the whole step.
 
@@ -62,7 +65,8 @@ class Offloaded:
         host: HostAdamW8bit,
         *,
         max_grad_norm: float | None,
-        ring_bytes: int = RING_BYTES,
+        ring_bytes: int | None = None,
+        accumulates: bool = False,
         overlap: nn.Module | None = None,
     ):
         self.flats, self._host, self._max_grad_norm = list(flats), host, max_grad_norm
@@ -72,7 +76,8 @@ class Offloaded:
         self._pipeline = OffloadStep(
             [flat.bucket for flat in self.flats],
             self._lanes,
-            ring_bytes=ring_bytes,
+            ring_bytes=ring_bytes or RING_BYTES,
+            accumulates=accumulates,
             norm_on_host=not self._overlaps,
             work=self,
         )
@@ -120,7 +125,7 @@ class Offloaded:
     def _hand_over(self, flat: Flat) -> None:
         missing = [item for item in flat.parameters if item not in flat.arrived]
         flat.arrived |= {parameter: torch.zeros_like(parameter) for parameter in missing}
-        gradient = [flat.arrived[parameter] for parameter in flat.parameters]
+        gradient = [flat.arrived[parameter] for parameter in flat.parameters] + flat.padding
         flat.arrived.clear()
         self._pipeline.gradient_ready(flat.bucket, gradient)
 
@@ -138,6 +143,10 @@ class Offloaded:
                 self._hand_over(flat)
         groups = [{**group, **changed} for group, changed in zip(self._host.param_groups, settings, strict=True)]
         self._normed = self._pipeline.step(groups)
+
+    def buffers(self) -> list[Tensor]:
+        """What is held on the host beside the optimizer: slots and sums."""
+        return self._slots + [flat.total for flat in self.flats if flat.total is not None]
 
     def forget(self) -> None:
         """Drop all gradients since the last step."""

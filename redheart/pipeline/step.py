@@ -78,7 +78,7 @@ class OffloadStep:
         work: Work | None = None,
     ):
         self._buckets, self._lanes, self._work = list(buckets), lanes, work
-        self._accumulates, self._norm_on_host = accumulates, norm_on_host
+        self._accumulates, self._norm_on_host = accumulates, norm_on_host or accumulates
         self._of = by_module(buckets)
         largest_bytes = max(bucket.wire_bytes for bucket in buckets)
         self.num_slots = min(len(self._buckets), max(1, ring_bytes // largest_bytes))
@@ -138,8 +138,7 @@ class OffloadStep:
             self._drain(index)
         self._num_gradients[index] = self._num_gradients.get(index, 0) + 1
         name, work = f"gradient {index}", self._work
-        is_normed = work and not (self._accumulates or self._norm_on_host)
-        run = partial(work.add_squares, bucket, gradient) if work and is_normed else None
+        run = partial(work.add_squares, bucket, gradient) if work and not self._norm_on_host else None
         square = Task("square", name, 0.0, (name, "squares"), ("squares",), run)
         squared = self._lanes.submit(Lane.COMPUTE, square)
         slot, was_used = self._slot()

@@ -22,7 +22,9 @@ from redheart.core.errors import BadInput
 from redheart.core.ranks import Ranks, launched
 from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
+from redheart.memory.offloaded import Offloaded
 from redheart.snapshots.states import ParameterPlace
+from redheart.train import pipelined_step
 from redheart.train.compute_type import compute_type
 from redheart.train.groups import parameter_groups, parameter_places
 from redheart.train.optimizer_state import held_bytes, load_tensors, tensors_of
@@ -67,6 +69,9 @@ class Engine(Protocol):
     def step(self, learning_rate: float) -> StepResult:
         """Clip, update, clear the gradients."""
 
+    def finish(self) -> None:
+        """Until the module's weights are those of the last step, where they come beside what follows it."""
+
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """This rank's master weights and optimizer states, by name."""
 
@@ -96,9 +101,21 @@ def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
             got=f"{config.card_share} with {strategy.name}",
             hint="take --train.strategy zero2_offload_adam8bit, or no share",
         )
+    _check_pipeline(config)
     if torch.cuda.is_available():
         _fix_kernels(deterministic=config.deterministic)
     return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
+
+
+def _check_pipeline(config: TrainConfig) -> None:
+    ranks, expected = launched().world_size, "zero2_offload_adam8bit"
+    if config.pipeline and (config.strategy != expected or ranks > 1 or config.card_share):
+        raise BadInput(
+            "the step cannot be a pipeline",
+            where="--train.pipeline",
+            got=f"{config.strategy}, {ranks} ranks, a share of {config.card_share} on the card",
+            expected=f"{expected} on one rank, all of its optimizer on the host",
+        )
 
 
 def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
@@ -141,6 +158,9 @@ class PlainEngine:
             self._optimizer.step()
         self._optimizer.zero_grad()
         return StepResult(norm, applied)
+
+    def finish(self) -> None:
+        return None
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from tensors_of([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer)
@@ -198,13 +218,16 @@ class ZeroEngine:
             )
         self._engine = prepared
         self._zero = prepared.optimizer
+        self._pipeline: Offloaded | None = None
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
             self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
         if strategy.homes.masters == "host" and self._zero.dtype == torch.float32:
             _let_weights_be_masters(self._zero)
-        if strategy.install_step:
-            accumulates = config.micro_batch * world_size < config.effective_batch
+        accumulates = config.micro_batch * world_size < config.effective_batch
+        if config.pipeline:
+            self._pipeline = pipelined_step.install(self._zero, module, accumulates=accumulates)
+        elif strategy.install_step:
             strategy.install_step(self._zero, accumulates=accumulates, card_share=config.card_share)
         self.module = prepared
         self.places = parameter_places(
@@ -226,10 +249,16 @@ class ZeroEngine:
         norm = self._engine.get_global_grad_norm()
         return StepResult(float("nan") if norm is None else float(norm), not self._zero.overflow)
 
+    def finish(self) -> None:
+        if self._pipeline:
+            self._pipeline.finish()
+
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        self.finish()
         yield from tensors_of(self._zero.single_partition_of_fp32_groups, self._zero.optimizer)
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+        self.finish()
         masters = self._zero.single_partition_of_fp32_groups
         if len(ranks) == self.world_size:
             mine = ranks[self.rank]
@@ -241,6 +270,7 @@ class ZeroEngine:
     def host_bytes(self) -> dict[str, int]:
         zero = self._zero
         staging = [*zero.param_buffer_of_bit16_for_cpu_offload_groups, *zero.accumulated_grads_in_cpu.values()]
+        staging += self._pipeline.buffers() if self._pipeline else []
         return held_bytes(zero.single_partition_of_fp32_groups, zero.optimizer, staging)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:

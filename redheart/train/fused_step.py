@@ -36,17 +36,7 @@ def install(zero: Any, *, accumulates: bool, card_share: float = 0.0) -> None:
     Raises:
         BadInput: the installed DeepSpeed is not the one that this was written for.
     """
-    from deepspeed import __version__
-    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-
-    if __version__.split("+")[0] != WRITTEN_FOR or type(zero) is not DeepSpeedZeroOptimizer:
-        raise BadInput(
-            "the fused step does not know this DeepSpeed",
-            got=f"{type(zero).__name__} of deepspeed {__version__}",
-            expected=f"deepspeed {WRITTEN_FOR}",
-            hint=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
-        )
-    assert isinstance(zero.optimizer, HostAdamW8bit)
+    require_known_deepspeed(zero)
     zero.param_buffer_of_bit16_for_cpu_offload_groups.clear()
     partitions = zero.single_partition_of_fp32_groups
     if not accumulates:
@@ -65,6 +55,21 @@ def install(zero: Any, *, accumulates: bool, card_share: float = 0.0) -> None:
     zero._received = set()
     zero.copy_grads_in_partition = MethodType(_receive_gradient, zero)
     zero.step = MethodType(_step, zero)
+
+
+def require_known_deepspeed(zero: Any) -> None:
+    """Refuse another DeepSpeed than the one whose insides are replaced."""
+    from deepspeed import __version__
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    if __version__.split("+")[0] != WRITTEN_FOR or type(zero) is not DeepSpeedZeroOptimizer:
+        raise BadInput(
+            "the fused step does not know this DeepSpeed",
+            got=f"{type(zero).__name__} of deepspeed {__version__}",
+            expected=f"deepspeed {WRITTEN_FOR}",
+            hint=f"pip install deepspeed=={WRITTEN_FOR}, or --train.strategy zero2_offload_adam32",
+        )
+    assert isinstance(zero.optimizer, HostAdamW8bit)
 
 
 def needs_transfers(device: torch.device) -> bool:

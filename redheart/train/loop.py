@@ -99,6 +99,7 @@ def train(
                         break
                 else:
                     display.end_epoch(run.end_epoch())
+            engine.finish()
             writer.wait()
             run.compress_rest()
             run.log_end(display)
@@ -275,6 +276,7 @@ class _Run:
         """Validate, write the snapshot, the epoch's event and a state; count the epoch."""
         if not self.at.sums:
             raise self._diverged("no step of the epoch had a finite loss and gradient")
+        self.engine.finish()
         epoch = self._trained_epoch()
         found = self._validated(epoch)
         self.at = after_epoch(self.at)

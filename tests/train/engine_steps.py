@@ -1,25 +1,32 @@
 """Run a few optimizer steps with one strategy and print what happened as JSON: one engine a process.
 
-Usage: python engine_steps.py STRATEGY MICRO_BATCHES [through-slots]
+Usage: python engine_steps.py STRATEGY MICRO_BATCHES [through-slots | pipeline | deferred]
 
-`through-slots` sends gradients and weights on the CPU the way they take to a device and back.
+`through-slots` sends gradients and weights on the CPU the way they take to a device and back; `pipeline` is the switch
+of that name, and `deferred` has it on streams that are threads, as on a device.
 """
 
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import torch
 from fixed_batch import DIMS, RECORDS, fixed_batch
 
 from redheart.core.config import TrainConfig
+from redheart.memory import offloaded
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
-from redheart.train import fused_step, transfers
+from redheart.pipeline import streams
+from redheart.train import fused_step, pipelined_step, transfers
 from redheart.train.engine import start_engine
 
+sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
+from deferred import DeferredCuda
 
-def main(strategy: str, num_micro_batches: int) -> None:
+
+def main(strategy: str, num_micro_batches: int, way: str) -> None:
     features_BSD, mask_BS, targets_BT, present_BT = fixed_batch()
     features_BSD = features_BSD.bfloat16()
     config = TrainConfig(
@@ -28,6 +35,7 @@ def main(strategy: str, num_micro_batches: int) -> None:
         effective_batch=RECORDS,
         num_threads=1,
         compute_type="bf16",
+        pipeline=way in ("pipeline", "deferred"),
     )
     engine = start_engine(build(DIMS, seed=0), config)
     features_BSD, mask_BS = features_BSD.to(engine.device), mask_BS.to(engine.device)
@@ -47,6 +55,13 @@ def main(strategy: str, num_micro_batches: int) -> None:
             total += loss.item()
         result = engine.step(1e-3)
         steps.append({"loss": total, "grad_norm": result.grad_norm, "applied": result.applied})
+    engine.finish()
+    before = [item.detach().clone() for item in engine.module.parameters()]
+    predictions = engine.module(features_BSD[:share].to(engine.dtype), mask_BS[:share])
+    engine.backward(torch.nan * sum(item.sum() for item in predictions.values()), last=True)
+    left_alone = not engine.step(1e-3).applied
+    engine.finish()
+    left_alone &= all(torch.equal(*pair) for pair in zip(before, engine.module.parameters(), strict=True))
     saved = {name: tensor.clone() for name, tensor in engine.state_tensors()}
     engine.load_state_tensors([saved])
     restored = all(torch.equal(tensor, saved[name]) for name, tensor in engine.state_tensors())
@@ -55,12 +70,17 @@ def main(strategy: str, num_micro_batches: int) -> None:
         digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     weights = torch.cat([item.detach().float().flatten() for item in engine.module.parameters()]).cpu().numpy()
     digest.update(weights)
-    result = {"steps": steps, "restored": restored, "digest": digest.hexdigest()}
+    result = {"steps": steps, "restored": restored, "nan_left_all_alone": left_alone, "digest": digest.hexdigest()}
     print("RESULT " + json.dumps(result | {"weights": hashlib.sha256(weights).hexdigest()}))
 
 
 if __name__ == "__main__":
-    if sys.argv[3:] == ["through-slots"]:
+    way = (sys.argv[3:] or ["direct"])[0]
+    if way == "through-slots":
         fused_step.needs_transfers = lambda device: True
         transfers.SLOT_ELEMENTS = 1024
-    main(sys.argv[1], int(sys.argv[2]))
+    if way == "deferred":
+        streams.Cuda = DeferredCuda(0)
+        pipelined_step.is_on_card = lambda device: True
+        offloaded.RING_BYTES = 1
+    main(sys.argv[1], int(sys.argv[2]), way)

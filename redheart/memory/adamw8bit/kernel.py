@@ -137,9 +137,8 @@ class Kernel:
 
     def add(self, total: Tensor, addend: Tensor, *, num_threads: int | None = None) -> None:
         """Add (n,) bfloat16 to (n,) float32 in place, without the float32 copy that torch makes of an addend."""
-        self._library.redheart_add_bf16(
-            num_threads or self._num_threads or torch.get_num_threads(), ctypes.c_int64(total.numel()), _at(total), _at(addend)
-        )
+        threads = num_threads or self._num_threads or torch.get_num_threads()
+        self._library.redheart_add_bf16(threads, ctypes.c_int64(total.numel()), _at(total), _at(addend))
 
     def quantise(self, values: Tensor, qmap: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (n,) uint8 and absmax per block, float32, of float32 values."""
