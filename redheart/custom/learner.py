@@ -71,6 +71,9 @@ class TensorLearner:
         counted = torch.tensor(float(len(rows)))
         return MicroLoss(losses_B.sum() / len(step_rows), {LOSS: losses_B.detach().sum()}, {LOSS: counted})
 
+    def read_ahead(self, rows: np.ndarray) -> None:
+        return None
+
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         mean = sums[LOSS] / counts[LOSS]
         return mean, {LOSS: mean}

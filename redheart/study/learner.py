@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from redheart.core.seeds import stream_seed
+from redheart.data.ahead import Ahead
 from redheart.data.features import FeatureCache
 from redheart.data.loader import epoch_order, load_batch
 from redheart.data.prepare import Prepared
@@ -26,7 +27,7 @@ VALIDATION_PARTS = ("val_select", "val_confirm")
 
 
 class EmotionLearner:
-    """Implements `redheart.train.learner.Learner`."""
+    """Implements `redheart.train.learner.Learner`; with `pinned`, a CUDA device gets batches without a wait."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class EmotionLearner:
         seed: int,
         micro_batch: int,
         value_weight: float = 1.0,
+        pinned: bool = False,
     ) -> None:
         self.model: nn.Module = model
         self._outputs = model.dims.outputs
@@ -44,6 +46,7 @@ class EmotionLearner:
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
         self._module_names = module_names(model)
+        self._pinned, self._batches = pinned and torch.cuda.is_available(), Ahead(self._read)
 
     def modules(self) -> Sequence[str]:
         return self._module_names
@@ -53,24 +56,34 @@ class EmotionLearner:
 
     def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
         is_empty = len(rows) == 0
-        batch = load_batch(
-            self._features, self._prepared.values_NT, self._prepared.mask_NT, step_rows[:1] if is_empty else rows
+        batch = self._batches.get(step_rows[:1] if is_empty else rows)
+        features_BSD, mask_BS, targets_BT, target_mask_BT, step_counts_K = (
+            tensor.to(next(self.model.parameters()).device, non_blocking=self._pinned)
+            for tensor in (*batch, task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs))
         )
-        # A rank without a row left still takes part in the backward pass, with everything masked.
-        target_mask_BT = batch.target_mask_BT & (not is_empty)
-        parameter = next(self.model.parameters())
         with self._dropout_stream(rows):
-            predictions = module(batch.features_BSD.to(parameter), batch.mask_BS.to(parameter.device))
+            predictions = module(features_BSD, mask_BS)
         terms = multitask_loss(
             predictions,
-            batch.targets_BT.to(parameter.device),
-            target_mask_BT.to(parameter.device),
+            targets_BT,
+            # A rank without a row left still takes part in the backward pass, with everything masked.
+            target_mask_BT & (not is_empty),
             outputs=self._outputs,
-            step_counts_K=task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs),
+            step_counts_K=step_counts_K,
             value_weight=self._value_weight,
         )
         counts = {name: terms.counts_K[TASKS.index(task_of(name))] for name in terms.sums}
         return MicroLoss(terms.total, terms.sums, counts)
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        self._batches.begin(rows)
+
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, ...]:
+        """Features in the model's type, their mask, targets and their mask; where they are copied from, page-locked."""
+        batch = load_batch(self._features, self._prepared.values_NT, self._prepared.mask_NT, rows)
+        features_BSD = batch.features_BSD.to(next(self.model.parameters()).dtype)
+        tensors = features_BSD, batch.mask_BS, batch.targets_BT, batch.target_mask_BT
+        return tuple(tensor.pin_memory() for tensor in tensors) if self._pinned else tensors
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = {name: sums[name] / counts[name] for name in sums if counts[name] > 0}

@@ -188,6 +188,7 @@ def train_at(
         seed=config.seed,
         micro_batch=config.train.micro_batch,
         value_weight=config.train.value_weight,
+        pinned=config.train.pipeline,
     )
     if is_first_rank():
         for part in (out, out / "states", out / "snapshots"):

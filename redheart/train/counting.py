@@ -28,13 +28,14 @@ class StepLosses:
     """The losses of the micro-batches that this rank has had of a step."""
 
     def __init__(self) -> None:
-        self._total = torch.zeros((), dtype=torch.float64)
+        self._totals: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
 
     def add(self, loss: MicroLoss) -> None:
         """One more micro-batch."""
-        self._total += loss.total.detach().double().cpu()
+        # Where they are until the step is done: a device is not waited for before its update is launched.
+        self._totals.append(loss.total.detach().double())
         for totals, values in ((self._sums, loss.sums), (self._counts, loss.counts)):
             for name, value in values.items():
                 totals[name] = totals[name] + value if name in totals else value
@@ -42,7 +43,8 @@ class StepLosses:
     def over_ranks(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> StepTotals:
         """The whole step's, in one sum of all ranks together."""
         parts = [torch.stack(list(values.values())).double().cpu() for values in (self._sums, self._counts)]
-        total, *rest = sum_over_ranks(torch.cat([self._total[None], *parts])).tolist()
+        own = sum(torch.stack(self._totals).tolist())
+        total, *rest = sum_over_ranks(torch.cat([torch.tensor([own], dtype=torch.float64), *parts])).tolist()
         names = list(self._sums)
         return StepTotals(
             total,

@@ -47,6 +47,9 @@ class Learner(Protocol):
     def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
         """Forward `rows` and give their share of the loss of the effective batch `step_rows`."""
 
+    def read_ahead(self, rows: np.ndarray) -> None:
+        """Begin to read the rows that `loss` will be asked for next; none where that is not known."""
+
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         """The total loss and the losses per task from sums over an epoch."""
 

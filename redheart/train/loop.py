@@ -1,10 +1,8 @@
 """The training loop: epochs of optimizer steps, validation, snapshots and states, from wherever it stopped."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +10,18 @@ import torch
 from msgspec.structs import replace
 
 from redheart.core.errors import Diverged, DoesNotFit, Interrupted
-from redheart.data.loader import effective_batches, micro_batches, split
+from redheart.data.loader import effective_batches
 from redheart.train.background import BackgroundWriter
 from redheart.train.compute_type import NAMES
-from redheart.train.counting import AT_START, StepLosses, after_epoch, after_step, finite
+from redheart.train.counting import AT_START, after_epoch, after_step, finite
 from redheart.train.engine import Engine, start_engine
 from redheart.train.epoch_end import TrainedEpoch, epoch_event, snapshot, validated
 from redheart.train.events import EventLog, EventSink
 from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
-from redheart.train.out_of_memory import no_second_try, tried
+from redheart.train.out_of_memory import no_second_try
 from redheart.train.pace import Pace
+from redheart.train.passes import Passes
 from redheart.train.peers import together
 from redheart.train.progress import ProgressDisplay
 from redheart.train.samples import sampling
@@ -119,7 +118,7 @@ class _Run:
     ):
         self.learner, self.settings, self.engine = learner, settings, engine
         self.folder, self.writer = folder, writer
-        self.micro_batch = settings.train.micro_batch
+        self.passes = Passes(learner, engine, micro_batch=settings.train.micro_batch, on_halved=self._log_halved)
         self.at = AT_START
         self._steps_per_epoch = len(self.epoch_steps())
         self.at = resume(engine, root=folder / "states", run_key=settings.key) or self.at
@@ -149,7 +148,7 @@ class _Run:
             peak_learning_rate=self.settings.peak_learning_rate,
             strategy=self.settings.train.strategy,
             effective_batch=self.settings.train.effective_batch,
-            micro_batch=self.micro_batch,
+            micro_batch=self.passes.micro_batch,
             ranks=self.engine.world_size,
             device=str(self.engine.device),
             compute_type=NAMES[self.engine.dtype],
@@ -196,30 +195,18 @@ class _Run:
     def epoch_steps(self) -> list[np.ndarray]:
         """The rows of every optimizer step of the current epoch."""
         order = self.learner.epoch_rows(self.at.epoch)
-        return effective_batches(order, effective_batch=self.settings.train.effective_batch)
+        self._steps = effective_batches(order, effective_batch=self.settings.train.effective_batch)
+        return self._steps
 
     def optimizer_step(self, step_rows: np.ndarray) -> float:
         """One step on an effective batch; its loss."""
         start_s = time.perf_counter()
-        engine = self.engine
-        pending = micro_batches(step_rows, micro_batch=self.micro_batch, rank=engine.rank, world_size=engine.world_size)
-        losses = StepLosses()
-        self.learner.model.train()
-        while pending:
-            loss = tried(partial(self.learner.loss, engine.module, pending[0], step_rows=step_rows))
-            if loss is None:
-                self._halve_micro_batch()
-                # What is accumulated stays: a forward pass that failed has added nothing.
-                pending = split(pending, self.micro_batch)
-                continue
-            pending = pending[1:]
-            # Some gradients of a micro-batch may be in the sum and some not.
-            with no_second_try(self._too_large("backward pass")):
-                engine.backward(loss.total, last=not pending)
-            losses.add(loss)
+        engine, number = self.engine, self.at.step + 1
+        following = self._steps[self.at.step_in_epoch + 1 :]
+        losses = self.passes.step(number, step_rows, following=following[0] if following else step_rows[:0])
         forward_backward_s = time.perf_counter() - start_s
         rate = self._learning_rate(self.at.step)
-        with no_second_try(self._too_large("optimizer")):
+        with no_second_try(self.passes.too_large("optimizer", number)):
             result = engine.step(rate)
         totals = losses.over_ranks(engine.sum_over_ranks)
         at = after_step(self.at, totals, applied=result.applied, grad_norm=result.grad_norm)
@@ -244,23 +231,8 @@ class _Run:
             self.log.write("host_memory", step=self.at.step, optimizer_bytes=engine.host_bytes())
         return totals.loss
 
-    def _halve_micro_batch(self) -> None:
-        if self.micro_batch == 1 or self.engine.world_size > 1:
-            # Ranks must take the same number of micro-batches.
-            raise self._too_large("forward pass")
-        self.micro_batch //= 2
-        self.log.write("out_of_memory", step=self.at.step, micro_batch=self.micro_batch)
-        note = f"going on with micro-batch {self.micro_batch}, the effective batch stays"
-        print(f"warning: out of device memory; {note}", file=sys.stderr, flush=True)
-
-    def _too_large(self, part: str) -> DoesNotFit:
-        return DoesNotFit(
-            "out of device memory",
-            where=f"{part} of step {self.at.step + 1}",
-            got=f"micro-batch {self.micro_batch} on {self.engine.world_size} ranks",
-            hint=f"run the same command again with --train.micro-batch {max(1, self.micro_batch // 2)} or "
-            "--train.checkpointing True; it goes on from the last state",
-        )
+    def _log_halved(self, micro_batch: int) -> None:
+        self.log.write("out_of_memory", step=self.at.step, micro_batch=micro_batch)
 
     def _diverged(self, what: str) -> Diverged:
         return Diverged(

@@ -8,6 +8,7 @@ from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.data.features import FeatureCache, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.dims import preset
+from redheart.model.losses import LossTerms
 from redheart.model.network import build
 from redheart.study.learner import EmotionLearner, total_loss
 
@@ -62,6 +63,40 @@ def test_values_weigh_as_asked_in_training_and_validation(data: tuple[Prepared, 
     learner.model.eval()
     found = learner.validate(learner.model)
     assert found.loss == pytest.approx(total_loss(found.module_losses, value_weight=10))
+
+
+def test_a_batch_that_was_read_ahead_gives_the_same_bits(data: tuple[Prepared, FeatureCache]) -> None:
+    rows, others, learner = np.arange(8), np.arange(8, 16), learner_of(data)
+    expected = [loss_of(learner, rows), loss_of(learner, others)]
+    read: list[int] = []
+    inner = learner._batches._read
+    learner._batches._read = lambda rows: read.append(int(rows[0])) or inner(rows)  # type: ignore[func-returns-value]
+    learner.read_ahead(rows)
+    assert loss_of(learner, rows) == expected[0] and read == [0]
+    learner.read_ahead(rows)
+    # Another one is asked for than was read, as after a smaller micro-batch.
+    assert loss_of(learner, others) == expected[1] and sorted(read[1:]) == [0, 8]
+    learner.read_ahead(rows[:0])
+    assert loss_of(learner, rows) == expected[0] and read[3:] == [0]
+    learner.read_ahead(np.array([10**6]))
+    with pytest.raises(IndexError):
+        learner.loss(learner.model, np.array([10**6]), step_rows=rows)
+
+
+def test_all_that_a_loss_is_made_of_is_on_the_model_s_device(
+    data: tuple[Prepared, FeatureCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_of(data)
+    learner.model.to("meta")
+    found: list[torch.Tensor] = []
+
+    def note(predictions: object, *tensors: torch.Tensor, step_counts_K: torch.Tensor, **_: object) -> LossTerms:
+        found.extend((*tensors, step_counts_K))
+        return LossTerms(step_counts_K.sum(), {}, step_counts_K)
+
+    monkeypatch.setattr("redheart.study.learner.multitask_loss", note)
+    learner.loss(lambda *inputs: found.extend(inputs), np.arange(8), step_rows=np.arange(8))  # type: ignore[arg-type]
+    assert [tensor.device.type for tensor in found] == ["meta"] * 5
 
 
 def test_a_validation_that_does_not_fit_gives_the_same_in_smaller_batches(

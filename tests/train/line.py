@@ -41,6 +41,9 @@ class Line:
         total = self._fault(self._calls, errors.sum() / len(step_rows))
         return MicroLoss(total, {"line": errors.detach().sum()}, {"line": torch.tensor(float(len(rows)))})
 
+    def read_ahead(self, rows: np.ndarray) -> None:
+        return None
+
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         return sums["line"] / max(1.0, counts["line"]), {}
 

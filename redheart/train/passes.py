@@ -1,0 +1,79 @@
+"""The forward and backward passes of a step: its micro-batches, smaller ones where the device's memory runs out."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from redheart.core.errors import DoesNotFit
+from redheart.data.loader import micro_batches, split
+from redheart.train.counting import StepLosses
+from redheart.train.engine import Engine
+from redheart.train.learner import Learner
+from redheart.train.out_of_memory import no_second_try, tried
+
+
+class Passes:
+    """Of a run; while a micro-batch is computed the learner reads the one that comes next.
+
+    Args:
+        learner: the model and its data.
+        engine: around the model.
+        micro_batch: records of a pass at first.
+        on_halved: told of every smaller number.
+    """
+
+    def __init__(self, learner: Learner, engine: Engine, *, micro_batch: int, on_halved: Callable[[int], None]):
+        self._learner, self._engine, self.micro_batch, self._on_halved = learner, engine, micro_batch, on_halved
+
+    def step(self, number: int, rows: np.ndarray, *, following: np.ndarray) -> StepLosses:
+        """The gradients of an effective batch, and its losses.
+
+        Args:
+            number: of the step, for errors.
+            rows: of the effective batch.
+            following: of the next one; empty where it is not known.
+
+        Raises:
+            DoesNotFit: the device's memory is too small for one record.
+        """
+        pending, losses = self._micro_batches(rows), StepLosses()
+        self._learner.model.train()
+        while pending:
+            loss = tried(partial(self._learner.loss, self._engine.module, pending[0], step_rows=rows))
+            if loss is None:
+                self._halve(number)
+                # What is accumulated stays: a forward pass that failed has added nothing.
+                pending = split(pending, self.micro_batch)
+                continue
+            pending = pending[1:]
+            self._learner.read_ahead((pending or self._micro_batches(following) or [following])[0])
+            # Some gradients of a micro-batch may be in the sum and some not.
+            with no_second_try(self.too_large("backward pass", number)):
+                self._engine.backward(loss.total, last=not pending)
+            losses.add(loss)
+        return losses
+
+    def too_large(self, part: str, number: int) -> DoesNotFit:
+        """The error of a part of a step that cannot be tried again."""
+        return DoesNotFit(
+            "out of device memory",
+            where=f"{part} of step {number}",
+            got=f"micro-batch {self.micro_batch} on {self._engine.world_size} ranks",
+            hint=f"run the same command again with --train.micro-batch {max(1, self.micro_batch // 2)} or "
+            "--train.checkpointing True; it goes on from the last state",
+        )
+
+    def _micro_batches(self, rows: np.ndarray) -> list[np.ndarray]:
+        engine = self._engine
+        return micro_batches(rows, micro_batch=self.micro_batch, rank=engine.rank, world_size=engine.world_size)
+
+    def _halve(self, number: int) -> None:
+        if self.micro_batch == 1 or self._engine.world_size > 1:
+            # Ranks must take the same number of micro-batches.
+            raise self.too_large("forward pass", number)
+        self.micro_batch //= 2
+        self._on_halved(self.micro_batch)
+        note = f"going on with micro-batch {self.micro_batch}, the effective batch stays"
+        print(f"warning: out of device memory; {note}", file=sys.stderr, flush=True)
