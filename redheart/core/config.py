@@ -110,6 +110,9 @@ class TrainConfig:
     pipeline: bool = False
     """The step of `zero2_offload_adam8bit` as a pipeline: gradients leave, weights are updated and return beside the
     passes. Not measured on a CUDA device yet; on the CPU the same bits, and nothing is faster."""
+    graphs: bool = False
+    """On a CUDA device, passes as CUDA graphs, texts padded to a few lengths. Not measured yet; each of two shapes
+    holds 2 bytes per parameter more than is planned."""
     compute_type: Literal["auto", "bf16", "fp32"] = "auto"
     """On the CPU, what the strategies with DeepSpeed compute in; `auto` takes bf16 where the processor has units for
     it and fp32 where it has none. A CUDA device computes in bf16, and `plain` in fp32."""
@@ -127,7 +130,7 @@ class TrainConfig:
 
 RUNTIME_FIELDS = (
     *("compute_type", "num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
-    *("card_share", "pipeline", "compress_snapshots", "wandb", "progress", "sample_every_s"),
+    *("card_share", "pipeline", "graphs", "compress_snapshots", "wandb", "progress", "sample_every_s"),
 )
 """Settings of `train` that say how a run is made and watched; they do not decide what comes out.
 

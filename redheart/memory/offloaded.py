@@ -4,7 +4,7 @@ A training loop of one's own (`redheart.optim`) and DeepSpeed's (`redheart.train
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,10 @@ class Offloaded:
         """What is held on the host beside the optimizer: slots and sums."""
         return self._slots + [flat.total for flat in self.flats if flat.total is not None]
 
+    def before_backward(self) -> None:
+        """Let the device wait until all gradients have left, where the next ones take the same memory."""
+        self._pipeline.reuse_gradients()
+
     def forget(self) -> None:
         """Drop all gradients since the last step."""
         self._pipeline.forget()
@@ -170,11 +174,17 @@ class Offloaded:
         """Let every module wait for the weights that it reads: its own, and its leaves', which some read uncalled."""
         for module in model.modules():
             leaves = [child for child in module.children() if not any(True for _ in child.children())]
-            read = [item for part in (module, *leaves) for item in part.parameters(recurse=False)]
-            flats = {id(flat): flat.bucket for item in read if (flat := self._flat_of.get(item))}
-            if flats:
-                buckets = list(flats.values())
-                module.register_forward_pre_hook(lambda module, inputs, buckets=buckets: self._pipeline.use(buckets))
+            self._wait_before(module, [item for part in (module, *leaves) for item in part.parameters(recurse=False)])
+
+    def runs_whole(self, module: nn.Module) -> None:
+        """Let a module wait for all weights below it, where what is below runs without its hooks."""
+        self._wait_before(module, module.parameters())
+
+    def _wait_before(self, module: nn.Module, read: Iterable[nn.Parameter]) -> None:
+        flats = {id(flat): flat.bucket for item in read if (flat := self._flat_of.get(item))}
+        if flats:
+            buckets = list(flats.values())
+            module.register_forward_pre_hook(lambda module, inputs, buckets=buckets: self._pipeline.use(buckets))
 
     # What the pipeline has done, see `redheart.pipeline.step.Work`.
 

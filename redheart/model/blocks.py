@@ -173,7 +173,11 @@ class Layer(nn.Module):
 
     def forward(self, states_BND: Tensor, *, bias_B11N: Tensor | None = None, turn: Turn | None = None) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self._compute, states_BND, bias_B11N, turn, use_reentrant=False)
+            # Where nothing is drawn the generator's state is left alone, which a CUDA graph could not read.
+            draws = self.dropout.p > 0
+            result: Tensor = checkpoint(
+                self._compute, states_BND, bias_B11N, turn, use_reentrant=False, preserve_rng_state=draws
+            )
             return result
         return self._compute(states_BND, bias_B11N, turn)
 

@@ -130,6 +130,12 @@ class OffloadStep:
         for bucket in reversed(buckets):
             self.gradient_ready(bucket)
 
+    def reuse_gradients(self) -> None:
+        """Before a backward pass whose gradients take the memory of those of the one before."""
+        waits = [Wait(left, "gradient left") for left in self._left.values()]
+        if waits:
+            self._lanes.submit(Lane.COMPUTE, Task("backward", "", 0.0), waits)
+
     def gradient_ready(self, bucket: Bucket, gradient: Any = None) -> None:
         """A bucket's gradient is complete on the card: its squares are summed there, and it leaves."""
         index = bucket.index

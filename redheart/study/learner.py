@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from redheart.core.seeds import stream_seed
 from redheart.data.ahead import Ahead
@@ -27,7 +28,10 @@ VALIDATION_PARTS = ("val_select", "val_confirm")
 
 
 class EmotionLearner:
-    """Implements `redheart.train.learner.Learner`; with `pinned`, a CUDA device gets batches without a wait."""
+    """Implements `redheart.train.learner.Learner`; with `pinned`, a CUDA device gets batches without a wait.
+
+    Texts are padded to a multiple of `length_step` tokens.
+    """
 
     def __init__(
         self,
@@ -39,13 +43,14 @@ class EmotionLearner:
         micro_batch: int,
         value_weight: float = 1.0,
         pinned: bool = False,
+        length_step: int = 1,
     ) -> None:
         self.model: nn.Module = model
         self._outputs = model.dims.outputs
         self._drops = model.dims.dropout > 0 or model.dims.feature_dropout > 0
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
-        self._module_names = module_names(model)
+        self._module_names, self._length_step = module_names(model), length_step
         self._pinned, self._batches = pinned and torch.cuda.is_available(), Ahead(self._read)
 
     def modules(self) -> Sequence[str]:
@@ -82,7 +87,10 @@ class EmotionLearner:
         """Features in the model's type, their mask, targets and their mask; where they are copied from, page-locked."""
         batch = load_batch(self._features, self._prepared.values_NT, self._prepared.mask_NT, rows)
         features_BSD = batch.features_BSD.to(next(self.model.parameters()).dtype)
-        tensors = features_BSD, batch.mask_BS, batch.targets_BT, batch.target_mask_BT
+        more = -features_BSD.shape[1] % self._length_step
+        if more:
+            features_BSD = functional.pad(features_BSD, (0, 0, 0, more))
+        tensors = features_BSD, functional.pad(batch.mask_BS, (0, more)), batch.targets_BT, batch.target_mask_BT
         return tuple(tensor.pin_memory() for tensor in tensors) if self._pinned else tensors
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:

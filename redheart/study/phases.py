@@ -25,6 +25,7 @@ from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import planning, timings
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.events import EventSink, all_events, read_events
+from redheart.train.graphs import LENGTH_STEP
 from redheart.train.json_lines import JsonLines
 from redheart.train.loop import train
 from redheart.train.progress import overfit_text
@@ -189,6 +190,7 @@ def train_at(
         micro_batch=config.train.micro_batch,
         value_weight=config.train.value_weight,
         pinned=config.train.pipeline,
+        length_step=LENGTH_STEP if config.train.graphs else 1,
     )
     if is_first_rank():
         for part in (out, out / "states", out / "snapshots"):

@@ -26,6 +26,7 @@ from redheart.memory.offloaded import Offloaded
 from redheart.snapshots.states import ParameterPlace
 from redheart.train import pipelined_step
 from redheart.train.compute_type import compute_type
+from redheart.train.graphs import Graphs
 from redheart.train.groups import parameter_groups, parameter_places
 from redheart.train.optimizer_state import held_bytes, load_tensors, tensors_of
 from redheart.train.repartition import Repartitioned
@@ -101,21 +102,26 @@ def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
             got=f"{config.card_share} with {strategy.name}",
             hint="take --train.strategy zero2_offload_adam8bit, or no share",
         )
-    _check_pipeline(config)
+    _check_switches(config, strategy)
     if torch.cuda.is_available():
         _fix_kernels(deterministic=config.deterministic)
     return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
 
 
-def _check_pipeline(config: TrainConfig) -> None:
+def _check_switches(config: TrainConfig, strategy: Strategy) -> None:
     ranks, expected = launched().world_size, "zero2_offload_adam8bit"
-    if config.pipeline and (config.strategy != expected or ranks > 1 or config.card_share):
+    if config.pipeline and (strategy.name != expected or ranks > 1 or config.card_share):
         raise BadInput(
             "the step cannot be a pipeline",
             where="--train.pipeline",
-            got=f"{config.strategy}, {ranks} ranks, a share of {config.card_share} on the card",
+            got=f"{strategy.name}, {ranks} ranks, a share of {config.card_share} on the card",
             expected=f"{expected} on one rank, all of its optimizer on the host",
         )
+    if config.graphs and not strategy.is_zero:
+        # Its gradients are summed where the next graph writes.
+        raise BadInput("this strategy's passes cannot be graphs", where="--train.graphs", got=strategy.name)
+    if config.graphs and not torch.cuda.is_available():
+        print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
 
 
 def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
@@ -229,6 +235,10 @@ class ZeroEngine:
             self._pipeline = pipelined_step.install(self._zero, module, accumulates=accumulates)
         elif strategy.install_step:
             strategy.install_step(self._zero, accumulates=accumulates, card_share=config.card_share)
+        self._has_graphs = config.graphs and torch.cuda.is_available()
+        if self._has_graphs:
+            on_segment = self._pipeline.runs_whole if self._pipeline else None
+            Graphs(module, make=torch.cuda.make_graphed_callables, on_segment=on_segment)
         self.module = prepared
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets
@@ -239,6 +249,8 @@ class ZeroEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
+        if self._pipeline and self._has_graphs:
+            self._pipeline.before_backward()
         # DeepSpeed averages over the ranks; the loss is already each rank's share of the whole.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 

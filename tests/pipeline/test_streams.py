@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from deferred import DeferredCuda
-from recorder import RecordingLanes
+from recorder import Race, RecordingLanes
 from torch import Tensor, nn
 
 from redheart.memory import offloaded
@@ -57,15 +58,19 @@ def train(model: nn.Module, optimizer: OffloadAdamW8bit, *, passes: int, steps: 
 class Checked:
     """The lanes of a device, whose every task is shown to the vector clocks first."""
 
+    gradients_stay = False
+    """Whether every pass writes its gradients into the same memory."""
+
     def __init__(self, device: torch.device):
         self.streams, self.recorder = StreamLanes(device), RecordingLanes()
 
     def submit(self, lane: Lane, task: Task, waits: Sequence[Wait] = ()) -> tuple[Any, Any]:
         if lane == Lane.COMPUTE and task.kind == "square":
-            # A pass has read the weights and written new memory.
+            # A pass has read the weights and written memory.
             name, weights = task.of, task.of.replace("gradient", "weights")
-            self.recorder._read.pop(name, None)
-            self.recorder._written.pop(name, None)
+            if not self.gradients_stay:
+                self.recorder._read.pop(name, None)
+                self.recorder._written.pop(name, None)
             self.recorder.submit(lane, Task("backward", name, 0.0, (weights,), (name,)))
         clock, end = (
             lanes.submit(lane, task, [Wait(wait.event[part], wait.reason) for wait in waits])
@@ -139,6 +144,35 @@ def test_weights_that_are_read_before_they_are_there_are_an_error(cuda: Deferred
     optimizer.step()
     with pytest.raises(RuntimeError, match="before they were there"):
         (model[0].linear.weight.sum()).backward()  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_gradients_that_stay_in_memory_leave_before_the_next_pass(
+    waits: bool, cuda: DeferredCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checked, "gradients_stay", True)
+    monkeypatch.setattr(offloaded, "StreamLanes", Checked)
+    model = new_model()
+    optimizer = new_optimizer(model, overlaps=True, ring_bytes=20_000)
+    with nullcontext() if waits else pytest.raises(Race, match="gradient"):
+        for _ in range(2):
+            for _ in range(2):
+                if waits:
+                    optimizer._work.before_backward()
+                model(torch.randn(2, 48).bfloat16()).sum().backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_runs_whole_waits_for_all_below_it(waits: bool, cuda: DeferredCuda) -> None:
+    model = new_model()
+    optimizer = new_optimizer(model, overlaps=True, ring_bytes=1 << 20)
+    for module in model.modules():
+        module._forward_pre_hooks.clear()
+    for module in model if waits else ():  # type: ignore[attr-defined]
+        optimizer._work.runs_whole(module)
+    with nullcontext() if waits else pytest.raises(RuntimeError, match="before they were there"):
+        train(model, optimizer, passes=1)
 
 
 @pytest.mark.parametrize("method", ["copy_out", "drain", "update", "copy_norm"])

@@ -83,6 +83,15 @@ def test_a_batch_that_was_read_ahead_gives_the_same_bits(data: tuple[Prepared, F
         learner.loss(learner.model, np.array([10**6]), step_rows=rows)
 
 
+def test_padding_to_a_common_length_moves_no_loss(data: tuple[Prepared, FeatureCache]) -> None:
+    learner, padded = learner_of(data), learner_of(data)
+    padded._length_step = 64
+    rows = np.arange(8)
+    assert [tensor.shape[1] for tensor in padded._read(rows)[:2]] == [64, 64]
+    # Attention adds up in another order over more keys.
+    assert loss_of(padded, rows) == pytest.approx(loss_of(learner, rows), rel=1e-5)
+
+
 def test_all_that_a_loss_is_made_of_is_on_the_model_s_device(
     data: tuple[Prepared, FeatureCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:

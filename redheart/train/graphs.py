@@ -1,0 +1,180 @@
+"""Forward and backward passes of a fixed shape as CUDA graphs, a pair for every segment: the switch `--train.graphs`.
+
+A pass of `full` launches thousands of operators, and a card waits for the launches. A segment is a submodule with so
+few parameters that its gradients leave while the next one runs. A shape that comes a second time is captured; what
+comes once, or after the first few, runs as ever. Graphs hold a gradient of every parameter for good.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
+
+SEGMENT_ELEMENTS = 1 << 26
+"""Largest segment: 128 MiB of gradients leave while the next one is computed."""
+MAX_SHAPES = 2
+"""Each holds activations, and 2 bytes a parameter of gradients."""
+LENGTH_STEP = 64
+"""Texts are padded to a multiple of it, so that there are few shapes."""
+_CONSTANTS = (type(None), bool, int, float, str)
+
+Key = tuple[Any, ...]
+
+
+class Call(NamedTuple):
+    """What a module was called with, without its memory."""
+
+    key: Key
+    spec: pytree.TreeSpec
+    leaves: list[Any]
+    """Constants, and tensors on the device `meta`."""
+
+    @classmethod
+    def of(cls, args: Any, kwargs: Any) -> "Call":
+        """Of a call's arguments."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        bare = [item.detach().to("meta") if isinstance(item, Tensor) else item for item in leaves]
+        return cls(_key(args, kwargs), spec, bare)
+
+    def samples(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Tensors of zeros like those of the call."""
+        tensors = (leaf for leaf in self.leaves if isinstance(leaf, Tensor))
+        needs_grad = (item[-1] for item in self.key[1:] if isinstance(item, tuple))
+        return tuple(
+            torch.zeros_like(tensor, device=device, requires_grad=needed)
+            for tensor, needed in zip(tensors, needs_grad, strict=True)
+        )
+
+
+def _key(args: Any, kwargs: Any) -> Key:
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    tensors = ((leaf.shape, leaf.dtype, leaf.requires_grad) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return spec, *tensors
+
+
+class _Bare(nn.Module):
+    """A module as a function of a call's tensors, without the hooks, which are not to run in a capture."""
+
+    def __init__(self, segment: "Segment", call: Call):
+        super().__init__()
+        self.module, self._eager, self._call = segment.module, segment.eager, call
+
+    def forward(self, *tensors: Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._call.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._call.spec)
+        return self._eager(*args, **kwargs)
+
+
+class Segment:
+    """Stands in for a module's `forward`: in a pass of a captured shape it takes its graph."""
+
+    def __init__(self, module: nn.Module, is_captured: Callable[[], bool]):
+        self.module, self.eager, self._is_captured = module, module.forward, is_captured
+        self.graphs: dict[Key, Callable[..., Any]] = {}
+        module.forward = self  # type: ignore[method-assign, assignment]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_captured() and torch.is_grad_enabled():
+            graph = self.graphs.get(_key(args, kwargs))
+            if graph is not None:
+                return graph(*(leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)))
+        return self.eager(*args, **kwargs)
+
+
+class Graphs:
+    """The graphs of a model in training, captured as its shapes come.
+
+    Args:
+        model: on a CUDA device; its weights stay where they are in memory.
+        make: captures modules with their sample arguments, as `torch.cuda.make_graphed_callables`.
+        on_segment: told of every module that runs as a whole from now on, without the hooks of what is below it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        make: Callable[..., Sequence[Callable[..., Any]]],
+        on_segment: Callable[[nn.Module], None] | None = None,
+    ):
+        self._model, self._make, self._on_segment = model, make, on_segment
+        self._segments: dict[nn.Module, Segment] = {}
+        self._noted: dict[Key, list[tuple[nn.Module, Call | None]]] = {}
+        self._captured: set[Key] = set()
+        self._handles: list[RemovableHandle] = []
+        self._is_over = self._is_captured = False
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
+        model.register_forward_hook(lambda *_: self._stop_noting())
+
+    def _before(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        self._stop_noting()
+        key = _key(args, kwargs)
+        self._is_captured = model.training and key in self._captured
+        if self._is_captured or self._is_over or not model.training or not torch.is_grad_enabled():
+            return
+        if key not in self._noted:
+            note = partial(self._note, self._noted.setdefault(key, []))
+            below = [module for module in model.modules() if module is not model]
+            self._handles = [module.register_forward_hook(note, with_kwargs=True) for module in below]
+        elif self._capture(self._noted[key]):
+            self._captured.add(key)
+            self._is_captured, self._is_over = True, len(self._captured) == MAX_SHAPES
+
+    def _stop_noting(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @staticmethod
+    def _note(calls: list[tuple[nn.Module, Call | None]], module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        inputs, outputs = pytree.tree_leaves((args, kwargs)), pytree.tree_leaves(out)
+        is_plain = all(isinstance(leaf, (Tensor, *_CONSTANTS)) for leaf in inputs) and all(
+            isinstance(leaf, Tensor) for leaf in outputs
+        )
+        calls.append((module, Call.of(args, kwargs) if is_plain else None))
+
+    def _capture(self, calls: Sequence[tuple[nn.Module, Call | None]]) -> bool:
+        chosen = list(segments(self._model, calls))
+        found = [self._segments.get(module) or Segment(module, lambda: self._is_captured) for module, _ in chosen]
+        bare = tuple(_Bare(segment, call) for segment, (_, call) in zip(found, chosen, strict=True))
+        try:
+            # Warming up draws random numbers, which the pass is not to miss.
+            with torch.random.fork_rng():
+                samples = tuple(call.samples(next(module.parameters()).device) for module, call in chosen)
+                graphs = self._make(bare, samples, allow_unused_input=True)
+        except RuntimeError as error:
+            self._is_over = True
+            reason = str(error).strip().partition("\n")[0]
+            print(f"note: passes are not captured as CUDA graphs, they run as ever; {reason}", file=sys.stderr)
+            return False
+        for segment, graph, (module, call) in zip(found, graphs, chosen, strict=True):
+            segment.graphs[call.key] = graph
+            if module not in self._segments:
+                self._segments[module] = segment
+                if self._on_segment:
+                    self._on_segment(module)
+        return True
+
+
+def segments(model: nn.Module, calls: Sequence[tuple[nn.Module, Call | None]]) -> Iterator[tuple[nn.Module, Call]]:
+    """The largest submodules of at most `SEGMENT_ELEMENTS` that were called once, and plainly, in their order."""
+    times = Counter(module for module, _ in calls)
+    plain = {module: call for module, call in calls if call is not None and times[module] == 1}
+
+    def below(module: nn.Module) -> Iterator[nn.Module]:
+        for child in module.children():
+            elements = sum(parameter.numel() for parameter in child.parameters())
+            if child in plain and 0 < elements <= SEGMENT_ELEMENTS:
+                yield child
+            else:
+                yield from below(child)
+
+    chosen = set(below(model))
+    return ((module, plain[module]) for module in times if module in chosen)
