@@ -112,7 +112,7 @@ class TrainConfig:
     passes. Not measured on a CUDA device yet; on the CPU the same bits, and nothing is faster."""
     graphs: bool = False
     """On a CUDA device, passes as CUDA graphs, texts padded to a few lengths. Not measured yet; each of two shapes
-    holds 2 bytes per parameter more than is planned."""
+    holds 2 bytes per parameter more."""
     compute_type: Literal["auto", "bf16", "fp32"] = "auto"
     """On the CPU, what the strategies with DeepSpeed compute in; `auto` takes bf16 where the processor has units for
     it and fp32 where it has none. A CUDA device computes in bf16, and `plain` in fp32."""

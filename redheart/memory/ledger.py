@@ -130,13 +130,20 @@ class StrategySizes:
     """Of a parameter as the pass reads it: 2 in bf16, 4 in float32."""
     card_share: float = 0.0
     """Of the optimizer of a strategy that offloads, 0 to 1: what lies and is updated on the card."""
+    graph_shapes: int = 0
+    """Shapes of a pass that are CUDA graphs."""
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> list[Entry]:
     """Every buffer of a strategy for a model."""
     entries = strategy.kind.ledger(model, strategy, accumulates)
     weights = each(strategy.weight_bytes, model.frozen)
-    return [*entries, Entry("frozen weights", "device", "parameter", "always", weights, "torch.nn.Module.to")]
+    entries.append(Entry("frozen weights", "device", "parameter", "always", weights, "torch.nn.Module.to"))
+    if strategy.graph_shapes:
+        sizes = each(strategy.weight_bytes * strategy.graph_shapes, model.parameters.values())
+        source = "redheart/train/graphs.py: torch.cuda.make_graphed_callables, static_grad_inputs"
+        entries.append(Entry("gradients of graphs", "device", "parameter", "always", sizes, source))
+    return entries
 
 
 def held_bytes(entries: Iterable[Entry]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +31,7 @@ from redheart.train.graphs import Graphs
 from redheart.train.groups import parameter_groups, parameter_places
 from redheart.train.optimizer_state import held_bytes, load_tensors, tensors_of
 from redheart.train.repartition import Repartitioned
-from redheart.train.strategy import deepspeed_config, strategy_named
+from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 
 LARGE_MODEL = 200_000_000
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
@@ -95,33 +96,10 @@ class Engine(Protocol):
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
     """Build the engine that `config.strategy` names around a module with its initial weights."""
     strategy = strategy_named(config.strategy)
-    if config.card_share and not strategy.takes_share:
-        raise BadInput(
-            "no part of this strategy's optimizer moves to the card",
-            where="--train.card-share",
-            got=f"{config.card_share} with {strategy.name}",
-            hint="take --train.strategy zero2_offload_adam8bit, or no share",
-        )
-    _check_switches(config, strategy)
+    check_switches(strategy, config, ranks=launched().world_size)
     if torch.cuda.is_available():
         _fix_kernels(deterministic=config.deterministic)
     return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
-
-
-def _check_switches(config: TrainConfig, strategy: Strategy) -> None:
-    ranks, expected = launched().world_size, "zero2_offload_adam8bit"
-    if config.pipeline and (strategy.name != expected or ranks > 1 or config.card_share):
-        raise BadInput(
-            "the step cannot be a pipeline",
-            where="--train.pipeline",
-            got=f"{strategy.name}, {ranks} ranks, a share of {config.card_share} on the card",
-            expected=f"{expected} on one rank, all of its optimizer on the host",
-        )
-    if config.graphs and not strategy.is_zero:
-        # Its gradients are summed where the next graph writes.
-        raise BadInput("this strategy's passes cannot be graphs", where="--train.graphs", got=strategy.name)
-    if config.graphs and not torch.cuda.is_available():
-        print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
 
 
 def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
@@ -238,7 +216,11 @@ class ZeroEngine:
         self._has_graphs = config.graphs and torch.cuda.is_available()
         if self._has_graphs:
             on_segment = self._pipeline.runs_whole if self._pipeline else None
-            Graphs(module, make=torch.cuda.make_graphed_callables, on_segment=on_segment)
+            # One pool: shapes run one after the other.
+            make = partial(torch.cuda.make_graphed_callables, pool=torch.cuda.graph_pool_handle())
+            Graphs(module, make=make, on_segment=on_segment)
+        elif config.graphs:
+            print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
         self.module = prepared
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 SEGMENT_ELEMENTS = 1 << 26
 """Largest segment: 128 MiB of gradients leave while the next one is computed."""
 MAX_SHAPES = 2
-"""Each holds activations, and 2 bytes a parameter of gradients."""
+"""Each holds 2 bytes a parameter of gradients; activations share one pool."""
 LENGTH_STEP = 64
 """Texts are padded to a multiple of it, so that there are few shapes."""
 _CONSTANTS = (type(None), bool, int, float, str)
@@ -101,7 +101,7 @@ class Graphs:
         self,
         model: nn.Module,
         *,
-        make: Callable[..., Sequence[Callable[..., Any]]],
+        make: Callable[..., Any],
         on_segment: Callable[[nn.Module], None] | None = None,
     ):
         self._model, self._make, self._on_segment = model, make, on_segment

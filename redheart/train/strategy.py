@@ -44,6 +44,31 @@ def strategy_named(name: str) -> Strategy:
     return _known[name]
 
 
+def check_switches(strategy: Strategy, config: TrainConfig, *, ranks: int) -> None:
+    """Refuse what a run asks of a strategy that has no such thing.
+
+    Raises:
+        BadInput: a share of the optimizer on the card, a pipeline or graphs.
+    """
+    if config.card_share and not strategy.takes_share:
+        raise BadInput(
+            "no part of this strategy's optimizer moves to the card",
+            where="--train.card-share",
+            got=f"{config.card_share} with {strategy.name}",
+            hint="take --train.strategy zero2_offload_adam8bit, or no share",
+        )
+    if config.pipeline and (not strategy.takes_share or ranks > 1 or config.card_share):
+        raise BadInput(
+            "the step cannot be a pipeline",
+            where="--train.pipeline",
+            got=f"{strategy.name}, {ranks} ranks, a share of {config.card_share} on the card",
+            expected="zero2_offload_adam8bit on one rank, all of its optimizer on the host",
+        )
+    if config.graphs and not strategy.is_zero:
+        # Its gradients are summed where the next graph writes.
+        raise BadInput("this strategy's passes cannot be graphs", where="--train.graphs", got=strategy.name)
+
+
 def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, object]:
     """The strategy's DeepSpeed configuration with a run's micro-batch and clipping norm; these alone if it has none."""
     own = {"train_micro_batch_size_per_gpu": config.micro_batch, "gradient_clipping": config.clip_norm}

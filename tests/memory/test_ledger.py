@@ -83,3 +83,13 @@ def test_homes_are_where_the_ledger_and_deepspeed_have_it(strategy: Strategy) ->
     assert Homes(masters, where["state"], *gradients.values()) == strategy.homes
     zero: Any = deepspeed_config(strategy, TrainConfig()).get("zero_optimization", {})
     assert ("offload_optimizer" in zero) == (strategy.homes.states == "host")
+
+
+def test_graphs_hold_a_gradient_of_every_parameter_for_each_shape() -> None:
+    sizes = ModelSizes({"one": 10, "two": 5}, (("one", "two"),), (8,))
+    numbers = strategy_sizes("zero2_offload_adam8bit")
+    without, of_two = (
+        sum(entry.total_bytes for entry in ledger(sizes, numbers_of, accumulates=False) if entry.where == "device")
+        for numbers_of in (numbers, replace(numbers, graph_shapes=2))
+    )
+    assert of_two - without == 2 * 2 * 15

@@ -26,6 +26,7 @@ from redheart.model.network import build
 from redheart.study.outlook import timings
 from redheart.study.outlook.card_times import NO_BF16, CardClock, OnCard, next_best
 from redheart.train.compute_type import compute_type
+from redheart.train.graphs import MAX_SHAPES
 from redheart.train.groups import parameter_groups
 from redheart.train.pace import Expected
 from redheart.train.strategy import all_strategies, strategy_sizes
@@ -99,7 +100,8 @@ def answer(
         clock = _clock(planner_of(config), card)
         chosen = planner_of(config).fastest(_offered(ranks=ranks), cost=clock.cost if clock else None, **limits)
         name = chosen.strategy if chosen else TrainConfig().strategy
-    sizes = strategy_sizes(name, ranks=ranks)
+    graph_shapes = MAX_SHAPES if config.train.graphs else 0
+    sizes = dataclasses.replace(strategy_sizes(name, ranks=ranks), graph_shapes=graph_shapes)
     planner = planner_of(config, dtype=sizes.kind.card_dtype)
     clock, asked = _clock(planner, card), recompute
     if not micro:
