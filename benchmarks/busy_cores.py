@@ -99,7 +99,7 @@ def measure_one(options: argparse.Namespace, strategy: str) -> dict[str, object]
     import dataclasses
 
     import torch
-    from training_loops import RATE, learner_of
+    from training_loops import RATE
 
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
@@ -116,7 +116,7 @@ def measure_one(options: argparse.Namespace, strategy: str) -> dict[str, object]
             max_steps=WARM_UP + blocks * (options.steps + SETTLING),
             snapshots=False,
         )
-        train(learner_of(config, data), settings, folder=folder / "train", sinks=[clock])
+        train(phases.new_learner(config, data), settings, folder=folder / "train", sinks=[clock])
     medians = {name: statistics.median(seconds) for name, seconds in clock.seconds.items()}
     return {
         "alone_s": round(medians["alone"], 4),

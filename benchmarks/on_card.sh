@@ -5,8 +5,13 @@
 #   2  the same without a cap, beside `gpu_adam8bit`
 #   3  DeepSpeed's own ZeRO-2 offload with DeepSpeedCPUAdam in the raw loop, and ours, in one call
 #   4  100 real steps of `full` at the planner's point, twice: the same bits, the loss curve, memory
+#   5  100 steps of today's step and of the pipeline on streams, each twice: seconds, memory, bits, loss, the five lanes
+#   6  the same of the passes as graphs, without the pipeline and with it
+#   7  today's step with checkpointing, the pipeline and the graphs with it, and `gpu_adam8bit` without
+#   8  the plain-loop optimizer with and without overlap
 #
-# Every part writes its results as they come: benchmarks/results/on_card_*.json, with the card's name in them.
+# Parts 5 to 8 have not run on a card. Every part writes its results as they come: benchmarks/results/on_card_*.json,
+# with the card's name in them.
 set -eu
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -14,6 +19,7 @@ DATA=${2:-}
 RECORDS=${DATA:+--data "$DATA"}
 FULL="--preset full --effective-batch 64 --seq-len-tokens 128 $RECORDS --write"
 OFFLOAD="--strategies zero2_offload_adam8bit"
+STEPS="benchmarks/card_steps.py --preset full --effective-batch 64 --micro-batch 64 --steps 100 --rounds 2 --write"
 
 case "${1:-}" in
 1)
@@ -39,8 +45,24 @@ case "${1:-}" in
       <(cd runs/on_card_2/train/snapshots && find . -type f -name '*.safetensors' -exec sha256sum {} + | sort)
   cp runs/on_card_1/train/events.jsonl benchmarks/results/on_card_events.jsonl
   ;;
+5)
+  : "${DATA:?part 5 needs a file of records}"
+  timeout 530 $PYTHON $STEPS --data "$DATA" --variants today pipeline --name on_card_pipeline
+  ;;
+6)
+  : "${DATA:?part 6 needs a file of records}"
+  timeout 530 $PYTHON $STEPS --data "$DATA" --variants graphs both --name on_card_graphs
+  ;;
+7)
+  : "${DATA:?part 7 needs a file of records}"
+  timeout 400 $PYTHON $STEPS --data "$DATA" --variants today pipeline both --checkpointing --rounds 1 --name on_card_recomputed
+  timeout 130 $PYTHON $STEPS --data "$DATA" --variants gpu_adam8bit --rounds 1 --name on_card_gpu_adam8bit
+  ;;
+8)
+  timeout 500 $PYTHON benchmarks/plain_loop.py --preset full --write --name on_card_plain_loop
+  ;;
 *)
-  sed -n '2,9p' "$0"
+  sed -n '2,14p' "$0"
   exit 2
   ;;
 esac

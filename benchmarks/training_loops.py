@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from redheart.memory.ledger import Strategy
-    from redheart.study.learner import EmotionLearner
     from redheart.study.phases import StudyData
 
 RATE = 1e-4
@@ -38,18 +37,9 @@ def one_epoch(options: argparse.Namespace, train: TrainConfig) -> StudyConfig:
     )
 
 
-def learner_of(config: StudyConfig, data: "StudyData") -> "EmotionLearner":
-    """The model with its data."""
-    from redheart.study import phases
-    from redheart.study.learner import EmotionLearner
-
-    model = phases.new_model(config, data.prepared)
-    return EmotionLearner(model, data.prepared, data.features, seed=config.seed, micro_batch=config.train.micro_batch)
-
-
 def red_heart(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
     """The product's own loop, with its event log; the seconds of every step."""
-    from redheart.study.phases import run_settings
+    from redheart.study.phases import new_learner, run_settings
     from redheart.train.loop import train
 
     ends_s = [time.perf_counter()]
@@ -66,7 +56,7 @@ def red_heart(config: StudyConfig, data: "StudyData", steps: int) -> list[float]
 
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         settings = dataclasses.replace(run_settings(config, data, RATE, epochs=1), max_steps=steps, snapshots=False)
-        train(learner_of(config, data), settings, folder=Path(folder), sinks=[Clock()])
+        train(new_learner(config, data), settings, folder=Path(folder), sinks=[Clock()])
     return _differences(ends_s)
 
 
@@ -75,9 +65,10 @@ def raw_loop(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
     import torch
 
     from redheart.data.loader import effective_batches
+    from redheart.study.phases import new_learner
     from redheart.train.strategy import strategy_named
 
-    learner, train = learner_of(config, data), config.train
+    learner, train = new_learner(config, data), config.train
     strategy = strategy_named(train.strategy)
     order = learner.epoch_rows(0)
     if not strategy.is_zero:
@@ -110,13 +101,14 @@ def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> 
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.utils import logging
 
+    from redheart.study.phases import new_learner
     from redheart.train.strategy import strategy_named
 
     logging.set_verbosity_error()
     strategy = strategy_named(config.train.strategy)
     if strategy.is_zero:
         _without_shared_memory_op()
-    learner, train = learner_of(config, data), config.train
+    learner, train = new_learner(config, data), config.train
     rows_N = learner.epoch_rows(0)
     ends_s: list[float] = []
 

@@ -30,7 +30,7 @@ VALIDATION_PARTS = ("val_select", "val_confirm")
 class EmotionLearner:
     """Implements `redheart.train.learner.Learner`; with `pinned`, a CUDA device gets batches without a wait.
 
-    Texts are padded to a multiple of `length_step` tokens.
+    Texts are padded to a multiple of `length_step` tokens there.
     """
 
     def __init__(
@@ -50,7 +50,8 @@ class EmotionLearner:
         self._drops = model.dims.dropout > 0 or model.dims.feature_dropout > 0
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
-        self._module_names, self._length_step = module_names(model), length_step
+        self._module_names = module_names(model)
+        self._length_step = length_step if torch.cuda.is_available() else 1
         self._pinned, self._batches = pinned and torch.cuda.is_available(), Ahead(self._read)
 
     def modules(self) -> Sequence[str]:

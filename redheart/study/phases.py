@@ -169,6 +169,20 @@ def run_settings(config: StudyConfig, data: StudyData, rate: float, *, epochs: i
     return RunSettings(config.train, epochs, rate, key)
 
 
+def new_learner(config: StudyConfig, data: StudyData) -> EmotionLearner:
+    """The model with initial weights and its data, as they are trained."""
+    return EmotionLearner(
+        new_model(config, data.prepared),
+        data.prepared,
+        data.features,
+        seed=config.seed,
+        micro_batch=config.train.micro_batch,
+        value_weight=config.train.value_weight,
+        pinned=config.train.pipeline,
+        length_step=LENGTH_STEP if config.train.graphs else 1,
+    )
+
+
 def train_at(
     config: StudyConfig, data: StudyData, settings: RunSettings, out: Path, *, name: str, show_progress: bool
 ) -> None:
@@ -182,16 +196,7 @@ def train_at(
         name: what trackers call it.
         show_progress: whether standard output shows how it goes, as `--train.progress` says.
     """
-    learner = EmotionLearner(
-        new_model(config, data.prepared),
-        data.prepared,
-        data.features,
-        seed=config.seed,
-        micro_batch=config.train.micro_batch,
-        value_weight=config.train.value_weight,
-        pinned=config.train.pipeline,
-        length_step=LENGTH_STEP if config.train.graphs else 1,
-    )
+    learner = new_learner(config, data)
     if is_first_rank():
         for part in (out, out / "states", out / "snapshots"):
             remove_leftovers(part)
