@@ -93,7 +93,9 @@ def one_step_profiled(model: "nn.Module", trace: Path) -> Iterator[None]:
     import torch
 
     activities = torch.profiler.supported_activities()
-    profiler, passes = torch.profiler.profile(activities=activities), [0]
+    # The host's lane is a thread of its own.
+    everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    profiler, passes = torch.profiler.profile(activities=activities, experimental_config=everywhere), [0]
 
     def count(*_: object) -> None:
         passes[0] += model.training

@@ -215,10 +215,10 @@ class ZeroEngine:
             strategy.install_step(self._zero, accumulates=accumulates, card_share=config.card_share)
         self._has_graphs = config.graphs and torch.cuda.is_available()
         if self._has_graphs:
-            on_segment = self._pipeline.runs_whole if self._pipeline else None
             # One pool: shapes run one after the other.
             make = partial(torch.cuda.make_graphed_callables, pool=torch.cuda.graph_pool_handle())
-            Graphs(module, make=make, on_segment=on_segment)
+            whole = self._pipeline.runs_whole if self._pipeline else None
+            Graphs(module, make=make, before_capture=self.finish, on_segment=whole)
         elif config.graphs:
             print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
         self.module = prepared

@@ -94,6 +94,7 @@ class Graphs:
     Args:
         model: on a CUDA device; its weights stay where they are in memory.
         make: captures modules with their sample arguments, as `torch.cuda.make_graphed_callables`.
+        before_capture: called before; during a capture nobody else may ask anything of the device.
         on_segment: told of every module that runs as a whole from now on, without the hooks of what is below it.
     """
 
@@ -102,9 +103,11 @@ class Graphs:
         model: nn.Module,
         *,
         make: Callable[..., Any],
+        before_capture: Callable[[], None] | None = None,
         on_segment: Callable[[nn.Module], None] | None = None,
     ):
-        self._model, self._make, self._on_segment = model, make, on_segment
+        self._model, self._make = model, make
+        self._before_capture, self._on_segment = before_capture, on_segment
         self._segments: dict[nn.Module, Segment] = {}
         self._noted: dict[Key, list[tuple[nn.Module, Call | None]]] = {}
         self._captured: set[Key] = set()
@@ -144,6 +147,8 @@ class Graphs:
         chosen = list(segments(self._model, calls))
         found = [self._segments.get(module) or Segment(module, lambda: self._is_captured) for module, _ in chosen]
         bare = tuple(_Bare(segment, call) for segment, (_, call) in zip(found, chosen, strict=True))
+        if self._before_capture:
+            self._before_capture()
         try:
             # Warming up draws random numbers, which the pass is not to miss.
             with torch.random.fork_rng():

@@ -62,10 +62,12 @@ def test_a_shape_that_comes_again_runs_in_segments_and_gives_the_same(monkeypatc
     monkeypatch.setattr(graphs, "SEGMENT_ELEMENTS", 20_000)
     model, capture, whole = build(DIMS, seed=0), Capture(), []
     expected = passed(model), passed(model, 4)
-    Graphs(model, make=capture, on_segment=whole.append)
+    quiet: list[int] = []
+    Graphs(model, make=capture, before_capture=lambda: quiet.append(len(capture.made)), on_segment=whole.append)
     assert same(passed(model), expected[0]) and not capture.made
     assert same(passed(model), expected[0])
     (made,) = capture.made
+    assert quiet == [0]
     assert capture.replayed == list(made) and [item.module for item in made] == whole  # type: ignore[union-attr]
     # None is part of another, and together they hold most of what is trained.
     held = [parameter for module in whole for parameter in module.parameters()]
