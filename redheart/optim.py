@@ -122,7 +122,7 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
                 loss = closure()
         if not self._host.state:
             # Not before: weights may be loaded after the optimizer is made.
-            self.finish()
+            self._work.use_weights()
             for flat in self._work.flats:
                 torch.cat([item.reshape(-1).to("cpu", torch.float32) for item in flat.parameters], out=flat.master.data)
         groups = [self.param_groups[number] for number in self._group_of]

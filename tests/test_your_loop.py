@@ -145,10 +145,10 @@ def test_the_page_says_how_many_bytes_lie_where(run: Callable[..., Names]) -> No
             [parameter.grad for parameter in names["model"].parameters()] for names in (ours, theirs)
         ],
         "device: moments": [[], [state[name] for state in moments for name in ("exp_avg", "exp_avg_sq")]],
-        "host: masters": [[flat.master for flat in optimizer._flats], []],
+        "host: masters": [[flat.master for flat in optimizer._work.flats], []],
         "host: moments": [[item for state in states for item in state.values()], []],
-        "host: slots of gradients and weights on their way": [optimizer._slots, []],
-        "host: sums, while several passes are summed": [[flat.total for flat in optimizer._flats], []],
+        "host: slots of gradients and weights on their way": [optimizer._work._slots, []],
+        "host: sums, while several passes are summed": [[flat.total for flat in optimizer._work.flats], []],
     }
     for name, cells in rows.items():
         shown = " | ".join(f"{round(num_bytes(cell) / count, 2):g}" for cell in cells)

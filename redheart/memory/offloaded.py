@@ -161,6 +161,10 @@ class Offloaded:
     def finish(self) -> None:
         """Until all updates are done; what is launched from now on finds all weights."""
         self._lanes.wait()
+        self.use_weights()
+
+    def use_weights(self) -> None:
+        """Let what is launched from now on find all weights."""
         self._pipeline.use([flat.bucket for flat in self.flats])
 
     def write_weights(self, flat: Flat, values: Tensor) -> None:

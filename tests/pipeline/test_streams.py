@@ -33,12 +33,14 @@ def new_model(dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     return nn.Sequential(Block(), nn.Sequential(Block(), Block()), Block()).to(dtype)
 
 
-def new_optimizer(model: nn.Module, *, overlaps: bool, ring_bytes: int, **kwargs: Any) -> OffloadAdamW8bit:
+def new_optimizer(
+    model: nn.Module, *, overlaps: bool, ring_bytes: int, max_grad_norm: float | None = None
+) -> OffloadAdamW8bit:
     # A bucket for every matrix, and one for all that is small: the first module and the last both need it.
     groups = [{"params": [item]} for item in model.parameters() if item.ndim > 1]
     groups.append({"params": [item for item in model.parameters() if item.ndim == 1], "state_bits": 32})
     overlap = model if overlaps else None
-    return OffloadAdamW8bit(groups, lr=1e-2, ring_bytes=ring_bytes, overlap=overlap, **kwargs)
+    return OffloadAdamW8bit(groups, lr=1e-2, max_grad_norm=max_grad_norm, ring_bytes=ring_bytes, overlap=overlap)
 
 
 def train(model: nn.Module, optimizer: OffloadAdamW8bit, *, passes: int, steps: int = 4) -> list[Tensor]:
