@@ -172,7 +172,7 @@ class Offloaded:
         start = 0
         for weights in flat.weights:
             part = values[start : (start := start + weights.numel())]
-            weights.data.copy_(part.view_as(weights), non_blocking=True)
+            weights.data.copy_(part.view_as(weights), non_blocking=self._overlaps)
 
     def _hold_back(self, model: nn.Module) -> None:
         """Let every module wait for the weights that it reads: its own, and its leaves', which some read uncalled."""
@@ -200,10 +200,11 @@ class Offloaded:
 
     @torch.no_grad()
     def copy_out(self, bucket: Bucket, gradient: list[Tensor], slot: int) -> None:
+        # In turn, what follows reads or writes the slot at once: then every copy is waited for.
         arrived, start = self._slot(self.flats[bucket.index], slot), 0
         for grad in gradient:
-            arrived[start : (start := start + grad.numel())].copy_(grad.reshape(-1), non_blocking=True)
-            if grad.is_cuda:
+            arrived[start : (start := start + grad.numel())].copy_(grad.reshape(-1), non_blocking=self._overlaps)
+            if self._overlaps and grad.is_cuda:
                 # Its memory is the pass's, which must not take it for something else before the copy is done.
                 grad.record_stream(torch.cuda.current_stream(grad.device))
 

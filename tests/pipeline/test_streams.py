@@ -191,6 +191,23 @@ def test_an_error_in_a_lane_ends_the_step(method: str, cuda: DeferredCuda, monke
         train(model, optimizer, passes=1)
 
 
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_only_lanes_that_wait_for_a_copy_let_it_go_on(
+    overlaps: bool, cuda: DeferredCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inner, found = new_model(), Tensor.copy_, set()
+
+    def copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        if source.dtype == torch.bfloat16:
+            found.add(non_blocking)
+        return inner(target, source, non_blocking)
+
+    optimizer = new_optimizer(model, overlaps=overlaps, ring_bytes=1 << 20)
+    monkeypatch.setattr(Tensor, "copy_", copy)
+    train(model, optimizer, passes=1, steps=2)
+    assert found == {overlaps}
+
+
 def test_overlap_needs_a_card() -> None:
     model = new_model()
     with pytest.raises(ValueError, match="on a CUDA device, not on cpu"):
