@@ -47,6 +47,8 @@ class PlanOptions:
     effective_batch: int = 64
     epochs: int = 60
     checkpointing: Flag = False
+    card_share: str = "0"
+    """Share of the optimizer on the card, 0 to 1; `auto` takes what there is room for. No card has run it yet."""
     ranks: int = 1
     """Devices, for the strategies that divide the work."""
     figure: Path | None = None
@@ -107,6 +109,7 @@ def plan(arguments: Sequence[str]) -> None:
         ranks=options.ranks,
         card=card,
         comfort_share=comfort_share,
+        card_share=planning.parse_share(options.card_share),
     )
     _show(answer, options)
 

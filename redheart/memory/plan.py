@@ -4,6 +4,7 @@ Knows nothing of the model: a module on `meta`, a function from a batch size to 
 """
 
 import dataclasses
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,31 +201,40 @@ class Planner:
                 fits = fits or (plan if plan.fits else None)
         return fits
 
-    def with_share(self, strategy: StrategySizes, *, vram_bytes: int, checkpointing: bool | None = None) -> Plan | None:
+    def with_share(
+        self,
+        strategy: StrategySizes,
+        *,
+        vram_bytes: int,
+        checkpointing: bool | None = None,
+        micro_batch: int = 0,
+        cost: Cost | None = None,
+    ) -> Plan | None:
         """The fastest configuration that fits with as much of the optimizer on the card as there is room for.
 
         Args:
             strategy: one that takes a share.
             vram_bytes: what the run may use.
             checkpointing: with, without, or either.
+            micro_batch: 0 takes any.
+            cost: of a card; without one the ranking is that of no card.
         """
-        best: Plan | None = None
+        cost = cost or self._step_s
+        best, best_s = None, math.inf
+        whole = dataclasses.replace(strategy, card_share=1.0)
         ways = [
-            (
-                self._step_s(dataclasses.replace(strategy, card_share=1.0), micro_batch, recompute),
-                micro_batch,
-                recompute,
-            )
+            (cost(whole, size, recompute), size, recompute)
             for recompute in ((False, True) if checkpointing is None else (checkpointing,))
-            for micro_batch in MICRO_BATCHES
-            if micro_batch <= self.workload.effective_batch
+            for size in ((micro_batch,) if micro_batch else MICRO_BATCHES)
+            if size <= self.workload.effective_batch
         ]
-        for least_s, micro_batch, recompute in sorted(ways):
-            if best and best.step_cost <= least_s:
+        for least_s, size, recompute in sorted(ways):
+            if best_s <= least_s:
                 break
-            found = self._largest_share(strategy, micro_batch, recompute, vram_bytes)
-            if found and (best is None or found.step_cost < best.step_cost):
-                best = found
+            found = self._largest_share(strategy, size, recompute, vram_bytes)
+            if found:
+                found_s = cost(dataclasses.replace(strategy, card_share=found.card_share), size, recompute)
+                best, best_s = (found, found_s) if found_s < best_s else (best, best_s)
         return best
 
     def _largest_share(

@@ -67,7 +67,7 @@ def next_best(
     cost: Cost,
     *,
     checkpointing: bool | None,
-    count: int = 2,
+    count: int,
 ) -> list[tuple[Plan, float]]:
     """The fastest other configurations that fit, with their seconds of a step.
 
@@ -120,7 +120,9 @@ def card_lines(found: OnCard) -> list[str]:
 
 def setting_text(plan: Plan) -> str:
     """A configuration in a few words."""
-    return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation_steps}{', checkpointing' * plan.checkpointing}"
+    share = f", {plan.card_share:g} of the optimizer on the card" if plan.card_share else ""
+    recompute = ", checkpointing" if plan.checkpointing else ""
+    return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation_steps}{recompute}{share}"
 
 
 def other_line(chosen: Plan, chosen_s: float, other: Plan, other_s: float) -> str:

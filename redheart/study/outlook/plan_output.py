@@ -5,7 +5,7 @@ from typing import Any
 
 from redheart.memory.plan import GIB, Plan
 from redheart.memory.replay import Replay
-from redheart.study.outlook.card_times import card_lines
+from redheart.study.outlook.card_times import card_lines, setting_text
 from redheart.study.outlook.planning import Answer, nearest_text
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
@@ -23,10 +23,7 @@ def print_plan(answer: Answer) -> None:
     console = Console()
     table = Table(
         box=SIMPLE,
-        title=Text(
-            f"{plan.strategy}, micro-batch {plan.micro_batch} x {plan.accumulation_steps}"
-            f"{', checkpointing' if plan.checkpointing else ''}: predicted device memory, MiB"
-        ),
+        title=Text(f"{setting_text(plan)}: predicted device memory, MiB"),
     )
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")

@@ -4,8 +4,9 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -29,8 +30,10 @@ from redheart.train.compute_type import compute_type
 from redheart.train.graphs import MAX_SHAPES
 from redheart.train.groups import parameter_groups
 from redheart.train.pace import Expected
-from redheart.train.strategy import all_strategies, strategy_sizes
+from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
 
+NUM_OTHERS = 2
+"""Configurations that a plan with times names beside the chosen one."""
 NUM_VALIDATION, NUM_TRAINING, NUM_RECORDS = 984, 7086, 8858
 """Records that disk and time are planned for where no data set is at hand: the size of the real one."""
 TIMED = ("zero2_offload_adam8bit", "gpu_adam8bit")
@@ -67,6 +70,23 @@ def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
     return size
 
 
+def parse_share(text: str) -> float | Literal["auto"]:
+    """A number from 0 to 1, or `auto`.
+
+    Raises:
+        BadInput: anything else.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise BadInput("not a share", where="--card-share", got=text, expected="0 to 1, or auto")
+    return share
+
+
 def answer(
     config: StudyConfig,
     *,
@@ -76,10 +96,12 @@ def answer(
     ranks: int = 1,
     card: Card | None = None,
     comfort_share: float = COMFORT_SHARE,
+    card_share: float | Literal["auto"] = 0.0,
 ) -> Answer:
     """Plan a study: its strategy or `auto`, its micro-batch or the best that fits, with times where a card is named.
 
-    `comfort_share` of the card is not exceeded if anything stays below it.
+    `comfort_share` of the card is not exceeded if anything stays below it. `card_share` of the optimizer lies on the
+    card; `auto` takes what there is room for.
 
     Raises:
         BadInput: an unknown strategy, or a micro-batch or length out of range.
@@ -102,10 +124,19 @@ def answer(
         name = chosen.strategy if chosen else TrainConfig().strategy
     graph_shapes = MAX_SHAPES if config.train.graphs else 0
     sizes = dataclasses.replace(strategy_sizes(name, ranks=ranks), graph_shapes=graph_shapes)
+    wanted = dataclasses.replace(config.train, card_share=1.0 if card_share == "auto" else card_share)
+    check_switches(sizes.kind, wanted, ranks=ranks)
     planner = planner_of(config, dtype=sizes.kind.card_dtype)
     clock, asked = _clock(planner, card), recompute
+    cost = clock.cost if clock else None
+    if card_share == "auto":
+        shared = planner.with_share(sizes, vram_bytes=vram_bytes, checkpointing=recompute, micro_batch=micro, cost=cost)
+        sizes = dataclasses.replace(sizes, card_share=shared.card_share if shared else 0.0)
+        micro, recompute = (shared.micro_batch, shared.checkpointing) if shared else (micro, recompute)
+    else:
+        sizes = dataclasses.replace(sizes, card_share=card_share)
     if not micro:
-        found = planner.fastest([sizes], cost=clock.cost if clock else None, **limits)
+        found = planner.fastest([sizes], cost=cost, **limits)
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
     plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
     nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
@@ -125,7 +156,17 @@ def _on_card(
     step, planner, card = clock.time(sizes, plan.micro_batch, plan.checkpointing), clock.planner, clock.card
     is_float32 = sizes.weight_bytes == 4
     offered = [sizes] if is_float32 else [strategy_sizes(name) for name in TIMED]
-    others = next_best(planner, plan, offered, clock.cost, checkpointing=checkpointing) if plan.fits else []
+    others: list[tuple[Plan, float]] = []
+    if plan.fits and sizes.kind.takes_share and not plan.card_share:
+        shared = planner.with_share(sizes, vram_bytes=plan.vram_bytes, checkpointing=checkpointing, cost=clock.cost)
+        if shared and shared.card_share:
+            sharing = dataclasses.replace(sizes, card_share=shared.card_share)
+            others.append((shared, clock.cost(sharing, shared.micro_batch, shared.checkpointing)))
+    if plan.fits:
+        others += next_best(
+            planner, plan, offered, clock.cost, checkpointing=checkpointing, count=NUM_OTHERS - len(others)
+        )
+        others.sort(key=itemgetter(1))
     steps = -(-NUM_TRAINING // config.train.effective_batch) * config.epochs
     note = None
     if card.bf16_tflops is None and not is_float32:
