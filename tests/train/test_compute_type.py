@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import environment, launch
+from launching import MadeOnce, environment, launch
 from torch import nn
 
 from redheart.core.config import RUNTIME_FIELDS, TrainConfig, fingerprint
@@ -37,10 +37,15 @@ def found_without_units(argument: object) -> tuple[Found, str]:
 
 
 @pytest.fixture(scope="module")
-def avx2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Found, str, Path]:
+def avx2(made_once: MadeOnce) -> tuple[Found, str, Path]:
     """What the script found, its standard error and its folder."""
-    folder = tmp_path_factory.mktemp("avx2")
-    return (*found_without_units(folder), folder)
+
+    def make(folder: Path) -> None:
+        found = found_without_units(folder)
+        (folder / "found.json").write_text(json.dumps(found))
+
+    folder = made_once("avx2", make)
+    return (*json.loads((folder / "found.json").read_text()), folder)
 
 
 def test_without_units_a_run_computes_in_float32(avx2: tuple[Found, str, Path]) -> None:
