@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
@@ -19,6 +20,8 @@ from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
 from redheart.snapshots.blend import Blend, single
 from redheart.snapshots.consolidate import assemble, module_specs, read_module
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+from redheart.snapshots.parts import parts_of
+from redheart.train.held_types import in_float32
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -41,26 +44,32 @@ class WholeEvaluator:
     def __init__(self, learner: TensorLearner, snapshots: list[Snapshot], rows: np.ndarray) -> None:
         self._learner, self._rows = learner, rows
         self._snapshots = {snapshot.epoch: snapshot for snapshot in snapshots}
+        in_float32(learner.model).eval()
         self._specs = module_specs(learner.model, learner.modules())
+        self._parts = parts_of(learner.model, learner.modules())
         self._loaded: dict[str, Blend] = {}
         self._evaluations, self._seconds = 0, 0.0
-        learner.model.float().eval()
 
     def start(self, choice: Mapping[str, Blend]) -> None:
         self.losses(choice)
 
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
         start_s = time.perf_counter()
-        model = self._learner.model
-        for name, blend in choice.items():
-            if self._loaded.get(name) != blend:
-                weights = read_module(self._snapshots, name, blend, self._specs[name])
-                model.get_submodule(name).load_state_dict(weights)
-                self._loaded[name] = blend
-        losses_N = self._learner.validation_losses(model, self._rows)
+        self.load(choice)
+        losses_N = self._learner.validation_losses(self._learner.model, self._rows)
         self._evaluations += 1
         self._seconds += time.perf_counter() - start_s
         return {LOSS: losses_N}
+
+    def load(self, choice: Mapping[str, Blend]) -> None:
+        """Let the model hold the weights of a choice."""
+        for name, blend in choice.items():
+            if self._loaded.get(name) != blend:
+                weights = read_module(self._snapshots, name, blend, self._specs[name])
+                with torch.no_grad():
+                    for key, tensor in self._parts[name].items():
+                        tensor.copy_(weights[key])
+                self._loaded[name] = blend
 
     def cost(self, modules: object) -> float:
         return 1.0
@@ -75,7 +84,7 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     """Choose windows of snapshots for every module and assemble the model that is the better founded one.
 
     Args:
-        learner: as it was trained; afterwards its model holds the weights of the choice, in float32.
+        learner: as it was trained; afterwards its model holds the recommended weights, in float32.
         folder: where `fit` has left its snapshots.
         settings: the strategy; by default the best window of every module, given the others.
 
@@ -88,16 +97,17 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     snapshots = list_snapshots(folder / "snapshots")
     if not snapshots:
         raise BadInput("there are no snapshots yet", where=folder / "snapshots", hint="train first, with `fit`")
-    num_records = len(learner.validation[0])
+    num_records = len(learner.validation)
     select, confirm = np.arange(num_records // 2), np.arange(num_records // 2, num_records)
     evaluator = WholeEvaluator(learner, snapshots, select)
     spot = find_sweet_spot(_problem(snapshots, learner, len(select)), evaluator, settings, seed=learner.seed)
-    models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": spot.modules}
+    models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": dict(spot.modules)}
     judge = WholeEvaluator(learner, snapshots, confirm)
     losses = {name: judge.losses(choice)[LOSS] for name, choice in models.items()}
     gain = paired_gain(losses["best_single"], losses["chosen"], seed=stream_seed(learner.seed, "gain", "confirm"))
     recommended = "chosen" if gain.is_evidence else "best_single"
     out = folder / "select" / recommended
+    judge.load(models[recommended])
     specs = module_specs(learner.model, learner.modules())
     assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
     said = verdict(gain, candidate="choice per module", reference="best single snapshot")

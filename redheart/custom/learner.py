@@ -1,39 +1,55 @@
-"""Any module with one loss per record, over tensors in memory, as the trainer wants it."""
+"""Any module with a loss for every record, over data in memory or in a dataset, as the trainer wants it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput
 from redheart.core.seeds import stream_seed
+from redheart.custom.records import Batch, Collate, Records
+from redheart.custom.splitting import checked_parts, found_parts
+from redheart.train.draws import drawn
 from redheart.train.learner import MicroLoss, Validation
 from redheart.train.out_of_memory import in_parts
 
 LOSS = "loss"
 """Name of the one predictor."""
 
-Batch = tuple[Tensor, ...]
-RecordLosses = Callable[[nn.Module, Batch], Tensor]
+RecordLosses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What `fit` has made of a configuration."""
+
+    micro_batch: int = 16
+    effective_batch: int = 1
+    max_steps: int | None = None
 
 
 class TensorLearner:
     """Implements `redheart.train.learner.Learner`.
 
     Args:
-        model: on the CPU, with its initial weights in float32.
-        record_losses: from the module and a batch (a tuple of tensors, records first) to the loss of every record,
-            (B,). It is also called on `meta` tensors, to plan without a device.
-        train: tensors of the training records, records first.
+        model: with its initial weights; what does not require a gradient stays as it is.
+        record_losses: from the module and a batch to the loss of every record, (B,), or to a pair: the sum of the
+            losses within every record and how many it is of (tokens), each (B,). Then training and validation are
+            normalised by that number over the whole effective batch; it must follow from the data alone. It is also
+            called on `meta` tensors, to plan without a device.
+        train: the training records; see `redheart.custom.records` for their kinds.
         validation: the same of the validation records. Windows are chosen on their first half and judged on the other.
-        modules: dotted names of the submodules that are snapshotted and chosen apart; together they hold every tensor.
-            Tied weights belong into the same one.
-        seed: of the order of the records.
-        micro_batch: records per forward pass in the validation.
+        modules: dotted names of the submodules that are snapshotted and chosen apart; together they hold every tensor,
+            tied weights wherever. None finds them: embeddings, each block of a `ModuleList`, heads, the rest.
+        seed: of the order of the records, and of what is drawn in the validation.
+        micro_batch: records per forward pass in the validation; 0 takes training's.
+        collate: from a list of a dataset's rows to a batch, a tuple or dict of tensors, records first.
 
     Raises:
-        BadInput: the tensors are not of as many records each, or the modules do not hold every tensor exactly once.
+        BadInput: the data cannot be taken, or the modules do not hold every tensor exactly once.
     """
 
     def __init__(
@@ -41,69 +57,123 @@ class TensorLearner:
         model: nn.Module,
         record_losses: RecordLosses,
         *,
-        train: Sequence[Tensor],
-        validation: Sequence[Tensor],
-        modules: Sequence[str],
+        train: object,
+        validation: object,
+        modules: Sequence[str] | None = None,
         seed: int = 0,
-        micro_batch: int = 16,
+        micro_batch: int = 0,
+        collate: Collate | None = None,
     ) -> None:
-        for part, tensors in (("train", train), ("validation", validation)):
-            if len({len(tensor) for tensor in tensors}) != 1 or len(tensors[0]) < 2:
-                sizes = ", ".join(str(len(tensor)) for tensor in tensors) or "no tensor"
-                raise BadInput("tensors of the records", where=part, got=sizes, expected="as many in each, two or more")
-        _check_modules(model, modules)
+        self.train = Records(train, where="train", collate=collate)
+        self.validation = Records(validation, where="validation", collate=collate)
+        self._modules = found_parts(model) if modules is None else checked_parts(model, modules)
+        sparse = [name for name, item in model.named_modules() if getattr(item, "sparse", False)]
+        if sparse:
+            raise BadInput(
+                "sparse gradients are not supported", where="model", got=", ".join(sparse), expected="sparse=False"
+            )
         self.model: nn.Module = model
-        self.record_losses, self.train, self.validation = record_losses, tuple(train), tuple(validation)
+        self.record_losses = record_losses
         self.seed, self.micro_batch = seed, micro_batch
-        self._modules = tuple(modules)
+        self.run = RunShape()
+        self.started: dict[str, dict[str, str]] = {}
+        """By folder, the digests of the weights that its run started with: the model holds others by now."""
+        self._counts_N = np.full(len(self.train), np.nan)
+        self._mean_count: float | None = None
 
     def modules(self) -> Sequence[str]:
         return self._modules
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
         random = np.random.default_rng(stream_seed(self.seed, "order", epoch))
-        return random.permutation(len(self.train[0]))
+        order = random.permutation(len(self.train))
+        if self.run.max_steps is None:
+            return order
+        size = self.run.effective_batch
+        left = self.run.max_steps - epoch * -(-len(order) // size)
+        return order[: max(0, left) * size]
 
     def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
         # A rank without a row left still takes part in the backward pass, with a loss of nothing.
         share = float(len(rows) > 0)
-        losses_B = self._losses(module, self.train, rows if len(rows) else step_rows[:1]) * share
-        counted = torch.tensor(float(len(rows)))
-        return MicroLoss(losses_B.sum() / len(step_rows), {LOSS: losses_B.detach().sum()}, {LOSS: counted})
+        sums_B, counts_B = self._losses(module, self.train, rows if len(rows) else step_rows[:1])
+        sums_B = sums_B * share
+        if counts_B is None:
+            counted, step_count = torch.tensor(float(len(rows))), float(len(step_rows))
+        else:
+            counted = counts_B.sum().cpu() * share
+            step_count = float(counted) if len(rows) == len(step_rows) else self._step_count(step_rows)
+        return MicroLoss(sums_B.sum() / max(step_count, 1.0), {LOSS: sums_B.detach().sum()}, {LOSS: counted})
 
     def read_ahead(self, rows: np.ndarray) -> None:
         return None
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
-        mean = sums[LOSS] / counts[LOSS]
+        mean = sums[LOSS] / max(counts[LOSS], 1.0)
         return mean, {LOSS: mean}
 
     def validate(self, module: nn.Module) -> Validation:
-        losses_N = self.validation_losses(module, np.arange(len(self.validation[0])))
+        losses_N = self.validation_losses(module, np.arange(len(self.validation)))
         mean = float(losses_N.mean())
         return Validation(mean, {LOSS: mean}, {LOSS: mean}, {}, {LOSS: losses_N[:, None]})
 
-    @torch.no_grad()
     def validation_losses(self, module: nn.Module, rows: np.ndarray) -> np.ndarray:
-        """Loss of every one of these validation records, (N,) float32."""
-        parts = [rows[start : start + self.micro_batch] for start in range(0, len(rows), self.micro_batch)]
-        return np.concatenate(
-            in_parts(parts, lambda part: self._losses(module, self.validation, part).float().cpu().numpy())
-        )
+        """Loss of every one of these validation records, (N,) float32.
 
-    def _losses(self, module: nn.Module, tensors: Batch, rows: np.ndarray) -> Tensor:
+        Of losses by tokens the sum of a record over the mean number of tokens, so that their mean is that of tokens.
+        """
+        sums_N, counts_N = self._without_gradients(module, self.validation, rows)
+        if counts_N is None:
+            return sums_N
+        if self._mean_count is None:
+            every = np.arange(len(self.validation))
+            whole = counts_N if len(rows) == len(every) else self._without_gradients(module, self.validation, every)[1]
+            assert whole is not None
+            self._mean_count = max(float(whole.mean()), 1e-9)
+        return sums_N / np.float32(self._mean_count)
+
+    def _step_count(self, step_rows: np.ndarray) -> float:
+        """What the records of a step are counted as; those of which it is not known yet are passed without gradients.
+
+        Every record once: by then the step has begun, and its micro-batches must be divided by what all have.
+        """
+        unknown = step_rows[np.isnan(self._counts_N[step_rows])]
+        if len(unknown):
+            self.model.eval()
+            self._counts_N[unknown] = self._without_gradients(self.model, self.train, unknown)[1]
+            self.model.train()
+        return float(self._counts_N[step_rows].sum())
+
+    @torch.no_grad()
+    def _without_gradients(
+        self, module: nn.Module, records: Records, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        size = self.micro_batch or self.run.micro_batch
+
+        def work(part: np.ndarray) -> np.ndarray:
+            losses = drawn(lambda: self._losses(module, records, part), self.seed, "validation", int(part[0]))
+            return np.stack([item.float().cpu().numpy() for item in losses if item is not None])
+
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        found = np.concatenate(in_parts(parts, work), axis=1)
+        return found[0], found[1] if len(found) > 1 else None
+
+    def _losses(self, module: nn.Module, records: Records, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         device = next(self.model.parameters()).device
-        index = torch.from_numpy(rows)
-        return self.record_losses(module, tuple(tensor[index].to(device) for tensor in tensors)).float()
-
-
-def _check_modules(model: nn.Module, modules: Sequence[str]) -> None:
-    held = [f"{name}.{key}" for name in modules for key in model.get_submodule(name).state_dict()]
-    missing = sorted(set(model.state_dict()) - set(held))
-    if missing or len(held) > len(set(held)):
-        twice = sorted({key for key in held if held.count(key) > 1})
-        raise BadInput(
-            "the modules do not hold every tensor exactly once",
-            got=f"missing: {', '.join(missing[:5]) or 'none'}; twice: {', '.join(twice[:5]) or 'none'}",
-            hint="name submodules that together are the whole model",
-        )
+        batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
+        try:
+            losses = self.record_losses(module, batch)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            shapes = tree_map_only(Tensor, lambda tensor: f"{tensor.dtype} {list(tensor.shape)}", batch)
+            error.add_note(f"record_losses was given the batch {shapes}; see docs/own-model.md for what data becomes")
+            raise
+        sums_B, counts_B = losses if isinstance(losses, tuple) else (losses, None)
+        for found in (sums_B, counts_B):
+            if found is not None and found.shape != (len(rows),):
+                raise BadInput(
+                    "record_losses must give a number for every record",
+                    got=f"a tensor of shape {list(found.shape)}",
+                    expected=[len(rows)],
+                    hint='take reduction="none", and the mean over all dimensions but the first',
+                )
+        return sums_B.float(), counts_B

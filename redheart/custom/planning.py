@@ -4,9 +4,12 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from redheart.core.config import TrainConfig
-from redheart.custom.learner import Batch, TensorLearner
+from redheart.core.errors import BadInput
+from redheart.custom.learner import TensorLearner
+from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner, Workload, model_sizes
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import strategy_sizes
@@ -17,24 +20,34 @@ def plan(
 ) -> Plan:
     """Does training fit into that much device memory; nothing is allocated and no device is needed.
 
+    Records count as the longest one.
+
     Args:
         learner: the model with its loss and data.
-        config: its strategy, effective batch and snapshots.
+        config: its strategy, effective batch, checkpointing and snapshots.
         vram_bytes: of the card.
         epochs: for the disk of the snapshots.
-        micro_batch: 0 takes the largest that fits, or 1 where none does.
+        micro_batch: 0 takes the configuration's, and if that is 0 the largest that fits, or 1 where none does.
 
     Raises:
-        BadInput: there is no such strategy.
+        BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors.
     """
-    sizes = strategy_sizes(config.strategy)
-    module = copy.deepcopy(learner.model).to("meta", sizes.kind.card_dtype)
+    sizes = strategy_sizes(config.strategy, card_share=config.card_share)
+    module = _on_meta(learner.model, sizes.kind.card_dtype).train()
+    example = learner.train.batch(learner.train.longest())
 
     def batch(size: int) -> Batch:
-        return tuple(torch.empty(size, *t.shape[1:], dtype=t.dtype, device="meta") for t in learner.train)
+        return tree_map_only(
+            Tensor, lambda one: torch.empty(size, *one.shape[1:], dtype=one.dtype, device="meta"), example
+        )
 
     def loss(network: nn.Module, given: Batch) -> Tensor:
-        return learner.record_losses(network, given).float().mean()
+        found = learner.record_losses(network, given)
+        return (found[0] if isinstance(found, tuple) else found).float().mean()
+
+    def checkpoint(network: nn.Module, wanted: bool) -> None:
+        if wanted:
+            set_checkpointing(network)
 
     planner = Planner(
         Workload(
@@ -42,15 +55,54 @@ def plan(
             model_sizes(module, parameter_groups(module, weight_decay=config.weight_decay)),
             batch,
             loss,
-            lambda _module, _on: None,
+            checkpoint,
             config.effective_batch,
             snapshots=-(-epochs // config.snapshot_every),
-            snapshot_output_bytes=4 * len(learner.validation[0]),
+            snapshot_output_bytes=4 * len(learner.validation),
             feature_bytes=0,
         )
     )
-    if not micro_batch:
-        # Without checkpointing of its own there is only this one way to make a pass smaller.
-        found = planner.fastest([sizes], checkpointing=False, vram_bytes=vram_bytes)
-        micro_batch = found.micro_batch if found else 1
-    return planner.plan(sizes, micro_batch=micro_batch, checkpointing=False, vram_bytes=vram_bytes)[0]
+    micro_batch = micro_batch or config.micro_batch
+    try:
+        if not micro_batch:
+            # Recomputing is the user's choice; without it there is only this one way to make a pass smaller.
+            found = planner.fastest([sizes], checkpointing=config.checkpointing, vram_bytes=vram_bytes)
+            micro_batch = found.micro_batch if found else 1
+        return planner.plan(sizes, micro_batch=micro_batch, checkpointing=config.checkpointing, vram_bytes=vram_bytes)[
+            0
+        ]
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(
+            "the model or its loss cannot be traced without data",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            expected="no decision that depends on a tensor's values",
+            hint="name a micro_batch in the configuration: then `fit` needs no plan",
+        ) from error
+
+
+def set_checkpointing(model: nn.Module) -> None:
+    """Let a model recompute activations in its backward pass, by its own way.
+
+    Raises:
+        BadInput: it has none.
+    """
+    enable = getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise BadInput(
+            "this model has no checkpointing of its own",
+            where="TrainConfig.checkpointing",
+            got=type(model).__name__,
+            expected="gradient_checkpointing_enable, as models of transformers have it",
+            hint="call torch.utils.checkpoint in its forward, and leave checkpointing False",
+        )
+    # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with parameters in a type and without contents; tied ones stay tied, frozen ones frozen."""
+    held: dict[int, object] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
+    for item in model.parameters():
+        kind = dtype if item.is_floating_point() else item.dtype
+        held[id(item)] = nn.Parameter(item.detach().to("meta", kind), requires_grad=item.requires_grad)
+    return copy.deepcopy(model, held)

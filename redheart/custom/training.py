@@ -1,23 +1,32 @@
 """Training a model of one's own: the loop, its states and snapshots as they are."""
 
 import dataclasses
-import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 import torch
-from torch import Tensor
 
 from redheart.core.config import TrainConfig, digest, fingerprint
+from redheart.core.errors import BadInput
 from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
-from redheart.custom.learner import TensorLearner
-from redheart.train.events import EventSink
+from redheart.custom.learner import RunShape, TensorLearner
+from redheart.custom.planning import plan, set_checkpointing
+from redheart.custom.records import tensor_digest
+from redheart.snapshots.states import newest_progress
+from redheart.train.events import EventSink, read_events
+from redheart.train.json_lines import JsonLines
 from redheart.train.loop import train
 from redheart.train.peers import together
-from redheart.train.settings import RunSettings
+from redheart.train.settings import Decay, RunSettings
+from redheart.train.wandb_sink import open_wandb, wandb_mode
+
+OF_THE_EMOTION_MODEL = ("dropout", "feature_dropout", "value_weight")
+"""Settings that are that model's own."""
 
 
 def fit(
@@ -25,47 +34,106 @@ def fit(
     config: TrainConfig,
     folder: Path,
     *,
-    epochs: int,
-    learning_rate: float,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    decay: Decay = "restarts",
+    warmup_steps: int = 0,
+    max_steps: int | None = None,
     sinks: Sequence[EventSink] = (),
     show_progress: bool = False,
 ) -> None:
     """Train to the end, or from the newest state in `folder` to the end; see `redheart.train.loop.train`.
 
-    The folder belongs to this data, these initial weights and these settings: others are refused.
+    The folder belongs to this data, these initial weights and these settings: others are refused. The same learner
+    goes on in the same folder, and starts in a new one from the weights that its model holds by then. Afterwards the
+    model holds the trained weights in the type of the strategy.
 
     Args:
         learner: the model with its loss and data.
-        config: strategy, batch, schedule and savers; `micro_batch` 0 takes the whole effective batch.
+        config: strategy, batch, schedule and savers; `micro_batch` 0 takes the plan's on a card, and the whole
+            effective batch without one; `checkpointing` calls the model's own `gradient_checkpointing_enable`.
         folder: of the run; events, states and snapshots lie in it.
-        epochs: to train; a finished run may be continued with more.
-        learning_rate: at the top of a cycle.
+        epochs: to train; a finished run may be continued with more under `restarts`. None follows from `max_steps`.
+        learning_rate: at the top of a cycle; None takes the configuration's.
+        decay: from there on: `restarts` as the configuration's cycles, or once over the run as a `cosine` or `linear`,
+            to `config.eta_min`.
+        warmup_steps: over which the rate rises from 0.
+        max_steps: optimizer steps after which the run ends, with a validation and a snapshot.
         sinks: are told every event.
         show_progress: bars on standard output.
 
     Raises:
-        BadInput: the folder holds another run or other people's files, or another process works in it.
+        BadInput: the folder holds another run or other people's files, or another process works in it; a setting has
+            no meaning here.
         Diverged: the loss or gradient was not finite three steps in a row.
         Interrupted: asked to stop; a state was written.
         DiskError: a state or snapshot could not be written.
         OtherRankFailed: started by a launcher, and another rank raised one of these, or was killed.
     """
-    config = dataclasses.replace(config, micro_batch=config.micro_batch or config.effective_batch)
-    settings = RunSettings(config, epochs, learning_rate, _key(learner, config, learning_rate))
+    rate = learning_rate or config.learning_rate
+    if rate is None or not (epochs or max_steps) or decay not in get_args(Decay):
+        raise BadInput(
+            "how long, how fast and how it ends",
+            got=f"learning_rate {rate}, epochs {epochs}, max_steps {max_steps}, decay {decay}",
+            expected=f"a learning_rate; epochs or max_steps; of decay {', '.join(get_args(Decay))}",
+        )
+    config = dataclasses.replace(config, micro_batch=_micro_batch(learner, config))
+    for name in OF_THE_EMOTION_MODEL:
+        if getattr(config, name) != getattr(TrainConfig(), name):
+            raise BadInput(
+                "a setting of the emotion model", where=f"TrainConfig.{name}", hint="set it in your model or loss"
+            )
+    if config.checkpointing:
+        set_checkpointing(learner.model)
+    learner.run = RunShape(config.micro_batch, config.effective_batch, max_steps)
+    steps_per_epoch = -(-len(learner.train) // config.effective_batch)
+    if max_steps:
+        epochs = min(epochs or max_steps, -(-max_steps // steps_per_epoch))
+    assert epochs
+    num_steps = min(epochs * steps_per_epoch, max_steps or epochs * steps_per_epoch)
+    more: dict[str, object] = {"decay": [decay, num_steps]} if decay != "restarts" else {}
+    more |= {"warmup_steps": warmup_steps} if warmup_steps else {}
+    more |= {"max_steps": max_steps} if max_steps else {}
+    key = _key(learner, config, rate, folder, more)
+    settings = RunSettings(config, epochs, rate, key, decay=decay, warmup_steps=warmup_steps, num_steps=num_steps)
     with together():
         if launched().is_first and not (folder / "events.jsonl").exists():
-            refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select"), what="a run")
+            refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select", "wandb"), what="a run")
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
+            sinks = [*sinks, *_sinks(config, settings, folder)] if launched().is_first else sinks
             train(learner, settings, folder=folder, sinks=sinks, show_progress=show_progress)
 
 
-def _key(learner: TensorLearner, config: TrainConfig, learning_rate: float) -> str:
-    weights = {name: _sha256(tensor) for name, tensor in learner.model.state_dict().items()}
-    data = [[_sha256(tensor) for tensor in tensors] for tensors in (learner.train, learner.validation)]
+def _micro_batch(learner: TensorLearner, config: TrainConfig) -> int:
+    if config.micro_batch or not torch.cuda.is_available():
+        return config.micro_batch or config.effective_batch
+    card = torch.cuda.get_device_properties(launched().local_rank)
+    return plan(learner, config, vram_bytes=card.total_memory).micro_batch
+
+
+def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[EventSink]:
+    tracker = open_wandb(
+        wandb_mode(config.wandb, os.environ),
+        folder=folder,
+        name=folder.name,
+        config={**dataclasses.asdict(config), "peak_learning_rate": settings.peak_learning_rate},
+        is_finished=len(read_events(folder / "events.jsonl", "epoch")) >= settings.epochs,
+    )
+    lines: list[EventSink] = [JsonLines()] if config.progress == "json" else []
+    return [*lines, tracker] if tracker else lines
+
+
+def _key(learner: TensorLearner, config: TrainConfig, rate: float, folder: Path, more: dict[str, object]) -> str:
+    """Digest of what decides the result; `more` than the defaults, so that earlier runs keep theirs."""
+    where = str(folder.resolve())
+    if where not in learner.started or newest_progress(folder / "states") is None:
+        learner.started[where] = {
+            name: tensor_digest(item)
+            for name, item in learner.model.state_dict().items()
+            if isinstance(item, torch.Tensor)
+        }
+    data = [records.digest() for records in (learner.train, learner.validation)]
     settings = {name: value for name, value in fingerprint(config).items() if name != "snapshot_every"}
-    return digest([weights, data, settings, learning_rate, learner.seed])
-
-
-def _sha256(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(values.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    frozen = [name for name, item in learner.model.named_parameters() if not item.requires_grad]
+    more |= {"frozen": frozen} if frozen else {}
+    return digest([learner.started[where], data, settings, rate, learner.seed, *([more] if more else [])])

@@ -58,18 +58,15 @@ def single(epoch: int) -> Blend:
 def blended(readers: Sequence[Mapping[str, Tensor]], weights: Sequence[float], name: str) -> Tensor:
     """One tensor of a mixture, summed in float32 and rounded to the sources' type; one source is held at a time.
 
-    Raises:
-        BadInput: a tensor of whole numbers differs between the sources; those have no mean.
+    Whole numbers have no mean: a counter or table of them is the last source's.
     """
     first = readers[0][name]
     if len(readers) == 1:
         return first
     if not first.is_floating_point():
-        if all(torch.equal(first, reader[name]) for reader in readers[1:]):
-            return first
-        raise BadInput("a tensor of whole numbers differs between snapshots and has no mean", where=name)
+        return readers[-1][name]
     dtype = first.dtype
-    total = first.float().mul_(weights[0])
+    total = first.to(torch.promote_types(dtype, torch.float32)).mul_(weights[0])
     del first
     for reader, weight in zip(readers[1:], weights[1:], strict=True):
         total.add_(reader[name], alpha=weight)

@@ -15,6 +15,7 @@ from redheart.core.files import canonical_json, read_sealed, write_sealed
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
+from redheart.snapshots.parts import full_name, kept_type, model_tensors, parts_of
 from redheart.snapshots.single_file import in_type
 from redheart.snapshots.tensor_file import (
     SUFFIX,
@@ -54,13 +55,10 @@ class Assembly(msgspec.Struct, frozen=True):
 
 
 def module_specs(model: nn.Module, modules: Sequence[str], *, dtype: torch.dtype = torch.bfloat16) -> Specs:
-    """What the snapshots of a model must hold, from the model on any device; floating-point weights in `dtype`."""
+    """What the snapshots of a model must hold, from the model on any device; its parameters in `dtype`."""
     return {
-        name: {
-            key: TensorSpec(dtype if tensor.is_floating_point() else tensor.dtype, tuple(tensor.shape))
-            for key, tensor in model.get_submodule(name).state_dict().items()
-        }
-        for name in modules
+        name: {key: TensorSpec(kept_type(tensor, dtype), tuple(tensor.shape)) for key, tensor in part.items()}
+        for name, part in parts_of(model, modules).items()
     }
 
 
@@ -168,9 +166,13 @@ def load_assembly(model: nn.Module, folder: Path) -> Assembly:
     """
     assembly = read_assembly(folder)
     readers = {name: open_tensors(folder, part.weights) for name, part in assembly.modules.items()}
-    whole = Tensors.joined({f"{name}.{key}": (reader, key) for name, reader in readers.items() for key in reader})
+    whole = Tensors.joined({full_name(name, key): (reader, key) for name, reader in readers.items() for key in reader})
+    parts = parts_of(model, list(readers))
+    targets = {full_name(name, key): tensor for name, part in parts.items() for key, tensor in part.items()}
+    held = {id(tensor) for tensor in targets.values()}
+    targets |= {name: tensor for name, tensor in model_tensors(model).items() if id(tensor) not in held}
     # The model may compute in another type than the weights are kept in.
-    copy_into(model.state_dict(), whole, where=folder)
+    copy_into(targets, whole, where=folder)
     return assembly
 
 

@@ -19,6 +19,7 @@ from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_seal
 from redheart.core.folders import new_folder
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
+from redheart.snapshots.parts import full_name
 from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, Tensors, open_tensors, verify, write_tensors
 
 MANIFEST = "manifest.json"
@@ -84,7 +85,9 @@ class Snapshot:
     def open_model(self) -> Tensors:
         """All tensors by their names in the model."""
         modules = {name: self.open_module(name) for name in self.manifest.modules}
-        return Tensors.joined({f"{name}.{key}": (reader, key) for name, reader in modules.items() for key in reader})
+        return Tensors.joined(
+            {full_name(name, key): (reader, key) for name, reader in modules.items() for key in reader}
+        )
 
     def base_of(self, delta: Delta, name: str) -> "Snapshot":
         """The snapshot that one module's differences belong to.

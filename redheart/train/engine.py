@@ -4,7 +4,6 @@ The only file that imports deepspeed and accelerate. Weights and optimizer state
 tensors by name, so that the savers need to know nothing of an engine.
 """
 
-import ctypes
 import logging
 import os
 import sys
@@ -27,13 +26,15 @@ from redheart.memory.offloaded import Offloaded
 from redheart.snapshots.states import ParameterPlace
 from redheart.train import pipelined_step
 from redheart.train.compute_type import compute_type
+from redheart.train.freed_memory import return_freed_memory
 from redheart.train.graphs import Graphs
 from redheart.train.groups import parameter_groups, parameter_places
-from redheart.train.optimizer_state import held_bytes, load_tensors, tensors_of
+from redheart.train.held_types import in_float32, let_norms_compute_in_float32
+from redheart.train.hooks import remembered_hooks
+from redheart.train.optimizer_state import held_bytes, load_buffers, load_tensors, tensors_of
 from redheart.train.repartition import Repartitioned
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 
-LARGE_MODEL = 200_000_000
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
 others are there at all is known otherwise: see peers.py."""
@@ -41,7 +42,6 @@ SECOND_THREAD_FROM = 1 << 18
 """Records of a micro-batch times elements of a mean parameter from which a second thread pays: with 141,000 (`small`,
 16 records) a step takes as long with one, with 564,000 (64 records) 1.3 times as long. Below it threads only wait for
 each other: beside two busy processes a step of `tiny` (61,000) takes three times as long with two threads."""
-_M_MMAP_THRESHOLD = -3
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Engine(Protocol):
         """Until the module's weights are those of the last step, where they come beside what follows it."""
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """This rank's master weights and optimizer states, by name."""
+        """This rank's master weights, optimizer states and buffers of the module, by name."""
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
         """Restore what `state_tensors` gave on every rank of the run, of which there may have been another number.
@@ -91,6 +91,9 @@ class Engine(Protocol):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Let go of the module, which keeps its weights: another engine may be built around it."""
 
 
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
@@ -124,11 +127,12 @@ class PlainEngine:
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = torch.float32
+        in_float32(module)
         self.module = module.to(self.device)
         self._clip_norm = config.clip_norm
         self._optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
-        parameters = [item for group in self._optimizer.param_groups for item in group["params"]]
-        self.places = parameter_places(module, [[item] for item in parameters], [[0]] * len(parameters))
+        self._masters = [item for group in self._optimizer.param_groups for item in group["params"]]
+        self.places = parameter_places(module, [[item] for item in self._masters], [[0]] * len(self._masters))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()
@@ -147,18 +151,22 @@ class PlainEngine:
         return None
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from tensors_of([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer)
+        yield from tensors_of(self._masters, self._optimizer, self.module)
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
-        load_tensors([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, ranks[0])
+        load_tensors(self._masters, self._optimizer, ranks[0])
+        load_buffers(self.module, ranks[0])
 
     def host_bytes(self) -> dict[str, int]:
-        return held_bytes([p for group in self._optimizer.param_groups for p in group["params"]], self._optimizer, [])
+        return held_bytes(self._masters, self._optimizer, [])
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         return values
 
     def barrier(self) -> None:
+        return None
+
+    def close(self) -> None:
         return None
 
 
@@ -170,6 +178,7 @@ class ZeroEngine:
         _set_up_environment(ranks)
         import deepspeed
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
         # Their warnings are about choices that the strategies make on purpose, and a user can do nothing about them.
@@ -179,7 +188,7 @@ class ZeroEngine:
         # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        _return_freed_memory(module)
+        return_freed_memory(module)
         world_size = ranks.world_size
         set_threads(module, config, ranks.local_world_size)
         if world_size == 1:
@@ -188,12 +197,17 @@ class ZeroEngine:
         deepspeed_settings = deepspeed_config(strategy, config)
         if compute_type(config) == torch.float32:
             deepspeed_settings["bf16"] = {"enabled": False}
+            in_float32(module)
+        self._put_hooks_back = remembered_hooks(module)
+        # A process's first Accelerator decides for all later ones otherwise, of another run or of the user's own.
+        AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_settings),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVES_TIMEOUT)],
         )
         optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
         prepared, _ = accelerator.prepare(module, optimizer)
+        AcceleratorState._reset_state(reset_partial_state=True)
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise BadInput(
                 "accelerate did not hand the model to DeepSpeed",
@@ -221,7 +235,9 @@ class ZeroEngine:
             Graphs(module, make=make, before_capture=self.finish, on_segment=whole)
         elif config.graphs:
             print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
-        self.module = prepared
+        if self._zero.dtype == torch.bfloat16:
+            let_norms_compute_in_float32(module)
+        self.module, self._model = prepared, module
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets
         )
@@ -249,7 +265,7 @@ class ZeroEngine:
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         self.finish()
-        yield from tensors_of(self._zero.single_partition_of_fp32_groups, self._zero.optimizer)
+        yield from tensors_of(self._zero.single_partition_of_fp32_groups, self._zero.optimizer, self._model)
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
         self.finish()
@@ -259,6 +275,8 @@ class ZeroEngine:
         else:
             mine = Repartitioned(ranks, sizes=[master.numel() for master in masters], rank=self.rank)
         load_tensors(masters, self._zero.optimizer, mine)
+        # Statistics are every rank's own; a new number of ranks goes on with the first one's.
+        load_buffers(self._model, ranks[self.rank if len(ranks) == self.world_size else 0])
         self._zero.update_lp_params()
 
     def host_bytes(self) -> dict[str, int]:
@@ -278,6 +296,10 @@ class ZeroEngine:
     def barrier(self) -> None:
         # Not torch's own, which on a card returns before the others have come and guesses the device.
         self.sum_over_ranks(torch.zeros(1))
+
+    def close(self) -> None:
+        self._engine.destroy()
+        self._put_hooks_back()
 
 
 def _let_weights_be_masters(zero: Any) -> None:
@@ -325,20 +347,3 @@ def _start_group_of_one() -> None:
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-
-
-def _return_freed_memory(module: nn.Module) -> None:
-    """Give the operating system what was freed until now, and with a large model on the CPU from now on at once.
-
-    The features of 150 texts of 300 words left 209 MiB behind in glibc. It keeps blocks below 32 MiB for itself, which
-    made the peak of 91 million parameters 5 % larger than what was alive. Page faults are the price (a pass of that
-    model took 40 % longer), so smaller models keep the default.
-    """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
-    is_large = sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL
-    if is_large and not torch.cuda.is_available() and hasattr(library, "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from redheart.core.errors import BadInput
 from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
 from redheart.pipeline.bucket import bounded
 from redheart.snapshots.states import ParameterPlace
@@ -23,6 +24,9 @@ def parameter_groups(
     Matrices of linear maps, convolutions and embeddings (a `weight` of two dimensions or more, of whichever class)
     decay and, unless small, allow 8-bit states; norms, biases and learned queries do neither. A parameter larger than
     the bound has a group of its own; one that is used twice is there once, and one that is not trained is in none.
+
+    Raises:
+        BadInput: no parameter requires a gradient.
     """
     large: list[nn.Parameter] = []
     small: list[nn.Parameter] = []
@@ -34,6 +38,8 @@ def parameter_groups(
             (large if parameter.numel() >= MIN_8BIT_ELEMENTS else small).append(parameter)
         else:
             others.append(parameter)
+    if not large and not small and not others:
+        raise BadInput("there is nothing to train", got="no parameter requires a gradient", hint="requires_grad_(True)")
     return [
         {"params": part, "weight_decay": decay, "state_bits": bits}
         for parameters, decay, bits in ((large, weight_decay, 8), (small, weight_decay, 32), (others, 0.0, 32))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from redheart.train.peers import together
 from redheart.train.progress import ProgressDisplay
 from redheart.train.samples import sampling
 from redheart.train.saving import compress_or_warn, resume, save_state
-from redheart.train.schedule import cycle_position, rate_of
+from redheart.train.schedule import position_of, rate_of
 from redheart.train.settings import RunSettings
 
 MAX_BAD_STEPS = 3
@@ -52,11 +53,11 @@ def train(
         DiskError: a state or snapshot could not be written; the older ones are intact.
         OtherRankFailed: another rank raised one of these, or was killed.
     """
-    with no_second_try(
-        DoesNotFit("out of device memory", where="the start", hint="take a smaller --preset or another strategy")
-    ):
+    too_small = DoesNotFit("out of device memory", where="the start", hint="take a smaller model or another strategy")
+    with no_second_try(too_small):
         engine = start_engine(learner.model, settings.train)
     with (
+        closing(engine),
         StopRequest() as stop,
         ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
         BackgroundWriter() as writer,
@@ -118,7 +119,8 @@ class _Run:
     ):
         self.learner, self.settings, self.engine = learner, settings, engine
         self.folder, self.writer = folder, writer
-        self.passes = Passes(learner, engine, micro_batch=settings.train.micro_batch, on_halved=self._log_halved)
+        micro_batch = settings.train.micro_batch
+        self.passes = Passes(learner, engine, micro_batch=micro_batch, on_halved=self._log_halved, draws=settings.key)
         self.at = AT_START
         self._steps_per_epoch = len(self.epoch_steps())
         self.at = resume(engine, root=folder / "states", run_key=settings.key) or self.at
@@ -129,8 +131,7 @@ class _Run:
             sinks=sinks,
         )
         self.pace = Pace(expected=settings.expected)
-        self._epoch_start_s = time.perf_counter()
-        self._epoch_records = 0
+        self._epoch_start_s, self._epoch_records = time.perf_counter(), 0
         self._host_memory_logged = False
 
     def is_done(self) -> bool:
@@ -200,8 +201,7 @@ class _Run:
 
     def optimizer_step(self, step_rows: np.ndarray) -> float:
         """One step on an effective batch; its loss."""
-        start_s = time.perf_counter()
-        engine, number = self.engine, self.at.step + 1
+        start_s, engine, number = time.perf_counter(), self.engine, self.at.step + 1
         following = self._steps[self.at.step_in_epoch + 1 :]
         losses = self.passes.step(number, step_rows, following=following[0] if following else step_rows[:0])
         forward_backward_s = time.perf_counter() - start_s
@@ -286,10 +286,7 @@ class _Run:
         return found
 
     def _trained_epoch(self) -> TrainedEpoch:
-        train = self.settings.train
-        position = cycle_position(
-            self.at.step - 1, first_cycle_steps=train.cycle_epochs * self._steps_per_epoch, growth=train.cycle_growth
-        )
+        position = position_of(self.at.step - 1, self.settings, steps_per_epoch=self._steps_per_epoch)
         return TrainedEpoch(
             self.at,
             learning_rate=self._learning_rate(self.at.step - 1),

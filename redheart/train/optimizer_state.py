@@ -1,11 +1,14 @@
-"""What a resume state holds of an optimizer: its masters and states as plain tensors by name, out and in again."""
+"""What a resume state holds of an engine as plain tensors by name: masters, optimizer states, buffers; out and in."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redheart.core.errors import CorruptFile
+
+BUFFER = "buffer"
+"""Begins the name of a buffer, as a number does that of a group's tensor."""
 
 
 def held_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging: list[Tensor]) -> dict[str, int]:
@@ -27,12 +30,16 @@ def held_bytes(masters: list[Tensor], optimizer: torch.optim.Optimizer, staging:
     }
 
 
-def tensors_of(masters: list[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Masters and states by name, one after the other: `GROUP.master`, `GROUP.state1` and so on."""
+def tensors_of(
+    masters: list[Tensor], optimizer: torch.optim.Optimizer, module: nn.Module
+) -> Iterator[tuple[str, Tensor]]:
+    """All of it, one after the other: `GROUP.master`, `GROUP.state1` and so on, then `buffer.NAME`."""
     for index, master in enumerate(masters):
         yield f"{index}.master", master.detach()
         for name, value in sorted(optimizer.state[master].items()):
             yield f"{index}.{name}", value if isinstance(value, Tensor) else torch.tensor(value)
+    for name, buffer in module.named_buffers():
+        yield f"{BUFFER}.{name}", buffer
 
 
 def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -40,7 +47,7 @@ def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensor
     names: dict[int, list[str]] = {index: [] for index in range(len(masters))}
     for name in tensors:
         group, _, key = name.partition(".")
-        if key != "master":
+        if group != BUFFER and key != "master":
             names[int(group)].append(name)
     for index, master in enumerate(masters):
         saved = tensors[f"{index}.master"]
@@ -60,3 +67,10 @@ def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensor
             is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
             state[key] = int(tensors[name]) if is_step_count else tensors[name].to(master.device)
         optimizer.state[master] = state
+
+
+def load_buffers(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what a state holds of a module's buffers into them; states of old hold none."""
+    for name, buffer in module.named_buffers():
+        if f"{BUFFER}.{name}" in tensors:
+            buffer.copy_(tensors[f"{BUFFER}.{name}"])

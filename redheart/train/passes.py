@@ -9,6 +9,7 @@ import numpy as np
 from redheart.core.errors import DoesNotFit
 from redheart.data.loader import micro_batches, split
 from redheart.train.counting import StepLosses
+from redheart.train.draws import drawn
 from redheart.train.engine import Engine
 from redheart.train.learner import Learner
 from redheart.train.out_of_memory import no_second_try, tried
@@ -22,10 +23,14 @@ class Passes:
         engine: around the model.
         micro_batch: records of a pass at first.
         on_halved: told of every smaller number.
+        draws: names the random draws of the run, which it makes again when it goes on.
     """
 
-    def __init__(self, learner: Learner, engine: Engine, *, micro_batch: int, on_halved: Callable[[int], None]):
+    def __init__(
+        self, learner: Learner, engine: Engine, *, micro_batch: int, on_halved: Callable[[int], None], draws: str
+    ):
         self._learner, self._engine, self.micro_batch, self._on_halved = learner, engine, micro_batch, on_halved
+        self._draws = draws
 
     def step(self, number: int, rows: np.ndarray, *, following: np.ndarray) -> StepLosses:
         """The gradients of an effective batch, and its losses.
@@ -41,7 +46,8 @@ class Passes:
         pending, losses = self._micro_batches(rows), StepLosses()
         self._learner.model.train()
         while pending:
-            loss = tried(partial(self._learner.loss, self._engine.module, pending[0], step_rows=rows))
+            forward = partial(self._learner.loss, self._engine.module, pending[0], step_rows=rows)
+            loss = tried(partial(drawn, forward, self._draws, number, self._engine.rank, len(pending)))
             if loss is None:
                 self._halve(number)
                 # What is accumulated stays: a forward pass that failed has added nothing.

@@ -12,6 +12,7 @@ from torch import Tensor
 from redheart.core.errors import CorruptFile
 from redheart.memory.adamw8bit.chunked import dequantise, quantise
 from redheart.memory.adamw8bit.kernel import BLOCK
+from redheart.train.optimizer_state import BUFFER
 
 
 class Repartitioned(Mapping[str, Tensor]):
@@ -27,7 +28,7 @@ class Repartitioned(Mapping[str, Tensor]):
 
     def __init__(self, ranks: Sequence[Mapping[str, Tensor]], *, sizes: Sequence[int], rank: int):
         self._ranks, self._sizes, self._rank = ranks, sizes, rank
-        groups = {name.partition(".")[0] for name in ranks[0]}
+        groups = {name.partition(".")[0] for name in ranks[0]} - {BUFFER}
         if groups != {str(index) for index in range(len(sizes))}:
             raise CorruptFile(
                 "the state belongs to another model",

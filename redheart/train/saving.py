@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
+from redheart.snapshots.parts import kept_type, parts_of
 from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.compute_type import NAMES
@@ -121,13 +122,10 @@ def copies_fit(*groups: Mapping[str, Tensor]) -> bool:
 
 
 def module_copies(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """Copies of the submodules' tensors in bf16 on the host, by submodule and by name in it."""
-    weights = model.state_dict()
+    """Copies of the parts' tensors on the host, by part and by name in it: weights in bf16, buffers in their types."""
     return {
         name: {
-            key.removeprefix(f"{name}."): tensor.to("cpu", torch.bfloat16, copy=True)
-            for key, tensor in weights.items()
-            if key.startswith(f"{name}.")
+            key: tensor.detach().to("cpu", kept_type(tensor, torch.bfloat16), copy=True) for key, tensor in part.items()
         }
-        for name in names
+        for name, part in parts_of(model, names).items()
     }

@@ -1,4 +1,4 @@
-"""Cosine learning-rate cycles with warm restarts, counted in optimizer steps (Loshchilov and Hutter, 2017)."""
+"""Learning rates by optimizer step: cosine cycles with warm restarts (Loshchilov and Hutter, 2017), or one decay."""
 
 import math
 from dataclasses import dataclass
@@ -26,21 +26,25 @@ def cycle_position(step: int, *, first_cycle_steps: int, growth: int) -> CyclePo
     return CyclePosition(cycle, step / length)
 
 
-def learning_rate(step: int, *, peak: float, eta_min: float, first_cycle_steps: int, growth: int) -> float:
-    """Learning rate used by optimizer step `step` (from 0)."""
-    fraction = cycle_position(step, first_cycle_steps=first_cycle_steps, growth=growth).fraction
-    return eta_min + 0.5 * (peak - eta_min) * (1 + math.cos(math.pi * fraction))
-
-
 def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
-    """Learning rate of step `step` (from 0) of a run: of its cycles, or of a range test."""
+    """Learning rate of step `step` (from 0) of a run: of its cycles or its one decay, or of a range test."""
     train, peak = settings.train, settings.peak_learning_rate
     if settings.ramp_from is not None and settings.max_steps is not None:
         return ramped_rate(step, low=settings.ramp_from, high=peak, steps=settings.max_steps)
-    cycle_steps = train.cycle_epochs * steps_per_epoch
-    return learning_rate(
-        step, peak=peak, eta_min=train.eta_min, first_cycle_steps=cycle_steps, growth=train.cycle_growth
-    )
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    fraction = position_of(step, settings, steps_per_epoch=steps_per_epoch).fraction
+    height = 1 - fraction if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * fraction))
+    return train.eta_min + height * (peak - train.eta_min)
+
+
+def position_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> CyclePosition:
+    """Where step `step` (from 0) of a run lies in its cycles; of one decay, after the warm-up, all is one cycle."""
+    if settings.decay == "restarts":
+        cycle_steps = settings.train.cycle_epochs * steps_per_epoch
+        return cycle_position(step, first_cycle_steps=cycle_steps, growth=settings.train.cycle_growth)
+    behind = max(0, step - settings.warmup_steps)
+    return CyclePosition(0, behind / max(1, settings.num_steps - settings.warmup_steps))
 
 
 def ramped_rate(step: int, *, low: float, high: float, steps: int) -> float:

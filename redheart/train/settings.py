@@ -1,9 +1,12 @@
 """What the loop is told beside its learner."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from redheart.core.config import TrainConfig
 from redheart.train.pace import Expected
+
+Decay = Literal["restarts", "cosine", "linear"]
 
 
 @dataclass(frozen=True)
@@ -20,5 +23,11 @@ class RunSettings:
     """Stop after this many optimizer steps; for measurements."""
     ramp_from: float | None = None
     """For a range test: the rate rises exponentially from here to the peak over `max_steps` steps, without cycles."""
+    decay: Decay = "restarts"
+    """From the peak on: in the cycles of `train`, or once over `num_steps` to `train.eta_min`."""
+    warmup_steps: int = 0
+    """Over which the rate rises evenly to its peak."""
+    num_steps: int = 0
+    """Optimizer steps of the whole run, for a decay over it."""
     expected: Expected | None = None
     """What earlier runs took; without it the time left is known after a few steps."""

@@ -1,0 +1,62 @@
+"""Into which parts a model is cut, to be snapshotted and chosen apart."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+
+from torch import nn
+
+from redheart.core.errors import BadInput
+from redheart.snapshots.parts import REST, model_tensors, parts_of
+
+
+def found_parts(model: nn.Module) -> list[str]:
+    """Embeddings, each block of a `ModuleList`, heads: the largest submodules without a list in them; the rest.
+
+    Tied weights are with the first that has them. What holds nothing that is trained is with the rest.
+    """
+    names = list(_submodules(model, ""))
+    parts = parts_of(model, names)
+    trained = [name for name in names if any(tensor.requires_grad for tensor in parts[name].values())]
+    return [name for name, part in parts_of(model, [*trained, REST]).items() if part]
+
+
+def _submodules(module: nn.Module, name: str) -> Iterator[str]:
+    children = [(f"{name}.{key}".lstrip("."), child) for key, child in module.named_children() if child.state_dict()]
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        yield from (path for path, _ in children)
+        return
+    for path, child in children:
+        if len(children) == 1 or any(isinstance(item, nn.ModuleList | nn.ModuleDict) for item in child.modules()):
+            yield from _submodules(child, path) if next(child.children(), None) is not None else (path,)
+        else:
+            yield path
+
+
+def checked_parts(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of these submodules that hold anything: one whose weights are all tied to an earlier one's does not.
+
+    Raises:
+        BadInput: there is no such submodule, or they do not hold every tensor exactly once.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if name not in known and name != REST:
+            near = get_close_matches(name, known, n=3) or known[:5]
+            raise BadInput(
+                "the model has no such submodule",
+                where="modules",
+                got=name,
+                expected=f"for example {', '.join(near)}",
+                hint="leave `modules` out: they are found",
+            )
+    parts = parts_of(model, names)
+    held = {id(tensor) for part in parts.values() for tensor in part.values()}
+    missing = [name for name, tensor in model_tensors(model).items() if id(tensor) not in held]
+    twice = [name for name in names if sum(f"{name}.".startswith(f"{other}.") for other in names) > 1]
+    if missing or twice:
+        raise BadInput(
+            "the modules do not hold every tensor exactly once",
+            got=f"missing: {', '.join(missing[:5]) or 'none'}; twice: {', '.join(twice[:5]) or 'none'}",
+            hint="name submodules that together are the whole model, or leave `modules` out: they are found",
+        )
+    return [name for name, part in parts.items() if part]

@@ -1,0 +1,222 @@
+"""What a notebook does with one's own model: runs after each other, every setting, every schedule, losses by tokens."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import kinds
+import numpy as np
+import pytest
+import torch
+from launching import start_by_hand
+from torch import Tensor, nn
+
+from redheart.core.config import SelectConfig, TrainConfig
+from redheart.core.errors import BadInput
+from redheart.custom import TensorLearner, choose, fit, plan, training
+from redheart.snapshots.module_snapshots import list_snapshots
+from redheart.snapshots.parts import REST
+from redheart.snapshots.states import newest_state
+from redheart.train.events import Event, read_events
+
+PLAIN = TrainConfig(strategy="plain", effective_batch=16, cycle_epochs=4, snapshot_every=1)
+
+
+def learner(model: nn.Module | None = None, losses: Callable[..., Any] = kinds.squares, **more: Any) -> TensorLearner:
+    torch.manual_seed(0)
+    train, validation = (kinds.part(kinds.NUMBERS, rows) for rows in (slice(64), slice(64, None)))
+    given = {"train": train, "validation": validation} | more
+    return TensorLearner(model or kinds.Perceptron(), losses, **given)
+
+
+def events(folder: Path, kind: str) -> list[Event]:
+    return read_events(folder / "events.jsonl", kind)
+
+
+def test_the_same_learner_goes_on_in_its_folder_and_starts_anew_in_another(tmp_path: Path) -> None:
+    whole, parts = learner(), learner()
+    fit(whole, PLAIN, tmp_path / "whole", epochs=2, learning_rate=1e-2)
+    fit(parts, PLAIN, tmp_path / "parts", epochs=1, learning_rate=1e-2)
+    choose(parts, tmp_path / "parts")
+    fit(parts, PLAIN, tmp_path / "parts", epochs=2, learning_rate=1e-2)
+    assert kinds.same(parts.model, whole.model)
+    fit(parts, PLAIN, tmp_path / "new", epochs=1, learning_rate=1e-2)
+    first, new = events(tmp_path / "whole", "step"), events(tmp_path / "new", "step")
+    assert new[0]["step"] == 1 and new[0]["loss"] < first[0]["loss"]
+    with pytest.raises(BadInput, match="another run"):
+        fit(learner(parts.model), PLAIN, tmp_path / "whole", epochs=3, learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("strategy", ["window", "last-k"])
+def test_statistics_and_counters_keep_their_types_and_have_means(strategy: str, tmp_path: Path) -> None:
+    model = kinds.Perceptron(nn.BatchNorm1d(16))
+    model.register_buffer("table", torch.arange(3))
+    trained = learner(model)
+    fit(trained, PLAIN, tmp_path, epochs=3, learning_rate=1e-2)
+    state = newest_state(tmp_path / "states")
+    assert state and int(state.ranks[0]["buffer.between.num_batches_tracked"]) == 12
+    assert torch.equal(state.ranks[0]["buffer.between.running_var"], model.between.running_var)
+    kept = list_snapshots(tmp_path / "snapshots")[-1].open_module("between")
+    assert {name: kept[name].dtype for name in ("weight", "running_mean", "num_batches_tracked")} == {
+        "weight": torch.bfloat16,
+        "running_mean": torch.float32,
+        "num_batches_tracked": torch.int64,
+    }
+    choose(trained, tmp_path, settings=SelectConfig(strategy=strategy, level="module", map_epochs=0))
+    assert model.table.tolist() == [0, 1, 2] and model.between.num_batches_tracked.dtype == torch.int64
+
+
+def test_dropout_and_noise_are_drawn_again_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    def noisy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return kinds.squares(module, (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]))
+
+    def made() -> TensorLearner:
+        return learner(kinds.Perceptron(nn.Dropout(0.2)), noisy)
+
+    whole, parts = made(), made()
+    fit(whole, PLAIN, tmp_path / "whole", epochs=2, learning_rate=1e-2)
+    fit(made(), PLAIN, tmp_path / "parts", epochs=1, learning_rate=1e-2)
+    before = torch.get_rng_state()
+    fit(parts, PLAIN, tmp_path / "parts", epochs=2, learning_rate=1e-2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert kinds.same(parts.model, whole.model)
+    losses = [event["loss"] for event in events(tmp_path / "whole", "step")]
+    assert losses[4:] == [event["loss"] for event in events(tmp_path / "parts", "step")][4:] and len(set(losses)) == 8
+
+
+def test_only_what_is_trained_has_masters_and_is_counted(tmp_path: Path) -> None:
+    trained = learner(kinds.frozen())
+    assert trained.modules() == ["last", REST]
+    before = trained.model.first.weight.clone()
+    fit(trained, PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+    state = newest_state(tmp_path / "states")
+    assert state and list(state.manifest.parameters) == ["last.weight", "last.bias"]
+    assert torch.equal(trained.model.first.weight, before)
+    planned, whole = (plan(learner(make()), PLAIN, vram_bytes=8 << 30) for make in (kinds.frozen, kinds.Perceptron))
+    assert planned.parts["frozen weights"] == 4 * (8 * 16 + 16)
+    assert planned.disk_parts["resume states"] == 3 * 3 * 4 * 17 < whole.disk_parts["resume states"]
+    with pytest.raises(BadInput, match="nothing to train"):
+        fit(learner(kinds.Perceptron().requires_grad_(False)), PLAIN, tmp_path / "none", epochs=1, learning_rate=1e-2)
+
+
+def test_a_bf16_checkpoint_is_trained_with_float32_weights(tmp_path: Path) -> None:
+    trained = learner(kinds.Perceptron().bfloat16())
+    before = trained.model.first.weight.detach().clone()
+    fit(trained, PLAIN, tmp_path, epochs=1, learning_rate=1e-5)
+    after = trained.model.first.weight.detach()
+    # Each step is below what bf16 can tell from nothing.
+    assert after.dtype == torch.float32 and 0 < (after - before.float()).abs().max() < 1e-4
+
+
+def test_memory_that_runs_out_in_the_validation_halves_its_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if not torch.is_grad_enabled() and len(batch[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return kinds.squares(module, batch)
+
+    fit(learner(losses=greedy), PLAIN, tmp_path / "greedy", epochs=1, learning_rate=1e-2)
+    fit(learner(), PLAIN, tmp_path / "other", epochs=1, learning_rate=1e-2)
+    found, expected = (events(tmp_path / name, "epoch")[0]["val_loss"] for name in ("greedy", "other"))
+    assert found == pytest.approx(expected, rel=1e-6) and "batches of 4 records" in capsys.readouterr().err
+
+
+def test_fit_runs_the_point_that_was_planned_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(effective_batch=64)
+    assert training._micro_batch(learner(), config) == 64
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1 << 20))
+    assert training._micro_batch(learner(), config) == 1
+    assert training._micro_batch(learner(), dataclasses.replace(config, micro_batch=5)) == 5
+
+
+def test_every_setting_works_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(training, "open_wandb", lambda mode, **_: modes.append(mode))
+    given = {"micro_batch": 4, "wandb": "offline", "compress_snapshots": True, "sample_every_s": 0.0}
+    config = dataclasses.replace(PLAIN, **given, learning_rate=1e-2)  # type: ignore[arg-type]
+    made = learner()
+    fit(made, config, tmp_path, epochs=2)
+    assert modes == ["offline"] and events(tmp_path, "start")[0]["micro_batch"] == 4 == made.run.micro_batch
+    refused = {"dropout": 0.1, "feature_dropout": 0.1, "value_weight": 2.0, "checkpointing": True}
+    for name, value in refused.items():
+        with pytest.raises(BadInput) as refusal:
+            fit(learner(), dataclasses.replace(PLAIN, **{name: value}), tmp_path / name, epochs=1, learning_rate=1e-2)  # type: ignore[arg-type]
+        assert f"TrainConfig.{name}" in str(refusal.value) and refusal.value.hint
+    for wrong in ({"epochs": 1}, {"learning_rate": 1e-2}, {"epochs": 1, "learning_rate": 1e-2, "decay": "cosin"}):
+        with pytest.raises(BadInput, match="how long"):
+            fit(learner(), PLAIN, tmp_path / "wrong", **wrong)  # type: ignore[arg-type]
+
+
+def test_checkpointing_is_the_models_own_and_is_planned() -> None:
+    config = TrainConfig(effective_batch=16, checkpointing=True)
+    made = kinds.learner("llama")
+    peaks = {on: plan(made, dataclasses.replace(config, checkpointing=on), vram_bytes=8 << 30) for on in (False, True)}
+    assert peaks[True].checkpointing
+    activations = {on: found.moments["forward"].parts["activations"] for on, found in peaks.items()}
+    assert activations[True] < activations[False]
+    training.set_checkpointing(made.model)
+    assert made.model.is_gradient_checkpointing
+
+
+def test_a_run_of_so_many_steps_warms_up_decays_and_ends_with_a_snapshot(tmp_path: Path) -> None:
+    made = learner()
+    fit(made, PLAIN, tmp_path, max_steps=6, learning_rate=1e-2, decay="linear", warmup_steps=2)
+    rates = [event["learning_rate"] for event in events(tmp_path, "step")]
+    falling = [1e-6 + (1e-2 - 1e-6) * share for share in (1, 0.75, 0.5, 0.25)]
+    assert rates == pytest.approx([5e-3, 1e-2, *falling])
+    assert [event["step"] for event in events(tmp_path, "epoch")] == [4, 6]
+    assert [snapshot.epoch for snapshot in list_snapshots(tmp_path / "snapshots")] == [1, 2]
+    with pytest.raises(BadInput, match="another run"):
+        fit(made, PLAIN, tmp_path, max_steps=8, learning_rate=1e-2, decay="linear", warmup_steps=2)
+
+
+class Counting(nn.Module):
+    """Predicts a token's number from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 1)
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        return self.table(ids_BS).squeeze(2)
+
+
+def of_tokens(module: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    mask_BS = batch["attention_mask"]
+    errors_BS = (module(batch["input_ids"]) - batch["input_ids"]) ** 2 * mask_BS
+    return errors_BS.sum(1), mask_BS.sum(1)
+
+
+def test_losses_by_tokens_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
+    texts = {"input_ids": [list(range(1, 2 + (7 * number) % 13)) for number in range(32)]}
+    num_tokens = sum(map(len, texts["input_ids"]))
+    config = dataclasses.replace(PLAIN, effective_batch=32)
+    found = {}
+    for size in (32, 5):
+        torch.manual_seed(0)
+        made = learner(Counting(), of_tokens, train=texts, validation=texts)
+        batch = made.train.batch(np.arange(32))
+        mean = of_tokens(made.model, batch)[0].sum().item() / num_tokens
+        folder = tmp_path / str(size)
+        fit(made, dataclasses.replace(config, micro_batch=size), folder, epochs=2, learning_rate=1e-2)
+        step, epoch = events(folder, "step")[0], events(folder, "epoch")[-1]
+        assert step["loss"] == pytest.approx(mean, rel=1e-5)
+        after = of_tokens(made.model, batch)[0].sum().item() / num_tokens
+        assert epoch["val_loss"] == pytest.approx(after, rel=1e-5)
+        found[size] = made.model.table.weight.detach()
+    assert torch.allclose(found[32], found[5], rtol=1e-5)
+
+
+@pytest.mark.long
+def test_two_ranks_train_a_model_of_ones_own(tmp_path: Path) -> None:
+    script = str(Path(kinds.__file__))
+    ranks = start_by_hand(2, [sys.executable, script], tmp_path, "trained", "batch_norm")
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    folder = tmp_path / "batch_norm" / "parts"
+    assert events(folder, "start")[0]["ranks"] == 2
+    assert [snapshot.epoch for snapshot in list_snapshots(folder / "snapshots")] == [1, 2]

@@ -1,0 +1,144 @@
+"""Every kind of data that people have becomes a batch, or is refused at once with what to do."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from redheart.core.errors import BadInput
+from redheart.custom import TensorLearner
+from redheart.custom.records import Records
+
+UNEVEN = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
+PADDED = torch.tensor([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 9]])
+MASK = PADDED > 0
+EVEN = torch.arange(6).reshape(3, 2)
+
+
+class Rows(Dataset):  # type: ignore[type-arg]
+    """A dataset of rows as they are given."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Any:
+        return self._rows[number]
+
+
+def lengths(rows: list[list[int]]) -> dict[str, Tensor]:
+    return {"n": torch.tensor([len(row) for row in rows])}
+
+
+TENSORS = [torch.tensor(ids) for ids in UNEVEN]
+TEXTS = [{"input_ids": ids, "labels": ids} for ids in UNEVEN]
+NAMED = {"input_ids": PADDED, "labels": PADDED.masked_fill(~MASK, -100), "attention_mask": MASK.long()}
+TAKEN: dict[str, tuple[Any, Any]] = {
+    "a bare tensor": (EVEN, (EVEN,)),
+    "a bare array": (EVEN.numpy(), (EVEN,)),
+    "tensors": ([EVEN, EVEN + 1], (EVEN, EVEN + 1)),
+    "an array of float64": ([np.ones((3, 2))], (torch.ones(3, 2),)),
+    "numbers": ([[0.5, 1.0, 2.0]], (torch.tensor([0.5, 1.0, 2.0]),)),
+    "lists of tokens": ([UNEVEN], (PADDED, MASK)),
+    "lists of tensors and a label": ([TENSORS, [0, 1, 2]], (PADDED, torch.arange(3), MASK)),
+    "a nested tensor": (torch.nested.nested_tensor(TENSORS), (PADDED, MASK)),
+    "a dict of tensors": ({"x": EVEN, "y": EVEN}, {"x": EVEN, "y": EVEN}),
+    "a dict of lists": ({"input_ids": UNEVEN, "labels": UNEVEN}, NAMED),
+    "another uneven column": ({"x": UNEVEN}, {"x": PADDED, "x_mask": MASK}),
+    "rows of texts": (TEXTS, NAMED),
+    "rows of pairs": ([(row, index) for index, row in enumerate(EVEN)], (EVEN, torch.arange(3))),
+    "a dataset of texts": (Rows(TEXTS), NAMED),
+    "a dataset of tensors": (TensorDataset(EVEN, EVEN), (EVEN, EVEN)),
+    "a loader": (DataLoader(TensorDataset(EVEN), batch_size=2), (EVEN,)),
+    "a loader with a collator": (DataLoader(Rows(UNEVEN), collate_fn=lengths), {"n": torch.tensor([3, 2, 4])}),
+}
+
+
+def generator() -> Iterator[list[int]]:
+    yield from UNEVEN
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a generator": (generator(), "by their numbers"),
+    "texts": ([["a", "b"]], "token ids"),
+    "texts in rows": (Rows([{"input_ids": [1], "text": "a"}] * 2), "columns of text"),
+    "lists as several columns": (UNEVEN, "one column"),
+    "columns of other lengths": ([torch.ones(3, 8), torch.ones(4)], "as many in each"),
+    "one record": ([torch.ones(1, 8)], "two or more"),
+    "none": ([], "no tensor"),
+    "rows of other columns": ([{"x": 1}, {"y": 1}], "row 1"),
+    "images of other sizes": ([[torch.ones(3, 4), torch.ones(3, 5)]], "first dimension"),
+    "uneven rows of a dataset": (Rows([torch.ones(2), torch.ones(3)]), "collate="),
+}
+
+
+@pytest.mark.parametrize("what", TAKEN)
+def test_data_becomes_a_batch(what: str) -> None:
+    given, expected = TAKEN[what]
+    found = Records(given, where="train").batch(np.arange(3))
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = tuple(found.values()), tuple(expected.values())
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) and one.dtype == other.dtype
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_taken_is_refused_at_once_with_a_hint(what: str) -> None:
+    given, says = REFUSED[what]
+    with pytest.raises(BadInput) as refusal:
+        Records(given, where="train")
+    assert says in str(refusal.value) and "train" in str(refusal.value)
+
+
+def test_a_batch_is_padded_to_its_own_longest_record_and_a_plan_takes_the_longest_of_all() -> None:
+    records = Records({"input_ids": UNEVEN}, where="train")
+    assert records.batch(np.array([0, 1]))["input_ids"].shape == (2, 3)
+    assert records.longest().tolist() == Records(Rows(TEXTS), where="train").longest().tolist() == [2]
+
+
+def test_other_data_have_another_digest() -> None:
+    digests = [
+        Records(given, where="train").digest() for given in (EVEN, EVEN + 1, [UNEVEN], [[*UNEVEN[1:], UNEVEN[0]]])
+    ]
+    assert len({tuple(item) for item in digests}) == 4
+
+
+def squares(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    (inputs,) = batch
+    return module(inputs).square()  # (B, 1), not (B,)
+
+
+def made(model: nn.Module, train: Any = None, **more: Any) -> TensorLearner:
+    train = EVEN.float() if train is None else train
+    return TensorLearner(model, squares, train=train, validation=train, **more)
+
+
+def test_a_loss_that_is_not_one_number_a_record_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"shape \[2, 1\]") as refusal:
+        made(nn.Linear(2, 1)).loss(nn.Linear(2, 1), np.arange(2), step_rows=np.arange(2))
+    assert 'reduction="none"' in str(refusal.value)
+
+
+def test_an_error_of_the_loss_says_what_it_was_given() -> None:
+    learner = made(nn.Linear(2, 1), [EVEN.float(), EVEN])
+    with pytest.raises(ValueError, match="unpack") as error:
+        learner.loss(learner.model, np.arange(2), step_rows=np.arange(2))
+    assert "torch.int64 [2, 2]" in error.value.__notes__[0]
+
+
+def test_a_wrong_name_and_sparse_gradients_are_refused_with_a_hint() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with pytest.raises(BadInput, match="no such submodule") as refusal:
+        made(model, modules=["0", "l"])
+    assert "leave `modules` out" in str(refusal.value)
+    with pytest.raises(BadInput, match="sparse"):
+        made(nn.Sequential(nn.Embedding(4, 2, sparse=True)))
