@@ -24,10 +24,12 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.data.features import make_features, record_bytes
 from redheart.data.records import Record
 from redheart.data.summary import POOLED_WIDTH
+from redheart.memory.host_disk import cpu_host_parts, disk_parts
 from redheart.memory.kernels import CPU
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import Planner, Workload, cpu_host_parts, disk_parts, model_sizes
+from redheart.memory.plan import Planner
 from redheart.memory.trace import trace_pass
+from redheart.memory.workload import Workload, model_sizes
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss
@@ -104,7 +106,7 @@ def host_row(strategy: str, divisor: int, compute_type: str, measured_bytes: int
     work = Workload(module, sizes, batch, loss, set_checkpointing, 2 * ENGINE_BATCH, 0, 0, 0)
     config = StudyConfig(train=TrainConfig(strategy=strategy, compute_type=compute_type))
     entries = ledger(sizes, planning.cpu_sizes(config), accumulates=True)
-    parts = cpu_host_parts(Planner(work), entries, micro_batch=ENGINE_BATCH, checkpointing=False)
+    parts = cpu_host_parts(work, entries, pass_bytes=Planner(work).pass_bytes(ENGINE_BATCH, checkpointing=False))
     predicted = sum(parts.values())
     return {
         "strategy": strategy,
@@ -140,7 +142,8 @@ def full_rows() -> list[dict[str, object]]:
         planner = cpu_planner(config)
         accumulates = micro_batch < config.train.effective_batch
         entries = ledger(planner.workload.sizes, planning.cpu_sizes(config), accumulates=accumulates)
-        parts = cpu_host_parts(planner, entries, micro_batch=micro_batch, checkpointing=False)
+        pass_bytes = planner.pass_bytes(micro_batch, checkpointing=False)
+        parts = cpu_host_parts(planner.workload, entries, pass_bytes=pass_bytes)
         # Features that the same process made before left more behind than the planner's process has.
         parts["process"] = max(parts["process"], record["result"]["rss_before_training_bytes"])
         predicted, measured = sum(parts.values()), record["result"]["rss_peak_bytes"]

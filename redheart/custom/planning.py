@@ -10,7 +10,8 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom.learner import TensorLearner
 from redheart.custom.records import Batch
-from redheart.memory.plan import Plan, Planner, Workload, model_sizes
+from redheart.memory.plan import Plan, Planner
+from redheart.memory.workload import Workload, model_sizes
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import strategy_sizes
 

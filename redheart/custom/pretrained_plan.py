@@ -11,8 +11,9 @@ import torch
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import pretrained
-from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner, Workload, model_sizes
+from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
 from redheart.memory.replay import Replay
+from redheart.memory.workload import Workload, model_sizes
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import all_strategies, strategy_sizes
 

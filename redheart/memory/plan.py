@@ -6,20 +6,19 @@ Knows nothing of the model: a module on `meta`, a function from a batch size to 
 import dataclasses
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from heapq import merge
 from typing import Any
 
 import msgspec
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_iter
 
-from redheart.memory.kernels import CUDA, Kernels
-from redheart.memory.ledger import SLOTS, Entry, ModelSizes, StrategySizes, held_bytes, ledger
+from redheart.memory.host_disk import disk_parts, host_parts
+from redheart.memory.ledger import StrategySizes, ledger
 from redheart.memory.replay import Moment, Replay, replay_step
-from redheart.memory.trace import Loss, Trace, at_batch, trace_pass
+from redheart.memory.trace import Trace, at_batch, trace_pass
+from redheart.memory.workload import Workload
 from redheart.pipeline.in_turn import PassWork
 
 MIB = 1 << 20
@@ -74,23 +73,6 @@ class Plan(msgspec.Struct, frozen=True):
     time_basis: str | None = None
     """What the times were measured on, or why there are none."""
     basis: str = "predicted"
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model with its batch and loss, and everything about it that does not depend on the strategy."""
-
-    module: nn.Module
-    """On `meta`, in the type that it is trained in."""
-    sizes: ModelSizes
-    batch: Callable[[int], Any]
-    loss: Loss
-    set_checkpointing: Callable[[nn.Module, bool], None]
-    effective_batch: int
-    snapshots: int
-    snapshot_output_bytes: int
-    feature_bytes: int
-    kernels: Kernels = CUDA
 
 
 class Planner:
@@ -317,80 +299,5 @@ class Planner:
         )
 
 
-HOST_BASE_BYTES = 630 * MIB
-"""A process with torch, DeepSpeed, accelerate and bitsandbytes at work, CPU builds: measured 540 (0.3M parameters)
-to 640 MiB (30M and 55M) beside the ledger's entries."""
-HOST_BASE_FLOAT32_BYTES = 500 * MIB
-"""The same in float32, for which oneDNN keeps no kernels of its own: measured 397 (0.3M) to 513 MiB (58M)."""
-HOST_BASE_CUDA_BYTES = 2020 * MIB
-"""The same with a CUDA device: measured on an H100's host with torch 2.11 for CUDA 13, the full model."""
-
-
-def host_parts(work: Workload, entries: Sequence[Entry], *, has_device: bool = True) -> dict[str, int]:
-    """Resident host memory of a rank by part, at the larger of initialisation and training."""
-    return _larger(*_host_moments(work, entries, has_device=has_device))
-
-
-def cpu_host_parts(
-    planner: "Planner", entries: Sequence[Entry], *, micro_batch: int, checkpointing: bool
-) -> dict[str, int]:
-    """As `host_parts` where there is no card: weights, buffers and activations lie in host memory as well."""
-    device = [entry for entry in entries if entry.where == "device"]
-    buffers = {"weights and buffers": sum(entry.total_bytes for entry in device if entry.life == "always")}
-    passing = planner.pass_bytes(micro_batch, checkpointing=checkpointing)
-    bucket = sum(entry.total_bytes for entry in device if entry.life == "backward")
-    initialisation, training = _host_moments(planner.workload, entries, has_device=False)
-    # The pass is over when the optimizer's temporaries come.
-    temporaries = training.pop("temporaries of the host optimizer", 0)
-    largest = {"the larger of a pass and the update": max(passing + bucket, temporaries)}
-    return _larger(initialisation | buffers, training | buffers | largest)
-
-
-def _host_moments(
-    work: Workload, entries: Sequence[Entry], *, has_device: bool
-) -> tuple[dict[str, int], dict[str, int]]:
-    """What the host holds when the engine is built, and while it steps."""
-    host = [entry for entry in entries if entry.where == "host" and (has_device or entry.name != SLOTS)]
-    is_float32 = next(work.module.parameters()).dtype == torch.float32
-    on_cpu = HOST_BASE_FLOAT32_BYTES if is_float32 else HOST_BASE_BYTES
-    process = {"process": HOST_BASE_CUDA_BYTES if has_device else on_cpu}
-    kept = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.total_bytes}
-    # The optimizer's states come with the first step.
-    start = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.attribute != "state"}
-    start |= {entry.name: entry.total_bytes for entry in host if entry.life == "init_all" and entry.total_bytes}
-    # The float32 weights of the module are gone before the first master exists.
-    start = _larger(start, {"weights at the start": 4 * work.sizes.total})
-    step = {entry.name: max(entry.each_bytes, default=0) for entry in host if entry.life == "step"}
-    return process | start, process | kept | step
-
-
-def _larger(*moments: dict[str, int]) -> dict[str, int]:
-    return max(moments, key=lambda parts: sum(parts.values()))
-
-
-def disk_parts(work: Workload, strategy: StrategySizes, entries: Sequence[Entry]) -> dict[str, int]:
-    """Disk of a run by part: two resume states and one being written, the module snapshots, the features."""
-    named = held_bytes(entries)
-    masters = strategy.ranks * named.get("single_partition_of_fp32_groups", 0) or 4 * work.sizes.trained
-    state = masters + strategy.ranks * named.get("state", 0)
-    return {
-        "resume states": 3 * state,
-        "module snapshots": work.snapshots * (2 * work.sizes.total + work.snapshot_output_bytes),
-        "features": work.feature_bytes,
-    }
-
-
 def _tensor_bytes(batch: Any) -> int:
     return sum(item.untyped_storage().nbytes() for item in tree_iter(batch) if isinstance(item, Tensor))
-
-
-def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
-    """Names and sizes of the parameters that are trained and of their optimizer groups (`params`, `state_bits`)."""
-    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    names = {id(parameter): name for name, parameter in trained.items()}
-    return ModelSizes(
-        {name: parameter.numel() for name, parameter in trained.items()},
-        tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
-        tuple(int(group["state_bits"]) for group in groups),
-        tuple(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad),
-    )

@@ -6,8 +6,9 @@ from contextlib import suppress
 from redheart.core.config import StudyConfig
 from redheart.core.errors import DoesNotFit
 from redheart.memory.host import host_memory, max_file_bytes
+from redheart.memory.host_disk import cpu_host_parts, disk_parts, host_parts
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB, Planner, cpu_host_parts, disk_parts, host_parts
+from redheart.memory.plan import GIB, Planner
 from redheart.study.outlook import planning
 from redheart.study.outlook.plan_output import summary
 
@@ -63,8 +64,8 @@ def _on_cpu(config: StudyConfig) -> tuple[dict[str, int], dict[str, int]]:
     entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
     disk = disk_parts(work, sizes, entries)
     if work.sizes.total >= TRACED_FROM:
-        micro_batch, checkpointing = config.train.micro_batch, config.train.checkpointing
-        return cpu_host_parts(Planner(work), entries, micro_batch=micro_batch, checkpointing=checkpointing), disk
+        pass_bytes = Planner(work).pass_bytes(config.train.micro_batch, checkpointing=config.train.checkpointing)
+        return cpu_host_parts(work, entries, pass_bytes=pass_bytes), disk
     on_device = [entry for entry in entries if entry.where == "device" and entry.life == "always"]
     weights = {"weights and buffers": sum(entry.total_bytes for entry in on_device)}
     return host_parts(work, entries, has_device=False) | weights, disk

@@ -13,7 +13,7 @@ from launching import launch
 
 from redheart.core.config import TrainConfig
 from redheart.memory.ledger import Homes, ModelSizes, Strategy, held_bytes, ledger
-from redheart.memory.plan import model_sizes
+from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.train.groups import parameter_groups

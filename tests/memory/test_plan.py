@@ -12,8 +12,10 @@ from test_ledger import engine_tensors
 from redheart.cli import main
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput, DoesNotFit
+from redheart.memory.host_disk import disk_parts
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB, MICRO_BATCHES, Planner, disk_parts, model_sizes
+from redheart.memory.plan import GIB, MICRO_BATCHES, Planner
+from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.snapshots.states import Progress, write_state

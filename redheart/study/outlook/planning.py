@@ -18,8 +18,9 @@ from redheart.data.features import record_bytes
 from redheart.memory.cards import Card, known
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner, Workload, model_sizes
+from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
 from redheart.memory.replay import Replay
+from redheart.memory.workload import Workload, model_sizes
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss

@@ -1,0 +1,40 @@
+"""What is planned for: a model with its batch and loss, and the sizes that the ledger needs of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from redheart.memory.kernels import CUDA, Kernels
+from redheart.memory.ledger import ModelSizes
+from redheart.memory.trace import Loss
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with its batch and loss, and everything about it that does not depend on the strategy."""
+
+    module: nn.Module
+    """On `meta`, in the type that it is trained in."""
+    sizes: ModelSizes
+    batch: Callable[[int], Any]
+    loss: Loss
+    set_checkpointing: Callable[[nn.Module, bool], None]
+    effective_batch: int
+    snapshots: int
+    snapshot_output_bytes: int
+    feature_bytes: int
+    kernels: Kernels = CUDA
+
+
+def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
+    """Names and sizes of the parameters that are trained and of their optimizer groups (`params`, `state_bits`)."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    names = {id(parameter): name for name, parameter in trained.items()}
+    return ModelSizes(
+        {name: parameter.numel() for name, parameter in trained.items()},
+        tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
+        tuple(int(group["state_bits"]) for group in groups),
+        tuple(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad),
+    )
