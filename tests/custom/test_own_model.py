@@ -20,20 +20,22 @@ PAGE = ROOT / "docs" / "own-model.md"
 
 
 def test_the_page_runs_as_it_stands_and_again_to_the_same(tmp_path: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
-    (tmp_path / "own.py").write_text(code)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    (tmp_path / "own.py").write_text("\n".join(blocks))
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text())
 
     def run() -> str:
         done = launch([sys.executable, "own.py"], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        # What saving shows of its progress.
+        assert re.sub(r"\r?Writing model shards: [^\r\n]*", "", done.stderr).strip() == ""
         return done.stdout
 
     first = run()
-    assert first.startswith("True ") and "best single snapshot" in first
-    losses = [event["val_loss"] for event in read_events(tmp_path / "runs" / "gpt2" / "events.jsonl", "epoch")]
-    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0]
+    assert first.startswith("True ") and first.count("best single snapshot") >= 2
+    losses = [event["val_loss"] for event in read_events(tmp_path / "runs" / "qwen3" / "events.jsonl", "epoch")]
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0]
+    assert (tmp_path / "runs" / "qwen3" / "saved" / "model.safetensors").is_file()
     assert run() == first
 
 
