@@ -12,6 +12,7 @@ from redheart.cli.options import Flag, answer, parse, print_json
 from redheart.core.config import Preset, StudyConfig, resolved
 
 if TYPE_CHECKING:
+    from redheart.memory.cards import Card
     from redheart.study.outlook.planning import Answer
 
 
@@ -93,7 +94,7 @@ def plan(arguments: Sequence[str]) -> None:
     # Who says what others keep needs no room beside that.
     comfort_share = 1.0 if reserve_bytes else COMFORT_SHARE
     if options.model is not None:
-        _plan_pretrained(options.model, options, vram_bytes=vram_bytes, comfort_share=comfort_share)
+        _plan_pretrained(options.model, options, vram_bytes=vram_bytes, comfort_share=comfort_share, card=card)
         return
     config = StudyConfig(
         preset=options.preset,
@@ -114,10 +115,12 @@ def plan(arguments: Sequence[str]) -> None:
     _show(answer, options)
 
 
-def _plan_pretrained(source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float) -> None:
+def _plan_pretrained(
+    source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float, card: "Card | None"
+) -> None:
     from redheart.core.config import TrainConfig
     from redheart.custom.pretrained_plan import facts_line, plan_pretrained
-    from redheart.study.outlook import planning
+    from redheart.study.outlook import card_times, planning, timings
 
     train = TrainConfig(
         strategy=options.strategy or TrainConfig().strategy,
@@ -137,7 +140,11 @@ def _plan_pretrained(source: str, options: PlanOptions, *, vram_bytes: int, comf
     )
     if not options.json:
         print(facts_line(found))
-    answer = planning.Answer(found.plan, found.replay, found.nearest, hint=found.hint)
+    on_card = None
+    if card and options.ranks == 1:
+        clock = card_times.CardClock(card, found.planner, timings.recall_host())
+        on_card = card_times.step_alone(clock, found.plan, found.sizes)
+    answer = planning.Answer(found.plan, found.replay, found.nearest, on_card, hint=found.hint)
     _show(answer, options, model=found.model)
 
 

@@ -11,6 +11,7 @@ import torch
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import pretrained
+from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
 from redheart.memory.replay import Replay
 from redheart.memory.workload import Workload, model_sizes
@@ -34,10 +35,12 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Found:
-    """A plan, the replay behind it, the model, and what fits where the plan does not."""
+    """A plan, what it was made with, the model, and what fits where the plan does not."""
 
     plan: Plan
     replay: Replay
+    planner: Planner
+    sizes: StrategySizes
     model: ModelFacts
     nearest: Plan | None
     hint: str | None
@@ -120,11 +123,11 @@ def plan_pretrained(
     plan = msgspec.structs.replace(plan, time_basis=NO_TIMES)
     facts = _facts(planner, seq_len_tokens)
     if plan.fits:
-        return Found(plan, replay, facts, None, None)
+        return Found(plan, replay, planner, sizes, facts, None, None)
     others = [item for item in offered if item != sizes]
     nearest = planner.fastest([sizes], checkpointing=either, **limits)
     nearest = nearest or planner_in(torch.bfloat16).fastest(others, checkpointing=either, **limits)
-    return Found(plan, replay, facts, nearest, _hint(nearest, plan, facts))
+    return Found(plan, replay, planner, sizes, facts, nearest, _hint(nearest, plan, facts))
 
 
 def facts_line(found: Found) -> str:

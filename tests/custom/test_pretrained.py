@@ -147,8 +147,12 @@ def test_where_nothing_fits_it_says_why(
 
 def test_what_is_frozen_is_in_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = ("--freeze", "transformer.wte", "--freeze", "*.h.0.*", "--micro-batch", "2", "--seq-len", "64")
-    main([*asked("gpt2", tmp_path, *parts, n_layer=2), "--strategy", "fp32_adamw"])
+    main([*asked("gpt2", tmp_path, *parts, n_layer=2), "--strategy", "fp32_adamw", "--card", "RTX 3090"])
     plan = json.loads(capsys.readouterr().out)
+    # And the step's time on a card, of which no run is known.
+    step = plan["on_card"]["step"]
+    assert 0 < step["low_s"] < step["step_s"] < step["high_s"] and plan["on_card"]["run_s"] is None
+    assert "no step of this one has been measured" in plan["on_card"]["note"]
     block = 7_087_872
     assert plan["model"]["trained_parameters"] == 1024 * 768 + block + 2 * 768
     assert plan["moments"]["forward"]["parts"]["frozen weights"] == 4 * (50_257 * 768 + block)

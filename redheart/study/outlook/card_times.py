@@ -31,8 +31,8 @@ class OnCard:
     plan: Plan
     card: str
     step: StepTime
-    run_s: tuple[float, float, float]
-    """Seconds of all steps of the run: simulated, and from least to most."""
+    run_s: tuple[float, float, float] | None
+    """Seconds of all steps of the run: simulated, and from least to most; None where nobody said how many there are."""
     is_host_measured: bool
     others: list[tuple[Plan, float]]
     """The next best configurations, with their seconds of a step."""
@@ -58,6 +58,15 @@ class CardClock:
     def cost(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         """Its seconds alone, to rank by."""
         return self.time(strategy, micro_batch, checkpointing).step_s
+
+
+def step_alone(clock: CardClock, plan: Plan, sizes: StrategySizes) -> OnCard:
+    """The time of a plan's step for a model of somebody's, of whose run nothing is known."""
+    note = "the constants are those of our full model; no step of this one has been measured"
+    if clock.card.bf16_tflops is None and sizes.weight_bytes < 4:
+        note = NO_BF16
+    step = clock.time(sizes, plan.micro_batch, plan.checkpointing)
+    return OnCard(plan, clock.card.name, step, None, clock.host is not None, [], note)
 
 
 def next_best(
@@ -102,12 +111,14 @@ def next_best(
 def card_lines(found: OnCard) -> list[str]:
     """For people: the time, what it waits for, and the next configurations."""
     step, plan = found.step, found.plan
-    hours, fewest, most = (seconds / 3600 for seconds in found.run_s)
     if plan.step_s is not None and plan.run_s is not None:
         time = f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
     else:
         time = f"{step.step_s:.2f} s a step ({step.low_s:.2f} to {step.high_s:.2f}), "
-        time += f"{hours:.1f} hours of steps ({fewest:.1f} to {most:.1f}), simulated, {found.card}"
+        if found.run_s:
+            hours, fewest, most = (seconds / 3600 for seconds in found.run_s)
+            time += f"{hours:.1f} hours of steps ({fewest:.1f} to {most:.1f}), "
+        time += f"simulated, {found.card}"
     lines = [f"{'time':<14} {time}"]
     waits = sorted(step.waits_s.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{LANES[name]} ({seconds:.2f} s)" for name, seconds in waits if seconds)
