@@ -1,6 +1,6 @@
 """Any module with a loss for every record, over data in memory or in a dataset, as the trainer wants it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput
 from redheart.core.seeds import stream_seed
+from redheart.custom.losses import RecordLosses, check_takes_batch
 from redheart.custom.records import Batch, Collate, Records
 from redheart.custom.splitting import checked_parts, found_parts
 from redheart.train.draws import drawn
@@ -18,8 +19,6 @@ from redheart.train.out_of_memory import in_parts
 
 LOSS = "loss"
 """Name of the one predictor."""
-
-RecordLosses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,7 @@ class TensorLearner:
         """By folder, the digests of the weights that its run started with: the model holds others by now."""
         self._counts_N = np.full(len(self.train), np.nan)
         self._mean_count: float | None = None
+        check_takes_batch(record_losses, model, self._batch(self.train, np.arange(2)))
 
     def modules(self) -> Sequence[str]:
         return self._modules
@@ -158,15 +158,13 @@ class TensorLearner:
         found = np.concatenate(in_parts(parts, work), axis=1)
         return found[0], found[1] if len(found) > 1 else None
 
-    def _losses(self, module: nn.Module, records: Records, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def _batch(self, records: Records, rows: np.ndarray) -> Batch:
         device = next(self.model.parameters()).device
-        batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
-        try:
-            losses = self.record_losses(module, batch)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            shapes = tree_map_only(Tensor, lambda tensor: f"{tensor.dtype} {list(tensor.shape)}", batch)
-            error.add_note(f"record_losses was given the batch {shapes}; see docs/own-model.md for what data becomes")
-            raise
+        batch: Batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
+        return batch
+
+    def _losses(self, module: nn.Module, records: Records, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        losses = self.record_losses(module, self._batch(records, rows))
         sums_B, counts_B = losses if isinstance(losses, tuple) else (losses, None)
         for found in (sums_B, counts_B):
             if found is not None and found.shape != (len(rows),):

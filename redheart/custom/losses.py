@@ -1,11 +1,54 @@
-"""The loss of a causal language model of transformers, token by token."""
+"""Losses of records: of a causal language model of transformers, and whether one of one's own takes the batches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from redheart.custom.records import IDS, LABELS, MASK, NO_LABEL
+from redheart.core.errors import BadInput
+from redheart.custom.records import IDS, LABELS, MASK, NO_LABEL, Batch
+
+RecordLosses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
+
+
+class _Reached(Exception):
+    """The model was about to be called."""
+
+
+def check_takes_batch(record_losses: RecordLosses, model: nn.Module, batch: Batch) -> None:
+    """Call a loss as far as the model, which computes nothing.
+
+    Raises:
+        BadInput: it cannot take the batch apart.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise _Reached
+
+    hook = model.register_forward_pre_hook(stop)
+    try:
+        # What is drawn on the way must not move the caller's own draws.
+        with torch.random.fork_rng():
+            record_losses(model, batch)
+    except _Reached:
+        pass
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        frame = error.__traceback__
+        while frame and frame.tb_next:
+            frame = frame.tb_next
+        if frame is None or frame.tb_frame.f_code is not getattr(record_losses, "__code__", None):
+            raise
+        raise BadInput(
+            "record_losses cannot take a batch apart",
+            where=f"{record_losses.__name__}, line {frame.tb_lineno}",
+            got=f"{type(error).__name__}: {error}",
+            expected=str(tree_map_only(Tensor, lambda tensor: f"{tensor.dtype} {list(tensor.shape)}", batch)),
+            hint="docs/own-model.md says what data becomes; where lengths differ the mask is the last of a tuple",
+        ) from error
+    finally:
+        hook.remove()
 
 
 def token_losses(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

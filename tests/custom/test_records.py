@@ -128,11 +128,26 @@ def test_a_loss_that_is_not_one_number_a_record_is_refused() -> None:
     assert 'reduction="none"' in str(refusal.value)
 
 
-def test_an_error_of_the_loss_says_what_it_was_given() -> None:
-    learner = made(nn.Linear(2, 1), [EVEN.float(), EVEN])
-    with pytest.raises(ValueError, match="unpack") as error:
-        learner.loss(learner.model, np.arange(2), step_rows=np.arange(2))
-    assert "torch.int64 [2, 2]" in error.value.__notes__[0]
+def test_a_loss_that_cannot_take_a_batch_apart_is_told_at_once_what_it_is_given() -> None:
+    with pytest.raises(BadInput, match="unpack") as refusal:
+        made(nn.Linear(2, 1), [EVEN.float(), EVEN])
+    assert "torch.int64 [2, 2]" in str(refusal.value)
+
+
+def test_the_loss_is_tried_without_the_model_and_without_a_draw() -> None:
+    def noisy(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return module(batch[0] + torch.randn_like(batch[0]))
+
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, input: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(input)
+
+    model, before = Counting(2, 1), torch.get_rng_state()
+    TensorLearner(model, noisy, train=[EVEN.float()], validation=[EVEN.float()])
+    assert model.calls == 0 and torch.equal(torch.get_rng_state(), before) and not model._forward_pre_hooks
 
 
 def test_a_wrong_name_and_sparse_gradients_are_refused_with_a_hint() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ledger import engine_tensors
 
 from redheart.cli import main
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
@@ -128,7 +127,8 @@ def test_the_naive_run_is_refused_and_what_it_names_fits() -> None:
     assert refusal.value.exit_code == 3
     nearest = found.nearest
     assert nearest is not None
-    again = planning.answer(config, vram_bytes=8 * GIB, strategy=nearest.strategy, micro_batch=nearest.micro_batch)
+    named = resolved(StudyConfig(preset="full", train=TrainConfig(checkpointing=nearest.checkpointing)))
+    again = planning.answer(named, vram_bytes=8 * GIB, strategy=nearest.strategy, micro_batch=nearest.micro_batch)
     assert again.plan.fits
 
 
@@ -156,7 +156,8 @@ def test_disk_is_predicted_within_five_per_cent(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("case", plan_errors.HOST_CASES)
 def test_host_memory_is_predicted_within_five_per_cent(case: tuple[str, int, str]) -> None:
-    row = plan_errors.host_row(*case, engine_tensors(*case)[0]["rss_peak_bytes"])
+    # Of a process of its own: a forked one holds what the server imports for all tests.
+    row = plan_errors.host_row(*case, int(str(plan_errors.engine_tensors(*case)["rss_peak_bytes"])))
     assert abs(row["error"]) <= 0.05, row
 
 

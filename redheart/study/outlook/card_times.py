@@ -129,11 +129,11 @@ def card_lines(found: OnCard) -> list[str]:
     return [*lines, *([f"{'note':<14} {found.note}"] if found.note else [])]
 
 
-def setting_text(plan: Plan) -> str:
+def setting_text(plan: Plan, *, before_size: str = "") -> str:
     """A configuration in a few words."""
     share = f", {plan.card_share:g} of the optimizer on the card" if plan.card_share else ""
     recompute = ", checkpointing" if plan.checkpointing else ""
-    return f"{plan.strategy}, {plan.micro_batch} x {plan.accumulation_steps}{recompute}{share}"
+    return f"{plan.strategy}, {before_size}{plan.micro_batch} x {plan.accumulation_steps}{recompute}{share}"
 
 
 def other_line(chosen: Plan, chosen_s: float, other: Plan, other_s: float) -> str:

@@ -23,7 +23,7 @@ def print_plan(answer: Answer) -> None:
     console = Console()
     table = Table(
         box=SIMPLE,
-        title=Text(f"{setting_text(plan)}: predicted device memory, MiB"),
+        title=Text(f"{setting_text(plan, before_size='micro-batch ')}: predicted device memory, MiB"),
     )
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")
