@@ -2,7 +2,7 @@
 
 A life is planned, trained, stopped in an epoch, resumed to the bits of an unbroken run, chosen, reloaded, and saved for
 transformers where it is one of its models. MODE `killed` ends with a SIGKILL in the middle of training; `rest` goes on
-behind that, or behind a SIGTERM of its own; `trained` trains and no more.
+behind that, or behind a SIGTERM of its own; `trained` trains, chooses and no more.
 """
 
 import os
@@ -258,7 +258,8 @@ if __name__ == "__main__":
         if sys.argv[2] == "killed":
             train(name, Path(sys.argv[1]) / name / "parts", StopAt(signal.SIGKILL))
         if sys.argv[2] == "trained":
-            train(name, Path(sys.argv[1]) / name / "parts")
+            folder = Path(sys.argv[1]) / name / "parts"
+            choose(train(name, folder), folder)
             continue
         check(name, Path(sys.argv[1]) / name)
         print("lived", name)

@@ -160,7 +160,7 @@ def test_checkpointing_is_the_models_own_and_is_planned() -> None:
     activations = {on: found.moments["forward"].parts["activations"] for on, found in peaks.items()}
     assert activations[True] < activations[False]
     training.set_checkpointing(made.model)
-    assert made.model.is_gradient_checkpointing
+    assert all(layer.gradient_checkpointing for layer in made.model.model.layers)
 
 
 def test_a_run_of_so_many_steps_warms_up_decays_and_ends_with_a_snapshot(tmp_path: Path) -> None:
@@ -219,4 +219,5 @@ def test_two_ranks_train_a_model_of_ones_own(tmp_path: Path) -> None:
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     folder = tmp_path / "batch_norm" / "parts"
     assert events(folder, "start")[0]["ranks"] == 2
+    assert (folder / "select").is_dir()
     assert [snapshot.epoch for snapshot in list_snapshots(folder / "snapshots")] == [1, 2]
