@@ -11,6 +11,7 @@ import torch
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
+from redheart.core.ranks import launched
 from redheart.core.seeds import stream_seed
 from redheart.custom.learner import LOSS, TensorLearner
 from redheart.select.conditional import Work
@@ -109,7 +110,8 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     out = folder / "select" / recommended
     judge.load(models[recommended])
     specs = module_specs(learner.model, learner.modules())
-    assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
+    if launched().is_first:
+        assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
     said = verdict(gain, candidate="choice per module", reference="best single snapshot")
     return Chosen(spot, gain, said, out)
 

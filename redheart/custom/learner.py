@@ -79,6 +79,7 @@ class TensorLearner:
         """By folder, the digests of the weights that its run started with: the model holds others by now."""
         self._counts_N = np.full(len(self.train), np.nan)
         self._mean_count: float | None = None
+        self._largest_batch = max(len(self.train), len(self.validation))
         check_takes_batch(record_losses, model, self._batch(self.train, np.arange(2)))
 
     def modules(self) -> Sequence[str]:
@@ -148,14 +149,18 @@ class TensorLearner:
     def _without_gradients(
         self, module: nn.Module, records: Records, rows: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        size = self.micro_batch or self.run.micro_batch
+        size = min(self.micro_batch or self.run.micro_batch, self._largest_batch)
 
         def work(part: np.ndarray) -> np.ndarray:
             losses = drawn(lambda: self._losses(module, records, part), self.seed, "validation", int(part[0]))
             return np.stack([item.float().cpu().numpy() for item in losses if item is not None])
 
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        found = np.concatenate(in_parts(parts, work), axis=1)
+        done = in_parts(parts, work)
+        if len(done) > len(parts):
+            # Memory ran out: the next validation need not find that out again.
+            self._largest_batch = max(item.shape[1] for item in done)
+        found = np.concatenate(done, axis=1)
         return found[0], found[1] if len(found) > 1 else None
 
     def _batch(self, records: Records, rows: np.ndarray) -> Batch:

@@ -1,6 +1,7 @@
 """The planner for a model of one's own."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +82,19 @@ def plan(
         ) from error
 
 
-def set_checkpointing(model: nn.Module) -> None:
-    """Let a model recompute activations in its backward pass, by its own way.
+def set_checkpointing(model: Any) -> None:
+    """Let a model recompute activations in its backward pass, by its own way (transformers renames it in 5.23).
 
     Raises:
         BadInput: it has none.
     """
-    enable = getattr(model, "gradient_checkpointing_enable", None)
-    if enable is None:
+    # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
+    how = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    elif hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    else:
         raise BadInput(
             "this model has no checkpointing of its own",
             where="TrainConfig.checkpointing",
@@ -96,8 +102,6 @@ def set_checkpointing(model: nn.Module) -> None:
             expected="gradient_checkpointing_enable, as models of transformers have it",
             hint="call torch.utils.checkpoint in its forward, and leave checkpointing False",
         )
-    # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
-    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:

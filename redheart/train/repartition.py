@@ -28,7 +28,9 @@ class Repartitioned(Mapping[str, Tensor]):
 
     def __init__(self, ranks: Sequence[Mapping[str, Tensor]], *, sizes: Sequence[int], rank: int):
         self._ranks, self._sizes, self._rank = ranks, sizes, rank
-        groups = {name.partition(".")[0] for name in ranks[0]} - {BUFFER}
+        # Buffers are every rank's own, and not divided.
+        self._names = [name for name in ranks[0] if name.partition(".")[0] != BUFFER]
+        groups = {name.partition(".")[0] for name in self._names}
         if groups != {str(index) for index in range(len(sizes))}:
             raise CorruptFile(
                 "the state belongs to another model",
@@ -51,10 +53,10 @@ class Repartitioned(Mapping[str, Tensor]):
         return _cut(torch.cat([tensors[name] for tensors in self._ranks]), part)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._ranks[0])
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._ranks[0])
+        return len(self._names)
 
     def _requantised(self, group: str, moment: str, part: slice) -> tuple[Tensor, Tensor]:
         codes = [tensors[f"{group}.state{moment}"] for tensors in self._ranks]

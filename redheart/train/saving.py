@@ -86,7 +86,7 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
             where=state.folder,
             got=f"run {manifest.run_key}",
             expected=f"run {run_key}",
-            hint="choose another --out, or resume with the settings that the run was started with",
+            hint="choose another folder (--out), or go on with the data, weights and settings that it was started with",
         )
     if engine.rank == 0:
         _say_if_type_changed(engine, root.parent / "events.jsonl")

@@ -2,9 +2,10 @@
 
 A life is planned, trained, stopped in an epoch, resumed to the bits of an unbroken run, chosen, reloaded, and saved for
 transformers where it is one of its models. MODE `killed` ends with a SIGKILL in the middle of training; `rest` goes on
-behind that, or behind a SIGTERM of its own; `trained` trains and no more.
+behind that, or behind a SIGTERM of its own; `trained` trains, chooses and no more.
 """
 
+import copy
 import os
 import signal
 import sys
@@ -233,6 +234,11 @@ def check(name: str, root: Path) -> None:
     assert same(resumed.model, whole.model), f"{name}: another result than the unbroken run"
     # The model that was trained before may be planned as well as a new one.
     assert plan(whole, CONFIG, vram_bytes=8 << 30) == plan(learner(name), CONFIG, vram_bytes=8 << 30)
+    another = learner(name)
+    another.model = copy.deepcopy(whole.model)
+    for made, folder in ((whole, "again"), (another, "another")):
+        fit(made, CONFIG, root / folder, max_steps=2, learning_rate=2e-3)
+    assert same(whole.model, another.model), f"{name}: the first engine has not let go of the model"
     chosen = choose(resumed, root / "parts")
     fresh = learner(name)
     load_assembly(fresh.model, chosen.folder)
@@ -258,7 +264,8 @@ if __name__ == "__main__":
         if sys.argv[2] == "killed":
             train(name, Path(sys.argv[1]) / name / "parts", StopAt(signal.SIGKILL))
         if sys.argv[2] == "trained":
-            train(name, Path(sys.argv[1]) / name / "parts")
+            folder = Path(sys.argv[1]) / name / "parts"
+            choose(train(name, folder), folder)
             continue
         check(name, Path(sys.argv[1]) / name)
         print("lived", name)

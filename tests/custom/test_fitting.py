@@ -70,21 +70,29 @@ def test_statistics_and_counters_keep_their_types_and_have_means(strategy: str, 
 
 
 def test_dropout_and_noise_are_drawn_again_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
     def noisy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return kinds.squares(module, (batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]))
+        noise = torch.randn_like(batch[0])
+        drawn.append(noise[0, 0].item())
+        return kinds.squares(module, (batch[0] + 0.1 * noise, batch[1]))
 
     def made() -> TensorLearner:
         return learner(kinds.Perceptron(nn.Dropout(0.2)), noisy)
 
     whole, parts = made(), made()
-    fit(whole, PLAIN, tmp_path / "whole", epochs=2, learning_rate=1e-2)
-    fit(made(), PLAIN, tmp_path / "parts", epochs=1, learning_rate=1e-2)
+    config = dataclasses.replace(PLAIN, micro_batch=8)
+    fit(whole, config, tmp_path / "whole", epochs=2, learning_rate=1e-2)
+    unbroken = drawn.copy()
+    drawn.clear()
+    fit(made(), config, tmp_path / "parts", epochs=1, learning_rate=1e-2)
+    torch.manual_seed(9)
     before = torch.get_rng_state()
-    fit(parts, PLAIN, tmp_path / "parts", epochs=2, learning_rate=1e-2)
+    fit(parts, config, tmp_path / "parts", epochs=2, learning_rate=1e-2)
     assert torch.equal(torch.get_rng_state(), before)
-    assert kinds.same(parts.model, whole.model)
-    losses = [event["loss"] for event in events(tmp_path / "whole", "step")]
-    assert losses[4:] == [event["loss"] for event in events(tmp_path / "parts", "step")][4:] and len(set(losses)) == 8
+    assert kinds.same(parts.model, whole.model) and drawn == unbroken
+    # 8 steps of two micro-batches have noise of their own, and four batches of the validation one for all epochs.
+    assert len(drawn) == 16 + 2 * 4 and len(set(drawn)) == 16 + 4
 
 
 def test_only_what_is_trained_has_masters_and_is_counted(tmp_path: Path) -> None:
@@ -119,10 +127,12 @@ def test_memory_that_runs_out_in_the_validation_halves_its_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return kinds.squares(module, batch)
 
-    fit(learner(losses=greedy), PLAIN, tmp_path / "greedy", epochs=1, learning_rate=1e-2)
-    fit(learner(), PLAIN, tmp_path / "other", epochs=1, learning_rate=1e-2)
-    found, expected = (events(tmp_path / name, "epoch")[0]["val_loss"] for name in ("greedy", "other"))
-    assert found == pytest.approx(expected, rel=1e-6) and "batches of 4 records" in capsys.readouterr().err
+    fit(learner(losses=greedy), PLAIN, tmp_path / "greedy", epochs=2, learning_rate=1e-2)
+    fit(learner(), PLAIN, tmp_path / "other", epochs=2, learning_rate=1e-2)
+    found, expected = (events(tmp_path / name, "epoch")[1]["val_loss"] for name in ("greedy", "other"))
+    assert found == pytest.approx(expected, rel=1e-6)
+    said = capsys.readouterr().err
+    assert [said.count(f"batches of {size} records") for size in (8, 4)] == [1, 1]
 
 
 def test_fit_runs_the_point_that_was_planned_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +170,7 @@ def test_checkpointing_is_the_models_own_and_is_planned() -> None:
     activations = {on: found.moments["forward"].parts["activations"] for on, found in peaks.items()}
     assert activations[True] < activations[False]
     training.set_checkpointing(made.model)
-    assert made.model.is_gradient_checkpointing
+    assert all(layer.gradient_checkpointing for layer in made.model.model.layers)
 
 
 def test_a_run_of_so_many_steps_warms_up_decays_and_ends_with_a_snapshot(tmp_path: Path) -> None:
@@ -212,6 +222,20 @@ def test_losses_by_tokens_do_not_depend_on_the_micro_batch(tmp_path: Path) -> No
     assert torch.allclose(found[32], found[5], rtol=1e-5)
 
 
+def test_an_error_in_the_validation_costs_no_step(tmp_path: Path) -> None:
+    def wrong(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise KeyError("labels")
+        return kinds.squares(module, batch)
+
+    made = learner(losses=wrong)
+    with pytest.raises(KeyError, match="labels"):
+        fit(made, PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+    made.record_losses = kinds.squares
+    fit(made, PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+    assert [event["step"] for event in events(tmp_path, "step")] == [1, 2, 3, 4]
+
+
 @pytest.mark.long
 def test_two_ranks_train_a_model_of_ones_own(tmp_path: Path) -> None:
     script = str(Path(kinds.__file__))
@@ -219,4 +243,5 @@ def test_two_ranks_train_a_model_of_ones_own(tmp_path: Path) -> None:
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     folder = tmp_path / "batch_norm" / "parts"
     assert events(folder, "start")[0]["ranks"] == 2
+    assert (folder / "select").is_dir()
     assert [snapshot.epoch for snapshot in list_snapshots(folder / "snapshots")] == [1, 2]
