@@ -78,14 +78,17 @@ def test_dropout_and_noise_are_drawn_again_by_a_run_that_goes_on(tmp_path: Path)
         return kinds.squares(module, (batch[0] + 0.1 * noise, batch[1]))
 
     def made() -> TensorLearner:
+        torch.manual_seed(0)
         return learner(kinds.Perceptron(nn.Dropout(0.2)), noisy)
 
-    whole, parts = made(), made()
+    whole, parts, other = made(), made(), made()
+    # A loss is tried where a learner is made.
+    drawn.clear()
     config = dataclasses.replace(PLAIN, micro_batch=8)
     fit(whole, config, tmp_path / "whole", epochs=2, learning_rate=1e-2)
     unbroken = drawn.copy()
     drawn.clear()
-    fit(made(), config, tmp_path / "parts", epochs=1, learning_rate=1e-2)
+    fit(other, config, tmp_path / "parts", epochs=1, learning_rate=1e-2)
     torch.manual_seed(9)
     before = torch.get_rng_state()
     fit(parts, config, tmp_path / "parts", epochs=2, learning_rate=1e-2)
