@@ -110,6 +110,7 @@ def test_a_validation_that_does_not_fit_goes_on_in_smaller_batches(card: Card) -
     records = torch.randn(20, 3)
     model = nn.Sequential(nn.Linear(3, 1))
     learner = TensorLearner(model, losses, train=[records], validation=[records], modules=["0"], micro_batch=16)
+    card.sizes.clear()
     found = learner.validate(model)
     assert card.sizes == [16, 8, 4, *[2] * 10]
     card.fits = 16
