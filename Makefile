@@ -23,7 +23,7 @@ test: install lint
 
 # The suite once more, and which lines of the package it runs, in every process that it starts: twice as slow.
 coverage: install
-	PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered
 
