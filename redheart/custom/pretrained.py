@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.errors import BadInput
+from redheart.custom import planning
 from redheart.data.hub_encoder import reaches_hub
 
 Inputs = dict[str, Tensor]
@@ -126,12 +127,12 @@ def own_loss(module: nn.Module, batch: Inputs) -> Tensor:
 def set_checkpointing(module: nn.Module, is_on: bool) -> None:
     """Switch transformers' own gradient checkpointing."""
     network: Any = module
-    with warnings.catch_warnings():
-        # Of a new name, which older releases do not know.
-        warnings.simplefilter("ignore", FutureWarning)
-        if is_on:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif network.supports_gradient_checkpointing:
+    if is_on:
+        planning.set_checkpointing(network)
+    elif network.supports_gradient_checkpointing:
+        with warnings.catch_warnings():
+            # Of a new name, which older releases do not know.
+            warnings.simplefilter("ignore", FutureWarning)
             network.gradient_checkpointing_disable()
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from heapq import merge
 from typing import Any
 
@@ -224,6 +225,7 @@ class Planner:
     ) -> Plan | None:
         """The plan with the largest share that fits, in twentieths; None where not even none does."""
 
+        @cache
         def planned(twentieths: int) -> Plan:
             sizes = dataclasses.replace(strategy, card_share=twentieths / 20)
             setting = {"micro_batch": micro_batch, "checkpointing": checkpointing, "vram_bytes": vram_bytes}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from redheart.memory.offloaded import Flat, Offloaded
 from redheart.pipeline.bucket import Bucket
-from redheart.train.fused_step import require_known_deepspeed
+from redheart.train.fused_step import needs_transfers, require_known_deepspeed
 
 
 def install(zero: Any, module: nn.Module, *, accumulates: bool) -> Offloaded:
@@ -45,18 +45,13 @@ def install(zero: Any, module: nn.Module, *, accumulates: bool) -> Offloaded:
         zero.optimizer,
         max_grad_norm=max(0.0, zero.clip_grad),
         accumulates=accumulates,
-        overlap=module if is_on_card(zero.bit16_groups_flat[0].device) else None,
+        overlap=module if needs_transfers(zero.bit16_groups_flat[0].device) else None,
     )
     zero.process_gradients = partial(_receive_gradient, work)
     # What it would gather is empty.
     zero.reduce_ipg_grads = lambda comm_dtype=None: None
     zero.step = MethodType(partial(_step, work=work), zero)
     return work
-
-
-def is_on_card(device: torch.device) -> bool:
-    """Whether copies and updates can go on beside the passes."""
-    return device.type == "cuda"
 
 
 def _receive_gradient(work: Offloaded, parameter: nn.Parameter, group: int) -> None:

@@ -81,6 +81,6 @@ if __name__ == "__main__":
         transfers.SLOT_ELEMENTS = 1024
     if way == "deferred":
         streams.Cuda = DeferredCuda(0)
-        pipelined_step.is_on_card = lambda device: True
+        pipelined_step.needs_transfers = lambda device: True
         offloaded.RING_BYTES = 1
     main(sys.argv[1], int(sys.argv[2]), way)

@@ -10,7 +10,7 @@ from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import StepScalars
 
 
-class OnCard(Chunked):
+class CardKernel(Chunked):
     """The functions of `Kernel` for tensors of a device; bitsandbytes has them for the CPU as well."""
 
     name = "bitsandbytes"

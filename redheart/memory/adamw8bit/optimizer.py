@@ -11,7 +11,7 @@ from torch import Tensor
 from redheart.memory.adamw8bit.build import NoKernel
 from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
-from redheart.memory.adamw8bit.on_card import OnCard
+from redheart.memory.adamw8bit.on_card import CardKernel
 
 MIN_8BIT_ELEMENTS = 4096
 """A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
@@ -70,7 +70,7 @@ class HostAdamW8bit(torch.optim.Optimizer):
     ) -> None:
         """One step on one parameter, its gradient scaled on the way and its bf16 copy written in the same pass."""
         scalars = self._begin(group, parameter, grad_scale)
-        path = OnCard() if group.get("on_card") else self._backend
+        path = CardKernel() if group.get("on_card") else self._backend
         self._update_part(path, parameter, grad, scalars, slice(0, parameter.numel()), out_bf16)
 
     @torch.no_grad()
@@ -175,7 +175,7 @@ class HostAdamW8bit(torch.optim.Optimizer):
 
     def sum_squares(self, grad: Tensor) -> float:
         """Sum of squares of a gradient, in double precision."""
-        return (OnCard() if grad.is_cuda else self._backend).sum_squares(grad)
+        return (CardKernel() if grad.is_cuda else self._backend).sum_squares(grad)
 
     def _start(self, state: dict[str, Any], parameter: Tensor, state_bits: int) -> None:
         state["step"] = 0
