@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from record import RESULTS, ROOT
 
-from redheart.core.config import RUNTIME_FIELDS, TrainConfig
+from redheart.core.config import RUNTIME_FIELDS
+from redheart.core.recipes import MEASURED, defaults_of
 from redheart.evaluate.evaluation import Evaluation
 from redheart.evaluate.results import EvaluationResult
 from redheart.report.limitations import better_baselines, names_by_task
@@ -176,7 +177,7 @@ def cores_text(study: Found) -> str:
 
 def options_text(settings: Mapping[str, Any]) -> str:
     """The options of a study that are not the defaults and decide its result."""
-    defaults = dataclasses.asdict(TrainConfig())
+    defaults = dataclasses.asdict(defaults_of(MEASURED, settings["preset"]).train)
     chosen = {
         name: value
         for name, value in settings["train"].items()

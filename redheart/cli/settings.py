@@ -19,9 +19,10 @@ import tyro
 
 from redheart.cli.options import parse, print_json
 from redheart.cli.study import study_defaults
-from redheart.core.config import StudyConfig, read_toml, resolved
+from redheart.core.config import RECIPE, StudyConfig, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import write_bytes
+from redheart.core.recipes import MEASURED, OF_RECIPES
 
 _LINE_CHARS = 100
 
@@ -75,7 +76,12 @@ def settings() -> tuple[Setting, ...]:
 
 def default_toml() -> str:
     """A configuration file that says what the defaults say, every setting with its docstring above it."""
-    lines = ["# A study's settings: `redheart run --config THIS_FILE`. What is left out keeps the value given here."]
+    lines = [
+        "# A study's settings: `redheart run --config THIS_FILE`. What is left out keeps the value given here.",
+        "",
+        "# Where settings that a recipe decides are from: `measured`, the best known for the preset, or `design`.",
+        f"# {RECIPE} = {json.dumps(MEASURED)}",
+    ]
     section = ""
     for setting in settings():
         table, _, key = setting.name.rpartition(".")
@@ -85,14 +91,17 @@ def default_toml() -> str:
         lines += ["", *_comment(setting.doc)]
         # In TOML these types are written as in JSON.
         value = json.dumps(_plain(setting.default), ensure_ascii=False)
-        lines.append(f"# {key} = " if setting.default is None else f"{key} = {value}")
+        is_empty = setting.default is None or setting.name in OF_RECIPES
+        lines.append(f"# {key} = " if is_empty else f"{key} = {value}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def origins(
     config: StudyConfig, *, before: StudyConfig, file: Path | None = None, arguments: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Where every value of a resolved configuration came from: `default`, the file, `command line`, or `derived`.
+    """Where every value of a resolved configuration came from.
+
+    That is `default`, `recipe`, the file, `command line`, or `derived`.
 
     Args:
         config: the resolved configuration.
@@ -108,7 +117,8 @@ def origins(
     for name in (setting.name for setting in settings()):
         section, _, key = name.rpartition(".")
         table = tables.get(section, {}) if section else tables
-        origin = "command line" if name in overridden else str(file) if key in table else "default"
+        otherwise = "recipe" if name in OF_RECIPES else "default"
+        origin = "command line" if name in overridden else str(file) if key in table else otherwise
         given, read = attrgetter(name)(before), attrgetter(name)(config)
         found[name] = origin if given == read else f"derived ({origin}: {given})"
     return found

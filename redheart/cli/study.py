@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
 from redheart.cli.options import Flag, display_of, parse, print_json, spelled_out
-from redheart.core.config import PrepareConfig, StudyConfig, load_toml, resolved
+from redheart.core.config import RECIPE, PrepareConfig, Preset, StudyConfig, load_toml, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 from redheart.core.ranks import launched
+from redheart.core.recipes import MEASURED, defaults_of
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,29 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     if run:
         from redheart.study.run_folder import load
 
+        if any(item.partition("=")[0] == "--recipe" for item in arguments):
+            raise BadInput("a run that is there has its settings", where="--recipe", hint="leave --recipe out")
         default = load(Path(run))[1]
     also = (
         "--config FILE, a TOML file as `redheart init` writes it; --run RUN, the settings of a run that is there; "
-        "--force, to run without asking whether it fits"
+        "--recipe measured or design: decay, feature dropout and cycles, where nothing else gives them, are the best "
+        "that is known for the preset (measured, the default) or the original design's; --force, to run without asking "
+        "whether it fits"
     )
     return parse(StudyConfig, rest, command, default, also=also)
 
 
 def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str]]:
-    """What the file of `--config` says, that file, and the other arguments."""
+    """What the recipe and the file of `--config` say, that file, and the other arguments."""
     rest, file = _taken(spelled_out(arguments, StudyConfig), "--config")
-    return (load_toml(Path(file)), Path(file), rest) if file else (StudyConfig(), None, rest)
+    rest, recipe = _taken(rest, "--recipe")
+    path = Path(file) if file else None
+    said = read_toml(path) if path else {}
+    _, preset = _taken(rest, "--preset")
+    named = preset or said.get("preset")
+    meant: Preset = next((name for name in get_args(Preset) if name == named), StudyConfig().preset)
+    default = defaults_of(recipe or str(said.get(RECIPE, MEASURED)), meant)
+    return load_toml(path, default) if path else default, path, rest
 
 
 def _taken(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:

@@ -27,6 +27,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, le=1 - 1e-9)]
 Rate = Annotated[float, Meta(ge=1e-12, le=1e3)]
 Preset = Literal["tiny", "small", "full"]
+RECIPE = "recipe"
+"""The key of a configuration file that names a recipe."""
 GENERATED = "generated"
 """The value of `StudyConfig.data` that stands for the built-in generator."""
 
@@ -75,7 +77,7 @@ class TrainConfig:
     micro_batch: CountOrZero = 0
     """Records per forward pass and rank; 0 takes the whole effective batch for the small presets, 16 for `full`."""
     weight_decay: NotNegative = 0.01
-    """Decoupled weight decay; never on norms, biases and learned queries."""
+    """Decoupled weight decay; never on norms, biases and learned queries. A study takes its recipe's."""
     beta1: Decay = 0.9
     """Decay of the first moment per step."""
     beta2: Decay = 0.999
@@ -83,7 +85,8 @@ class TrainConfig:
     dropout: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
     """Share of a layer's additions to the residual stream that is dropped in training."""
     feature_dropout: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
-    """Share of the 768 input channels that a record is read without in training, other ones at every reading."""
+    """Share of the 768 input channels that a record is read without in training, other ones at every reading. A
+    study takes its recipe's."""
     value_weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
     """Weight of the tasks in 0-1 beside the emotion in the loss."""
     clip_norm: Annotated[float, Meta(ge=1e-9, le=1e9)] = 1.0
@@ -91,9 +94,9 @@ class TrainConfig:
     eta_min: NotNegative = 1e-6
     """Learning rate at the end of a cosine cycle."""
     cycle_epochs: Count = 20
-    """Epochs of the first cosine cycle (T_0)."""
+    """Epochs of the first cosine cycle (T_0). A study takes its recipe's."""
     cycle_growth: Count = 2
-    """Each cycle is this many times longer than the one before (T_mult)."""
+    """Each cycle is this many times longer than the one before (T_mult). A study takes its recipe's."""
     snapshot_every: Count = 2
     """Epochs between module snapshots."""
     compress_snapshots: bool = False
@@ -235,14 +238,17 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
-def load_toml(path: Path) -> StudyConfig:
-    """Read a configuration file; keys that are absent keep their defaults.
+def load_toml(path: Path, default: StudyConfig | None = None) -> StudyConfig:
+    """Read a configuration file; keys that are absent keep the values of `default`.
+
+    Its `recipe` is not a setting: it says which defaults are meant (`redheart.core.recipes`), and is passed over here.
 
     Raises:
         BadInput: no such file, or not TOML; or unknown keys (the nearest are named), values of the wrong type or out
             of range: all of them are named.
     """
     raw = read_toml(path)
+    raw.pop(RECIPE, None)
     if wrong := list(_problems(raw, StudyConfig, "")):
         raise BadInput(
             "settings unknown, of the wrong type or out of range",
@@ -250,7 +256,10 @@ def load_toml(path: Path) -> StudyConfig:
             got="; ".join(wrong),
             hint="`redheart init FILE` writes a file with all settings",
         )
-    return msgspec.convert(raw, StudyConfig, dec_hook=_decode_path)
+    values = dataclasses.asdict(default or StudyConfig())
+    for name, value in raw.items():
+        values[name] = values[name] | value if isinstance(value, dict) else value
+    return msgspec.convert(values, StudyConfig, dec_hook=_decode_path)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

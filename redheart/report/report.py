@@ -1,11 +1,11 @@
 """The report of a run in Markdown, with figures. Every number in it stands in a file of the run."""
 
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from redheart.core.files import write_bytes
+from redheart.core.recipes import followed, recipe_of
 from redheart.data.prepare import Manifest
 from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
@@ -48,7 +48,7 @@ def make_report(root: Path) -> Path:
         "## Learning-rate sweep",
         _sweep(out, facts.sweep.trials if facts.sweep else []),
         "## Training",
-        _training(out, facts.events),
+        _training(out, facts),
         "## Sweet spot",
         sweet_spot_section(out, facts.spot),
         "## Transplants and lines between snapshots",
@@ -119,7 +119,8 @@ def _sweep(out: Path, trials: list[Trial]) -> str:
     return markdown_table(["rate", "score", "status"], rows) + "\n\n![sweep](figures/sweep.png)"
 
 
-def _training(out: Path, events: Sequence[dict[str, Any]]) -> str:
+def _training(out: Path, facts: RunFacts) -> str:
+    events = facts.events
     epochs = [event for event in events if event["event"] == "epoch"]
     # Logs of old do not name it.
     compute_types = [event["compute_type"] for event in events if "compute_type" in event]
@@ -144,6 +145,7 @@ def _training(out: Path, events: Sequence[dict[str, Any]]) -> str:
     last, best = epochs[-1], min(epochs, key=lambda event: event["val_loss"])
     rows = [
         ["epochs", str(len(epochs))],
+        ["recipe", recipe_text(facts.config)],
         ["optimizer steps", str(last["step"])],
         ["computed in", computed_in(compute_types)],
         ["time of training, minutes", f"{seconds / 60:.1f}"],
@@ -153,6 +155,13 @@ def _training(out: Path, events: Sequence[dict[str, Any]]) -> str:
         ["validation loss, last", f"{last['val_loss']:.4f}"],
     ]
     return markdown_table(["", ""], rows) + "\n\n![loss](figures/loss.png)\n\n![loss per module](figures/modules.png)"
+
+
+def recipe_text(config: dict[str, Any]) -> str:
+    """The recipe that a run followed, what it has otherwise, and what speaks for the recipe."""
+    name, others = followed(config["train"], config["preset"])
+    but = ", but " + ", ".join(f"{key} {value}" for key, value in others.items()) if others else ""
+    return f"{name}{but} ({recipe_of(name, config['preset']).evidence})"
 
 
 def computed_in(compute_types: list[str]) -> str:
