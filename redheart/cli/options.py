@@ -8,6 +8,7 @@ from typing import Annotated, Protocol, TypeVar
 
 import tyro
 
+from redheart.core.config import Device
 from redheart.core.progress import Display
 
 T = TypeVar("T")
@@ -15,6 +16,10 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 RunPath = Annotated[Path, tyro.conf.Positional]
 EncoderPath = Annotated[
     str | None, tyro.conf.arg(help="Where the run's encoder lies now, if it is one of its own and was moved.")
+]
+
+DeviceChoice = Annotated[
+    Device, tyro.conf.arg(help="Where to compute; `auto` takes a CUDA device where there is one, in bf16.")
 ]
 
 

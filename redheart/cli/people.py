@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import EncoderPath, Flag, RunPath, parse, print_json
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, parse, print_json
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class RatingsOptions:
     texts: Path | None = None
     """The texts that the ids mean; without it they are validation records of the run."""
     encoder: EncoderPath = None
+    device: DeviceChoice = "auto"
     json: Flag = False
 
 
@@ -43,7 +44,7 @@ def ratings(arguments: Sequence[str]) -> None:
     from redheart.study.ratings import rate
 
     options = parse(RatingsOptions, arguments, "ratings")
-    result = rate(options.run, options.csv, texts=options.texts, encoder=options.encoder)
+    result = rate(options.run, options.csv, texts=options.texts, encoder=options.encoder, device=options.device)
     if options.json:
         print_json(result, True)
         return

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redheart.cli.options import EncoderPath, Flag, RunPath, answer, parse
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, answer, parse
+from redheart.core.config import Device
 from redheart.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class PredictOptions:
     batch: int = 32
     """Texts that the model reads at once."""
     encoder: EncoderPath = None
+    device: DeviceChoice = "auto"
     json: Flag = False
     """Print JSON lines instead of cards."""
 
@@ -57,6 +59,7 @@ class DemoOptions:
     port: int = 8765
     """Port to listen on; 0 takes a free one."""
     encoder: EncoderPath = None
+    device: DeviceChoice = "auto"
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -64,7 +67,7 @@ def demo(arguments: Sequence[str]) -> None:
     from redheart.predict.server import HOST, make_server
 
     options = parse(DemoOptions, arguments, "demo")
-    predictor = open_predictor(options.run, encoder=options.encoder)
+    predictor = open_predictor(options.run, encoder=options.encoder, device=options.device)
     name = f"Red Heart: {shown(options.run.resolve().name)}"
     with make_server(predictor, name=name, port=options.port) as server:
         print(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
@@ -88,7 +91,7 @@ def predict(arguments: Sequence[str]) -> None:
     if (options.text is None) == (options.input is None):
         raise BadInput("one of --text and --input is needed", got="both" if options.text else "neither")
     records = _records(options)
-    predictor = open_predictor(options.run, encoder=options.encoder)
+    predictor = open_predictor(options.run, encoder=options.encoder, device=options.device)
     predictions = predictor.stream(records, batch=options.batch)
     if options.output:
         _write(options.output, predictions)
@@ -98,12 +101,13 @@ def predict(arguments: Sequence[str]) -> None:
         _print(predictions, records, as_json=options.json)
 
 
-def open_predictor(folder: Path, *, encoder: str | None) -> "Predictor":
+def open_predictor(folder: Path, *, encoder: str | None, device: Device) -> "Predictor":
     """The model of a run's folder, or of an exported one; `encoder` is where its encoder lies now."""
     from redheart.predict.exported import is_export, load
     from redheart.study.final import open_run
 
-    return load(folder, encoder=encoder) if is_export(folder) else open_run(folder, encoder=encoder)
+    opened = load if is_export(folder) else open_run
+    return opened(folder, encoder=encoder, device=device)
 
 
 def _records(options: PredictOptions) -> "list[Record]":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from redheart.cli.options import EncoderPath, Flag, RunOptions, RunPath, display_of, parse, print_json
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunOptions, RunPath, display_of, parse, print_json
 from redheart.core.config import SelectConfig, resolved
 
 
@@ -19,6 +19,7 @@ class SweetSpotOptions:
     """Short for `--select.strategy`."""
     select: SelectConfig = field(default_factory=SelectConfig)
     """What is not given is as the run was started with."""
+    device: DeviceChoice = "auto"
     json: Flag = False
 
 
@@ -30,6 +31,7 @@ class CrossoverOptions:
     """Folder of the run."""
     mergekit: Path | None = None
     """Also write the merge as a mergekit YAML, with the tensors that it needs in a folder beside it."""
+    device: DeviceChoice = "auto"
     json: Flag = False
 
 
@@ -42,6 +44,17 @@ class EvaluateOptions:
     data: Path | None = None
     """A labelled file that the run has never seen."""
     encoder: EncoderPath = None
+    device: DeviceChoice = "auto"
+    json: Flag = False
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Calibrate the model that a run recommends; kept only where that helps."""
+
+    run: RunPath
+    """Folder of the run."""
+    device: DeviceChoice = "auto"
     json: Flag = False
 
 
@@ -61,7 +74,7 @@ def sweet_spot(arguments: Sequence[str]) -> None:
     from redheart.study.selecting import run_sweet_spot
 
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
-    with run_folder.opened(options.run) as (folder, config):
+    with run_folder.opened(options.run, device=options.device) as (folder, config):
         # Once more, now that the run's own settings are known: what is not given is theirs.
         options = parse(SweetSpotOptions, arguments, "sweet-spot", SweetSpotOptions(options.run, select=config.select))
         settings = options.select
@@ -83,7 +96,7 @@ def crossover(arguments: Sequence[str]) -> None:
     options = parse(CrossoverOptions, arguments, "crossover")
     if options.mergekit:
         tensors_folder(options.mergekit)
-    with run_folder.opened(options.run) as (folder, config):
+    with run_folder.opened(options.run, device=options.device) as (folder, config):
         data = phases.load_data(config, folder, display=display_of(options))
         with display_of(options).working("crossover"):
             result = run_crossover(config, folder, data)
@@ -97,13 +110,13 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
-        with run_folder.opened(options.run) as (folder, config):
+        with run_folder.opened(options.run, device=options.device) as (folder, config):
             data = phases.load_data(config, folder, display=display_of(options))
             with display_of(options).working("evaluate"):
                 result = evaluating.run_evaluation(config, folder, data)
         print_json(result, options.json)
     else:
-        folder, config = run_folder.load(options.run, encoder=options.encoder)
+        folder, config = run_folder.load(options.run, encoder=options.encoder, device=options.device)
         inventory = evaluating.inventory_of(folder)
         found = evaluating.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
         if warning := evaluating.seen_text(found.seen, num_records=found.num_records):
@@ -119,8 +132,8 @@ def calibrate(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
     from redheart.study.calibrating import run_calibration
 
-    options = parse(RunOptions, arguments, "calibrate")
-    with run_folder.opened(options.run) as (folder, config):
+    options = parse(CalibrateOptions, arguments, "calibrate")
+    with run_folder.opened(options.run, device=options.device) as (folder, config):
         data = phases.load_data(config, folder, display=display_of(options))
         with display_of(options).working("calibrate"):
             result = run_calibration(config, folder, data)

@@ -27,6 +27,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Decay = Annotated[float, Meta(ge=0, le=1 - 1e-9)]
 Rate = Annotated[float, Meta(ge=1e-12, le=1e3)]
 Preset = Literal["tiny", "small", "full"]
+Device = Literal["auto", "cpu", "cuda"]
 RECIPE = "recipe"
 """The key of a configuration file that names a recipe."""
 GENERATED = "generated"
@@ -178,8 +179,9 @@ class SelectConfig:
     """...or this many full-model evaluations, where that is more."""
     last_k: Annotated[int, Meta(ge=1, le=1000)] = 3
     """Snapshots that `last-k` averages."""
-    cache_mib: Count = 1536
-    """Memory for results and weights that are kept between evaluations."""
+    cache_mib: CountOrZero = 0
+    """Memory, where the search computes, for results and weights that are kept between evaluations; 0 takes 1536 on the
+    CPU and half of what is free on a card."""
     map_epochs: Annotated[int, Meta(ge=0, le=1000)] = 5
     """Snapshots in the transplant matrix and on the interpolation lines; 0 leaves both out."""
 
@@ -198,6 +200,9 @@ class StudyConfig:
     """Epochs of the main run."""
     seed: Annotated[int, Meta(ge=-(2**62), le=2**62)] = 0
     """The one seed that every random stream derives from."""
+    device: Device = "auto"
+    """Where the encoder and all phases after training compute; `auto` takes a CUDA device where there is one, in bf16.
+    Training takes one whatever this says."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

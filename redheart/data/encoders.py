@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from redheart.core.config import BUILT_IN_ENCODERS
+from redheart.core.config import BUILT_IN_ENCODERS, Device
+from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.data import minilm
 
@@ -46,17 +47,18 @@ class Encoder(Protocol):
         """States and summary of every text, float32."""
 
 
-def open_encoder(name: str, *, identity: str | None = None) -> Encoder:
+def open_encoder(name: str, *, identity: str | None = None, device: Device = "auto") -> Encoder:
     """The encoder called `minilm` or `hash`, or a Hugging Face encoder by hub id or folder.
 
     Args:
         name: where it is; a folder may have moved.
         identity: what it must be, where that is known.
+        device: where it computes.
 
     Raises:
         BadInput: it cannot be found, is another one, or its states are neither 384 (minilm) nor 768 wide.
     """
-    encoder = _open(name)
+    encoder = _open(name, device)
     if identity is not None and encoder.identity != identity:
         raise BadInput(
             "the encoder is not the one that the model was trained on",
@@ -68,15 +70,15 @@ def open_encoder(name: str, *, identity: str | None = None) -> Encoder:
     return encoder
 
 
-def _open(name: str) -> Encoder:
+def _open(name: str, device: Device) -> Encoder:
     if name == HASH:
         return HashEncoder()
     if name == MINILM and (folder := minilm.installed_folder()):
-        return TransformerEncoder(minilm.MiniLM(folder), label=MINILM)
+        return TransformerEncoder(minilm.MiniLM(folder), label=MINILM, device=device)
     from redheart.data.hub_encoder import HubModel
 
     source = _MINILM_HUB_ID if name == MINILM else name
-    return TransformerEncoder(HubModel(source, label=name, with_tokens=name != MINILM), label=name)
+    return TransformerEncoder(HubModel(source, label=name, with_tokens=name != MINILM), label=name, device=device)
 
 
 def average_to(states_SD: np.ndarray, max_tokens: int) -> np.ndarray:
@@ -113,7 +115,7 @@ class TransformerEncoder:
     which become the other 384 of the features; a model 768 wide gives the token states of its last layer alone.
     """
 
-    def __init__(self, model: "HubModel | minilm.MiniLM", *, label: str):
+    def __init__(self, model: "HubModel | minilm.MiniLM", *, label: str, device: Device = "auto"):
         if model.width not in (FEATURE_WIDTH, FEATURE_WIDTH // 2):
             raise BadInput(
                 "the encoder's states have the wrong width",
@@ -123,7 +125,7 @@ class TransformerEncoder:
                 hint="choose an encoder of that hidden size",
             )
         self._model = model
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = chosen_device(device)
         model.to(self._device)
         self._content_tokens = min(_WINDOW_TOKENS, model.max_tokens) - 2
         # Where a folder lies is not what an encoder is.

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load, save
 
-from redheart.core.config import FeatureConfig, digest
+from redheart.core.config import Device, FeatureConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     disk_errors,
@@ -134,6 +134,7 @@ def make_features(
     fit: Path,
     train: np.ndarray | None = None,
     identity: str | None = None,
+    device: Device = "auto",
     display: Display = SILENT,
 ) -> FeatureCache:
     """Open the features of these records below `root`, computing what is not there yet.
@@ -145,6 +146,7 @@ def make_features(
         fit: file of the summaries' fit.
         train: rows of the training records that the fit is made on; without them it must be there already.
         identity: of the encoder, where it is known; what is there already is then opened without the encoder.
+        device: where the encoder computes.
         display: where it is told how far this is.
 
     Raises:
@@ -159,12 +161,18 @@ def make_features(
             expected="1 to 512",
         )
     with folder_lock(root, name="features", wait=True):
-        folder = _encoded_folder(records, config, root, identity=identity, display=display)
+        folder = _encoded_folder(records, config, root, identity=identity, device=device, display=display)
         return open_features(folder, fit=fit, train=train)
 
 
 def _encoded_folder(
-    records: Sequence[Record], config: FeatureConfig, root: Path, *, identity: str | None, display: Display
+    records: Sequence[Record],
+    config: FeatureConfig,
+    root: Path,
+    *,
+    identity: str | None,
+    device: Device,
+    display: Display,
 ) -> Path:
     remove_leftovers(root)
     texts = [input_text(record, text_chars=config.text_chars) for record in records]
@@ -174,7 +182,7 @@ def _encoded_folder(
 
     if identity is not None and (root / key_with(identity) / "manifest.json").exists():
         return root / key_with(identity)
-    encoder = open_encoder(config.encoder, identity=identity)
+    encoder = open_encoder(config.encoder, identity=identity, device=device)
     key = key_with(encoder.identity)
     folder, chunk_folder = root / key, root / f"{key}.partial"
     if not (folder / "manifest.json").exists():

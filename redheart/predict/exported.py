@@ -17,7 +17,8 @@ import msgspec
 import torch
 
 from redheart import __version__
-from redheart.core.config import BUILT_IN_ENCODERS, FeatureConfig
+from redheart.core.config import BUILT_IN_ENCODERS, Device, FeatureConfig
+from redheart.core.device import chosen_device, weights_type
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import read_sealed, sha256_file, write_bytes, write_sealed
 from redheart.core.folders import found_again, new_folder, seen_from
@@ -98,31 +99,36 @@ def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifes
     return manifest
 
 
-def load(folder: str | Path, *, encoder: str | None = None) -> Predictor:
+def load(folder: str | Path, *, encoder: str | None = None, device: Device = "auto") -> Predictor:
     """Open an exported model; every file is held against its digest first.
 
     Args:
         folder: of the export.
         encoder: where its encoder lies now, if that is not where it was.
+        device: where it predicts: `cpu`, `cuda`, or `auto`, which takes a CUDA device where there is one, in bf16.
 
     Raises:
-        BadInput: there is no exported model, it is of another format, or the encoder is not the one it was trained on.
+        BadInput: there is no exported model, it is of another format, the encoder is not the one it was trained on, or
+            there is no such device.
         CorruptFile: a file is missing or was changed.
     """
     folder = Path(folder)
     if not is_export(folder):
         raise BadInput("there is no exported model in this folder", where=folder, hint="make one: `redheart export`")
+    place = chosen_device(device)
     _verify(folder, read_sealed(folder / MANIFEST, ExportManifest).files)
     config = read_sealed(folder / CONFIG, ExportConfig)
     if config.format != FORMAT:
         raise BadInput("the export is of another format", where=folder, got=config.format, expected=FORMAT)
     # Nothing is drawn: every weight comes from the file, or the load fails.
-    model = build(config.dims, seed=0, device="meta").to_empty(device=device())
+    model = build(config.dims, seed=0, device="meta").to(weights_type(place)).to_empty(device=place)
     copy_into(model.state_dict(), open_tensors(folder, config.weights), where=folder / WEIGHTS)
     return Predictor(
         model=model.eval(),
         encoder=open_encoder(
-            encoder or found_again(config.features.encoder, folder, config.encoder_place), identity=config.encoder
+            encoder or found_again(config.features.encoder, folder, config.encoder_place),
+            identity=config.encoder,
+            device=device,
         ),
         features=config.features,
         inventory=config.inventory,
@@ -130,11 +136,6 @@ def load(folder: str | Path, *, encoder: str | None = None) -> Predictor:
         summary=_summary(folder, config.summary) if config.summary else None,
         calibration=config.calibration,
     )
-
-
-def device() -> str:
-    """Where predictions are made: the first GPU, or the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _verify(folder: Path, files: Mapping[str, str]) -> None:

@@ -17,11 +17,12 @@ from redheart.data.encoders import Encoder
 from redheart.data.features import encode_texts, widened
 from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
-from redheart.data.loader import pad
+from redheart.data.loader import pad, split
 from redheart.data.records import Record
 from redheart.data.summary import SummaryFit
 from redheart.evaluate.calibration import Calibration, calibrated
 from redheart.model.network import RedHeart
+from redheart.train.out_of_memory import in_parts
 
 _CHUNK_TEXTS = 256
 """Texts that are encoded before the model runs: their states, at most 50 MB, are what is held."""
@@ -59,6 +60,7 @@ class Predictor:
 
         Raises:
             BadInput: a text is empty, or the model's outputs are not numbers.
+            DoesNotFit: the device's memory does not take one text.
         """
         return list(self.stream(texts, batch=batch))
 
@@ -102,13 +104,15 @@ class Predictor:
         encoded = encode_texts(self.encoder, texts, seq_len_tokens=self.features.seq_len_tokens)
         states = [widened(item, self.summary) for item in encoded]
         # Texts of similar length run together, so that little is computed for padding.
-        order = sorted(range(len(states)), key=lambda index: len(states[index]))
+        order = np.argsort([len(item) for item in states], kind="stable")
         parameter = next(self.model.parameters())
-        found: dict[str, np.ndarray] = {}
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
+
+        def predicted(rows: np.ndarray) -> tuple[np.ndarray, dict[str, torch.Tensor]]:
             features_BSD, mask_BS = pad([states[row] for row in rows])
-            predictions = self.model(features_BSD.to(parameter), mask_BS.to(parameter.device))
+            return rows, self.model(features_BSD.to(parameter), mask_BS.to(parameter.device))
+
+        found: dict[str, np.ndarray] = {}
+        for rows, predictions in in_parts(split([order], batch), predicted):
             for task in self.inventory.tasks:
                 values_BO = predictions[f"heads.{task.name}"].double().cpu().numpy()
                 if task.kind == "distribution":

@@ -9,7 +9,9 @@ N records.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Protocol
 
 import msgspec
@@ -70,9 +72,9 @@ class ConditionalEvaluator:
 
     Args:
         model: the graph.
-        weights: reads the weights of a module's mixture.
+        weights: reads the weights of a module's mixture to where the graph computes; called from one thread at a time.
         cache_bytes: bound of the kept results; those of the model at work are held beside them.
-        weights_bytes: bound of the kept weights.
+        weights_bytes: bound of the kept weights; those at work and those read ahead are held beside them.
     """
 
     def __init__(
@@ -91,13 +93,14 @@ class ConditionalEvaluator:
         self._done_flops = 0.0
         self._seconds = self._full_s = 0.0
         self._downstream = _downstream(model.wiring)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-weights")
 
     def start(self, choice: Mapping[str, Blend]) -> None:
         """Compute everything for a first model and count what each node costs; later calls do nothing."""
         if self._flops:
             return
         start_s = time.perf_counter()
-        self._count(choice)
+        self._compute(list(self._model.wiring), choice, self._keys(choice), {})
         self._full_s = time.perf_counter() - start_s
         self._seconds += self._full_s
 
@@ -113,8 +116,9 @@ class ConditionalEvaluator:
         if base is not None:
             self._results.touch(self._keys(base).values())
         keys = self._keys(choice)
-        made: dict[str, list[Signals]] = {}
-        found = {name: self._model.losses(name, self._result(name, choice, keys, made)) for name in self._model.finals}
+        made, missing = self._known(keys)
+        self._compute(missing, choice, keys, made)
+        found = {name: self._model.losses(name, made[name]) for name in self._model.finals}
         self._seconds += time.perf_counter() - start_s
         return found
 
@@ -148,54 +152,62 @@ class ConditionalEvaluator:
             keys[node] = self._numbers.setdefault(identity, len(self._numbers))
         return keys
 
-    def _result(
-        self, node: str, choice: Mapping[str, Blend], keys: Mapping[str, int], made: dict[str, list[Signals]]
-    ) -> list[Signals]:
-        """What a node makes of every batch, from the cache or from its sources."""
-        if node in made:
-            return made[node]
-        result = self._results.get(keys[node])
-        if result is None:
-            sources = {name: self._result(name, choice, keys, made) for name in self._model.wiring[node]}
-            result = self._run(node, choice, sources)
-            self._done_flops += self._flops[node]
-            size = sum(tensor.nbytes for signals in result for tensor in signals.values())
-            self._results.put(keys[node], result, size_bytes=size)
-        made[node] = result
-        return result
-
-    def _run(self, node: str, choice: Mapping[str, Blend], sources: Mapping[str, Sequence[Signals]]) -> list[Signals]:
-        if node in choice:
-            self._model.load(node, self._module_weights(node, choice[node]))
-        with torch.inference_mode():
-            result = [
-                self._model.compute(node, batch, {name: signals[batch] for name, signals in sources.items()})
-                for batch in range(self._model.num_batches)
-            ]
-        if node in choice:
-            self._model.unload(node)
-        return result
-
-    def _module_weights(self, module: str, blend: Blend) -> Mapping[str, Tensor]:
-        weights = self._weights.get((module, blend))
-        if weights is None:
-            weights = self._read(module, blend)
-            size = sum(tensor.nbytes for tensor in weights.values())
-            self._weights.put((module, blend), weights, size_bytes=size)
-        return weights
-
-    def _count(self, choice: Mapping[str, Blend]) -> None:
-        """Run every node once under torch's counter of operations; what they make is kept as in any evaluation."""
-        keys = self._keys(choice)
+    def _known(self, keys: Mapping[str, int]) -> tuple[dict[str, list[Signals]], list[str]]:
+        """What is kept of the nodes that the losses need, and those to compute for them, in an order that can run."""
         made: dict[str, list[Signals]] = {}
-        for node in self._model.wiring:
-            with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-                result = self._run(node, choice, {name: made[name] for name in self._model.wiring[node]})
+        missing: list[str] = []
+
+        def visit(node: str) -> None:
+            if node in made or node in missing:
+                return
+            result = self._results.get(keys[node])
+            if result is not None:
+                made[node] = result
+                return
+            for source in self._model.wiring[node]:
+                visit(source)
+            missing.append(node)
+
+        for final in self._model.finals:
+            visit(final)
+        return made, missing
+
+    def _compute(
+        self, nodes: Sequence[str], choice: Mapping[str, Blend], keys: Mapping[str, int], made: dict[str, list[Signals]]
+    ) -> None:
+        """Add what nodes make of every batch to `made`, and keep it; at its first time a node's price is counted."""
+        weights = self._in_turn([(node, choice[node]) for node in nodes if node in choice])
+        for node in nodes:
+            if node in choice:
+                self._model.load(node, next(weights))
+            is_new = node not in self._flops
+            counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if is_new else None
+            with counter or nullcontext(), torch.inference_mode():
+                result = [
+                    self._model.compute(node, batch, {name: made[name][batch] for name in self._model.wiring[node]})
+                    for batch in range(self._model.num_batches)
+                ]
+            if node in choice:
+                self._model.unload(node)
+            if counter:
+                self._flops[node] = float(counter.get_total_flops())
+            self._done_flops += self._flops[node]
             made[node] = result
-            self._flops[node] = float(counter.get_total_flops())
             size = sum(tensor.nbytes for signals in result for tensor in signals.values())
             self._results.put(keys[node], result, size_bytes=size)
-        self._done_flops += sum(self._flops.values())
+
+    def _in_turn(self, wanted: Sequence[tuple[str, Blend]]) -> Iterator[Mapping[str, Tensor]]:
+        """The weights of modules, one after the other; the next ones are read while those before are at work."""
+        coming: Future[Mapping[str, Tensor]] | None = None
+        for module, following in zip(wanted, [*wanted[1:], None], strict=True):
+            weights = self._weights.get(module)
+            if weights is None:
+                weights = (coming or self._reader.submit(self._read, *module)).result()
+                self._weights.put(module, weights, size_bytes=sum(tensor.nbytes for tensor in weights.values()))
+            coming = None
+            if following is not None and following not in self._weights:
+                coming = self._reader.submit(self._read, *following)
+            yield weights
 
 
 def _attention_flops(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from redheart.core.config import SelectConfig
 from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
 from redheart.select.search import Search
 from redheart.snapshots.blend import Blend, mean_of, single
@@ -87,8 +88,8 @@ def descend(search: Search, candidates: Candidates) -> Choice:
     """Improve an anchor unit by unit; a change is kept if it lowers the mean score, by more than `min_z` errors."""
     settings = search.settings
     units = search.problem.units(settings.level)
-    search.naive += len(units) * len(candidates.blends) * settings.passes
-    budget = max(settings.budget_share * search.naive, settings.budget_evaluations)
+    search.naive += naive_evaluations(search.problem, settings, candidates)
+    budget = budget_evaluations(search.problem, settings, candidates)
     anchor = find_anchor(search)
     chosen = {name: UnitChoice(anchor, "the anchor") for name in units}
     current = choice_of(units, chosen).modules
@@ -110,6 +111,16 @@ def descend(search: Search, candidates: Candidates) -> Choice:
         scores = {candidates.blends[index]: score for index, score in sorted(seen[name].items())}
         chosen[name] = UnitChoice(chosen[name].blend, chosen[name].reason, scores)
     return choice_of(units, chosen)
+
+
+def naive_evaluations(problem: SelectionProblem, settings: SelectConfig, candidates: Candidates) -> int:
+    """Full-model evaluations of every candidate of every unit and pass as a whole model."""
+    return len(problem.units(settings.level)) * len(candidates.blends) * settings.passes
+
+
+def budget_evaluations(problem: SelectionProblem, settings: SelectConfig, candidates: Candidates) -> float:
+    """Full-model evaluations that a descent may cost."""
+    return max(settings.budget_share * naive_evaluations(problem, settings, candidates), settings.budget_evaluations)
 
 
 def find_anchor(search: Search) -> Blend:

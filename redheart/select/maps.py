@@ -56,6 +56,14 @@ def draw_maps(search: Search, *, num_epochs: int) -> Maps:
     return Maps(list(epochs), [scores[epoch] for epoch in epochs], transplants, lines, search.spent)
 
 
+def map_evaluations(search: Search, *, num_epochs: int) -> float:
+    """Full-model evaluations that `draw_maps` costs, known once the search's evaluator has started."""
+    number = min(num_epochs, len(search.problem.epochs))
+    units = search.problem.units(search.settings.level)
+    transplants = number * (number - 1) * sum(search.evaluator.cost(members) for members in units.values())
+    return number + transplants + len(SHARES) * (number - 1)
+
+
 def spread_epochs(epochs: Sequence[int], best: int, *, number: int) -> tuple[int, ...]:
     """The first, the last and evenly spread epochs between them; the nearest one gives way to the best."""
     chosen = {epochs[index] for index in np.linspace(0, len(epochs) - 1, min(number, len(epochs))).round().astype(int)}

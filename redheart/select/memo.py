@@ -21,6 +21,9 @@ class Memo(Generic[T]):
         self.num_refused = 0
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
     def get(self, key: Hashable) -> T | None:
         """The value, now the most recently used one, or None."""
         entry = self._values.get(key)

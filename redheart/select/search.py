@@ -62,7 +62,7 @@ class Search:
         self.naive = 0.0
         """Full evaluations that the same search would take if every candidate were a whole model."""
         self._scores: dict[tuple[Blend, ...], np.ndarray] = {}
-        self._on_trial = on_trial
+        self.on_trial = on_trial
 
     @property
     def best_single(self) -> dict[str, Blend]:
@@ -91,7 +91,7 @@ class Search:
             self.spent += self.evaluator.cost([name for name in modules if modules[name] != base[name]])
         losses = self.evaluator.losses(modules, base=base)
         self._scores[key] = self.problem.scoring.score_N(losses, self.problem.floors_N)
-        self._on_trial(self)
+        self.on_trial(self)
         return self._scores[key]
 
     def is_known(self, modules: Modules) -> bool:

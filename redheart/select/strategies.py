@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
-from redheart.select.descent import coordinate, window
+from redheart.select.descent import budget_evaluations, coordinate, epochs_alone, window, windows
 from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
 from redheart.select.search import Search, Strategy
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
@@ -88,6 +89,15 @@ STRATEGIES: dict[str, Strategy] = {
 
 BASELINES = ("last", "last-k", "snapshot-ema", "uniform", "design")
 """What every choice is shown beside: they cost one evaluation each."""
+
+
+def most_evaluations(problem: SelectionProblem, settings: SelectConfig) -> float:
+    """Full-model evaluations that a sweet spot may cost: a descent's budget, and what the choice is shown beside."""
+    descents = {"coordinate": epochs_alone, "window": windows}
+    candidates = descents.get(settings.strategy)
+    budget = budget_evaluations(problem, settings, candidates(problem)) if candidates else 0.0
+    # The best single snapshot and the choice too, where no descent has looked at them.
+    return budget + len(BASELINES) + (0 if candidates else 2)
 
 
 def strategy_named(name: str) -> Strategy:

@@ -85,6 +85,8 @@ class SweetSpot(msgspec.Struct, frozen=True):
     """Best first."""
     baselines: dict[str, Gain]
     """Other strategies on the select records, over the best single snapshot."""
+    computed_in: str = "fp32"
+    """What the compared models were computed in."""
 
 
 def find_sweet_spot(
@@ -94,6 +96,7 @@ def find_sweet_spot(
     *,
     seed: int,
     num_reused: Callable[[], int] = lambda: 0,
+    computed_in: str = "fp32",
     on_trial: Callable[[Search], None] = lambda _: None,
 ) -> SweetSpot:
     """Apply the strategy of the settings, and show it beside the baselines.
@@ -139,6 +142,7 @@ def find_sweet_spot(
         ),
         swaps=_tried(search.swaps, reference_N),
         baselines=baselines,
+        computed_in=computed_in,
     )
 
 

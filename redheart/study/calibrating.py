@@ -15,7 +15,6 @@ from redheart.evaluate.holdout_log import CONFIRM, SELECT, open_confirm, read_op
 from redheart.evaluate.prediction import predict_rows, rows_with
 from redheart.evaluate.reliability import calibration_scores, reliability_bins, share_losses
 from redheart.evaluate.results import CalibrationResult, MethodResult
-from redheart.predict.exported import device
 from redheart.report.calibration_section import draw_reliability
 from redheart.report.facts import model_digest
 from redheart.select.statistics import Gain, paired_gain
@@ -37,7 +36,7 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
         BadInput: too few records have an emotion, or there are fewer than three classes.
     """
     name = read_crossover(folder).recommended
-    model = load_assembled(config, folder, data.prepared.inventory, name, device=device())
+    model = load_assembled(config, folder, data.prepared.inventory, name)
     labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
     models = {"calibrated": model_digest(folder.root, name)}
     if not any(opening.part == CONFIRM and opening.models == models for opening in read_openings(folder.root)):

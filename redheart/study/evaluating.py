@@ -87,6 +87,7 @@ def evaluate_file(
         root=folder.evaluation / "features",
         fit=folder.summary_fit,
         identity=run_features(folder).encoder,
+        device=config.device,
         display=display,
     )
     crossover = read_crossover(folder)

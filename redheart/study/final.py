@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from redheart.core.config import StudyConfig
+from redheart.core.config import Device, StudyConfig
+from redheart.core.device import chosen_device, weights_type
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown
 from redheart.core.folders import refuse_foreign
@@ -19,7 +19,7 @@ from redheart.evaluate.prediction import predict_rows
 from redheart.evaluate.results import CalibrationResult, Crossover
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
-from redheart.predict.exported import ExportManifest, device, write_export
+from redheart.predict.exported import ExportManifest, write_export
 from redheart.predict.predictor import Predictor, trained_targets
 from redheart.report.card import model_card
 from redheart.report.facts import model_digest, read_facts
@@ -28,25 +28,27 @@ from redheart.study import run_folder
 from redheart.study.run_folder import RunFolder
 
 
-def open_run(root: Path, *, encoder: str | None = None) -> Predictor:
+def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto") -> Predictor:
     """The recommended model of a finished run, with the run's encoder, names and calibration.
 
     Args:
         root: the run's folder.
         encoder: where its encoder lies now, if that is not where it was.
+        device: where it predicts.
 
     Raises:
-        BadInput: there is no run, it has no crossover yet, or the encoder is not the one it was trained on.
+        BadInput: there is no run, it has no crossover yet, the encoder is not the one it was trained on, or there is no
+            such device.
         CorruptFile: a file of the run was changed.
     """
-    folder, config = run_folder.load(root, encoder=encoder)
+    folder, config = run_folder.load(root, encoder=encoder, device=device)
     name = read_crossover(folder).recommended
     prepared, calibration = load_prepared(folder.data), calibration_of(folder, name)
     # The encoder first: it is checked in a moment, the weights of `full` are 1.5 GB.
     features = run_features(folder)
-    found = open_encoder(config.features.encoder, identity=features.encoder)
+    found = open_encoder(config.features.encoder, identity=features.encoder, device=device)
     return Predictor(
-        model=load_assembled(config, folder, prepared.inventory, name, device=device()),
+        model=load_assembled(config, folder, prepared.inventory, name),
         encoder=found,
         features=config.features,
         inventory=prepared.inventory,
@@ -64,7 +66,8 @@ def run_export(root: Path, out: Path, *, encoder: str | None = None) -> ExportMa
     """
     # Before the weights are read, which takes a while.
     refuse_foreign(out, None)
-    predictor = open_run(root, encoder=encoder)
+    # Nothing is predicted, and the weights are on their way to a file.
+    predictor = open_run(root, encoder=encoder, device="cpu")
     card = model_card(
         read_facts(root),
         folder=shown(out.resolve().name),
@@ -87,12 +90,15 @@ def read_crossover(folder: RunFolder) -> Crossover:
     return read_sealed(path, Crossover)
 
 
-def load_assembled(
-    config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str, *, device: torch.device | str = "cpu"
-) -> RedHeart:
-    """An assembled model of the run by its folder below `select/`, loaded strictly, float32, in evaluation mode."""
-    dims = preset(config.preset, outputs=inventory.outputs)
-    model = build(dims, seed=config.seed, device="meta").to_empty(device=device)
+def load_assembled(config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str) -> RedHeart:
+    """An assembled model of the run by its folder below `select/`, loaded strictly, in evaluation mode, on its device.
+
+    Raises:
+        BadInput: there is no such device.
+    """
+    dims, device = preset(config.preset, outputs=inventory.outputs), chosen_device(config.device)
+    # Nothing is drawn: every weight comes from the files, or the load fails.
+    model = build(dims, seed=config.seed, device="meta").to(weights_type(device)).to_empty(device=device)
     load_assembly(model, folder.select / name)
     return model.eval()
 

@@ -6,56 +6,79 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redheart.core.device import weights_type
 from redheart.data.features import FeatureCache
-from redheart.data.loader import load_features
+from redheart.data.loader import load_features, split
 from redheart.data.prepare import Prepared
 from redheart.evaluate.prediction import length_batches, predictor_losses
 from redheart.model.dims import TASKS, ModelDims
 from redheart.model.network import WIRING, Signals, as_prediction, build
+from redheart.train.out_of_memory import in_parts
 
 FINALS = tuple(f"heads.{task}" for task in TASKS)
 
 
 class ModuleGraph:
-    """Implements `redheart.select.conditional.WiredModel`. Only the module that runs holds weights, in float32.
+    """Implements `redheart.select.conditional.WiredModel`. Only the module that runs holds weights.
 
     Args:
         dims: of the model.
         prepared: the data set.
         features: of its records.
         rows: the records to predict, in the order of the losses.
-        micro_batch: records per forward pass.
+        micro_batch: records per forward pass; fewer where the device's memory runs out.
+        device: where it computes, in `weights_type`.
     """
 
     wiring: Mapping[str, Sequence[str]] = WIRING
     finals: Sequence[str] = FINALS
 
     def __init__(
-        self, dims: ModelDims, prepared: Prepared, features: FeatureCache, rows: np.ndarray, *, micro_batch: int
+        self,
+        dims: ModelDims,
+        prepared: Prepared,
+        features: FeatureCache,
+        rows: np.ndarray,
+        *,
+        micro_batch: int,
+        device: torch.device,
     ) -> None:
         # As `outputs_of`: torch folds products of weights that require gradients in another way, with other last bits.
         self._model = build(dims, seed=0, device="meta").eval().requires_grad_(False)
         self._prepared, self._features, self._rows = prepared, features, rows
         self._batches, self._back_N = length_batches(features, rows, micro_batch=micro_batch)
-        self._masks = [load_features(features, batch)[1] for batch in self._batches]
+        self._device, self._dtype = device, weights_type(device)
+        self._masks = [load_features(features, batch)[1].to(device) for batch in self._batches]
+        self._largest = micro_batch
 
     @property
     def num_batches(self) -> int:
         return len(self._batches)
 
     def load(self, module: str, weights: Mapping[str, Tensor]) -> None:
-        target = self._model.get_submodule(module)
-        target.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=True, assign=True)
+        typed = {name: tensor.to(self._dtype) for name, tensor in weights.items()}
+        self._model.get_submodule(module).load_state_dict(typed, strict=True, assign=True)
 
     def unload(self, module: str) -> None:
         self._model.get_submodule(module).to_empty(device="meta")
 
     def compute(self, node: str, batch: int, read: Mapping[str, Signals]) -> Signals:
-        features_BSD = torch.empty(0)
-        if not WIRING[node]:
-            features_BSD, _ = load_features(self._features, self._batches[batch])
-        return self._model.compute(node, features_BSD, self._masks[batch], read)
+        def computed(rows: np.ndarray) -> Signals:
+            part = slice(rows[0], rows[-1] + 1)
+            features_BSD = torch.empty(0)
+            if not WIRING[node]:
+                features_BSD, _ = load_features(self._features, self._batches[batch])
+                features_BSD = features_BSD[part].to(self._device, self._dtype)
+            own = {name: {key: value[part] for key, value in signals.items()} for name, signals in read.items()}
+            return self._model.compute(node, features_BSD, self._masks[batch][part], own)
+
+        parts = in_parts(split([np.arange(len(self._batches[batch]))], self._largest), computed)
+        if len(parts) == 1:
+            return parts[0]
+        # Memory ran out: the next node need not find that out again.
+        self._largest = max(len(next(iter(part.values()))) for part in parts)
+        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def losses(self, final: str, signals: Sequence[Signals]) -> np.ndarray:
-        predictions_NO = torch.cat([as_prediction(final, part) for part in signals]).numpy()[self._back_N]
+        predictions_NO = torch.cat([as_prediction(final, part) for part in signals]).cpu().numpy()[self._back_N]
         return predictor_losses({final: predictions_NO}, self._prepared, self._rows)[final]

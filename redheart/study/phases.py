@@ -80,6 +80,7 @@ def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
         fit=folder.summary_fit,
         train=prepared.split["train"],
         identity=known.encoder if known else None,
+        device=config.device,
         display=display if is_first_rank() else SILENT,
     )
     return StudyData(prepared, features)

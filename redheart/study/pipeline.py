@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from redheart.core.config import StudyConfig
+from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 from redheart.report.report import make_report
@@ -25,6 +26,8 @@ def run_study(config: StudyConfig) -> Path:
         RedHeartError: a phase failed; run the same command again once the cause is mended.
     """
     display = Display(config.train.progress)
+    # Asked for in vain, it is found out here and not after the training.
+    chosen_device(config.device)
     with run_folder.claimed(config) as folder:
         say(config, "prepare", f"records from {config.data}")
         data = open_data(config, folder, display=display)

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from redheart.core.config import Device
 from redheart.core.errors import BadInput
 from redheart.data.prepare import load_prepared
 from redheart.data.rating_table import RatingTable, read_ratings
@@ -30,7 +31,9 @@ class RatingsResult(msgspec.Struct, frozen=True):
     """None where there was too little to correlate."""
 
 
-def rate(root: Path, csv: Path, *, texts: Path | None, encoder: str | None = None) -> RatingsResult:
+def rate(
+    root: Path, csv: Path, *, texts: Path | None, encoder: str | None = None, device: Device = "auto"
+) -> RatingsResult:
     """Correlate a run's predictions with a table of ratings.
 
     Args:
@@ -39,12 +42,13 @@ def rate(root: Path, csv: Path, *, texts: Path | None, encoder: str | None = Non
         texts: the texts that its ids mean; without it they are records of the run, of its validation split only:
             what was trained on would flatter the model, and the test split is opened by `evaluate` alone.
         encoder: where the run's encoder lies now, if that is not where it was.
+        device: where the texts are predicted.
 
     Raises:
         BadInput: the table or the texts are malformed, a measure is not known, or no row is left.
     """
     table = read_ratings(csv)
-    predictor = open_run(root, encoder=encoder)
+    predictor = open_run(root, encoder=encoder, device=device)
     records = _known_texts(root, table, texts)
     rows = [row for row, name in enumerate(table.ids) if name in records]
     if not rows:

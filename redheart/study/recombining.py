@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from redheart.core.config import StudyConfig
+from redheart.core.device import chosen_device, weights_type
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.seeds import stream_seed
@@ -23,11 +24,13 @@ from redheart.study.final import outputs_of
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import expected_specs, open_snapshots
+from redheart.train.compute_type import NAMES
 
 MODELS = ("crossover", "best_single")
 FINAL = "final"
-# Percent of the loss by which the assembled model may differ from what the search's cache said of it.
-_TOLERANCE_PERCENT = 0.01
+# Percent of the loss by which the assembled model may differ from what the search's cache said of it, by the type that
+# either was computed in.
+_TOLERANCE_PERCENT = {"fp32": 0.01, "bf16": 0.5}
 
 Losses = dict[str, dict[str, np.ndarray]]
 """By model and predictor, (N,)."""
@@ -54,7 +57,9 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
     }
     select = _losses(config, folder, data, SELECT)
     gain_select = gain_on(SELECT, config, data.prepared, spot.scales, select)
-    if abs(gain_select.percent - spot.selection.gain.percent) > _TOLERANCE_PERCENT:
+    computed_in = NAMES[weights_type(chosen_device(config.device))]
+    tolerance = max(_TOLERANCE_PERCENT[name] for name in (computed_in, spot.computed_in))
+    if abs(gain_select.percent - spot.selection.gain.percent) > tolerance:
         raise RedHeartError(
             "the assembled model is not the one that was chosen",
             where=folder.select / "crossover",

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, digest, fingerprint
+from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, Device, StudyConfig, digest, fingerprint
+from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.core.files import is_sealed, read_sealed, write_sealed
 from redheart.core.folders import found_again, refuse_taken, remove_leftovers, seen_from
@@ -82,13 +83,15 @@ def claimed(config: StudyConfig) -> Iterator[RunFolder]:
 
 
 @contextmanager
-def opened(root: Path, *, encoder: str | None = None) -> Iterator[tuple[RunFolder, StudyConfig]]:
+def opened(
+    root: Path, *, encoder: str | None = None, device: Device = "auto"
+) -> Iterator[tuple[RunFolder, StudyConfig]]:
     """A run's folder and configuration, as `load` gives them, for one process that writes results into it.
 
     Raises:
         BadInput: there is no run in this folder, or another process works in it.
     """
-    folder, config = load(root, encoder=encoder)
+    folder, config = load(root, encoder=encoder, device=device)
     with folder_lock(root, name="run", wait=False):
         yield folder, config
 
@@ -143,16 +146,18 @@ def start(config: StudyConfig) -> RunFolder:
     return folder
 
 
-def load(root: Path, *, encoder: str | None = None) -> tuple[RunFolder, StudyConfig]:
+def load(root: Path, *, encoder: str | None = None, device: Device = "auto") -> tuple[RunFolder, StudyConfig]:
     """A run's folder and the configuration that it was started with.
 
     Args:
         root: the run's folder.
         encoder: where its encoder lies now, if that is not where it was.
+        device: where to compute; another machine's is nothing to go by.
 
     Raises:
-        BadInput: there is no run in this folder.
+        BadInput: there is no run in this folder, or no such device.
     """
+    chosen_device(device)
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise BadInput("there is no run in this folder", where=root, hint="make one with `redheart run --out FOLDER`")
@@ -163,7 +168,7 @@ def load(root: Path, *, encoder: str | None = None) -> tuple[RunFolder, StudyCon
         encoder=encoder or found_again(config.features.encoder, root, saved.places.get(ENCODER)),
     )
     data = found_again(config.data, root, saved.places.get(DATA))
-    return folder, dataclasses.replace(config, out=root, data=data, features=features)
+    return folder, dataclasses.replace(config, out=root, data=data, features=features, device=device)
 
 
 def _started_by_first_rank(folder: RunFolder) -> RunFolder:
@@ -226,14 +231,14 @@ def _plain(config: StudyConfig) -> dict[str, object]:
 
 
 def _fingerprint(config: StudyConfig) -> dict[str, object]:
-    """The settings that decide what lies in the folder; where it lies and how fast it is made do not.
+    """The settings that decide what lies in the folder; where it lies, and where and how fast it is made, do not.
 
     Neither does the number of epochs: a finished run may be continued with more. Nor does how snapshots are chosen
     from: that may be done again in any way. Records and encoder are told by their digests, not by where they lie; see
     `prepare` and `make_features`.
     """
     values: dict[str, Any] = _plain(config)
-    del values["out"], values["epochs"], values["select"], values["data"]
+    del values["out"], values["epochs"], values["select"], values["data"], values["device"]
     values["train"] = {name: values["train"][name] for name in fingerprint(config.train)}
     if config.features.encoder not in BUILT_IN_ENCODERS:
         values["features"]["encoder"] = "one of its own"

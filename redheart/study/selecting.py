@@ -2,11 +2,15 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from redheart.core.config import SelectConfig, StudyConfig
-from redheart.core.errors import BadInput
+from redheart.core.device import chosen_device, free_bytes, weights_type
+from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.files import canonical_json, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.prepare import Prepared
@@ -17,18 +21,23 @@ from redheart.model.ledger import module_names
 from redheart.model.network import build
 from redheart.select.conditional import ConditionalEvaluator
 from redheart.select.loss_store import LossStore, StoredEvaluator
-from redheart.select.maps import draw_maps
+from redheart.select.maps import draw_maps, map_evaluations
 from redheart.select.problem import SelectionProblem
 from redheart.select.search import Search
+from redheart.select.strategies import most_evaluations
 from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
-from redheart.snapshots.blend import Blend
-from redheart.snapshots.consolidate import Specs, module_specs, read_module
+from redheart.snapshots.blend import Blend, blended
+from redheart.snapshots.consolidate import Specs, checked_module, module_specs
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+from redheart.snapshots.tensor_file import Tensors
 from redheart.study.module_graph import FINALS, ModuleGraph
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
+from redheart.train.compute_type import NAMES
+from redheart.train.out_of_memory import no_second_try
 
 MIB = 2**20
+CPU_CACHE_BYTES = 1536 * MIB
 
 
 def selection_groups(modules: list[str]) -> dict[str, tuple[str, ...]]:
@@ -47,24 +56,32 @@ def run_sweet_spot(
     """Choose on the select half of the validation records; writes `sweet_spot.json` and `maps.json` below `select/`.
 
     What was evaluated before is not evaluated again, whatever the strategy, also after a kill.
+
+    Raises:
+        BadInput: there are no snapshots, or there is no such device.
+        DoesNotFit: the device's memory does not take one record.
     """
     snapshots = open_snapshots(folder)
     problem = selection_problem(snapshots, data.prepared)
     evaluator = make_evaluator(config, folder, data, snapshots, settings)
-    with display.track("sweet-spot", 0, unit="models compared") as advance:
+    total = most_evaluations(problem, settings)
+    with _refusing(), display.track("sweet-spot", total, unit="full evaluations") as advance:
         spot = find_sweet_spot(
             problem,
             evaluator,
             settings,
             seed=config.seed,
             num_reused=lambda: evaluator.num_reused,
+            computed_in=NAMES[weights_type(chosen_device(config.device))],
             on_trial=_counted(advance),
         )
     write_sealed(folder.select / "sweet_spot.json", spot)
     if settings.map_epochs > 1:
-        with display.track("maps", 0, unit="models compared") as advance:
-            search = Search(problem, evaluator, settings, on_trial=_counted(advance))
-            write_sealed(folder.select / "maps.json", draw_maps(search, num_epochs=settings.map_epochs))
+        search, epochs = Search(problem, evaluator, settings), settings.map_epochs
+        total = map_evaluations(search, num_epochs=epochs)
+        with _refusing(), display.track("maps", total, unit="full evaluations") as advance:
+            search.on_trial = _counted(advance)
+            write_sealed(folder.select / "maps.json", draw_maps(search, num_epochs=epochs))
     else:
         (folder.select / "maps.json").unlink(missing_ok=True)
     return spot
@@ -126,11 +143,15 @@ def make_evaluator(
         epoch: {name: entry.content_sha256 for name, entry in snapshot.manifest.modules.items()}
         for epoch, snapshot in by_epoch.items()
     }
+    device = chosen_device(config.device)
     given = {
         "data": data.prepared.manifest.key,
         "features": data.features.key,
         "micro_batch": config.train.micro_batch,
     }
+    if weights_type(device) != torch.float32:
+        # Between two models computed in different types there is a difference that neither of them makes.
+        given["computed_in"] = NAMES[weights_type(device)]
 
     def key(choice: Mapping[str, Blend]) -> bytes:
         sources = {
@@ -139,11 +160,26 @@ def make_evaluator(
         }
         return hashlib.sha256(canonical_json([given, sources])).digest()
 
-    model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=config.train.micro_batch)
-    cache_bytes = settings.cache_mib * MIB
+    readers: dict[tuple[str, int], Tensors] = {}
+
+    def weights(name: str, blend: Blend) -> dict[str, Tensor]:
+        for epoch in blend.epochs:
+            if (name, epoch) not in readers:
+                # Verified once: a search reads a module many times, and its digest takes longer than that.
+                readers[name, epoch] = checked_module(by_epoch[epoch], name, specs[name])
+        chosen = [readers[name, epoch] for epoch in blend.epochs]
+        return {key: blended(chosen, blend.weights, key).to(device) for key in specs[name]}
+
+    cache_bytes = settings.cache_mib * MIB or CPU_CACHE_BYTES
+    if device.type == "cuda":
+        # What is kept lies where it is needed: a bus of 12 GB/s takes longer to bring a module's weights than the card
+        # to compute with them. The other half is for the model at work, the module read ahead and the activations.
+        half_bytes = free_bytes(device) // 2
+        cache_bytes = min(settings.cache_mib * MIB or half_bytes, half_bytes)
+    model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=config.train.micro_batch, device=device)
     conditional = ConditionalEvaluator(
         model,
-        lambda name, blend: read_module(by_epoch, name, blend, specs[name]),
+        weights,
         cache_bytes=cache_bytes * 2 // 3,
         weights_bytes=cache_bytes // 3,
     )
@@ -151,13 +187,24 @@ def make_evaluator(
     return StoredEvaluator(conditional, store, key)
 
 
+def _refusing() -> AbstractContextManager[None]:
+    """Around a search on a device: fewer records at once are tried where they are what its memory runs out of."""
+    return no_second_try(
+        DoesNotFit(
+            "out of device memory",
+            where="the search for the sweet spot",
+            hint="free the device of other programs, give a lower --select.cache-mib, or search with --device cpu",
+        )
+    )
+
+
 def _counted(advance: Callable[[float], None]) -> Callable[[Search], None]:
-    """What a search calls after every model, so that it is told how many it has compared."""
-    told = 0
+    """What a search calls after every model, so that it is told what the search has cost."""
+    told = 0.0
 
     def count(search: Search) -> None:
         nonlocal told
-        advance(search.num_candidates - told)
-        told = search.num_candidates
+        advance(search.spent - told)
+        told = search.spent
 
     return count
