@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from redheart.core.config import StudyConfig
+from redheart.core.device import records_at_once
 from redheart.core.errors import BadInput
 from redheart.core.files import write_sealed
 from redheart.core.seeds import stream_seed
@@ -43,7 +44,7 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
         open_confirm(folder.root, data.prepared, models=models)
     logits, targets = {}, {}
     for part, (rows, targets[part]) in labelled.items():
-        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
+        outputs = predict_rows(model, data.features, rows, micro_batch=records_at_once(config))
         logits[part] = outputs["heads.emotion"].astype(np.float64)
     result = judge(logits, targets, seed=config.seed, model=models["calibrated"])
     write_sealed(folder.calibration / "calibration.json", result)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from redheart.core.config import Device, StudyConfig
-from redheart.core.device import chosen_device, weights_type
+from redheart.core.device import chosen_device, records_at_once, weights_type
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown
 from redheart.core.folders import refuse_foreign
@@ -109,7 +109,7 @@ def outputs_of(
     """Outputs of an assembled model on rows, as `predict_rows` gives them."""
     # As in the search: torch folds products of weights that require gradients in another way, with other last bits.
     model = load_assembled(config, folder, inventory, name).requires_grad_(False)
-    return predict_rows(model, features, rows, micro_batch=config.train.micro_batch)
+    return predict_rows(model, features, rows, micro_batch=records_at_once(config))
 
 
 def calibration_of(folder: RunFolder, name: str) -> Calibration | None:

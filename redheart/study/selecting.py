@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.config import SelectConfig, StudyConfig
-from redheart.core.device import chosen_device, free_bytes, weights_type
+from redheart.core.device import chosen_device, free_bytes, records_at_once, weights_type
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.files import canonical_json, write_sealed
 from redheart.core.progress import SILENT, Display
@@ -143,11 +143,11 @@ def make_evaluator(
         epoch: {name: entry.content_sha256 for name, entry in snapshot.manifest.modules.items()}
         for epoch, snapshot in by_epoch.items()
     }
-    device = chosen_device(config.device)
+    device, micro_batch = chosen_device(config.device), records_at_once(config)
     given = {
         "data": data.prepared.manifest.key,
         "features": data.features.key,
-        "micro_batch": config.train.micro_batch,
+        "micro_batch": micro_batch,
     }
     if weights_type(device) != torch.float32:
         # Between two models computed in different types there is a difference that neither of them makes.
@@ -165,26 +165,34 @@ def make_evaluator(
     def weights(name: str, blend: Blend) -> dict[str, Tensor]:
         for epoch in blend.epochs:
             if (name, epoch) not in readers:
-                # Verified once: a search reads a module many times, and its digest takes longer than that.
+                # Verified once: a search reads a module many times, and its digest takes as long again.
                 readers[name, epoch] = checked_module(by_epoch[epoch], name, specs[name])
         chosen = [readers[name, epoch] for epoch in blend.epochs]
         return {key: blended(chosen, blend.weights, key).to(device) for key in specs[name]}
 
-    cache_bytes = settings.cache_mib * MIB or CPU_CACHE_BYTES
-    if device.type == "cuda":
-        # What is kept lies where it is needed: a bus of 12 GB/s takes longer to bring a module's weights than the card
-        # to compute with them. The other half is for the model at work, the module read ahead and the activations.
-        half_bytes = free_bytes(device) // 2
-        cache_bytes = min(settings.cache_mib * MIB or half_bytes, half_bytes)
-    model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=config.train.micro_batch, device=device)
-    conditional = ConditionalEvaluator(
-        model,
-        weights,
-        cache_bytes=cache_bytes * 2 // 3,
-        weights_bytes=cache_bytes // 3,
-    )
+    model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=micro_batch, device=device)
+    results_bytes, weights_bytes = _cache_bytes(settings, device)
+    conditional = ConditionalEvaluator(model, weights, cache_bytes=results_bytes, weights_bytes=weights_bytes)
     store = LossStore(folder.select / "evaluated.bin", finals=FINALS, num_records=len(rows))
     return StoredEvaluator(conditional, store, key)
+
+
+def _cache_bytes(settings: SelectConfig, device: torch.device) -> tuple[int, int]:
+    """Bounds of the results and the weights that a search keeps, where it computes.
+
+    What is kept for a card lies on it. Of `full`, the 1.46 GB of a model's weights need 0.12 s over a bus of 12 GB/s
+    and nearly 2 s from files (1.7 GB/s, and 1.5 GB/s for their digests at the first time); its products for 443 records
+    are 28 TFLOP, 0.07 s at 400 TFLOPS; its results are 0.14 GB. So a card keeps weights before results. A CPU at 0.1
+    TFLOPS needs minutes for the products.
+    """
+    asked = settings.cache_mib * MIB
+    if device.type == "cpu":
+        total = asked or CPU_CACHE_BYTES
+        return total * 2 // 3, total // 3
+    # The other half is for the module at work, the one read ahead, what the model at hand has made, and activations.
+    half = free_bytes(device) // 2
+    total = min(asked, half) or half
+    return total // 3, total * 2 // 3
 
 
 def _refusing() -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """Cached losses are the losses; only what a change reaches is computed; the cache keeps to its bound."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -83,6 +84,38 @@ def test_a_swap_runs_the_module_and_what_is_below_it_once() -> None:
     # Five modules of one size; what only adds costs nothing.
     assert cached.cost(["b"]) == pytest.approx(1 / 5) and cached.cost(["left"]) == pytest.approx(3 / 5)
     assert cached.cost(["a", "b"]) == pytest.approx(2 / 5) and cached.cost(MODULES) == pytest.approx(1)
+
+
+def test_weights_of_the_next_module_are_read_while_one_is_at_work() -> None:
+    began = {module: threading.Event() for module in MODULES}
+
+    class Waiting(Toy):
+        def compute(self, node: str, batch: int, read: Mapping[str, Signals]) -> Signals:
+            if node in MODULES[:-1]:
+                assert began[MODULES[MODULES.index(node) + 1]].wait(20)
+            return super().compute(node, batch, read)
+
+    def reading(module: str, blend: Blend) -> dict[str, Tensor]:
+        began[module].set()
+        return toy_weights(module, blend)
+
+    # Nothing is kept: every module is read when its turn comes, or before.
+    ahead = ConditionalEvaluator(Waiting(), reading, cache_bytes=0, weights_bytes=0)
+    for epoch in (1, 2):
+        for event in began.values():
+            event.clear()
+        found, expected = ahead.losses(everywhere(epoch)), evaluator(Toy()).losses(everywhere(epoch))
+        assert all(np.array_equal(found[name], expected[name]) for name in ("a", "b"))
+
+
+def test_a_module_that_cannot_be_read_ends_the_evaluation() -> None:
+    def reading(module: str, blend: Blend) -> dict[str, Tensor]:
+        if module == "right":
+            raise OSError("unreadable")
+        return toy_weights(module, blend)
+
+    with pytest.raises(OSError, match="unreadable"):
+        ConditionalEvaluator(Toy(), reading, cache_bytes=0, weights_bytes=0).losses(everywhere(1))
 
 
 CHOICES = st.lists(st.tuples(*[st.integers(1, 3)] * len(MODULES)), min_size=1, max_size=12)

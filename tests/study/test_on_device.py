@@ -142,9 +142,11 @@ def choices(config: StudyConfig, data: StudyData) -> list[dict[str, Blend]]:
     return [whole, {**whole, "neural.surd": single(2), "signal.dsp": mean_of((2, 4)), "heads.regret": single(2)}]
 
 
-def evaluated(config: StudyConfig, folder: RunFolder, data: StudyData) -> tuple[list[dict[str, np.ndarray]], Work]:
+def evaluated(
+    config: StudyConfig, folder: RunFolder, data: StudyData, *, number: int = 2
+) -> tuple[list[dict[str, np.ndarray]], Work]:
     evaluator = make_evaluator(config, folder, data, open_snapshots(folder), config.select)
-    found = [evaluator.losses(choice) for choice in choices(config, data)]
+    found = [evaluator.losses(choice) for choice in choices(config, data)[:number]]
     return found, evaluator.work
 
 
@@ -170,11 +172,11 @@ def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_withi
         assert work.cache_peak_bytes + work.weights_peak_bytes <= 1 << 18
         assert open_run(finished_run).predict(TEXTS) == predictions
     # What was computed in another type is not taken for this one's.
-    rounded, _ = evaluated(config, folder, data)
+    (rounded,), _ = evaluated(config, folder, data, number=1)
+    emotion, exact = (losses["heads.emotion"] for losses in (rounded, expected[0]))
+    assert not np.array_equal(emotion, exact, equal_nan=True)
+    assert np.nanmean(emotion) == pytest.approx(np.nanmean(exact), rel=5e-3)
     assert passes["cuda"] > 50 and passes["cpu"] == 0
-    for losses, others in zip(rounded, expected, strict=True):
-        assert not np.array_equal(losses["heads.emotion"], others["heads.emotion"], equal_nan=True)
-        assert np.nanmean(losses["heads.emotion"]) == pytest.approx(np.nanmean(others["heads.emotion"]), rel=5e-3)
 
 
 def test_where_memory_runs_out_a_node_takes_fewer_records(
@@ -182,7 +184,7 @@ def test_where_memory_runs_out_a_node_takes_fewer_records(
 ) -> None:
     folder, config = run_folder.load(finished_run)
     data, folder.select = load_data(config, folder), tmp_path / "whole"
-    expected, _ = evaluated(config, folder, data)
+    expected, _ = evaluated(config, folder, data, number=1)
     compute, tried = RedHeart.compute, []
 
     def short(self: RedHeart, node: str, features_BSD: Tensor, mask_BS: Tensor, read: Mapping[str, Signals]) -> Signals:
@@ -193,10 +195,9 @@ def test_where_memory_runs_out_a_node_takes_fewer_records(
 
     monkeypatch.setattr(RedHeart, "compute", short)
     folder.select = tmp_path / "parts"
-    found, _ = evaluated(config, folder, data)
-    for losses, others in zip(found, expected, strict=True):
-        # Sums of products of another shape are taken in another order.
-        np.testing.assert_allclose(losses["heads.surd"], others["heads.surd"], rtol=1e-4)
+    found, _ = evaluated(config, folder, data, number=1)
+    # Sums of products of another shape are taken in another order.
+    np.testing.assert_allclose(found[0]["heads.surd"], expected[0]["heads.surd"], rtol=1e-4)
     # It is found out once.
     assert capsys.readouterr().err.count("out of device memory") == sum(size > 7 for size in tried) < 3
 
