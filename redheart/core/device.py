@@ -21,6 +21,8 @@ def chosen_device(asked: Device) -> torch.device:
     Raises:
         BadInput: a CUDA device is asked for and there is none.
     """
+    if asked == "cpu":
+        return torch.device("cpu")
     is_there = torch.cuda.is_available()
     if asked == "cuda" and not is_there:
         raise BadInput(
@@ -30,7 +32,7 @@ def chosen_device(asked: Device) -> torch.device:
             expected="cpu, or auto",
             hint="`redheart doctor` says what torch finds",
         )
-    return torch.device("cuda" if is_there and asked != "cpu" else "cpu")
+    return torch.device("cuda" if is_there else "cpu")
 
 
 def weights_type(device: torch.device) -> torch.dtype:

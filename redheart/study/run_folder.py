@@ -157,7 +157,9 @@ def load(root: Path, *, encoder: str | None = None, device: Device = "auto") -> 
     Raises:
         BadInput: there is no run in this folder, or no such device.
     """
-    chosen_device(device)
+    if device == "cuda":
+        # Before anything is read; `auto` is asked for where something is computed.
+        chosen_device(device)
     folder = RunFolder(root)
     if not folder.config.is_file():
         raise BadInput("there is no run in this folder", where=root, hint="make one with `redheart run --out FOLDER`")
