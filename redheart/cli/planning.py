@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from redheart.cli.options import Flag, answer, parse, print_json
-from redheart.core.config import Preset, StudyConfig, resolved
+from redheart.core.config import FeatureConfig, Preset, StudyConfig, resolved
 
 if TYPE_CHECKING:
     from redheart.memory.cards import Card
@@ -37,6 +37,10 @@ class PlanOptions:
     strategy: str | None = None
     """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
     preset: Preset = "full"
+    data: Path | None = None
+    """A file of records, or the folder of prepared ones: is the encoder one that was trained on their script?"""
+    encoder: str = FeatureConfig.encoder
+    """The encoder that the run will have; without --model."""
     model: str | None = None
     """A Hugging Face model instead of a preset: a folder with its config.json, or a hub id; weights are not read."""
     freeze: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -76,7 +80,7 @@ def model(arguments: Sequence[str]) -> None:
 
 
 def plan(arguments: Sequence[str]) -> None:
-    from redheart.core.config import FeatureConfig, TrainConfig
+    from redheart.core.config import TrainConfig
     from redheart.core.errors import BadInput
     from redheart.memory import cards
     from redheart.memory.plan import COMFORT_SHARE
@@ -99,7 +103,7 @@ def plan(arguments: Sequence[str]) -> None:
     config = StudyConfig(
         preset=options.preset,
         epochs=options.epochs,
-        features=FeatureConfig(seq_len_tokens=options.seq_len_tokens),
+        features=FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens),
         train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
     )
     answer = planning.answer(
@@ -112,7 +116,28 @@ def plan(arguments: Sequence[str]) -> None:
         comfort_share=comfort_share,
         card_share=planning.parse_share(options.card_share),
     )
-    _show(answer, options)
+    besides: dict[str, object] = {"warning": _warning(options.data, config.features)} if options.data else {}
+    _show(answer, options, **besides)
+
+
+def _warning(data: Path, features: FeatureConfig) -> str | None:
+    """What there is to say, and is said, of a file of records or a folder of prepared ones beside the encoder."""
+    from redheart.core.config import BUILT_IN_ENCODERS
+    from redheart.core.files import read_sealed
+    from redheart.data.input_text import input_text
+    from redheart.data.prepare import Manifest
+    from redheart.data.scripts import counted, foreign_script, warn_unread
+    from redheart.predict.texts import read_texts
+
+    if features.encoder not in BUILT_IN_ENCODERS:
+        # What its tokenizer makes of them is seen when a run opens it.
+        return None
+    if data.is_dir():
+        manifest = read_sealed(data / "manifest.json", Manifest)
+        return warn_unread(manifest.scripts, manifest.num_records, encoder=features.encoder)
+    records = read_texts(data)
+    scripts = counted(foreign_script(input_text(record, text_chars=features.text_chars)) for record in records)
+    return warn_unread(scripts, len(records), encoder=features.encoder)
 
 
 def _plan_pretrained(

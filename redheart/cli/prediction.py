@@ -86,6 +86,7 @@ def export(arguments: Sequence[str]) -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     from redheart.core.files import is_stream
+    from redheart.data.scripts import counted, warn_unread
 
     options = parse(PredictOptions, arguments, "predict")
     if (options.text is None) == (options.input is None):
@@ -99,6 +100,7 @@ def predict(arguments: Sequence[str]) -> None:
         print(f"{len(records)} predictions in {options.output}", file=sys.stderr if is_stream(options.output) else None)
     else:
         _print(predictions, records, as_json=options.json)
+    warn_unread(counted(predictor.unread(records)), len(records), encoder=predictor.features.encoder)
 
 
 def open_predictor(folder: Path, *, encoder: str | None, device: Device) -> "Predictor":

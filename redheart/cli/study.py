@@ -38,13 +38,16 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def prepare(arguments: Sequence[str]) -> None:
+    from redheart.core.config import FeatureConfig
     from redheart.data.prepare import prepare as run_prepare
+    from redheart.data.scripts import warn_unread
 
     options = parse(PrepareOptions, arguments, "prepare")
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
     with display_of(options).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)
     print_json(manifest, options.json)
+    warn_unread(manifest.scripts, manifest.num_records, encoder=FeatureConfig.encoder)
 
 
 def sweep(arguments: Sequence[str]) -> None:

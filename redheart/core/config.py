@@ -58,7 +58,7 @@ class FeatureConfig:
     """Frozen token features of a sentence encoder."""
 
     encoder: str = "minilm"
-    """`minilm`, `hash`, or the hub id or folder of a Hugging Face encoder of hidden size 768."""
+    """`minilm` (trained on English), `hash`, or the hub id or folder of a Hugging Face encoder of hidden size 768."""
     seq_len_tokens: Count = 128
     """Longest token sequence that the model reads; longer ones are averaged down to it."""
     text_chars: Count = 1500

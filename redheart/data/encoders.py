@@ -14,6 +14,7 @@ from redheart.core.config import BUILT_IN_ENCODERS, Device
 from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.data import minilm
+from redheart.data.scripts import foreign_script, has_words_of, letters_alone
 
 if TYPE_CHECKING:
     from redheart.data.hub_encoder import HubModel
@@ -45,6 +46,9 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """States and summary of every text, float32."""
+
+    def unread(self, texts: Sequence[str]) -> list[str | None]:
+        """The script of every text that this encoder cannot be expected to make sense of; None for the others."""
 
 
 def open_encoder(name: str, *, identity: str | None = None, device: Device = "auto") -> Encoder:
@@ -101,6 +105,9 @@ class HashEncoder:
         nothing_L = np.zeros(0, dtype=np.float32)
         return [Encoded(np.stack([_word_vector(word) for word in text.split() or [""]]), nothing_L) for text in texts]
 
+    def unread(self, texts: Sequence[str]) -> list[str | None]:
+        return [None] * len(texts)
+
 
 def _word_vector(word: str) -> np.ndarray:
     digest = hashlib.shake_128(word.lower().strip(".,!?").encode()).digest(FEATURE_WIDTH)
@@ -128,8 +135,9 @@ class TransformerEncoder:
         self._device = chosen_device(device)
         model.to(self._device)
         self._content_tokens = min(_WINDOW_TOKENS, model.max_tokens) - 2
+        self._is_minilm = label == MINILM
         # Where a folder lies is not what an encoder is.
-        self.identity = f"{MINILM if label == MINILM else 'encoder'}:{model.digest}"
+        self.identity = f"{MINILM if self._is_minilm else 'encoder'}:{model.digest}"
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
@@ -151,6 +159,20 @@ class TransformerEncoder:
         for index, (row, _) in enumerate(windows):
             parts[row].append(states[index])
         return [self._encoded(np.concatenate(part, axis=1)) for part in parts]
+
+    def unread(self, texts: Sequence[str]) -> list[str | None]:
+        scripts = [foreign_script(text) for text in texts]
+        if self._is_minilm:
+            # Its tokenizer has the letters of many scripts, which it has never learned to read.
+            return scripts
+        found: list[str | None] = [None] * len(texts)
+        rows = {row: script for row, script in enumerate(scripts) if script}
+        letters = [letters_alone(texts[row]) for row in rows]
+        tokens_of = self._model.tokens(letters) if letters else []
+        for (row, script), tokens, text in zip(rows.items(), tokens_of, letters, strict=True):
+            if not has_words_of(script, tokens, text, unknown=self._model.unknown_token):
+                found[row] = script
+        return found
 
     def _encode_windows(self, windows: Sequence[list[int]]) -> list[np.ndarray]:
         """States of every window, (H, S, W)."""

@@ -36,6 +36,7 @@ from redheart.core.progress import SILENT, Display
 from redheart.data.encoders import FEATURE_WIDTH, MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
 from redheart.data.input_text import input_text
 from redheart.data.records import Record
+from redheart.data.scripts import counted
 from redheart.data.summary import SummaryFit, load_fit, load_or_fit
 
 _FORMAT = 2
@@ -57,6 +58,8 @@ class FeatureManifest(msgspec.Struct, frozen=True):
     states_sha256: str
     offsets_sha256: str
     summaries_sha256: str
+    unread: dict[str, int] | None = None
+    """Records that the encoder cannot be expected to make sense of, by script; None where no version looked."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,8 @@ def _encoded_folder(
     folder, chunk_folder = root / key, root / f"{key}.partial"
     if not (folder / "manifest.json").exists():
         chunks = _encode_chunks(encoder, texts, config=config, folder=chunk_folder, display=display)
-        _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config)
+        unread = counted(encoder.unread(texts))
+        _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config, unread=unread)
     # Also where a killed run had the cache whole and the chunks still there.
     remove_leftovers(chunk_folder)
     remove_names(chunk_folder, [path.name for path in chunk_folder.glob("*.chunk")])
@@ -282,7 +286,15 @@ def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) ->
         )
 
 
-def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, config: FeatureConfig) -> None:
+def _assemble(
+    chunks: list[Path],
+    *,
+    folder: Path,
+    key: str,
+    encoder: Encoder,
+    config: FeatureConfig,
+    unread: dict[str, int],
+) -> None:
     lengths = []
     with new_folder(folder, feature_contents) as temporary, disk_errors(folder):
         states, summaries, offsets = (temporary / name for name in _FILES)
@@ -308,5 +320,6 @@ def _assemble(chunks: list[Path], *, folder: Path, key: str, encoder: Encoder, c
             states_sha256=sha256_file(states),
             offsets_sha256=sha256_file(offsets),
             summaries_sha256=sha256_file(summaries),
+            unread=unread,
         )
         write_sealed(temporary / "manifest.json", manifest)

@@ -55,6 +55,7 @@ class HubModel:
         self.first_token = _first_of(tokenizer.cls_token_id, tokenizer.bos_token_id)
         self.last_token = _first_of(tokenizer.sep_token_id, tokenizer.eos_token_id)
         self.padding_token: int = tokenizer.pad_token_id or 0
+        self.unknown_token: int | None = tokenizer.unk_token_id
         self.digest = _weights_digest(self._model)
         if with_tokens:
             # How it cuts texts into tokens is part of what an encoder is.

@@ -27,7 +27,7 @@ class MiniLM:
 
     width = 384
     max_tokens = 512
-    first_token, last_token, padding_token = 101, 102, 0
+    first_token, last_token, padding_token, unknown_token = 101, 102, 0, 100
 
     def __init__(self, folder: Path):
         self.digest = sha256_file(folder / "model.safetensors")[:16]

@@ -27,6 +27,7 @@ from redheart.data.inventory import Inventory
 from redheart.data.near_duplicates import NearDuplicates, near_duplicates
 from redheart.data.records import Record, Row, listed, read_rows
 from redheart.data.schemas import class_names_path, parse_rows
+from redheart.data.scripts import counted, foreign_script
 from redheart.data.split import Split, split_rows
 
 MIN_LABELLED = 2
@@ -60,6 +61,13 @@ class Manifest(msgspec.Struct, frozen=True):
     inventory: Inventory
     files: dict[str, str]
     """SHA-256 by file name."""
+    scripts: dict[str, int] | None = None
+    """Records by script, of those that are not in Latin letters; None in a folder of before this was counted."""
+
+    @property
+    def num_records(self) -> int:
+        """Of all parts of the split."""
+        return self.train + self.val_select + self.val_confirm + self.test
 
 
 @dataclass(frozen=True)
@@ -189,6 +197,7 @@ def prepare(
             key=keys[0],
             inventory=parsed.inventory,
             files={item.name: sha256_file(item) for item in sorted(folder.iterdir())},
+            scripts=counted(foreign_script(input_text(record, text_chars=text_chars)) for record in records),
         )
         write_sealed(folder / "manifest.json", manifest)
     return manifest

@@ -44,5 +44,6 @@ def _bar(value: float, cells: int, *, color: str, ascii_only: bool) -> Bar | Tex
 
 
 def json_line(prediction: Prediction) -> str:
-    """`{"id": …, "emotion": {…}, …}` on one line."""
-    return json.dumps({"id": prediction.id, **prediction.tasks}, ensure_ascii=False)
+    """`{"id": …, "emotion": {…}, …}` on one line; beside the id an `unread_script`, where there is one."""
+    unread = {"unread_script": prediction.unread_script} if prediction.unread_script else {}
+    return json.dumps({"id": prediction.id, **unread, **prediction.tasks}, ensure_ascii=False)

@@ -34,6 +34,8 @@ class Prediction(msgspec.Struct, frozen=True):
 
     id: str
     tasks: dict[str, dict[str, float]]
+    unread_script: str | None = None
+    """Script of a text that the encoder cannot be expected to make sense of; None where it can."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Predictor:
             )
         for start in range(0, len(records), _CHUNK_TEXTS):
             chunk = records[start : start + _CHUNK_TEXTS]
-            outputs = self.outputs(chunk, batch=batch)
+            outputs, unread = self.outputs(chunk, batch=batch), self.unread(chunk)
             for index, record in enumerate(chunk):
                 if not all(np.isfinite(values_NO[index]).all() for values_NO in outputs.values()):
                     raise BadInput(
@@ -90,7 +92,12 @@ class Predictor:
                         hint="the encoder's states of this text, or the weights, are too large; leave the text out",
                     )
             for index, record in enumerate(chunk):
-                yield Prediction(record.id, {task: self._named(task, outputs[task][index]) for task in self.trained})
+                tasks = {task: self._named(task, outputs[task][index]) for task in self.trained}
+                yield Prediction(record.id, tasks, unread[index])
+
+    def unread(self, records: Sequence[Record]) -> list[str | None]:
+        """By record, the script that the encoder cannot be expected to make sense of; see `Encoder.unread`."""
+        return self.encoder.unread([input_text(record, text_chars=self.features.text_chars) for record in records])
 
     def _named(self, task: str, values_O: np.ndarray) -> dict[str, float]:
         names = self.inventory.task(task).targets

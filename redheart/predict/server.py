@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from redheart.core.errors import BadInput, RedHeartError
+from redheart.data.scripts import unread_text
 from redheart.predict.predictor import Predictor, as_record
 
 HOST = "127.0.0.1"
@@ -89,7 +90,10 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
             except RedHeartError as error:
                 self._fail(HTTPStatus.BAD_REQUEST, error.what)
             else:
-                self._answer(HTTPStatus.OK, json.dumps(prediction.tasks).encode(), "application/json")
+                script = prediction.unread_script
+                warning = unread_text({script: 1}, 1, encoder=predictor.features.encoder) if script else None
+                content = json.dumps({"tasks": prediction.tasks, "warning": warning}).encode()
+                self._answer(HTTPStatus.OK, content, "application/json")
 
         def _is_foreign(self) -> bool:
             """Whether the request was meant for another name: a foreign site may point its own name at this address."""

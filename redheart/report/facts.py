@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from redheart.core.files import read_sealed, sha256_file, shown
+from redheart.data.features import known_manifest
 from redheart.data.prepare import Manifest
 from redheart.evaluate.holdout_log import read_openings
 from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Opening, Sweep
@@ -23,6 +24,8 @@ class RunFacts(msgspec.Struct, frozen=True):
     name: str
     config: dict[str, Any]
     manifest: Manifest
+    unread: dict[str, int] | None
+    """Records by script that the encoder cannot be expected to make sense of; see `FeatureManifest`."""
     sweep: Sweep | None
     events: Sequence[dict[str, Any]]
     """Of the main run."""
@@ -51,10 +54,12 @@ def read_facts(root: Path) -> RunFacts:
     calibration = _if_there(root / "calibration" / "calibration.json", CalibrationResult)
     if calibration and (crossover is None or calibration.model != model_digest(root, crossover.recommended)):
         calibration = None
+    features = known_manifest(root / "features")
     return RunFacts(
         name=shown(root.resolve().name),
         config=read_sealed(root / "config.json", _Config).config,
         manifest=read_sealed(root / "data" / "manifest.json", Manifest),
+        unread=features.unread if features else None,
         sweep=_if_there(root / "sweep" / "sweep.json", Sweep),
         events=all_events(root / "train" / "events.jsonl"),
         spot=_if_there(root / "select" / "sweet_spot.json", SweetSpot),

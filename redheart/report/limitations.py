@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from redheart.data.scripts import unread_text
 from redheart.evaluate.evaluation import Evaluation
 from redheart.report.facts import RunFacts
 
@@ -15,12 +16,14 @@ _COMPARED = {"kl": -1, "r2": 1}
 def limitations(facts: RunFacts) -> str:
     """The limitations of a run as a Markdown list, a sentence each."""
     manifest, crossover, evaluation = facts.manifest, facts.crossover, facts.evaluation
-    records = manifest.train + manifest.val_select + manifest.val_confirm + manifest.test
+    records = manifest.num_records
     found = [f"{records:,} records after cleaning; {manifest.train:,} of them trained on, {manifest.test:,} tested on."]
     if manifest.test < _FEW_TEST_RECORDS:
         found.append("The test split is small: look at the intervals, not at the third digit.")
     if manifest.best_reachable is not None:
         found.append("The records are generated: the figures say that the machinery works, not how good it is.")
+    if unread := unread_text(facts.unread or {}, records, encoder=facts.config["features"]["encoder"]):
+        found.append(f"{unread}.")
     if manifest.schema == "distribution":
         found.append(
             "The labels were made by a language model and nobody has checked them against people: the figures say how "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.config import StudyConfig, digest, fingerprint
+from redheart.core.config import BUILT_IN_ENCODERS, StudyConfig, digest, fingerprint
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.core.folders import remove_leftovers
@@ -17,6 +17,7 @@ from redheart.core.progress import SILENT, Display
 from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, known_manifest, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
+from redheart.data.scripts import warn_unread
 from redheart.evaluate.results import Sweep
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
@@ -58,7 +59,7 @@ def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
         with (display if is_first_rank() else SILENT).working("prepare"):
-            prepare(
+            manifest = prepare(
                 source,
                 out=folder.data,
                 config=config.prepare,
@@ -66,7 +67,16 @@ def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
                 text_chars=config.features.text_chars,
                 replace=False,
             )
-    return load_data(config, folder, display=display)
+    encoder = config.features.encoder
+    # Made-up records are half Korean, and no figure on them says how good a model is.
+    tells = is_first_rank() and source is not None
+    if tells and encoder in BUILT_IN_ENCODERS:
+        # Before it reads for minutes; what another one reads is known when its tokenizer is there.
+        warn_unread(manifest.scripts, manifest.num_records, encoder=encoder)
+    data = load_data(config, folder, display=display)
+    if tells and encoder not in BUILT_IN_ENCODERS:
+        warn_unread(data.features.manifest.unread, manifest.num_records, encoder=encoder)
+    return data
 
 
 def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> StudyData:

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,10 @@ from rich.console import Console
 from redheart.cli import main
 from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
-from redheart.data.encoders import open_encoder
+from redheart.data.encoders import HashEncoder, open_encoder
 from redheart.data.features import encode_texts, make_features, widened
 from redheart.data.prepare import load_prepared
+from redheart.data.scripts import foreign_script
 from redheart.data.summary import load_fit
 from redheart.predict.cards import print_card
 from redheart.predict.predictor import Prediction, Predictor, as_record, trained_targets
@@ -82,6 +84,23 @@ def test_files_of_texts(finished_run: Path, tmp_path: Path, capsys: pytest.Captu
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["a", "line 2"]
     assert set(lines[0]) == {"id", "emotion", "bentham", "regret", "surd"}
+
+
+def test_texts_that_the_encoder_does_not_read_are_marked_and_said_once(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The run's own encoder has no script that it does not read.
+    other = replace(predictor, features=replace(predictor.features, encoder="minilm"))
+    monkeypatch.setattr("redheart.cli.prediction.open_predictor", lambda *_, **__: other)
+    monkeypatch.setattr(HashEncoder, "unread", lambda _, texts: [foreign_script(text) for text in texts])
+    path = tmp_path / "a.txt"
+    for number, is_said in ((1, True), (10, False)):
+        path.write_text(KOREAN + "\nI was glad." * number)
+        main(["predict", "run", "--input", str(path), "--json"])
+        told = capsys.readouterr()
+        lines = [json.loads(line) for line in told.out.splitlines()]
+        assert [line.get("unread_script") for line in lines] == ["Hangul", *[None] * number]
+        assert told.err.count("in Hangul") == is_said and ("--features.encoder" in told.err) == is_said
 
 
 def test_all_faults_of_a_file_are_named_at_once(tmp_path: Path) -> None:
