@@ -71,7 +71,7 @@ def sweet_spot(arguments: Sequence[str]) -> None:
     from redheart.report.selection_section import sweet_spot_lines
     from redheart.select.strategies import strategy_named
     from redheart.study import phases, run_folder
-    from redheart.study.selecting import run_sweet_spot
+    from redheart.study.selecting import best_epochs_of, run_sweet_spot
 
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
     with run_folder.opened(options.run, device=options.device) as (folder, config):
@@ -84,7 +84,8 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         strategy_named(settings.strategy)
         data = phases.load_data(config, folder, display=display_of(options))
         spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
-    _print(spot, sweet_spot_lines(spot), options.json)
+        bests = best_epochs_of(folder, data, spot)
+    _print(spot, sweet_spot_lines(spot, bests=bests), options.json)
 
 
 def crossover(arguments: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
+from redheart.report.best_epochs import best_epochs_text
 from redheart.report.calibration_section import calibration_section
 from redheart.report.facts import RunFacts, read_facts
 from redheart.report.figures import draw_lines
@@ -50,7 +51,7 @@ def make_report(root: Path) -> Path:
         "## Training",
         _training(out, facts),
         "## Sweet spot",
-        sweet_spot_section(out, facts.spot),
+        sweet_spot_section(out, facts.spot, bests=bests_of(facts)),
         "## Transplants and lines between snapshots",
         maps_section(out, facts.maps),
         "## Crossover",
@@ -155,6 +156,17 @@ def _training(out: Path, facts: RunFacts) -> str:
         ["validation loss, last", f"{last['val_loss']:.4f}"],
     ]
     return markdown_table(["", ""], rows) + "\n\n![loss](figures/loss.png)\n\n![loss per module](figures/modules.png)"
+
+
+def bests_of(facts: RunFacts) -> str | None:
+    """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
+    val_losses = {event["epoch"]: event["val_loss"] for event in facts.events if event["event"] == "epoch"}
+    spot, manifest = facts.spot, facts.manifest
+    if spot is None:
+        return None
+    return best_epochs_text(
+        single=spot.best_epoch, num_snapshots=len(spot.epochs), val_losses=val_losses, manifest=manifest
+    )
 
 
 def recipe_text(config: dict[str, Any]) -> str:

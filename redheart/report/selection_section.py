@@ -17,7 +17,7 @@ _SHOWN_SWAPS, _SHOWN_LINES = 10, 5
 """Swaps in the report and in the terminal."""
 
 
-def sweet_spot_section(out: Path, spot: SweetSpot | None) -> str:
+def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) -> str:
     """What was chosen, why, at what price, and what it is worth on the records of the choice."""
     if spot is None:
         return MISSING
@@ -25,6 +25,7 @@ def sweet_spot_section(out: Path, spot: SweetSpot | None) -> str:
     parts = [
         f"Strategy `{spot.strategy}` by {spot.level}; best single snapshot: epoch {spot.best_epoch}; "
         f"{spot.num_candidates} models compared; {work_text(spot)}.",
+        *([f"B{bests[1:]}."] if bests else []),
         markdown_table(["group", "epoch", "why"], rows),
         _gains({"the choice": spot.selection.gain, **spot.baselines}, "on the select records"),
     ]
@@ -130,9 +131,10 @@ def _z(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def sweet_spot_lines(spot: SweetSpot) -> list[str]:
-    """The choice, what it cost, and what it is worth where it was made."""
-    lines = [f"best single snapshot: epoch {spot.best_epoch} of {len(spot.epochs)} snapshots", ""]
+def sweet_spot_lines(spot: SweetSpot, *, bests: str | None) -> list[str]:
+    """The choice, what it cost, and what it is worth where it was made; `bests` from `best_epochs_text`."""
+    lines = [f"best single snapshot: epoch {spot.best_epoch} of {len(spot.epochs)} snapshots"]
+    lines += [bests, ""] if bests else [""]
     width = max(len(name) for name in spot.groups)
     lines += [f"  {name:<{width}}  epoch {group.blend!s:<24}  {group.reason}" for name, group in spot.groups.items()]
     selection = spot.selection

@@ -15,7 +15,7 @@ from redheart.study.evaluating import run_evaluation
 from redheart.study.phases import StudyData, open_data, run_training, say
 from redheart.study.recombining import run_crossover
 from redheart.study.run_folder import RunFolder
-from redheart.study.selecting import run_sweet_spot
+from redheart.study.selecting import best_epochs_of, run_sweet_spot
 from redheart.study.sweep import run_sweep
 
 
@@ -50,6 +50,8 @@ def run_study(config: StudyConfig) -> Path:
         spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
         say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
         say(config, "sweet-spot", work_text(spot))
+        if bests := best_epochs_of(folder, data, spot):
+            say(config, "sweet-spot", bests)
         with display.working("crossover"):
             crossover = run_crossover(config, folder, data)
         say(config, "crossover", crossover.verdict)

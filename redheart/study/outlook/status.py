@@ -8,7 +8,10 @@ from typing import Annotated
 import msgspec
 
 from redheart.core.config import StudyConfig
+from redheart.core.files import read_sealed
 from redheart.core.progress import duration_text
+from redheart.data.prepare import Manifest
+from redheart.report.best_epochs import best_epochs_text
 from redheart.study.run_folder import RunFolder
 from redheart.train.events import Event, watched_events
 
@@ -54,6 +57,13 @@ class _Entry(msgspec.Struct, frozen=True):
     exit_code: int = 0
 
 
+class _Chosen(msgspec.Struct, frozen=True):
+    """What is read of `sweet_spot.json`."""
+
+    best_epoch: int
+    epochs: list[int]
+
+
 class TrialStatus(msgspec.Struct, frozen=True):
     """A learning rate of the sweep."""
 
@@ -81,6 +91,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     """Of the last step, and of the last epoch in training and validation."""
     best_epoch: int | None = None
     """With the lowest validation loss."""
+    best_epochs_text: str | None = None
+    """What that is of, and the best single snapshot of, where it has been chosen and is of another epoch."""
     step_s: float | None = None
     samples_per_s: float | None = None
     time_left_s: float | None = None
@@ -131,6 +143,7 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         steps=start.epochs * start.steps_per_epoch,
         losses={name: loss for name, loss in by_kind.items() if loss is not None},
         best_epoch=min(measured)[1] if measured else None,
+        best_epochs_text=_best_epochs(folder, measured) if phases["sweet-spot"] else None,
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
         time_left_s=_time_left(entries, now) if state == "running" else None,
@@ -157,11 +170,23 @@ def status_lines(status: RunStatus) -> list[str]:
         rows["loss"] = ", ".join(f"{name} {loss:.4f}" for name, loss in status.losses.items())
         if status.best_epoch:
             rows["loss"] += f", best epoch {status.best_epoch}"
+        rows["best"] = status.best_epochs_text or ""
         if status.step_s:
             rows["speed"] = f"{status.step_s:.2f} s a step, {status.samples_per_s:.1f} records a second"
         rows["memory"] = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in status.memory_bytes.items())
     width = max(map(len, rows)) + 2
     return [*(f"{name:<{width}}{text}" for name, text in rows.items() if text), *status.last_events]
+
+
+def _best_epochs(folder: RunFolder, measured: Sequence[tuple[float, int]]) -> str | None:
+    chosen = read_sealed(folder.root / FILES["sweet-spot"], _Chosen)
+    manifest = read_sealed(folder.data / "manifest.json", Manifest)
+    return best_epochs_text(
+        single=chosen.best_epoch,
+        num_snapshots=len(chosen.epochs),
+        val_losses={epoch: loss for loss, epoch in measured},
+        manifest=manifest,
+    )
 
 
 def _state(
