@@ -106,6 +106,7 @@ def plan(arguments: Sequence[str]) -> None:
         features=FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens),
         train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
     )
+    besides: dict[str, object] = {"warning": _warning(options.data, config.features)} if options.data else {}
     answer = planning.answer(
         resolved(config),
         vram_bytes=vram_bytes,
@@ -116,7 +117,6 @@ def plan(arguments: Sequence[str]) -> None:
         comfort_share=comfort_share,
         card_share=planning.parse_share(options.card_share),
     )
-    besides: dict[str, object] = {"warning": _warning(options.data, config.features)} if options.data else {}
     _show(answer, options, **besides)
 
 

@@ -37,6 +37,8 @@ def test_identity_is_weights_and_tokenizer_not_the_path(tmp_path: Path, monkeypa
     assert open_encoder(str(copied), identity=identity).identity == identity
     monkeypatch.chdir(tmp_path)
     assert open_encoder("enc").identity == identity
+    # It knows the letters of English alone.
+    assert open_encoder("enc").unread(["강가에서", "a river"]) == ["Hangul", None]
     others = (
         make_encoder(tmp_path / "weights", seed=1),
         make_encoder(tmp_path / "tokens", letters=LETTERS[::-1]),
