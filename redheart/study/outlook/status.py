@@ -170,7 +170,7 @@ def status_lines(status: RunStatus) -> list[str]:
         rows["loss"] = ", ".join(f"{name} {loss:.4f}" for name, loss in status.losses.items())
         if status.best_epoch:
             rows["loss"] += f", best epoch {status.best_epoch}"
-        rows["best"] = status.best_epochs_text or ""
+        rows["epochs"] = status.best_epochs_text or ""
         if status.step_s:
             rows["speed"] = f"{status.step_s:.2f} s a step, {status.samples_per_s:.1f} records a second"
         rows["memory"] = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in status.memory_bytes.items())
