@@ -12,6 +12,7 @@ from redheart.cli.options import Flag, answer, parse, print_json
 from redheart.core.config import FeatureConfig, Preset, StudyConfig, resolved
 
 if TYPE_CHECKING:
+    from redheart.core.config import TrainConfig
     from redheart.memory.cards import Card
     from redheart.study.outlook.planning import Answer
 
@@ -54,6 +55,10 @@ class PlanOptions:
     checkpointing: Flag = False
     card_share: str = "0"
     """Share of the optimizer on the card, 0 to 1; `auto` takes what there is room for. No card has run it yet."""
+    pipeline: Annotated[Flag, tyro.conf.arg(aliases=["--train.pipeline"])] = False
+    """The step as a pipeline. Not measured on a card."""
+    graphs: Annotated[Flag, tyro.conf.arg(aliases=["--train.graphs"])] = False
+    """Passes as CUDA graphs. Not measured on a card."""
     ranks: int = 1
     """Devices, for the strategies that divide the work."""
     figure: Path | None = None
@@ -80,7 +85,6 @@ def model(arguments: Sequence[str]) -> None:
 
 
 def plan(arguments: Sequence[str]) -> None:
-    from redheart.core.config import TrainConfig
     from redheart.core.errors import BadInput
     from redheart.memory import cards
     from redheart.memory.plan import COMFORT_SHARE
@@ -104,14 +108,13 @@ def plan(arguments: Sequence[str]) -> None:
         preset=options.preset,
         epochs=options.epochs,
         features=FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens),
-        train=TrainConfig(effective_batch=options.effective_batch, checkpointing=options.checkpointing),
+        train=_train(options),
     )
     besides: dict[str, object] = {"warning": _warning(options.data, config.features)} if options.data else {}
     answer = planning.answer(
         resolved(config),
         vram_bytes=vram_bytes,
-        strategy=options.strategy,
-        micro_batch=options.micro_batch or None,
+        micro_batch=options.micro_batch,
         ranks=options.ranks,
         card=card,
         comfort_share=comfort_share,
@@ -140,22 +143,29 @@ def _warning(data: Path, features: FeatureConfig) -> str | None:
     return warn_unread(scripts, len(records), encoder=features.encoder)
 
 
-def _plan_pretrained(
-    source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float, card: "Card | None"
-) -> None:
+def _train(options: PlanOptions) -> "TrainConfig":
     from redheart.core.config import TrainConfig
-    from redheart.custom.pretrained_plan import facts_line, plan_pretrained
-    from redheart.study.outlook import card_times, planning, timings
 
-    train = TrainConfig(
+    return TrainConfig(
         strategy=options.strategy or TrainConfig().strategy,
         effective_batch=options.effective_batch,
         micro_batch=options.micro_batch,
         checkpointing=options.checkpointing,
+        pipeline=options.pipeline,
+        graphs=options.graphs,
     )
+
+
+def _plan_pretrained(
+    source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float, card: "Card | None"
+) -> None:
+    from redheart.custom.pretrained_plan import facts_line, plan_pretrained
+    from redheart.memory.card_clock import CardClock
+    from redheart.study.outlook import card_times, planning, timings
+
     found = plan_pretrained(
         source,
-        train,
+        _train(options),
         vram_bytes=vram_bytes,
         seq_len_tokens=options.seq_len_tokens,
         epochs=options.epochs,
@@ -167,7 +177,7 @@ def _plan_pretrained(
         print(facts_line(found))
     on_card = None
     if card and options.ranks == 1:
-        clock = card_times.CardClock(card, found.planner, timings.recall_host())
+        clock = CardClock(card, found.planner, timings.recall_host())
         on_card = card_times.step_alone(clock, found.plan, found.sizes)
     answer = planning.Answer(found.plan, found.replay, found.nearest, on_card, hint=found.hint)
     _show(answer, options, model=found.model)

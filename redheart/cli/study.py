@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
@@ -15,6 +15,9 @@ from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 from redheart.core.ranks import launched
 from redheart.core.recipes import MEASURED, defaults_of
+
+if TYPE_CHECKING:
+    from redheart.train.settings import Chosen
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def run(arguments: Sequence[str]) -> None:
     from redheart.study.pipeline import run_study
 
     _note_ranks("run")
-    run_study(_checked_study(arguments, "run"))
+    run_study(*_checked_study(arguments, "run"))
 
 
 def prepare(arguments: Sequence[str]) -> None:
@@ -55,7 +58,7 @@ def sweep(arguments: Sequence[str]) -> None:
     from redheart.study.sweep import run_sweep
 
     _note_ranks("sweep")
-    config = _checked_study(arguments, "sweep")
+    config, _ = _checked_study(arguments, "sweep")
     with run_folder.claimed(config) as folder:
         data = phases.open_data(config, folder, display=Display(config.train.progress))
         phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
@@ -67,10 +70,10 @@ def train(arguments: Sequence[str]) -> None:
 
     _note_ranks()
     with together():
-        config = _checked_study(_without_local_rank(arguments), "train")
+        config, chosen = _checked_study(_without_local_rank(arguments), "train")
         with run_folder.claimed(config) as folder:
             data = phases.open_data(config, folder, display=Display(config.train.progress))
-            phases.run_training(config, folder, data, show_progress=True)
+            phases.run_training(config, folder, data, show_progress=True, chosen=chosen)
 
 
 def trial(arguments: Sequence[str]) -> None:
@@ -127,19 +130,23 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
     return [item for item in arguments if not item.startswith("--local_rank")]
 
 
-def _checked_study(arguments: Sequence[str], command: str) -> StudyConfig:
-    """What a card takes best, and the planner's verdict before anything is allocated; `--force` does not ask for it."""
-    from redheart.study.outlook import planning
+def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig, Chosen | None]":
+    """What a card takes best and why, and the planner's verdict before anything is allocated, if not with `--force`."""
+    from redheart.study.outlook import chosen, planning
+    from redheart.study.phases import say
+    from redheart.study.preflight import check_run
 
     asked = _study([item for item in arguments if item != "--force"], command)
-    config = resolved(planning.on_this_card(asked))
+    taken, found = chosen.on_this_card(asked)
+    config = resolved(taken)
+    if found:
+        say(config, "plan", found.text)
+        for other in found.others:
+            say(config, "plan", f"next: {other}")
     if "--force" not in arguments and launched().is_first:
-        from redheart.study.phases import say
-        from redheart.study.preflight import check_run
-
         say(config, "plan", check_run(config))
     planning.forget_traces()
-    return config
+    return config, found
 
 
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:

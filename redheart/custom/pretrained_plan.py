@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
 
 import msgspec
 import torch
@@ -15,8 +14,8 @@ from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
 from redheart.memory.replay import Replay
 from redheart.memory.workload import Workload, model_sizes
+from redheart.train.choice import choose
 from redheart.train.groups import parameter_groups
-from redheart.train.strategy import all_strategies, strategy_sizes
 
 NO_TIMES = "steps of this model have not been measured"
 
@@ -102,32 +101,22 @@ def plan_pretrained(
             )
         )
 
-    planner = planner_in(torch.bfloat16)
-    module, micro = planner.workload.module, train.micro_batch
-    either = None if module.supports_gradient_checkpointing else False
-    if train.checkpointing and either is False:
+    module = planner_in(torch.bfloat16).workload.module
+    can_checkpoint = bool(module.supports_gradient_checkpointing)
+    if train.checkpointing and not can_checkpoint:
         raise BadInput("transformers cannot checkpoint it", where="--checkpointing", got=type(module).__name__)
-    recompute = train.checkpointing or (False if micro else either)
-    limits: dict[str, Any] = {"vram_bytes": vram_bytes, "comfort_share": comfort_share}
-    offered = [strategy_sizes(item.name, ranks=ranks) for item in all_strategies() if item.is_offered]
-    name = train.strategy
-    if name == "auto":
-        chosen = planner.fastest(offered, checkpointing=recompute, **limits)
-        name = chosen.strategy if chosen else TrainConfig().strategy
-    sizes = strategy_sizes(name, ranks=ranks)
-    planner = planner_in(sizes.kind.card_dtype)
-    if not micro:
-        found = planner.fastest([sizes], checkpointing=recompute, **limits)
-        micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, recompute is not False)
-    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
-    plan = msgspec.structs.replace(plan, time_basis=NO_TIMES)
-    facts = _facts(planner, seq_len_tokens)
-    if plan.fits:
-        return Found(plan, replay, planner, sizes, facts, None, None)
-    others = [item for item in offered if item != sizes]
-    nearest = planner.fastest([sizes], checkpointing=either, **limits)
-    nearest = nearest or planner_in(torch.bfloat16).fastest(others, checkpointing=either, **limits)
-    return Found(plan, replay, planner, sizes, facts, nearest, _hint(nearest, plan, facts))
+    choice = choose(
+        train,
+        planner_in,
+        vram_bytes=vram_bytes,
+        ranks=ranks,
+        comfort_share=comfort_share,
+        can_checkpoint=can_checkpoint,
+    )
+    plan = msgspec.structs.replace(choice.plan, time_basis=NO_TIMES)
+    facts = _facts(choice.planner, seq_len_tokens)
+    hint = None if plan.fits else _hint(choice.nearest, plan, facts)
+    return Found(plan, choice.replay, choice.planner, choice.sizes, facts, choice.nearest, hint)
 
 
 def facts_line(found: Found) -> str:

@@ -132,6 +132,8 @@ class StrategySizes:
     """Of the optimizer of a strategy that offloads, 0 to 1: what lies and is updated on the card."""
     graph_shapes: int = 0
     """Shapes of a pass that are CUDA graphs."""
+    ring_bytes: int = 0
+    """Of the slots of a step that is a pipeline; 0 where its transfers come in turn."""
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> list[Entry]:

@@ -38,6 +38,8 @@ COMFORT_SHARE = 0.6
 """Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
 into host memory before a card is full."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
+PREDICTED = "predicted"
+NEVER_RAN = "predicted, and not measured: no pipeline and no graphs have run on a card"
 Cost = Callable[[StrategySizes, int, bool], float]
 """Seconds of a step by strategy, micro-batch and checkpointing."""
 
@@ -73,7 +75,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Seconds of all steps of the run; validation and saving are not in it."""
     time_basis: str | None = None
     """What the times were measured on, or why there are none."""
-    basis: str = "predicted"
+    basis: str = PREDICTED
 
 
 class Planner:
@@ -140,6 +142,7 @@ class Planner:
             disk_bytes=sum(disk.values()),
             disk_parts=disk,
             step_cost=self._step_s(strategy, micro_batch, checkpointing),
+            basis=NEVER_RAN if strategy.ring_bytes or strategy.graph_shapes else PREDICTED,
         )
         return plan, replay
 

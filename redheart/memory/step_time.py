@@ -14,6 +14,7 @@ import msgspec
 from redheart.memory.cards import Card
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.step_cost import UPDATE_32_S, traffic_bytes
+from redheart.pipeline.clock import pipelined
 from redheart.pipeline.in_turn import WIRE_BYTES, PassWork, Rates, in_turn
 
 
@@ -36,6 +37,7 @@ ADDED = {
     "update_s": Range(0.35e-9, 0.142e-9, 0.6e-9),
     "around_s": Range(0.1, 0.05, 0.15),
     "keep_s": Range(0.19e-9, 0.1e-9, 0.3e-9),
+    "drain_s": Range(0.2e-9, 0.084e-9, 0.4e-9),
 }
 """Of a host that nobody has measured. The update is the 8-bit one: .142 ns on 16 server cores, .48 on two; the fastest
 hand-over is a first run's on an H100, which launched an operator in 22 us."""
@@ -77,15 +79,17 @@ class StepTime:
     low_s: float
     high_s: float
     waits_s: dict[str, float]
-    """By what it waits for: `card`, `launches`, `gradients`, `host`, `bus`, `rest`."""
+    """By what it waits for: `card`, `launches`, `gradients`, `host`, `bus`, `order`, `rest`."""
 
     @property
     def bound_by(self) -> str:
         return max(self.waits_s, key=lambda name: self.waits_s[name])
 
 
-def constants(card: Card, strategy: StrategySizes, host: HostSpeed | None) -> dict[str, Range]:
-    """Of a card, in the machine that was measured or else in any."""
+def constants(
+    card: Card, strategy: StrategySizes, host: HostSpeed | None, *, is_replayed: bool = False
+) -> dict[str, Range]:
+    """Of a card, in the machine that was measured or else in any; what is replayed as graphs is not launched."""
     in_float32 = strategy.weight_bytes == 4 or card.bf16_tflops is None
     tflops = card.fp32_tflops if in_float32 else card.bf16_tflops or 0.0
     # A laptop's rate depends on what its maker lets it draw.
@@ -106,6 +110,9 @@ def constants(card: Card, strategy: StrategySizes, host: HostSpeed | None) -> di
                 found[name] = Range(value, better * value, worse * value)
         least_s = max(host.add_s, WIRE_BYTES / host.copy_bytes_s)
         found["hand_over_s"] = Range(*(max(least_s, value) for value in found["hand_over_s"]))
+        found["drain_s"] = Range(least_s, least_s, found["drain_s"].worst)
+    if is_replayed:
+        found |= dict.fromkeys(("launch_s", "recompute_s"), Range(0.0, 0.0, 0.0))
     if strategy.kind.state_bits == 32:
         found["update_s"] = found["update_s"].times(UPDATE_32_S / UPDATE_8_S)
     return found
@@ -115,23 +122,42 @@ def step_time(
     parameters: int, strategy: StrategySizes, steps: int, work: PassWork, ranges: Mapping[str, Range]
 ) -> StepTime:
     """A step of `steps` micro-batches: typical constants, and each one's range and the residual added in squares."""
-    share = parameters // strategy.ranks
-    on_card = round(strategy.card_share * share) if strategy.kind.homes.states == "host" else share
-    # The weights' way back is not in a micro-batch.
-    wire_bytes = (traffic_bytes(steps, state_bits=strategy.kind.state_bits) - WIRE_BYTES) // steps
-
-    def waits(**changed: float) -> dict[str, float]:
-        rates = Rates(**{name: value.typical for name, value in ranges.items()} | changed)
-        return in_turn(
-            work, rates, micro_batches=steps, on_host=share - on_card, on_card=on_card, wire_bytes=wire_bytes
-        )
-
-    typical = waits()
+    typical = _waits(parameters, strategy, steps, work, ranges)
     step_s = sum(typical.values())
     best, worst = (
         hypot(
-            RESIDUAL * step_s, *(sum(waits(**{name: value[end]}).values()) - step_s for name, value in ranges.items())
+            RESIDUAL * step_s,
+            *(
+                sum(_waits(parameters, strategy, steps, work, ranges, **{name: value[end]}).values()) - step_s
+                for name, value in ranges.items()
+            ),
         )
         for end in (1, 2)
     )
     return StepTime(step_s, max(step_s - best, 0.0), step_s + worst, typical)
+
+
+def typical_s(
+    parameters: int, strategy: StrategySizes, steps: int, work: PassWork, ranges: Mapping[str, Range]
+) -> float:
+    """The seconds of `step_time` without their interval."""
+    return sum(_waits(parameters, strategy, steps, work, ranges).values())
+
+
+def _waits(
+    parameters: int,
+    strategy: StrategySizes,
+    steps: int,
+    work: PassWork,
+    ranges: Mapping[str, Range],
+    **changed: float,
+) -> dict[str, float]:
+    """By what it waits for; typical constants but for those that are changed."""
+    rates = Rates(**{name: value.typical for name, value in ranges.items()} | changed)
+    share = parameters // strategy.ranks
+    if strategy.ring_bytes:
+        return pipelined(work, rates, micro_batches=steps, on_host=share, ring_bytes=strategy.ring_bytes)
+    on_card = round(strategy.card_share * share) if strategy.kind.homes.states == "host" else share
+    # The weights' way back is not in a micro-batch.
+    wire_bytes = (traffic_bytes(steps, state_bits=strategy.kind.state_bits) - WIRE_BYTES) // steps
+    return in_turn(work, rates, micro_batches=steps, on_host=share - on_card, on_card=on_card, wire_bytes=wire_bytes)

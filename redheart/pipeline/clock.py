@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from redheart.pipeline.bucket import Bucket, cut
+from redheart.pipeline.bucket import BUCKET_ELEMENTS, Bucket, cut
+from redheart.pipeline.in_turn import NORM_OF_SUMS_SHARE, WIRE_BYTES, PassWork, Rates, computed_s
 from redheart.pipeline.lanes import Lane, Task, Wait
 from redheart.pipeline.step import OffloadStep
 
@@ -77,6 +78,10 @@ class ClockLanes:
         return task.amount
 
 
+WAITS = {Lane.LAUNCH: "launches", Lane.COMPUTE: "card", Lane.OUT: "bus", Lane.HOST: "host", Lane.IN: "bus"}
+"""What a step waits for whose busiest lane is this."""
+
+
 @dataclass(frozen=True)
 class StepTimes:
     """A step of a run that has been under way for a while."""
@@ -137,3 +142,37 @@ def floor_s(buckets: Sequence[Bucket], machine: Machine, passes: Passes) -> floa
     earlier = (passes.micro_batches - 1) * (passes.forward_s + passes.backward_s)
     upload = buckets[-1].wire_bytes / machine.in_bytes_s
     return earlier + passes.backward_s + norm_s + elements * machine.update_s + upload
+
+
+def pipelined(work: PassWork, rates: Rates, *, micro_batches: int, on_host: int, ring_bytes: int) -> dict[str, float]:
+    """Seconds of a step as a pipeline by what it waits for: the busiest lane, and what else nothing hides.
+
+    Args:
+        work: of one micro-batch.
+        rates: of the machine; a step's time around it is taken to stay as it is.
+        micro_batches: of a step.
+        on_host: elements, whose optimizer is there.
+        ring_bytes: page-locked memory for slots.
+    """
+    parts = max(1, on_host // BUCKET_ELEMENTS)
+    launches = work.forward.operators + work.backward.operators - work.recomputed_operators
+    passes = Passes(
+        computed_s(work.forward, rates),
+        computed_s(work.backward, rates),
+        launches * rates.launch_s + work.recomputed_operators * rates.recompute_s,
+        micro_batches,
+    )
+    machine = Machine(
+        "",
+        rates.bus_bytes_s,
+        rates.bus_bytes_s,
+        rates.update_s,
+        rates.drain_s,
+        NORM_OF_SUMS_SHARE * rates.update_s,
+        on_host * WIRE_BYTES / rates.memory_bytes_s,
+    )
+    modules = {f"part {number}": on_host // parts for number in range(parts)}
+    found = simulate(modules, machine, passes, ring_bytes=ring_bytes, steps=2)
+    lane = Lane(found.bound_by)
+    busy_s = found.busy_s[lane]
+    return {WAITS[lane]: busy_s, "order": found.step_s - busy_s, "rest": rates.around_s}

@@ -59,6 +59,8 @@ class Rates:
     keep_s: float
     """An element's gradient that stays on the card, in DeepSpeed's hands, a micro-batch."""
     update_on_card_s: float
+    drain_s: float = 0.0
+    """Of a pipeline: an element's gradient from its slot into ordinary memory."""
 
 
 NORM_SHARE, NORM_OF_SUMS_SHARE = 0.18, 0.30
@@ -92,11 +94,11 @@ def in_turn(
         waits[name] = waits.get(name, 0.0) + times * seconds[name]
 
     forward, backward = work.forward, work.backward
-    longest(micro_batches, launches=forward.operators * rates.launch_s, card=_computed_s(forward, rates))
+    longest(micro_batches, launches=forward.operators * rates.launch_s, card=computed_s(forward, rates))
     kept_s = on_card * rates.keep_s
     launches_s = backward.operators * rates.launch_s + kept_s
     launches_s += work.recomputed_operators * (rates.recompute_s - rates.launch_s)
-    card_s = _computed_s(backward, rates) + on_host * wire_bytes / rates.bus_bytes_s + kept_s
+    card_s = computed_s(backward, rates) + on_host * wire_bytes / rates.bus_bytes_s + kept_s
     longest(micro_batches, launches=launches_s, card=card_s, gradients=on_host * rates.hand_over_s)
     longest(rest=rates.around_s)
     longest(card=on_card * rates.update_on_card_s)
@@ -106,6 +108,7 @@ def in_turn(
     return waits
 
 
-def _computed_s(counts: Counts, rates: Rates) -> float:
+def computed_s(counts: Counts, rates: Rates) -> float:
+    """Seconds on the card."""
     products_s, others_s = counts.flop / rates.flop_s, counts.moved_bytes / rates.memory_bytes_s
     return products_s + others_s + counts.operators * rates.kernel_s

@@ -152,6 +152,7 @@ def _training(out: Path, facts: RunFacts) -> str:
         ["time of training, minutes", f"{seconds / 60:.1f}"],
         ["records a second, last epoch", f"{last['samples_per_s']:.1f}"],
         ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / 2**30:.2f}"],
+        *_planned(events),
         ["validation loss, best", f"{best['val_loss']:.4f} after epoch {best['epoch']}"],
         ["validation loss, last", f"{last['val_loss']:.4f}"],
     ]
@@ -174,6 +175,20 @@ def recipe_text(config: dict[str, Any]) -> str:
     name, others = followed(config["train"], config["preset"])
     but = ", but " + ", ".join(f"{key} {value}" for key, value in others.items()) if others else ""
     return f"{name}{but} ({recipe_of(name, config['preset']).evidence})"
+
+
+def _planned(events: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """What the planner said of the last start on a card, and how an estimate from before it was held by the clock."""
+    rows = {}
+    for event in events:
+        if event["event"] == "chosen":
+            rows["way to train"] = event["text"]
+        elif event["event"] == "estimate_check":
+            rows["seconds a step"] = (
+                f"{event['step_s']:.2f}, expected {event['expected_step_s']:.2f} ({event['error_percent']:+.1f} %, "
+                f"{event['basis']})"
+            )
+    return [[name, plain(text)] for name, text in rows.items()]
 
 
 def computed_in(compute_types: list[str]) -> str:

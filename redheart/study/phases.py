@@ -23,14 +23,15 @@ from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
-from redheart.study.outlook import planning, timings
+from redheart.study.outlook import timings
+from redheart.study.outlook.chosen import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.events import EventSink, all_events, read_events
 from redheart.train.graphs import LENGTH_STEP
 from redheart.train.json_lines import JsonLines
 from redheart.train.loop import train
 from redheart.train.progress import overfit_text
-from redheart.train.settings import RunSettings
+from redheart.train.settings import Chosen, RunSettings
 from redheart.train.wandb_sink import open_wandb, wandb_mode
 
 
@@ -117,8 +118,9 @@ def run_training(
     *,
     show_progress: bool,
     max_steps: int | None = None,
+    chosen: Chosen | None = None,
 ) -> None:
-    """The main run, at the configured learning rate or else the sweep's."""
+    """The main run, at the configured learning rate or else the sweep's; `chosen` is told to its log."""
     rate = config.train.learning_rate
     if rate is None:
         rate = best_rate(folder)
@@ -128,7 +130,8 @@ def run_training(
     settings = dataclasses.replace(
         run_settings(config, data, rate, epochs=config.epochs),
         max_steps=max_steps,
-        expected=planning.expected(config, ranks=ranks, num_validation=num_validation),
+        expected=expected(config, chosen, ranks=ranks, num_validation=num_validation),
+        chosen=chosen,
     )
     train_at(config, data, settings, folder.train, name=folder.root.name, show_progress=show_progress)
     if is_first_rank():

@@ -17,10 +17,13 @@ from redheart.study.recombining import run_crossover
 from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import best_epochs_of, run_sweet_spot
 from redheart.study.sweep import run_sweep
+from redheart.train.settings import Chosen
 
 
-def run_study(config: StudyConfig) -> Path:
+def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
     """Prepare, sweep, train, select, cross over, calibrate, evaluate, report; the path of the report.
+
+    `chosen` is what the planner says of the way to train.
 
     Raises:
         RedHeartError: a phase failed; run the same command again once the cause is mended.
@@ -45,7 +48,7 @@ def run_study(config: StudyConfig) -> Path:
             say(config, "sweep", f"learning rate {sweep.best_rate}")
         start_s = time.perf_counter()
         say(config, "train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
-        run_training(config, folder, data, show_progress=True)
+        run_training(config, folder, data, show_progress=True, chosen=chosen)
         say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
         spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
         say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")

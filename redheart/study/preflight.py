@@ -26,13 +26,17 @@ def check_run(config: StudyConfig) -> str:
 
     if torch.cuda.is_available():
         total_bytes = torch.cuda.get_device_properties(0).total_memory
-        found = planning.answer(config, vram_bytes=total_bytes, micro_batch=config.train.micro_batch)
+        train = config.train
+        found = planning.answer(
+            config, vram_bytes=total_bytes, micro_batch=train.micro_batch, card_share=train.card_share
+        )
         planning.refuse_unless_fits(found)
         host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
     else:
         host, disk = _on_cpu(config)
         line = (
-            f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk"
+            f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk; "
+            f"micro-batch {config.train.micro_batch} as the settings have it, without a card there is no choice"
         )
     memory = host_memory()
     hint = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"

@@ -154,6 +154,8 @@ class _Run:
             device=str(self.engine.device),
             compute_type=NAMES[self.engine.dtype],
         )
+        if self.settings.chosen:
+            self.log.write("chosen", step=self.at.step, **asdict(self.settings.chosen))
 
     def log_end(self, display: ProgressDisplay) -> None:
         """Note how long it took, and how far the estimate was off."""

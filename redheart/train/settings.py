@@ -10,6 +10,29 @@ Decay = Literal["restarts", "cosine", "linear"]
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """The way to train that the planner found for a card, or that was asked for, and what it says of it."""
+
+    setting: str
+    """Strategy, micro-batch, checkpointing and the optimizer's share on the card, in a few words."""
+    by: Literal["planner", "settings"]
+    text: str
+    """What and why, for people; the figures in it are those below."""
+    others: list[str]
+    """The next configurations, and what they would save or cost."""
+    device: str
+    constants: str
+    """Where those of the simulation are from."""
+    predicted_step_s: float | None
+    """Simulated, with its interval; None for a card that is not in the table."""
+    low_s: float | None
+    high_s: float | None
+    bound_by: str | None
+    upper_bytes: int
+    vram_bytes: int
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """What decides the result of one training run, beside its learner."""
 
@@ -31,3 +54,5 @@ class RunSettings:
     """Optimizer steps of the whole run, for a decay over it."""
     expected: Expected | None = None
     """What earlier runs took; without it the time left is known after a few steps."""
+    chosen: Chosen | None = None
+    """What the log is told of it."""

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 from launching import launch
+from torch import nn
 
 from redheart.core.config import TrainConfig
-from redheart.memory.ledger import Homes, ModelSizes, Strategy, held_bytes, ledger
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.ledger import SLOTS, Homes, ModelSizes, Strategy, held_bytes, ledger
+from redheart.memory.offloaded import Flat, Offloaded
 from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
+from redheart.pipeline.bucket import Bucket
 from redheart.train.groups import parameter_groups
 from redheart.train.strategy import all_strategies, deepspeed_config, strategy_named, strategy_sizes
 
@@ -93,3 +98,28 @@ def test_graphs_hold_a_gradient_of_every_parameter_for_each_shape() -> None:
         for numbers_of in (numbers, replace(numbers, graph_shapes=2))
     )
     assert of_two - without == 2 * 2 * 15
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_a_pipeline_holds_its_ring_and_the_sums_that_are_planned(num_passes: int) -> None:
+    counts = (1000, 600, 400)
+    masters = [nn.Parameter(torch.zeros(count)) for count in counts]
+    weights = [nn.Parameter(master.detach().bfloat16()) for master in masters]
+    flats = [
+        Flat(Bucket(index, f"group {index}", master.numel()), [weight], master, [weight.data])
+        for index, (master, weight) in enumerate(zip(masters, weights, strict=True))
+    ]
+    host = HostAdamW8bit([{"params": [master], "state_bits": 32} for master in masters], lr=1e-3)
+    # Room for two of the largest.
+    work = Offloaded(flats, host, max_grad_norm=1.0, ring_bytes=4500, accumulates=num_passes > 1)
+    for _ in range(num_passes):
+        for weight in weights:
+            work.arrived(weight, torch.ones_like(weight))
+    work.step([{}] * 3)
+    held = sum(tensor.nbytes for tensor in work.buffers())
+    sizes = ModelSizes(dict(zip("abc", counts, strict=True)), (("a",), ("b",), ("c",)), (8, 8, 8))
+    numbers = replace(strategy_sizes("zero2_offload_adam8bit"), ring_bytes=4500)
+    entries = {entry.name: entry for entry in ledger(sizes, numbers, accumulates=num_passes > 1)}
+    assert held == entries["ring of slots"].total_bytes + entries["sums of gradients"].total_bytes
+    assert held == 2 * 2000 + (2 * 1000 if num_passes == 1 else 4 * 2000)
+    assert "gradients" not in entries and SLOTS not in entries

@@ -1,6 +1,7 @@
 """The HTML report says what the Markdown says, holds its figures, and needs nothing from elsewhere."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -63,10 +64,24 @@ def test_a_run_s_report_stands_alone_and_says_all(run_copy: Path, capsys: pytest
     assert page.tags.count("table") == text.count('<div class="scroll"><table>') > 5
 
 
-def test_a_report_without_a_calibration_of_its_model_says_so(run_copy: Path) -> None:
+def test_a_report_says_that_its_model_has_no_calibration_and_what_the_planner_said(run_copy: Path) -> None:
     (run_copy / "calibration" / "calibration.json").unlink()
+    with (run_copy / "train" / "events.jsonl").open("a") as log:
+        for event in (
+            {"event": "chosen", "text": "chosen by the planner: 64 x 1, because it is fast"},
+            {
+                "event": "estimate_check",
+                "step_s": 1.25,
+                "expected_step_s": 1.0,
+                "error_percent": -20.0,
+                "basis": "card",
+            },
+        ):
+            log.write(json.dumps(event) + "\n")
     main(["report", str(run_copy)])
     report = (run_copy / "report" / "report.md").read_text()
+    assert "| way to train | chosen by the planner: 64 x 1, because it is fast |" in report
+    assert "| seconds a step | 1.25, expected 1.00 (-20.0 %, card) |" in report
     assert "`redheart calibrate RUN`" in report.split("## Calibration")[1].split("##")[0]
     limits = report.split("## Limitations")[1]
     assert "generated" in limits and "no diagnosis" in limits and "has not been examined" in limits

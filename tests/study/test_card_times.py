@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -15,8 +16,9 @@ from redheart.core.errors import BadInput
 from redheart.memory.cards import find
 from redheart.memory.plan import GIB
 from redheart.memory.step_time import HostSpeed
-from redheart.study.outlook import card_times, host_speed, planning, timings
+from redheart.study.outlook import card_times, chosen, host_speed, planning, timings
 from redheart.train.pace import CHECK_STEPS
+from redheart.train.settings import Chosen
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import step_times
@@ -51,8 +53,7 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_next_best_are_slower_fit_and_are_not_the_chosen_one() -> None:
     found = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).on_card
     assert found is not None and found.note is None and not found.is_host_measured
-    chosen = found.plan
-    settings = {card_times.setting_text(plan) for plan in (chosen, *(plan for plan, _ in found.others))}
+    settings = {card_times.setting_text(plan) for plan in (found.plan, *(plan for plan, _ in found.others))}
     assert len(settings) == 3 and all(plan.fits for plan, _ in found.others)
     assert sorted(step_s for _, step_s in found.others) == [step_s for _, step_s in found.others]
     low, typical, high = (seconds / (-(-planning.NUM_TRAINING // 32) * 10) for seconds in sorted(found.run_s))
@@ -115,11 +116,19 @@ def test_a_run_that_was_expected_remembers_its_first_steps(empty_store: Path) ->
     assert known is not None and known.update_s == pytest.approx(0.1)
 
 
-def test_a_run_on_a_known_card_is_expected_to_take_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert planning.expected(CONFIG, ranks=1, num_validation=10) is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index=0: "NVIDIA GeForce RTX 3070")
-    assert planning.expected(CONFIG, ranks=1, num_validation=10) is None, "fitted on `full` alone"
+def test_what_is_expected_is_what_was_measured_here_else_what_the_planner_says_of_the_card() -> None:
+    found = Chosen("64 x 1", "planner", "", [], "a card", "its constants", 2.0, 1.0, 3.0, "host", 1, 2)
+    assert chosen.expected(CONFIG, None, ranks=1, num_validation=10) is None
+    unknown = dataclasses.replace(found, predicted_step_s=None)
+    assert chosen.expected(CONFIG, unknown, ranks=1, num_validation=10) is None
+    said = chosen.expected(CONFIG, found, ranks=1, num_validation=10)
+    assert said is not None and (said.step_s, said.basis) == (2.0, "simulated, its constants")
+    steps = [{"event": "step", "forward_backward_s": 0.5, "step_s": 1.0}] * 5
+    measured = timings.measured_step(CONFIG, steps, ranks=1)
+    assert measured is not None
+    timings.remember(measured)
+    before = chosen.expected(CONFIG, found, ranks=1, num_validation=10)
+    assert before is not None and before.step_s == pytest.approx(1.0) and "measured" in before.basis
 
 
 @pytest.mark.long
@@ -133,8 +142,23 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     assert work.backward[1:] == pytest.approx(step_times.CHECKPOINTED[1:], rel=0.01)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index=0: "NVIDIA GeForce RTX 3070")
-    found = planning.expected(config, ranks=1, num_validation=10)
-    assert found is not None and found.step_s == planned.step.step_s and found.basis == "simulated, RTX 3070"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: SimpleNamespace(total_memory=8 * GIB))
+    taken, found = chosen.on_this_card(StudyConfig(preset="full"))
+    assert (taken.train.micro_batch, taken.train.checkpointing) == (64, True) and found is not None
+    assert (found.by, found.device, found.vram_bytes) == ("planner", "NVIDIA GeForce RTX 3070", 8 * GIB)
+    assert (found.predicted_step_s, found.bound_by) == (planned.step.step_s, planned.step.bound_by)
+    assert found.low_s < found.predicted_step_s < found.high_s and found.upper_bytes == planned.plan.upper_bytes
+    assert len(found.others) == planning.NUM_OTHERS and all("s a step" in other for other in found.others)
+    assert found.constants == "RTX 3070, constants of its data sheet and any host's" and found.constants in found.text
+    assert "because it is the fastest that leaves 40% of the card free" in found.text
+    assert f"bound by {card_times.LANES[found.bound_by]}" in found.text
+    timings.remember_host(HostSpeed(0.1e-9, 0.05e-9, 20e9))
+    faster = chosen.on_this_card(StudyConfig(preset="full"))[1]
+    assert (
+        faster is not None
+        and faster.predicted_step_s < found.predicted_step_s
+        and "this host's as measured" in faster.text
+    )
 
 
 def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
@@ -160,3 +184,22 @@ def test_a_launch_is_timed_by_its_operators() -> None:
 def test_too_little_is_left_of_a_card() -> None:
     with pytest.raises(BadInput, match="not a size"):
         planning.parse_bytes("2000GiB", least_bytes=0)
+
+
+def test_graphs_launch_nothing_and_the_pipeline_has_a_ring_and_neither_was_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = {}
+    for switches in ((), ("--train.graphs",), ("--pipeline",), ("--graphs", "--train.pipeline")):
+        main([*TINY, "--card", "RTX 3070", *switches, "--json"])
+        shown[switches] = json.loads(capsys.readouterr().out)
+    eager, graphs, pipeline, both = shown.values()
+    waits = [found["on_card"]["step"]["waits_s"] for found in shown.values()]
+    assert "launches" in waits[0] and not waits[1].get("launches") and not waits[3].get("launches")
+    assert graphs["on_card"]["step"]["step_s"] < eager["on_card"]["step"]["step_s"]
+    # Two gradients of every parameter for good; the ring stands in for slots and gradients on the host.
+    assert graphs["parts"]["gradients of graphs"] >= 2 * 2 * planning.planner_of(CONFIG).workload.sizes.trained
+    assert "ring of slots" in pipeline["host_parts"] and "page-locked slots" not in pipeline["host_parts"]
+    for found in (graphs, pipeline, both):
+        assert "not measured" in found["basis"]
+    assert eager["basis"] == "predicted"

@@ -14,6 +14,7 @@ from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB
 from redheart.study import preflight
 from redheart.study.outlook import planning
+from redheart.study.outlook.chosen import on_this_card
 from redheart.study.preflight import check_run
 
 Card = namedtuple("Card", "total_memory")
@@ -26,7 +27,8 @@ def config(out: Path, **train: object) -> StudyConfig:
 
 
 def test_a_run_that_fits_says_what_it_takes(tmp_path: Path) -> None:
-    assert "GiB of host memory" in check_run(config(tmp_path / "run"))
+    line = check_run(config(tmp_path / "run"))
+    assert "GiB of host memory" in line and "micro-batch 64 as the settings have it" in line
 
 
 def predicted_bytes(config: StudyConfig) -> float:
@@ -106,14 +108,20 @@ def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeyp
 
 def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     full = StudyConfig(preset="full")
-    assert planning.on_this_card(full) == full  # no card
+    assert on_this_card(full) == (full, None)  # no card
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(8 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
-    found = planning.on_this_card(full)
+    found, why = on_this_card(full)
+    assert why is not None and why.predicted_step_s is None and "a card is not in the table" in why.text
     assert (found.train.micro_batch, found.train.checkpointing) == (64, True)
     assert dataclasses.replace(found, train=full.train) == full
-    for told in (TrainConfig(micro_batch=8), TrainConfig(micro_batch=64, checkpointing=False)):
-        assert planning.on_this_card(dataclasses.replace(full, train=told)).train == told
+    for told, by in (
+        (TrainConfig(micro_batch=8), "settings"),
+        (TrainConfig(micro_batch=64, checkpointing=False), None),
+    ):
+        taken, why = on_this_card(dataclasses.replace(full, train=told))
+        # Without checkpointing 64 do not fit: the plan that follows refuses them.
+        assert taken.train == told and (why.by if why else None) == by
     small = StudyConfig(preset="small")
-    assert planning.on_this_card(small) == small
+    assert on_this_card(small) == (small, None)

@@ -97,6 +97,14 @@ def test_a_killed_run_is_silent_and_a_slow_one_is_not(tmp_path: Path) -> None:
     assert read_status(write(tmp_path, slow), CONFIG, now=later).state == "running"
 
 
+def test_the_way_that_a_card_was_found_to_take_best_is_said(tmp_path: Path) -> None:
+    said = {"event": "chosen", "text": "chosen by the planner: 64 x 1, because", "predicted_step_s": None}
+    lines = lines_of_a_run(epochs=1, of=5)
+    status = read_status(write(tmp_path, [lines[0], {**lines[0], **said}, *lines[1:]]), CONFIG, now=NOW)
+    assert status.chosen == said["text"] and f"way     {said['text']}" in shown(status)
+    assert read_status(write(tmp_path, lines), CONFIG, now=NOW).chosen == ""
+
+
 def test_a_finished_run_is_finished_whatever_its_log_ends_with(tmp_path: Path) -> None:
     status = read_status(write(tmp_path, lines_of_a_run(epochs=5, of=5)), CONFIG, now=NOW + timedelta(days=9))
     assert status.state == "finished" and status.phases["train"]

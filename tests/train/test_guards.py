@@ -1,6 +1,7 @@
 """What a run does when a loss is no number, memory runs out or a save fails: nothing is lost, one clear error."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from redheart.train.events import all_events, read_events
 from redheart.train.learner import MicroLoss
 from redheart.train.loop import RunSettings, train
 from redheart.train.pace import CHECK_STEPS, Expected
+from redheart.train.settings import Chosen
 
 
 def nan_at(*calls: int) -> Callable[[int, Tensor], Tensor]:
@@ -238,7 +240,11 @@ def test_a_finished_run_that_is_started_again_keeps_its_log(tmp_path: Path) -> N
 def test_an_estimate_from_before_the_run_is_logged_beside_its_first_steps(tmp_path: Path) -> None:
     config = TrainConfig(strategy="plain", effective_batch=BATCH, micro_batch=BATCH)
     expected = Expected(100.0, None, "simulated")
-    train(Line(records=30 * BATCH), RunSettings(config, 1, 1e-2, "key", expected=expected), folder=tmp_path)
+    chosen = Chosen("16 x 1", "planner", "the fastest", ["8 x 2"], "a card", "its own", None, None, None, None, 1, 2)
+    settings = RunSettings(config, 1, 1e-2, "key", expected=expected, chosen=chosen)
+    train(Line(records=30 * BATCH), settings, folder=tmp_path)
+    (said,) = read_events(tmp_path / "events.jsonl", "chosen")
+    assert {name: said[name] for name in asdict(chosen)} == asdict(chosen) and said["step"] == 0
     (check,) = read_events(tmp_path / "events.jsonl", "estimate_check")
     assert (check["step"], check["expected_step_s"], check["basis"]) == (CHECK_STEPS + 1, 100.0, "simulated")
     assert check["error_percent"] == pytest.approx(100 * (100.0 / check["step_s"] - 1), abs=0.1)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
 
-from redheart.memory.cards import Card
+from redheart.memory.card_clock import CardClock
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import GIB, MICRO_BATCHES, Cost, Plan, Planner
-from redheart.memory.step_time import HostSpeed, StepTime, constants, step_time
+from redheart.memory.step_time import StepTime
 
 LANES = {
     "card": "the card's computing",
@@ -16,6 +16,7 @@ LANES = {
     "gradients": "the host's taking gradients in",
     "host": "the optimizer on the host",
     "bus": "the bus",
+    "order": "one lane's waiting for another",
     "rest": "DeepSpeed and the loop",
 }
 NO_BF16 = (
@@ -38,26 +39,6 @@ class OnCard:
     """The next best configurations, with their seconds of a step."""
     note: str | None
     """What is wrong with the card."""
-
-
-@dataclass(frozen=True)
-class CardClock:
-    """Steps of a planner's workload on a card."""
-
-    card: Card
-    planner: Planner
-    host: HostSpeed | None
-
-    def time(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> StepTime:
-        """Of a configuration."""
-        workload = self.planner.workload
-        steps = -(-workload.effective_batch // (micro_batch * strategy.ranks))
-        work = self.planner.pass_work(micro_batch, checkpointing=checkpointing)
-        return step_time(workload.sizes.trained, strategy, steps, work, constants(self.card, strategy, self.host))
-
-    def cost(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
-        """Its seconds alone, to rank by."""
-        return self.time(strategy, micro_batch, checkpointing).step_s
 
 
 def step_alone(clock: CardClock, plan: Plan, sizes: StrategySizes) -> OnCard:

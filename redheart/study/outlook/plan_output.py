@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from redheart.memory.plan import GIB, Plan
+from redheart.memory.plan import GIB, PREDICTED, Plan
 from redheart.memory.replay import Replay
 from redheart.study.outlook.card_times import card_lines, setting_text
 from redheart.study.outlook.planning import Answer, nearest_text
@@ -64,7 +64,7 @@ def total_lines(plan: Plan) -> list[str]:
     ):
         named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
         lines.append(f"{title:<14} {total / GIB:6.2f} GiB ({named})")
-    return lines
+    return lines + [f"{'basis':<14} {plan.basis}"] * (plan.basis != PREDICTED)
 
 
 def time_text(plan: Plan) -> str:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from redheart.core.config import StudyConfig, TrainConfig, resolved
+from redheart.core.config import StudyConfig, TrainConfig
 from redheart.core.errors import BadInput, DoesNotFit
-from redheart.core.ranks import launched
 from redheart.data.features import record_bytes
-from redheart.memory.cards import Card, known
+from redheart.memory.card_clock import CardClock
+from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
@@ -26,12 +26,10 @@ from redheart.model.dims import FEATURE_WIDTH, preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study.outlook import timings
-from redheart.study.outlook.card_times import NO_BF16, CardClock, OnCard, next_best
+from redheart.study.outlook.card_times import NO_BF16, OnCard, next_best
+from redheart.train.choice import Choice, choose, sizes_of
 from redheart.train.compute_type import compute_type
-from redheart.train.graphs import MAX_SHAPES
 from redheart.train.groups import parameter_groups
-from redheart.train.pace import Expected
-from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
 
 NUM_OTHERS = 2
 """Configurations that a plan with times names beside the chosen one."""
@@ -110,103 +108,56 @@ def answer(
     if ranks > 1:
         # What several devices tell each other was never timed.
         card = None
-    name = strategy or config.train.strategy
     length, micro = config.features.seq_len_tokens, micro_batch or 0
     if not 1 <= length <= 4096 or not 0 <= micro <= 1024:
         raise BadInput(
             "out of range", got=f"length {length}, micro-batch {micro}", expected="length 1-4096, micro 0-1024"
         )
-    # Either, unless it is asked for, or a micro-batch is.
-    recompute = config.train.checkpointing or (False if micro else None)
-    limits: dict[str, Any] = {"checkpointing": recompute, "vram_bytes": vram_bytes, "comfort_share": comfort_share}
-    if name == "auto":
-        clock = _clock(planner_of(config), card)
-        chosen = planner_of(config).fastest(_offered(ranks=ranks), cost=clock.cost if clock else None, **limits)
-        name = chosen.strategy if chosen else TrainConfig().strategy
-    graph_shapes = MAX_SHAPES if config.train.graphs else 0
-    sizes = dataclasses.replace(strategy_sizes(name, ranks=ranks), graph_shapes=graph_shapes)
-    wanted = dataclasses.replace(config.train, card_share=1.0 if card_share == "auto" else card_share)
-    check_switches(sizes.kind, wanted, ranks=ranks)
-    planner = planner_of(config, dtype=sizes.kind.card_dtype)
-    clock, asked = _clock(planner, card), recompute
-    cost = clock.cost if clock else None
-    if card_share == "auto":
-        shared = planner.with_share(sizes, vram_bytes=vram_bytes, checkpointing=recompute, micro_batch=micro, cost=cost)
-        sizes = dataclasses.replace(sizes, card_share=shared.card_share if shared else 0.0)
-        micro, recompute = (shared.micro_batch, shared.checkpointing) if shared else (micro, recompute)
-    else:
-        sizes = dataclasses.replace(sizes, card_share=card_share)
-    if not micro:
-        found = planner.fastest([sizes], cost=cost, **limits)
-        micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, True)
-    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
-    nearest = None if plan.fits else _nearest(config, planner, sizes, vram_bytes=vram_bytes, ranks=ranks)
-    plan = _timed(config, plan, ranks=ranks, card=card)
-    on_card = _on_card(config, clock, plan, sizes, checkpointing=asked) if clock else None
-    return Answer(plan, replay, nearest, on_card)
+    is_open = card_share == "auto"
+    share = 0.0 if card_share == "auto" else card_share
+    asked = {"strategy": strategy or config.train.strategy, "micro_batch": micro, "card_share": share}
+    found = choose(
+        dataclasses.replace(config.train, **asked),  # type: ignore[arg-type]
+        lambda dtype: planner_of(config, dtype=dtype),
+        vram_bytes=vram_bytes,
+        ranks=ranks,
+        comfort_share=comfort_share,
+        shares=is_open,
+        card=card,
+        host=timings.recall_host(),
+    )
+    found = dataclasses.replace(found, plan=_timed(config, found.plan, ranks=ranks, card=card))
+    on_card = _on_card(config, found, found.clock) if found.clock else None
+    return Answer(found.plan, found.replay, found.nearest, on_card)
 
 
-def _clock(planner: Planner, card: Card | None) -> CardClock | None:
-    return CardClock(card, planner, timings.recall_host()) if card else None
-
-
-def _on_card(
-    config: StudyConfig, clock: CardClock, plan: Plan, sizes: StrategySizes, *, checkpointing: bool | None
-) -> OnCard:
+def _on_card(config: StudyConfig, found: Choice, clock: CardClock) -> OnCard:
     """Times of a plan, and what else there is."""
-    step, planner, card = clock.time(sizes, plan.micro_batch, plan.checkpointing), clock.planner, clock.card
+    plan, sizes, planner = found.plan, found.sizes, found.planner
+    step = clock.time(sizes, plan.micro_batch, plan.checkpointing)
     is_float32 = sizes.weight_bytes == 4
-    offered = [sizes] if is_float32 else [strategy_sizes(name) for name in TIMED]
     others: list[tuple[Plan, float]] = []
-    if plan.fits and sizes.kind.takes_share and not plan.card_share:
-        shared = planner.with_share(sizes, vram_bytes=plan.vram_bytes, checkpointing=checkpointing, cost=clock.cost)
+    limits: dict[str, Any] = {"checkpointing": found.checkpointing, "cost": clock.cost}
+    if plan.fits and sizes.kind.takes_share and not plan.card_share and not sizes.ring_bytes:
+        shared = planner.with_share(sizes, vram_bytes=plan.vram_bytes, **limits)
         if shared and shared.card_share:
             sharing = dataclasses.replace(sizes, card_share=shared.card_share)
             others.append((shared, clock.cost(sharing, shared.micro_batch, shared.checkpointing)))
     if plan.fits:
-        others += next_best(
-            planner, plan, offered, clock.cost, checkpointing=checkpointing, count=NUM_OTHERS - len(others)
-        )
+        alone = dataclasses.replace(config.train, card_share=0.0)
+        offered = [sizes] if is_float32 else [sizes_of(alone, name) for name in TIMED]
+        others += next_best(planner, plan, offered, count=NUM_OTHERS - len(others), **limits)
         others.sort(key=itemgetter(1))
     steps = -(-NUM_TRAINING // config.train.effective_batch) * config.epochs
     note = None
-    if card.bf16_tflops is None and not is_float32:
+    if clock.card.bf16_tflops is None and not is_float32:
         in_float32 = answer(config, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
         verdict = "fits" if in_float32.fits else f"takes {in_float32.upper_bytes / GIB:.1f} GiB; --preset small fits"
         note = f"{NO_BF16}; in float32 throughout (--strategy fp32_adamw) `{config.preset}` {verdict}"
     elif sizes.kind.name not in TIMED:
         note = "no step of this strategy has been measured on a card: its time is a guess"
     run_s = (steps * step.step_s, steps * step.low_s, steps * step.high_s)
-    return OnCard(plan, card.name, step, run_s, clock.host is not None, others, note)
-
-
-def on_this_card(config: StudyConfig) -> StudyConfig:
-    """The study with the fastest micro-batch that fits the card, where there is one and none is asked for.
-
-    Smaller presets take a step's records at once, and several ranks what they are told.
-    """
-    is_open = config.preset == "full" and not config.train.micro_batch and launched().world_size == 1
-    if not is_open or not torch.cuda.is_available():
-        return config
-    plan = answer(resolved(config), vram_bytes=torch.cuda.get_device_properties(0).total_memory).plan
-    train = dataclasses.replace(config.train, micro_batch=plan.micro_batch, checkpointing=plan.checkpointing)
-    return dataclasses.replace(config, train=train) if plan.fits else config
-
-
-def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expected | None:
-    """What a run is expected to take: by earlier runs here, else `full` by the simulation of the card that is here."""
-    found = timings.expected(config, ranks=ranks, num_validation=num_validation)
-    if found or ranks > 1 or config.preset != "full" or not torch.cuda.is_available():
-        return found
-    card = known(torch.cuda.get_device_name(0))
-    if card is None:
-        return None
-    sizes = strategy_sizes(config.train.strategy, card_share=config.train.card_share)
-    planner = planner_of(config, dtype=sizes.kind.card_dtype)
-    clock = CardClock(card, planner, timings.recall_host())
-    step = clock.time(sizes, config.train.micro_batch, config.train.checkpointing)
-    forget_traces()
-    return Expected(step.step_s, None, f"simulated, {card.name}")
+    return OnCard(plan, clock.card.name, step, run_s, clock.host is not None, others, note)
 
 
 def _timed(config: StudyConfig, plan: Plan, *, ranks: int, card: Card | None) -> Plan:
@@ -255,12 +206,6 @@ def nearest_text(found: Answer) -> str:
     )
 
 
-def _offered(*, ranks: int, besides: str = "") -> list[StrategySizes]:
-    """What `auto` chooses from, and a refusal of one of them."""
-    names = [strategy.name for strategy in all_strategies() if strategy.is_offered and strategy.name != besides]
-    return [strategy_sizes(name, ranks=ranks) for name in names]
-
-
 def planner_of(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16) -> Planner:
     """A planner of the study's workload, with the traces of earlier questions about it: one takes a second or more."""
     asked = TrainConfig(effective_batch=config.train.effective_batch, snapshot_every=config.train.snapshot_every)
@@ -288,7 +233,7 @@ def cpu_workload(config: StudyConfig) -> Workload:
 def cpu_sizes(config: StudyConfig) -> StrategySizes:
     """The study's strategy in the type that this CPU computes in."""
     weight_bytes = compute_type(config.train).itemsize
-    return dataclasses.replace(strategy_sizes(config.train.strategy), weight_bytes=weight_bytes)
+    return dataclasses.replace(sizes_of(config.train, config.train.strategy), weight_bytes=weight_bytes, graph_shapes=0)
 
 
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
@@ -326,14 +271,6 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
         snapshot_output_bytes=4 * NUM_VALIDATION * predictors * max(dims.outputs),
         feature_bytes=NUM_RECORDS * record_bytes(config.features),
     )
-
-
-def _nearest(
-    config: StudyConfig, planner: Planner, sizes: StrategySizes, *, vram_bytes: int, ranks: int
-) -> Plan | None:
-    """The same strategy with a smaller micro-batch or checkpointing, else the cheapest other one."""
-    others = _offered(ranks=ranks, besides=sizes.kind.name)
-    return planner.fastest([sizes], vram_bytes=vram_bytes) or planner_of(config).fastest(others, vram_bytes=vram_bytes)
 
 
 def free_disk_bytes(path: Path) -> int:

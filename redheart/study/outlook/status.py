@@ -54,6 +54,7 @@ class _Entry(msgspec.Struct, frozen=True):
     device_used_bytes: int | None = None
     device_peak_bytes: int | None = None
     what: str = ""
+    text: str = ""
     exit_code: int = 0
 
 
@@ -89,6 +90,8 @@ class RunStatus(msgspec.Struct, frozen=True):
     steps: int = 0
     losses: dict[str, float] = {}
     """Of the last step, and of the last epoch in training and validation."""
+    chosen: str = ""
+    """The way to train on a card, and why."""
     best_epoch: int | None = None
     """With the lowest validation loss."""
     best_epochs_text: str | None = None
@@ -142,13 +145,14 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         step=step.step,
         steps=start.epochs * start.steps_per_epoch,
         losses={name: loss for name, loss in by_kind.items() if loss is not None},
+        chosen=next((entry.text for entry in reversed(entries) if entry.event == "chosen"), ""),
         best_epoch=min(measured)[1] if measured else None,
         best_epochs_text=_best_epochs(folder, measured) if phases["sweet-spot"] else None,
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
         time_left_s=_time_left(entries, now) if state == "running" else None,
         memory_bytes={name: size for name, size in sizes.items() if size is not None},
-        last_events=[_line(event) for event in events if event["event"] not in ("step", "epoch")][-5:],
+        last_events=[_line(event) for event in events if event["event"] not in ("step", "epoch", "chosen")][-5:],
     )
 
 
@@ -167,6 +171,7 @@ def status_lines(status: RunStatus) -> list[str]:
             )
     else:
         rows["at"] = f"epoch {status.epoch}/{status.epochs}, step {status.step:,}/{status.steps:,}"
+        rows["way"] = status.chosen
         rows["loss"] = ", ".join(f"{name} {loss:.4f}" for name, loss in status.losses.items())
         if status.best_epoch:
             rows["loss"] += f", best epoch {status.best_epoch}"

@@ -27,15 +27,39 @@ def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> lis
     slots, slots_bytes = "redheart/train/transfers.py: six of 8 Mi bf16 elements", 6 * (8 << 20) * 2
     states = tuple(map(zero2.states_bytes, host, model.group_state_bits))
     started = "redheart/memory/adamw8bit/optimizer.py, HostAdamW8bit._start"
+    if strategy.ring_bytes:
+        gradients, leaving = _in_ring(parts, strategy, accumulates)
+        grad_bytes = 0
+    else:
+        leaving = []
+        gradients = [
+            Entry("gradients", "host", "group", "always", each(grad_bytes, host), grad, f"{HELD}.grad"),
+            Entry(SLOTS, "host", "once", "always", (slots_bytes,), slots),
+        ]
     kept = [
-        Entry("gradients", "host", "group", "always", each(grad_bytes, host), grad, f"{HELD}.grad"),
+        *gradients,
         Entry("DeepSpeed's copy of the new weights", "host", "group", "init_all", each(weight, parts), copy),
         Entry("gradients in float32", "host", "group", "init_all", each(4 - grad_bytes, host), first),
-        Entry(SLOTS, "host", "once", "always", (slots_bytes,), slots),
     ]
     held = Entry("optimizer states", "host", "group", "always", states, started, "state")
     on_card = _on_card(model, card, weight, grad_bytes) if any(card) else []
-    return [*on_card, *zero2.offload(model, strategy, kept=kept), held]
+    return [*on_card, *zero2.offload(model, strategy, leaving=leaving, kept=kept), held]
+
+
+def _in_ring(parts: Sequence[int], strategy: StrategySizes, accumulates: bool) -> tuple[list[Entry], list[Entry]]:
+    """Gradients of a step that is a pipeline, on the host and on their way there."""
+    source = "redheart/memory/offloaded.py"
+    largest_bytes = strategy.weight_bytes * max(parts, default=0)
+    num_slots = min(len(parts), max(1, strategy.ring_bytes // max(1, largest_bytes)))
+    ring_bytes = num_slots * largest_bytes
+    # Where one micro-batch is the whole step, what is in a slot when the norm is known has no sum.
+    summed = sorted(parts)[0 if accumulates else num_slots :]
+    sum_bytes = 4 if accumulates else strategy.weight_bytes
+    ring = Entry("ring of slots", "host", "once", "always", (ring_bytes,), f"{source}, Offloaded._slots")
+    sums = Entry("sums of gradients", "host", "group", "always", each(sum_bytes, summed), f"{source}, drain")
+    # A bus that is slower than the pass lets more of them wait.
+    waiting = f"{source}, copy_out: record_stream, for as many as there are slots"
+    return [ring, sums], [Entry("gradients on their way", "device", "once", "backward", (ring_bytes,), waiting)]
 
 
 def _on_card(model: ModelSizes, card: Sequence[int], weight: int, grad_bytes: int) -> list[Entry]:

@@ -1,0 +1,112 @@
+"""Which way to train: what is asked for, and what is left open chosen among all that fits a card."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from redheart.core.config import TrainConfig
+from redheart.memory.card_clock import CardClock
+from redheart.memory.cards import Card
+from redheart.memory.ledger import StrategySizes
+from redheart.memory.offloaded import RING_BYTES
+from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
+from redheart.memory.replay import Replay
+from redheart.memory.step_time import HostSpeed
+from redheart.train.graphs import MAX_SHAPES
+from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, the replay behind it, what it was made with, and the nearest plan that fits where it does not."""
+
+    plan: Plan
+    replay: Replay
+    planner: Planner
+    sizes: StrategySizes
+    clock: CardClock | None
+    """Of the card that was named."""
+    checkpointing: bool | None
+    """What was asked: with, without, or either."""
+    nearest: Plan | None
+
+
+def choose(
+    train: TrainConfig,
+    planner_in: Callable[[torch.dtype], Planner],
+    *,
+    vram_bytes: int,
+    ranks: int = 1,
+    comfort_share: float = COMFORT_SHARE,
+    can_checkpoint: bool = True,
+    shares: bool = False,
+    card: Card | None = None,
+    host: HostSpeed | None = None,
+) -> Choice:
+    """The way to train that is asked for, or the fastest one that fits.
+
+    Args:
+        train: strategy (`auto` for the fastest that fits), micro-batch (0 for the fastest that fits), checkpointing
+            (False leaves it open where the micro-batch is), the optimizer's share on the card, pipeline and graphs.
+        planner_in: of the workload in a type; it is asked several times.
+        vram_bytes: of the card.
+        ranks: devices, for the strategies that divide the work.
+        comfort_share: of the card that is not exceeded if anything stays below it.
+        can_checkpoint: whether the model can recompute its activations.
+        shares: whether as much of the optimizer lies on the card as there is room for.
+        card: whose times configurations are ranked by; without one the ranking is that of no card.
+        host: what the card's host was measured to do.
+
+    Raises:
+        BadInput: an unknown strategy, or a switch that it does not have.
+    """
+
+    def clock_of(planner: Planner) -> CardClock | None:
+        return CardClock(card, planner, host, has_dropout=train.dropout > 0) if card else None
+
+    def fastest(planner: Planner, offered: list[StrategySizes]) -> Plan | None:
+        clock = clock_of(planner)
+        return planner.fastest(offered, checkpointing=recompute, cost=clock.cost if clock else None, **limits)
+
+    limits: dict[str, Any] = {"vram_bytes": vram_bytes, "comfort_share": comfort_share}
+    either, micro = None if can_checkpoint else False, train.micro_batch
+    # Either, unless it is asked for, or a micro-batch is.
+    recompute = asked = train.checkpointing or (False if micro else either)
+    offered = [sizes_of(train, item.name, ranks=ranks) for item in all_strategies() if item.is_offered]
+    name = train.strategy
+    if name == "auto":
+        found = fastest(planner_in(torch.bfloat16), offered)
+        name = found.strategy if found else TrainConfig().strategy
+    sizes = sizes_of(train, name, ranks=ranks)
+    check_switches(sizes.kind, replace(train, card_share=1.0 if shares else train.card_share), ranks=ranks)
+    planner = planner_in(sizes.kind.card_dtype)
+    clock = clock_of(planner)
+    if shares:
+        cost = clock.cost if clock else None
+        found = planner.with_share(sizes, vram_bytes=vram_bytes, checkpointing=recompute, micro_batch=micro, cost=cost)
+        if found:
+            sizes = replace(sizes, card_share=found.card_share)
+            micro, recompute = found.micro_batch, found.checkpointing
+    if not micro:
+        found = fastest(planner, [sizes])
+        micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, recompute is not False)
+    plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
+    nearest = None
+    if not plan.fits:
+        others = [item for item in offered if item.kind is not sizes.kind]
+        nearest = planner.fastest([sizes], checkpointing=either, **limits)
+        nearest = nearest or planner_in(torch.bfloat16).fastest(others, checkpointing=either, **limits)
+    return Choice(plan, replay, planner, sizes, clock, asked, nearest)
+
+
+def sizes_of(train: TrainConfig, name: str, *, ranks: int = 1) -> StrategySizes:
+    """A strategy with the switches that it takes of a configuration."""
+    sizes = strategy_sizes(name, ranks=ranks, card_share=train.card_share)
+    return replace(
+        sizes,
+        card_share=train.card_share if sizes.kind.takes_share else 0.0,
+        graph_shapes=MAX_SHAPES if train.graphs and sizes.kind.is_zero else 0,
+        ring_bytes=RING_BYTES if train.pipeline and sizes.kind.takes_share else 0,
+    )
