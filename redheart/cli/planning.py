@@ -160,7 +160,7 @@ def _plan_pretrained(
     source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float, card: "Card | None"
 ) -> None:
     from redheart.custom.pretrained_plan import facts_line, plan_pretrained
-    from redheart.memory.card_clock import CardClock
+    from redheart.memory.step_time import CardClock
     from redheart.study.outlook import card_times, planning, timings
 
     found = plan_pretrained(
@@ -177,9 +177,9 @@ def _plan_pretrained(
         print(facts_line(found))
     on_card = None
     if card and options.ranks == 1:
-        clock = CardClock(card, found.planner, timings.recall_host())
-        on_card = card_times.step_alone(clock, found.plan, found.sizes)
-    answer = planning.Answer(found.plan, found.replay, found.nearest, on_card, hint=found.hint)
+        clock = CardClock(card, found.choice.planner, timings.recall_host())
+        on_card = card_times.step_alone(clock, found.plan, found.choice.sizes)
+    answer = planning.Answer(found.plan, found.choice.replay, found.choice.nearest, on_card, hint=found.hint)
     _show(answer, options, model=found.model)
 
 

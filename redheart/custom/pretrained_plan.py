@@ -10,11 +10,9 @@ import torch
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import pretrained
-from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
-from redheart.memory.replay import Replay
 from redheart.memory.workload import Workload, model_sizes
-from redheart.train.choice import choose
+from redheart.train.choice import Choice, choose
 from redheart.train.groups import parameter_groups
 
 NO_TIMES = "steps of this model have not been measured"
@@ -34,14 +32,12 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Found:
-    """A plan, what it was made with, the model, and what fits where the plan does not."""
+    """A plan, the model, and what fits where the plan does not."""
 
+    choice: Choice
     plan: Plan
-    replay: Replay
-    planner: Planner
-    sizes: StrategySizes
+    """The choice's, with what there is to say of its time."""
     model: ModelFacts
-    nearest: Plan | None
     hint: str | None
 
 
@@ -116,7 +112,7 @@ def plan_pretrained(
     plan = msgspec.structs.replace(choice.plan, time_basis=NO_TIMES)
     facts = _facts(choice.planner, seq_len_tokens)
     hint = None if plan.fits else _hint(choice.nearest, plan, facts)
-    return Found(plan, choice.replay, choice.planner, choice.sizes, facts, choice.nearest, hint)
+    return Found(choice, plan, facts, hint)
 
 
 def facts_line(found: Found) -> str:

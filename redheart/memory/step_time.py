@@ -13,6 +13,7 @@ import msgspec
 
 from redheart.memory.cards import Card
 from redheart.memory.ledger import StrategySizes
+from redheart.memory.plan import Planner
 from redheart.memory.step_cost import UPDATE_32_S, traffic_bytes
 from redheart.pipeline.clock import pipelined
 from redheart.pipeline.in_turn import WIRE_BYTES, PassWork, Rates, in_turn
@@ -137,13 +138,6 @@ def step_time(
     return StepTime(step_s, max(step_s - best, 0.0), step_s + worst, typical)
 
 
-def typical_s(
-    parameters: int, strategy: StrategySizes, steps: int, work: PassWork, ranges: Mapping[str, Range]
-) -> float:
-    """The seconds of `step_time` without their interval."""
-    return sum(_waits(parameters, strategy, steps, work, ranges).values())
-
-
 def _waits(
     parameters: int,
     strategy: StrategySizes,
@@ -161,3 +155,32 @@ def _waits(
     # The weights' way back is not in a micro-batch.
     wire_bytes = (traffic_bytes(steps, state_bits=strategy.kind.state_bits) - WIRE_BYTES) // steps
     return in_turn(work, rates, micro_batches=steps, on_host=share - on_card, on_card=on_card, wire_bytes=wire_bytes)
+
+
+@dataclass(frozen=True)
+class CardClock:
+    """Steps of a planner's workload on a card that need not be here."""
+
+    card: Card
+    planner: Planner
+    host: HostSpeed | None
+    has_dropout: bool = False
+    """With it a pass that recomputes is not captured."""
+
+    def time(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> StepTime:
+        """Of a configuration."""
+        return step_time(*self._asked(strategy, micro_batch, checkpointing))
+
+    def cost(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
+        """Its seconds without their interval, to rank by."""
+        return sum(_waits(*self._asked(strategy, micro_batch, checkpointing)).values())
+
+    def _asked(
+        self, strategy: StrategySizes, micro_batch: int, checkpointing: bool
+    ) -> tuple[int, StrategySizes, int, PassWork, dict[str, Range]]:
+        workload = self.planner.workload
+        steps = -(-workload.effective_batch // (micro_batch * strategy.ranks))
+        work = self.planner.pass_work(micro_batch, checkpointing=checkpointing)
+        is_replayed = strategy.graph_shapes > 0 and not (checkpointing and self.has_dropout)
+        ranges = constants(self.card, strategy, self.host, is_replayed=is_replayed)
+        return workload.sizes.trained, strategy, steps, work, ranges

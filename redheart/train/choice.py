@@ -7,13 +7,12 @@ from typing import Any
 import torch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.card_clock import CardClock
 from redheart.memory.cards import Card
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.offloaded import RING_BYTES
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.replay import Replay
-from redheart.memory.step_time import HostSpeed
+from redheart.memory.step_time import CardClock, HostSpeed
 from redheart.train.graphs import MAX_SHAPES
 from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
 
@@ -49,7 +48,7 @@ def choose(
 
     Args:
         train: strategy (`auto` for the fastest that fits), micro-batch (0 for the fastest that fits), checkpointing
-            (False leaves it open where the micro-batch is), the optimizer's share on the card, pipeline and graphs.
+            (False leaves it open where the micro-batch is), and its switches.
         planner_in: of the workload in a type; it is asked several times.
         vram_bytes: of the card.
         ranks: devices, for the strategies that divide the work.

@@ -1,7 +1,6 @@
 """The HTML report says what the Markdown says, holds its figures, and needs nothing from elsewhere."""
 
 import base64
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +13,7 @@ from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.report.html import render, write_html
 from redheart.report.tables import code, markdown_table, plain
+from redheart.train.events import EventLog
 
 
 class Page(HTMLParser):
@@ -66,18 +66,10 @@ def test_a_run_s_report_stands_alone_and_says_all(run_copy: Path, capsys: pytest
 
 def test_a_report_says_that_its_model_has_no_calibration_and_what_the_planner_said(run_copy: Path) -> None:
     (run_copy / "calibration" / "calibration.json").unlink()
-    with (run_copy / "train" / "events.jsonl").open("a") as log:
-        for event in (
-            {"event": "chosen", "text": "chosen by the planner: 64 x 1, because it is fast"},
-            {
-                "event": "estimate_check",
-                "step_s": 1.25,
-                "expected_step_s": 1.0,
-                "error_percent": -20.0,
-                "basis": "card",
-            },
-        ):
-            log.write(json.dumps(event) + "\n")
+    path = run_copy / "train" / "events.jsonl"
+    with EventLog(path, length_bytes=path.stat().st_size) as log:
+        log.write("chosen", text="chosen by the planner: 64 x 1, because it is fast")
+        log.write("estimate_check", step_s=1.25, expected_step_s=1.0, error_percent=-20.0, basis="card")
     main(["report", str(run_copy)])
     report = (run_copy / "report" / "report.md").read_text()
     assert "| way to train | chosen by the planner: 64 x 1, because it is fast |" in report

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
 
-from redheart.memory.card_clock import CardClock
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import GIB, MICRO_BATCHES, Cost, Plan, Planner
-from redheart.memory.step_time import StepTime
+from redheart.memory.step_time import CardClock, StepTime
 
 LANES = {
     "card": "the card's computing",

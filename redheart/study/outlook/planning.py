@@ -14,12 +14,12 @@ import torch
 from redheart.core.config import StudyConfig, TrainConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.data.features import record_bytes
-from redheart.memory.card_clock import CardClock
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
 from redheart.memory.replay import Replay
+from redheart.memory.step_time import CardClock
 from redheart.memory.workload import Workload, model_sizes
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import FEATURE_WIDTH, preset
