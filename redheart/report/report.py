@@ -1,5 +1,6 @@
 """The report of a run in Markdown, with figures. Every number in it stands in a file of the run."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any

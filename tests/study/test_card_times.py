@@ -152,12 +152,17 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     assert found.constants == "RTX 3070, constants of its data sheet and any host's" and found.constants in found.text
     assert "because it is the fastest that leaves 40% of the card free" in found.text
     assert f"bound by {card_times.LANES[found.bound_by]}" in found.text
+    steps = [{"event": "step", "forward_backward_s": 0.5, "step_s": 0.75}] * 5
+    measured = timings.measured_step(resolved(taken), steps, ranks=1)
+    assert measured is not None and measured.device == "NVIDIA GeForce RTX 3070"
+    timings.remember(measured)
     timings.remember_host(HostSpeed(0.1e-9, 0.05e-9, 20e9))
     faster = chosen.on_this_card(StudyConfig(preset="full"))[1]
     assert (
         faster is not None
         and faster.predicted_step_s < found.predicted_step_s
         and "this host's as measured" in faster.text
+    assert "0.75 s a step (measured: steps of 64 x 128 tokens on NVIDIA GeForce RTX 3070)" in faster.text
     )
 
 

@@ -56,6 +56,8 @@ def _chosen(found: Answer, *, device: str, is_told: bool) -> Chosen:
     else:
         why = f"chosen by the planner: {setting}, because it is the fastest that fits, and none leaves {free}"
     reasons = [why]
+    if plan.step_s is not None:
+        reasons.append(f"{plan.step_s:.2f} s a step (measured: {plan.time_basis})")
     step = on_card.step if on_card else None
     constants = f"constants of no card: {device} is not in the table"
     if on_card and step:
