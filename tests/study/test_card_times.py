@@ -158,12 +158,9 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     timings.remember(measured)
     timings.remember_host(HostSpeed(0.1e-9, 0.05e-9, 20e9))
     faster = chosen.on_this_card(StudyConfig(preset="full"))[1]
-    assert (
-        faster is not None
-        and faster.predicted_step_s < found.predicted_step_s
-        and "this host's as measured" in faster.text
+    assert faster is not None and faster.predicted_step_s < found.predicted_step_s
+    assert "this host's as measured" in faster.text
     assert "0.75 s a step (measured: steps of 64 x 128 tokens on NVIDIA GeForce RTX 3070)" in faster.text
-    )
 
 
 def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
