@@ -76,7 +76,7 @@ def cases() -> Iterator[Case]:
     for size, checkpointing, step_s in ((64, 0, 0.160), (16, 0, 0.204), (64, 1, 0.286)):
         yield Case("H200", alone, size, bool(checkpointing), step_s, without, what="without the filter's loop")
     yield Case("H200", alone, 64, False, 0.0455, without, as_graph=True, what="as one CUDA graph")
-    compiled = "how many kernels a compiler makes of it is not known"
+    compiled = "how many kernels a card's compiler makes of it is not known: docs/step.md"
     yield Case("H200", alone, 64, False, 0.137, without, left_out=compiled, what="torch.compile")
     for size, checkpointing, step_s in ((16, 0, 3.52), (32, 0, 1.85), (64, 1, 1.16), (64, 0, 1.08)):
         yield Case("H200", offload, size, bool(checkpointing), step_s)
