@@ -13,8 +13,8 @@ from redheart.custom.learner import TensorLearner
 from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
+from redheart.train.choice import sizes_of
 from redheart.train.groups import parameter_groups
-from redheart.train.strategy import strategy_sizes
 
 
 def plan(
@@ -34,7 +34,7 @@ def plan(
     Raises:
         BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors.
     """
-    sizes = strategy_sizes(config.strategy, card_share=config.card_share)
+    sizes = sizes_of(config, config.strategy)
     module = _on_meta(learner.model, sizes.kind.card_dtype).train()
     example = learner.train.batch(learner.train.longest())
 

@@ -102,7 +102,7 @@ def choose(
 
 def sizes_of(train: TrainConfig, name: str, *, ranks: int = 1) -> StrategySizes:
     """A strategy with the switches that it takes of a configuration."""
-    sizes = strategy_sizes(name, ranks=ranks, card_share=train.card_share)
+    sizes = strategy_sizes(name, ranks=ranks)
     return replace(
         sizes,
         card_share=train.card_share if sizes.kind.takes_share else 0.0,
