@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from redheart.cli.study import _checked_study
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import DoesNotFit
 from redheart.memory.host import HostMemory
@@ -106,22 +107,24 @@ def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeyp
     assert "predicted" in check_run(dataclasses.replace(config(tmp_path / "run"), epochs=2))
 
 
-def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     full = StudyConfig(preset="full")
     assert on_this_card(full) == (full, None)  # no card
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(8 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
-    found, why = on_this_card(full)
-    assert why is not None and why.predicted_step_s is None and "a card is not in the table" in why.text
+    told = dataclasses.replace(full, train=TrainConfig(micro_batch=8))
+    taken, why = on_this_card(told)
+    assert taken == told and why is not None and why.by == "settings"
+    found, why = _checked_study(["--preset", "full", "--recipe", "design", "--force"], "train")
     assert (found.train.micro_batch, found.train.checkpointing) == (64, True)
     assert dataclasses.replace(found, train=full.train) == full
-    for told, by in (
-        (TrainConfig(micro_batch=8), "settings"),
-        (TrainConfig(micro_batch=64, checkpointing=False), None),
-    ):
-        taken, why = on_this_card(dataclasses.replace(full, train=told))
-        # Without checkpointing 64 do not fit: the plan that follows refuses them.
-        assert taken.train == told and (why.by if why else None) == by
+    assert why is not None and why.predicted_step_s is None and "a card is not in the table" in why.text
+    shown = (
+        "chosen by the planner: zero2_offload_adam8bit, 64 x 1, checkpointing, because it is the fastest that leaves"
+    )
+    assert capsys.readouterr().out == f"plan       {why.text}\n" and why.text.startswith(shown)
     small = StudyConfig(preset="small")
     assert on_this_card(small) == (small, None)
