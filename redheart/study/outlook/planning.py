@@ -238,7 +238,7 @@ def cpu_sizes(config: StudyConfig) -> StrategySizes:
 
 def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
     """The study's model with its batch and loss on `meta`."""
-    dims = preset(config.preset)
+    dims = preset(config.preset, dropout=config.train.dropout, feature_dropout=config.train.feature_dropout)
     module = build(dims, seed=0, device=device).to(dtype)
     length, targets = config.features.seq_len_tokens, sum(dims.outputs)
     step_counts_K = torch.empty(len(dims.outputs), device=device)
