@@ -42,7 +42,9 @@ def study(options: argparse.Namespace, *, epochs: int, out: Path) -> StudyConfig
             epochs=epochs,
             prepare=PrepareConfig(num_generated=64 * STEPS_PER_EPOCH * 10 // 8),
             features=FeatureConfig(encoder="minilm" if options.data else "hash"),
-            train=TrainConfig(learning_rate=RATE, snapshot_every=1, state_every_steps=STATE_EVERY),
+            train=TrainConfig(
+                learning_rate=RATE, snapshot_every=1, state_every_minutes=0.0, state_every_steps=STATE_EVERY
+            ),
         )
     )
 

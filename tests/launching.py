@@ -133,15 +133,16 @@ def weights_digest(run: Path) -> dict[str, str]:
 
 
 def assert_same_end(run: Path, unbroken: Path) -> None:
-    """The same snapshots, last state and event log, bit by bit; the state before depends on where a run stopped."""
-
-    def ends(folder: Path) -> dict[str, str]:
-        digests = weights_digest(folder)
-        last = max(name for name in digests if "/states/" in name).rpartition("/")[0]
-        return {name: digest for name, digest in digests.items() if "/snapshots/" in name or name.startswith(last)}
-
+    """The same snapshots, last state and event log, bit by bit."""
     assert ends(run) == ends(unbroken)
     assert events(run) == events(unbroken)
+
+
+def ends(run: Path) -> dict[str, str]:
+    """Digests of a run's snapshots and of its last state; the one before depends on where a run stopped."""
+    digests = weights_digest(run)
+    last = max(name for name in digests if "/states/" in name).rpartition("/")[0]
+    return {name: digest for name, digest in digests.items() if "/snapshots/" in name or name.startswith(last)}
 
 
 def events(run: Path, part: str = "train") -> list[dict[str, object]]:

@@ -67,7 +67,11 @@ def consolidate(arguments: Sequence[str]) -> None:
         if options.epoch is not None:
             raise BadInput("--epoch names a snapshot and --from-state a resume state", hint="give one of them")
         if (source := newest_state(states)) is None:
-            raise BadInput("the run has no resume state", where=states, hint="train first: `redheart train`")
+            raise BadInput(
+                "the run has no resume state",
+                where=states,
+                hint="train first: the first one is written after --train.state-every-minutes, or at the end",
+            )
         size = sum(entry.bytes for entry in source.manifest.files)
     else:
         by_epoch = {item.epoch: item for item in list_snapshots(folder)}

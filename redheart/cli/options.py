@@ -50,19 +50,27 @@ def parse(
 def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
     """Arguments in which `--a.b True` and `--a.b=False`, as W&B and our own advice have it, are flags.
 
-    That is `--a.b` and `--a.no-b`; everything else stays as it is.
+    That is `--a.b` and `--a.no-b`; both also of a switch that is empty until somebody decides, which takes a value.
+    Everything else stays as it is.
     """
-    flags = set(_flag_names(kind, "--"))
+    flags, open_flags = set(_flag_names(kind, "--", bool)), set(_flag_names(kind, "--", bool | None))
     found: list[str] = []
     rest = list(arguments)
     while rest:
         item = rest.pop(0)
         name, is_pair, value = item.partition("=")
         flag = name.replace("_", "-")
+        section, dot, last = flag.rpartition(".")
+        switch = f"{section}{dot}{last.removeprefix('no-')}"
+        if switch in open_flags:
+            if not is_pair:
+                has_value = switch == flag and rest and rest[0].lower() in (*_WORDS, "none")
+                value = rest.pop(0) if has_value else str(switch == flag)
+            found.append(f"{switch}={value.capitalize()}")
+            continue
         if flag in flags and not is_pair and rest and rest[0].lower() in _WORDS:
             value = rest.pop(0)
         if flag in flags and value.lower() in _WORDS:
-            section, dot, last = flag.rpartition(".")
             item = flag if _WORDS[value.lower()] else f"{section}{dot}no-{last}"
         found.append(item)
     return found
@@ -71,13 +79,13 @@ def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
 _WORDS = {"true": True, "false": False}
 
 
-def _flag_names(kind: type, prefix: str) -> Iterator[str]:
+def _flag_names(kind: type, prefix: str, wanted: object) -> Iterator[str]:
     for item in dataclasses.fields(kind):
         name = item.name.replace("_", "-")
-        if item.type is bool:
+        if item.type == wanted:
             yield f"{prefix}{name}"
         elif dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
-            yield from _flag_names(item.type, f"{prefix}{name}.")
+            yield from _flag_names(item.type, f"{prefix}{name}.", wanted)
 
 
 class MayBeJson(Protocol):

@@ -100,10 +100,14 @@ class TrainConfig:
     """Each cycle is this many times longer than the one before (T_mult). A study takes its recipe's."""
     snapshot_every: Count = 2
     """Epochs between module snapshots."""
-    compress_snapshots: bool = False
-    """Keep all snapshots but the newest as lossless differences, about 30 % of their bytes, made beside training."""
+    compress_snapshots: bool | None = None
+    """Keep all snapshots but the newest as lossless differences, a third to two thirds of their bytes, made beside
+    training; empty does so where the disk is too small without it."""
+    state_every_minutes: NotNegative = 10.0
+    """Minutes between resume states: so much work a kill may cost. The end of a run and a stop on request always
+    leave one; 0 writes one per epoch."""
     state_every_steps: CountOrZero = 0
-    """Optimizer steps between resume states; 0 writes one per epoch."""
+    """Optimizer steps between further resume states, for states at exact points; 0 writes none of these."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     deterministic: bool = True
@@ -133,8 +137,9 @@ class TrainConfig:
 
 
 RUNTIME_FIELDS = (
-    *("compute_type", "num_threads", "deterministic", "state_every_steps", "checkpointing", "micro_batch"),
-    *("card_share", "pipeline", "graphs", "compress_snapshots", "wandb", "progress", "sample_every_s"),
+    *("compute_type", "num_threads", "deterministic", "checkpointing", "micro_batch", "card_share", "pipeline"),
+    *("graphs", "state_every_minutes", "state_every_steps", "compress_snapshots", "wandb", "progress"),
+    "sample_every_s",
 )
 """Settings of `train` that say how a run is made and watched; they do not decide what comes out.
 

@@ -1,4 +1,4 @@
-"""Writing beside training: one thread, one write at a time."""
+"""Writing beside training: one thread, one write after the other."""
 
 from collections import deque
 from collections.abc import Callable
@@ -7,14 +7,16 @@ from types import TracebackType
 
 
 class BackgroundWriter:
-    """Runs one write at a time in a thread; a second one waits for the first.
+    """Runs writes in a thread, in the order in which they came; behind one that failed none is begun.
 
-    An error of a write is raised by the next `submit` or `wait`, or at the end of the block.
+    So what a later write counts on is there when it is. An error of a write is raised by the next `submit`, `wait` or
+    `is_idle`, or at the end of the block.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
-        self._pending: deque[Future[object]] = deque()
+        self._pending: deque[tuple[Future[object], bool]] = deque()
+        self._has_failed = False
 
     def __enter__(self) -> "BackgroundWriter":
         return self
@@ -26,20 +28,34 @@ class BackgroundWriter:
         if error is None:
             self.wait()
 
-    def submit(self, write: Callable[[], object]) -> None:
-        """Write once the write before has ended."""
-        self.wait()
-        self.add(write)
+    def submit(self, write: Callable[[], object], *, holds_copies: bool = True) -> None:
+        """Write behind what was submitted before, without waiting for it."""
+        self._pending.append((self._thread.submit(self._run, write), holds_copies))
 
-    def add(self, work: Callable[[], object]) -> None:
-        """Do something that holds no copies behind the write before, without waiting for it."""
-        self._pending.append(self._thread.submit(work))
+    def is_idle(self) -> bool:
+        """Whether everything is written."""
+        while self._pending and self._pending[0][0].done():
+            self._pending.popleft()[0].result()
+        return not self._pending
 
-    def wait(self) -> None:
-        """Return when everything is written.
+    def num_copies(self) -> int:
+        """Writes with copies that have not ended."""
+        return sum(holds_copies and not future.done() for future, holds_copies in self._pending)
+
+    def wait(self, *, copies: int | None = None) -> None:
+        """Return when everything is written, or when no more than so many copies are held.
 
         Raises:
-            DiskError: the last write failed.
+            DiskError: a write failed.
         """
-        while self._pending:
-            self._pending.popleft().result()
+        while self._pending and (copies is None or self.num_copies() > copies):
+            self._pending.popleft()[0].result()
+
+    def _run(self, write: Callable[[], object]) -> None:
+        if self._has_failed:
+            return
+        try:
+            write()
+        except BaseException:
+            self._has_failed = True
+            raise

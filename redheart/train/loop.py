@@ -1,14 +1,13 @@
 """The training loop: epochs of optimizer steps, validation, snapshots and states, from wherever it stopped."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from msgspec.structs import replace
 
 from redheart.core.errors import Diverged, DoesNotFit, Interrupted
 from redheart.data.loader import effective_batches
@@ -26,7 +25,7 @@ from redheart.train.passes import Passes
 from redheart.train.peers import together
 from redheart.train.progress import ProgressDisplay
 from redheart.train.samples import sampling
-from redheart.train.saving import compress_or_warn, resume, save_state
+from redheart.train.saving import Saver, compress_or_warn, resume
 from redheart.train.schedule import position_of, rate_of
 from redheart.train.settings import RunSettings
 
@@ -49,7 +48,7 @@ def train(
     Raises:
         Diverged: the loss or gradient was not finite three steps in a row; the last state is intact.
         Interrupted: SIGTERM or Ctrl-C; the step was finished and a state written.
-        DoesNotFit: the device's memory is too small; what was done is not lost.
+        DoesNotFit: the device's memory is too small; what the newest state holds is not lost.
         DiskError: a state or snapshot could not be written; the older ones are intact.
         OtherRankFailed: another rank raised one of these, or was killed.
     """
@@ -85,7 +84,8 @@ def train(
                     loss = run.optimizer_step(step_rows)
                     run.announce(display)
                     display.step(loss, left_s=run.left_s())
-                    if run.is_on_any_rank(stop.pending):
+                    must_stop, is_state_due = run.on_any_rank(stop.pending, run.saver.is_due(run.at.step))
+                    if must_stop:
                         run.save_state()
                         writer.wait()
                         raise Interrupted(
@@ -93,7 +93,7 @@ def train(
                             where=f"step {run.at.step}, epoch {run.at.epoch + 1}",
                             hint="run the same command again to go on",
                         )
-                    if settings.train.state_every_steps and run.at.step % settings.train.state_every_steps == 0:
+                    if is_state_due:
                         run.save_state()
                     if run.is_at_step_limit():
                         break
@@ -119,6 +119,7 @@ class _Run:
     ):
         self.learner, self.settings, self.engine = learner, settings, engine
         self.folder, self.writer = folder, writer
+        self.saver = Saver(engine, writer, folder=folder, train=settings.train)
         micro_batch = settings.train.micro_batch
         self.passes = Passes(learner, engine, micro_batch=micro_batch, on_halved=self._log_halved, draws=settings.key)
         self.at = AT_START
@@ -189,11 +190,12 @@ class _Run:
         """Whether the number of steps asked for is reached."""
         return self.settings.max_steps is not None and self.at.step >= self.settings.max_steps
 
-    def is_on_any_rank(self, wanted: bool) -> bool:
-        """Whether any rank wants this: a signal reaches them in different steps, and they must stop in the same."""
+    def on_any_rank(self, *wanted: bool) -> list[bool]:
+        """Whether any rank wants each of these: a signal reaches them in different steps, and one clock must do."""
         if self.engine.world_size == 1:
-            return wanted
-        return float(self.engine.sum_over_ranks(torch.tensor(float(wanted), dtype=torch.float64))) > 0
+            return list(wanted)
+        counts = self.engine.sum_over_ranks(torch.tensor(wanted, dtype=torch.float64))
+        return [count > 0 for count in counts.tolist()]
 
     def epoch_steps(self) -> list[np.ndarray]:
         """The rows of every optimizer step of the current epoch."""
@@ -247,22 +249,27 @@ class _Run:
         return rate_of(step, self.settings, steps_per_epoch=self._steps_per_epoch)
 
     def end_epoch(self) -> Validation | None:
-        """Validate, write the snapshot, the epoch's event and a state; count the epoch."""
+        """Validate, write the snapshot, the epoch's event and, at the run's end, a state; count the epoch."""
         if not self.at.sums:
             raise self._diverged("no step of the epoch had a finite loss and gradient")
         self.engine.finish()
         epoch = self._trained_epoch()
         found = self._validated(epoch)
         self.at = after_epoch(self.at)
-        write_snapshot = None
         if found:
             validation, validation_s = found
-            every = self.settings.train.snapshot_every
-            if self.settings.snapshots and (self.at.epoch % every == 0 or self.at.epoch == self.settings.epochs):
-                write_snapshot = snapshot(self.folder / "snapshots", self.learner, epoch, validation)
+            takes_snapshot = self._takes_snapshot()
+            if takes_snapshot:
+                self.saver.save_snapshot(
+                    self.learner.model,
+                    lambda: snapshot(self.folder / "snapshots", self.learner, epoch, validation),
+                    compress=bool(self.settings.train.compress_snapshots),
+                )
             event = epoch_event(self.learner, epoch, validation, validation_s=validation_s)
-            self.log.write("epoch", **event, snapshot=write_snapshot is not None, time_left_s=self.left_s())
-        self.save_state(first=write_snapshot)
+            self.log.write("epoch", **event, snapshot=takes_snapshot, time_left_s=self.left_s())
+        # The snapshot goes first: a state that counts an epoch must not be there without it.
+        if self.saver.is_by_epoch or self.is_done():
+            self.save_state()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.pace.epoch_end_done()
@@ -279,7 +286,7 @@ class _Run:
                 raise
             except BaseException as error:
                 failure = error
-        if self.is_on_any_rank(failure is not None):
+        if self.on_any_rank(failure is not None)[0]:
             self.save_state()
             self.writer.wait()
             if failure:
@@ -297,27 +304,13 @@ class _Run:
             seconds=time.perf_counter() - self._epoch_start_s,
         )
 
-    def save_state(self, *, first: Callable[[], object] | None = None) -> None:
-        """Write a resume state, beside the next steps where there is memory for a copy; all ranks together.
+    def _takes_snapshot(self) -> bool:
+        epoch, every = self.at.epoch, self.settings.train.snapshot_every
+        return self.settings.snapshots and (epoch % every == 0 or epoch == self.settings.epochs)
 
-        `first` is written before it: a state that counts an epoch must not be there without the epoch's snapshot.
-        """
-
-        def write_first() -> None:
-            if first:
-                first()
-            self.log.to_disk()
-
-        save_state(
-            self.engine,
-            self.writer,
-            root=self.folder / "states",
-            progress=replace(self.at, events_bytes=self.log.length_bytes),
-            run_key=self.settings.key,
-            first=write_first,
-        )
-        if first and self.settings.train.compress_snapshots:
-            self.writer.add(self.compress_rest)
+    def save_state(self) -> None:
+        """Write a resume state of this point; all ranks together."""
+        self.saver.save_state(self.at, run_key=self.settings.key, log=self.log)
 
     def compress_rest(self) -> None:
         """Make differences of the snapshots, if that is wanted: also those that a kill after the last state left."""

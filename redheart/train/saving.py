@@ -1,12 +1,15 @@
 """Saving beside training, on copies, where there is memory for them, in line where there is not; and going on."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
+from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
@@ -15,50 +18,99 @@ from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.compute_type import NAMES
 from redheart.train.engine import Engine
-from redheart.train.events import read_events
+from redheart.train.events import EventLog, read_events
 
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
 machine's memory; what was planned for the run is held by then."""
 
 
-def save_state(
-    engine: Engine,
-    writer: BackgroundWriter,
-    *,
-    root: Path,
-    progress: Progress,
-    run_key: str,
-    first: Callable[[], object],
-) -> None:
-    """Write a resume state, beside the next steps where there is memory for a copy; all ranks together.
+class Saver:
+    """Writes what a run keeps, beside its steps where there is memory for copies, and knows when a state is due."""
 
-    `first` is done before it, beside training too: what the state counts must be there when the state is.
-    """
-    writer.wait()
-    tensors = dict(engine.state_tensors())
-    # Ranks wait for each other while they write, which a thread must not do while another trains.
-    is_beside = engine.world_size == 1 and copies_fit(tensors)
-    if is_beside:
-        tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+    def __init__(
+        self,
+        engine: Engine,
+        writer: BackgroundWriter,
+        *,
+        folder: Path,
+        train: TrainConfig,
+        clock_s: Callable[[], float] = time.monotonic,
+    ):
+        self._engine, self._writer, self._folder = engine, writer, folder
+        self._every_steps, self._every_s = train.state_every_steps, 60 * train.state_every_minutes
+        self._clock_s = clock_s
+        self._saved_s = clock_s()
 
-    def write() -> None:
-        first()
-        write_state(
-            root,
-            tensors=tensors,
-            progress=progress,
-            run_key=run_key,
-            rank=engine.rank,
-            world_size=engine.world_size,
-            barrier=engine.barrier,
-            parameters=engine.places,
-        )
+    def is_due(self, step: int) -> bool:
+        """Whether a state is to be written behind this step: by its number, or by the first rank's clock.
 
-    if is_beside:
-        writer.submit(write)
-    else:
-        write()
+        By the clock it is put off while something is being written, but not for longer than it was waited for.
+
+        Raises:
+            DiskError: a write has failed.
+        """
+        is_idle = self._writer.is_idle()
+        if self._every_steps and step % self._every_steps == 0:
+            return True
+        if not self._every_s or self._engine.rank != 0:
+            return False
+        waited_s = self._clock_s() - self._saved_s
+        return waited_s >= (self._every_s if is_idle else 2 * self._every_s)
+
+    @property
+    def is_by_epoch(self) -> bool:
+        """Whether every epoch ends with a state."""
+        return not self._every_s
+
+    def save_state(self, progress: Progress, *, run_key: str, log: EventLog) -> None:
+        """Write a resume state; all ranks together. What was submitted before it is there when the state is."""
+        engine, tensors = self._engine, dict(self._engine.state_tensors())
+        # Ranks wait for each other while they write, which a thread must not do while another trains.
+        is_beside = engine.world_size == 1 and self._has_room(tensors)
+        if is_beside:
+            tensors = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        progress = replace(progress, events_bytes=log.length_bytes)
+
+        def write() -> None:
+            log.to_disk()
+            write_state(
+                self._folder / "states",
+                tensors=tensors,
+                progress=progress,
+                run_key=run_key,
+                rank=engine.rank,
+                world_size=engine.world_size,
+                barrier=engine.barrier,
+                parameters=engine.places,
+            )
+
+        self._saved_s = self._clock_s()
+        self._write(write, is_beside=is_beside)
+
+    def save_snapshot(self, model: nn.Module, snapshot: Callable[[], Callable[[], object]], *, compress: bool) -> None:
+        """Write the snapshot of an epoch: `snapshot` copies the model and gives the write; then compress the others.
+
+        Where another one is still being written it waits behind it; a third waits for the first.
+        """
+        is_beside = self._has_room({name: tensor.detach() for name, tensor in model.named_parameters()})
+        self._write(snapshot(), is_beside=is_beside)
+        if compress:
+            self._writer.submit(lambda: compress_or_warn(self._folder / "snapshots"), holds_copies=False)
+
+    def _has_room(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether there is memory to copy these, once there is no more than one copy that waits to be written."""
+        self._writer.wait(copies=1)
+        if not copies_fit(tensors):
+            self._writer.wait()
+        return copies_fit(tensors)
+
+    def _write(self, write: Callable[[], object], *, is_beside: bool) -> None:
+        if is_beside:
+            self._writer.submit(write)
+        else:
+            self._writer.wait()
+            write()
 
 
 def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:

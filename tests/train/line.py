@@ -52,7 +52,14 @@ class Line:
 
 
 def run(
-    folder: Path, learner: Line, *, epochs: int = 2, micro_batch: int = BATCH, state_every_steps: int = 1
+    folder: Path,
+    learner: Line,
+    *,
+    epochs: int = 2,
+    micro_batch: int = BATCH,
+    state_every_steps: int = 1,
+    state_every_minutes: float = 10.0,
+    snapshot_every: int = 2,
 ) -> list[dict[str, object]]:
     """Train, and the run's `step` events."""
     config = TrainConfig(
@@ -61,6 +68,8 @@ def run(
         micro_batch=micro_batch,
         cycle_epochs=1,
         state_every_steps=state_every_steps,
+        state_every_minutes=state_every_minutes,
+        snapshot_every=snapshot_every,
     )
     train(learner, RunSettings(config, epochs, 1e-2, "key"), folder=folder)
     return read_events(folder / "events.jsonl", "step")
