@@ -15,6 +15,7 @@ from launching import (
     SMALL,
     TWO_RANKS,
     Process,
+    assert_same_end,
     events,
     free_port,
     start,
@@ -119,7 +120,8 @@ def progress(run: Path) -> tuple[int, int]:
 
 def test_a_run_that_loses_its_ranks_in_three_ways_comes_to_the_same_end(unbroken_zero: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    given = [*SMALL, "--epochs", EPOCHS, "--train.snapshot-every", 2, "--out", run]
+    by_epoch = ["--train.snapshot-every", 2, "--train.state-every-minutes", 0]
+    given = [*SMALL, "--epochs", EPOCHS, *by_epoch, "--out", run]
     steps = len(losses(unbroken_zero, "step")) // 4
 
     # The first rank fails in the validation, alone: both say why, each in its own terminal, and keep the epoch.
@@ -157,6 +159,27 @@ def test_a_run_that_loses_its_ranks_in_three_ways_comes_to_the_same_end(unbroken
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors.decode()[-3000:]
     assert_ends_as(run, unbroken_zero)
+
+
+@pytest.mark.long
+def test_the_first_ranks_clock_decides_on_states_and_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    def started(run: Path) -> list[Process]:
+        given = [*SMALL, "--epochs", 3, "--train.state-every-minutes", "0.002", "--out", run]
+        return start_by_hand(2, PYTHON, *given)
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    processes = started(run)
+    wait_for_a_step(run, starts=1, process=processes[0])
+    while not any((run / "train" / "states").glob("step_*")):
+        assert processes[0].poll() is None
+        time.sleep(0.02)
+    processes[0].send_signal(signal.SIGKILL)
+    end_of(processes, within_s=30)
+    state = newest_state(run / "train" / "states")
+    assert state is not None and len(state.ranks) == 2
+    for folder in (run, whole):
+        assert [code for code, _ in end_of(started(folder), within_s=240)] == [0, 0]
+    assert_same_end(run, whole)
 
 
 @pytest.mark.long
