@@ -144,7 +144,8 @@ def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig
         for other in found.others:
             say(config, "plan", f"next: {other}")
     if "--force" not in arguments and launched().is_first:
-        say(config, "plan", check_run(config))
+        config, line = check_run(config)
+        say(config, "plan", line)
     planning.forget_traces()
     return config, found
 

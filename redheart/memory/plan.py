@@ -67,6 +67,8 @@ class Plan(msgspec.Struct, frozen=True):
     host_parts: dict[str, int]
     disk_bytes: int
     disk_parts: dict[str, int]
+    compressed_disk_bytes: int
+    """Disk with compressed snapshots."""
     step_cost: float
     """Seconds of a step on a small card by the simulated pipeline: configurations are ranked by it."""
     step_s: float | None = None
@@ -141,6 +143,7 @@ class Planner:
             host_parts=host,
             disk_bytes=sum(disk.values()),
             disk_parts=disk,
+            compressed_disk_bytes=sum(disk_parts(work, strategy, entries, compressed=True).values()),
             step_cost=self._step_s(strategy, micro_batch, checkpointing),
             basis=NEVER_RAN if strategy.ring_bytes or strategy.graph_shapes else PREDICTED,
         )

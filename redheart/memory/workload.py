@@ -25,6 +25,7 @@ class Workload:
     snapshots: int
     snapshot_output_bytes: int
     feature_bytes: int
+    log_bytes: int = 0
     kernels: Kernels = CUDA
 
 

@@ -1,23 +1,28 @@
 """Before a run allocates anything: device memory where there is a card, host memory and disk everywhere."""
 
+import dataclasses
 import os
 from contextlib import suppress
 
-from redheart.core.config import StudyConfig
+from redheart.core.config import GENERATED, StudyConfig
 from redheart.core.errors import DoesNotFit
+from redheart.core.files import read_sealed
+from redheart.data.features import record_bytes
+from redheart.data.prepare import Manifest
 from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.host_disk import cpu_host_parts, disk_parts, host_parts
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB, Planner
 from redheart.study.outlook import planning
-from redheart.study.outlook.plan_output import summary
+from redheart.study.outlook.plan_output import parts_text, summary
+from redheart.study.run_folder import RunFolder
 
 TRACED_FROM = 100_000_000
 """Parameters from which a pass is traced: it takes 3 s, and the pass of a smaller model less than the process."""
 
 
-def check_run(config: StudyConfig) -> str:
-    """One line on what the run will take.
+def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
+    """The study, its snapshots compressed where that was left open and the disk wants it; a line on what it will take.
 
     Raises:
         DoesNotFit: device, host memory or disk are too small; the message names what fits.
@@ -32,23 +37,21 @@ def check_run(config: StudyConfig) -> str:
         )
         planning.refuse_unless_fits(found)
         host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
+        compressed_bytes = found.plan.compressed_disk_bytes
     else:
-        host, disk = _on_cpu(config)
+        host, disk, compressed_bytes = _on_cpu(config)
         line = (
-            f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory, {sum(disk.values()) / GIB:.2f} GiB of disk; "
+            f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory; "
             f"micro-batch {config.train.micro_batch} as the settings have it, without a card there is no choice"
         )
     memory = host_memory()
     hint = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"
     _refuse("host memory", sum(host.values()), memory.available_bytes, str(memory), hint=hint)
     free_bytes = planning.free_disk_bytes(config.out) + _already_written(config)
-    _refuse(
-        "disk",
-        sum(disk.values()),
-        free_bytes,
-        f"{free_bytes / GIB:.2f} GiB free",
-        hint="free some space, choose another --out or a larger --train.snapshot-every",
-    )
+    feature_bytes = _num_records(config) * record_bytes(config.features)
+    compressed_bytes += feature_bytes - disk["features"]
+    disk = disk | {"features": feature_bytes}
+    config, disk_text = _on_disk(config, disk, compressed_bytes, free_bytes)
     allowed_bytes = max_file_bytes()
     if allowed_bytes is not None:
         # Two states and one being written are planned; each has a file of every rank.
@@ -59,20 +62,49 @@ def check_run(config: StudyConfig) -> str:
             f"{allowed_bytes / GIB:.2f} GiB a file, limited by RLIMIT_FSIZE (ulimit -f)",
             hint="raise the limit or use a smaller --preset",
         )
-    return line
+    return config, f"{line}; {disk_text}"
 
 
-def _on_cpu(config: StudyConfig) -> tuple[dict[str, int], dict[str, int]]:
-    """Host memory and disk by part where there is no card: its share lies in host memory too."""
+def _on_disk(
+    config: StudyConfig, parts: dict[str, int], compressed_bytes: int, free_bytes: int
+) -> tuple[StudyConfig, str]:
+    """The study with its snapshots compressed where only so they fit, unless that was ruled out; words on the disk."""
+    whole_bytes, wish = sum(parts.values()), config.train.compress_snapshots
+    there = f"{free_bytes / GIB:.2f} GiB free"
+    hint = "free some space, choose another --out or a larger --train.snapshot-every"
+    if wish is False and compressed_bytes <= free_bytes:
+        hint = f"--train.compress-snapshots takes at most {compressed_bytes / GIB:.2f} GiB; or {hint}"
+    compresses = whole_bytes > free_bytes if wish is None else wish
+    _refuse("disk", compressed_bytes if compresses else whole_bytes, free_bytes, there, hint=hint)
+    if not compresses:
+        return config, f"at most {whole_bytes / GIB:.2f} GiB of disk ({parts_text(parts)}), {there}"
+    text = f"snapshots compressed: {compressed_bytes / GIB:.2f} GiB of disk, {whole_bytes / GIB:.2f} without, {there}"
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, compress_snapshots=True)), text
+
+
+def _on_cpu(config: StudyConfig) -> tuple[dict[str, int], dict[str, int], int]:
+    """Host memory and disk by part, and disk with compressed snapshots, where there is no card.
+
+    Its share lies in host memory too.
+    """
     work, sizes = planning.cpu_workload(config), planning.cpu_sizes(config)
     entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
     disk = disk_parts(work, sizes, entries)
+    compressed_bytes = sum(disk_parts(work, sizes, entries, compressed=True).values())
     if work.sizes.total >= TRACED_FROM:
         pass_bytes = Planner(work).pass_bytes(config.train.micro_batch, checkpointing=config.train.checkpointing)
-        return cpu_host_parts(work, entries, pass_bytes=pass_bytes), disk
+        return cpu_host_parts(work, entries, pass_bytes=pass_bytes), disk, compressed_bytes
     on_device = [entry for entry in entries if entry.where == "device" and entry.life == "always"]
     weights = {"weights and buffers": sum(entry.total_bytes for entry in on_device)}
-    return host_parts(work, entries, has_device=False) | weights, disk
+    return host_parts(work, entries, has_device=False) | weights, disk, compressed_bytes
+
+
+def _num_records(config: StudyConfig) -> int:
+    """Records of the run, as far as that is known before a file is read; else those of the real data set."""
+    if config.data == GENERATED:
+        return config.prepare.num_generated
+    manifest = RunFolder(config.out).data / "manifest.json"
+    return read_sealed(manifest, Manifest).read if manifest.is_file() else planning.NUM_RECORDS
 
 
 def _already_written(config: StudyConfig) -> int:

@@ -1,19 +1,24 @@
 """A run that cannot fit is refused before anything is allocated, with what would fit."""
 
 import dataclasses
+import os
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from redheart.cli.study import _checked_study
-from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import DoesNotFit
+from redheart.data.features import record_bytes
 from redheart.memory.host import HostMemory
+from redheart.memory.host_disk import disk_parts
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import GIB
-from redheart.study import preflight
+from redheart.snapshots.prune import disk_bytes
+from redheart.study import phases, preflight, run_folder
 from redheart.study.outlook import planning
 from redheart.study.outlook.chosen import on_this_card
 from redheart.study.preflight import check_run
@@ -28,12 +33,15 @@ def config(out: Path, **train: object) -> StudyConfig:
 
 
 def test_a_run_that_fits_says_what_it_takes(tmp_path: Path) -> None:
-    line = check_run(config(tmp_path / "run"))
-    assert "GiB of host memory" in line and "micro-batch 64 as the settings have it" in line
+    settings, line = check_run(config(tmp_path / "run"))
+    assert settings == config(tmp_path / "run")
+    memory, micro_batch, disk = line.split("; ")
+    assert "GiB of host memory" in memory and micro_batch.startswith("micro-batch 64 as the settings have it")
+    assert "GiB of disk (resume states" in disk and disk.endswith("GiB free")
 
 
 def predicted_bytes(config: StudyConfig) -> float:
-    return float(check_run(config).split()[1]) * GIB
+    return float(check_run(config)[1].split()[1]) * GIB
 
 
 def test_the_memory_of_a_run_on_the_cpu_follows_the_type_that_it_computes_in(tmp_path: Path) -> None:
@@ -97,6 +105,55 @@ def test_too_little_disk_is_refused_and_what_the_run_holds_already_counts(
     check_run(settings)
 
 
+def test_snapshots_are_compressed_where_only_so_they_fit_unless_that_is_ruled_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_, no, yes = (config(tmp_path / "run", compress_snapshots=wish) for wish in (None, False, True))
+    parts = {kind: disk_of(open_, compressed=kind) for kind in (False, True)}
+    monkeypatch.setattr(planning, "free_disk_bytes", lambda path: parts[False])
+    assert check_run(open_)[0] == open_ and check_run(no)[0] == no and check_run(yes)[0] == yes
+    monkeypatch.setattr(planning, "free_disk_bytes", lambda path: parts[False] - 1)
+    decided, line = check_run(open_)
+    assert decided == yes and check_run(yes) == (decided, line)
+    assert f"; snapshots compressed: {parts[True] / GIB:.2f} GiB of disk, {parts[False] / GIB:.2f} without" in line
+    with pytest.raises(DoesNotFit, match="too little disk") as refusal:
+        check_run(no)
+    assert "--train.compress-snapshots takes at most" in str(refusal.value.hint)
+    monkeypatch.setattr(planning, "free_disk_bytes", lambda path: parts[True] - 1)
+    for settings in (open_, no, yes):
+        with pytest.raises(DoesNotFit) as refusal:
+            check_run(settings)
+        least = parts[settings.train.compress_snapshots is not False]
+        assert refusal.value.expected == f"{least / GIB:.2f} GiB"
+
+
+def disk_of(settings: StudyConfig, *, compressed: bool) -> int:
+    work, sizes = planning.cpu_workload(settings), planning.cpu_sizes(settings)
+    entries = ledger(work.sizes, sizes, accumulates=False)
+    parts = disk_parts(work, sizes, entries, compressed=compressed)
+    return sum(parts.values()) + (settings.prepare.num_generated - planning.NUM_RECORDS) * record_bytes(
+        settings.features
+    )
+
+
+def test_features_are_counted_for_the_records_that_a_run_is_known_to_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path / "run")
+    said = {}
+    for data in ("generated", "unread.json"):
+        with monkeypatch.context() as patched, pytest.raises(DoesNotFit) as refusal:
+            patched.setattr(planning, "free_disk_bytes", lambda path: 0)
+            check_run(dataclasses.replace(settings, data=data))
+        said[data] = float(str(refusal.value.expected).split()[0]) * GIB
+    more = (planning.NUM_RECORDS - settings.prepare.num_generated) * record_bytes(settings.features)
+    assert said["unread.json"] - said["generated"] == pytest.approx(more, abs=0.01 * GIB)
+    settings = dataclasses.replace(settings, prepare=PrepareConfig(num_generated=60))
+    phases.open_data(dataclasses.replace(settings, features=FeatureConfig("hash", 8)), run_folder.start(settings))
+    read = dataclasses.replace(settings, data="unread.json")
+    assert preflight._num_records(read) == 60
+
+
 def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(GIB // 2))
@@ -104,7 +161,7 @@ def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeyp
     with pytest.raises(DoesNotFit, match="device memory"):
         check_run(config(tmp_path / "run"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(4 * GIB))
-    assert "predicted" in check_run(dataclasses.replace(config(tmp_path / "run"), epochs=2))
+    assert "predicted" in check_run(dataclasses.replace(config(tmp_path / "run"), epochs=2))[1]
 
 
 def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(
@@ -128,3 +185,52 @@ def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(
     assert capsys.readouterr().out == f"plan       {why.text}\n" and why.text.startswith(shown)
     small = StudyConfig(preset="small")
     assert on_this_card(small) == (small, None)
+
+
+@pytest.fixture
+def most_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of a run's training before whatever is written takes its name: the new lies beside the old."""
+    found: list[int] = []
+
+    def watched(move: Callable[..., None]) -> Callable[..., None]:
+        def note(source: Path, target: Path) -> None:
+            found.append(disk_bytes(tmp_path / "run" / "train"))
+            move(source, target)
+
+        return note
+
+    monkeypatch.setattr(os, "rename", watched(os.rename))
+    monkeypatch.setattr(os, "replace", watched(os.replace))
+    return found
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_run_keeps_within_the_disk_that_it_was_planned_with(
+    compressed: bool, most_bytes: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(
+        config(
+            tmp_path / "run",
+            strategy="plain",
+            learning_rate=1e-3,
+            effective_batch=16,
+            snapshot_every=1,
+            state_every_minutes=0.0,
+            compress_snapshots=compressed,
+        ),
+        epochs=5,
+        prepare=PrepareConfig(num_generated=60),
+        features=FeatureConfig(encoder="hash", seq_len_tokens=8),
+    )
+    folder = run_folder.start(settings)
+    data = phases.open_data(settings, folder)
+    made = data.prepared.manifest
+    monkeypatch.setattr(planning, "NUM_TRAINING", made.train)
+    monkeypatch.setattr(planning, "NUM_VALIDATION", made.val_select + made.val_confirm)
+    planning.forget_traces()
+    del most_bytes[:]
+    phases.run_training(settings, folder, data, show_progress=False)
+    features = settings.prepare.num_generated * record_bytes(settings.features)
+    stated = disk_of(settings, compressed=compressed) - features
+    # What the plan counts besides is the write of a snapshot again, after a kill.
+    assert 0.85 * stated < max(most_bytes) < stated

@@ -1,5 +1,6 @@
 """What `redheart plan` prints and draws: a table by moment and category, the verdict, a figure of one step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,15 @@ def total_lines(plan: Plan) -> list[str]:
         ("host", plan.host_bytes, plan.host_parts),
         ("disk", plan.disk_bytes, plan.disk_parts),
     ):
-        named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
-        lines.append(f"{title:<14} {total / GIB:6.2f} GiB ({named})")
+        lines.append(f"{title:<14} {total / GIB:6.2f} GiB ({parts_text(parts)})")
+    lines.append(f"{'':<14} {plan.compressed_disk_bytes / GIB:6.2f} GiB with compressed snapshots")
     return lines + [f"{'basis':<14} {plan.basis}"] * (plan.basis != PREDICTED)
+
+
+def parts_text(parts: Mapping[str, int]) -> str:
+    """What a sum is made of, in GiB, without what is nothing beside the rest."""
+    shown = {name: size for name, size in parts.items() if size >= GIB / 200} or parts
+    return ", ".join(f"{name} {size / GIB:.2f}" for name, size in shown.items())
 
 
 def time_text(plan: Plan) -> str:

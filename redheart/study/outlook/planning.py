@@ -35,6 +35,8 @@ NUM_OTHERS = 2
 """Configurations that a plan with times names beside the chosen one."""
 NUM_VALIDATION, NUM_TRAINING, NUM_RECORDS = 984, 7086, 8858
 """Records that disk and time are planned for where no data set is at hand: the size of the real one."""
+EPOCH_EVENT_BYTES, STEP_EVENT_BYTES = 4096, 400
+"""Of an epoch's line in the log and of a step's with its samples of memory: measured 2,047 and 260."""
 TIMED = ("zero2_offload_adam8bit", "gpu_adam8bit")
 """Those whose steps were measured on a card; a plan for a card names what else they offer."""
 
@@ -260,6 +262,7 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
     groups = parameter_groups(module, weight_decay=0.01)
     every = config.train.snapshot_every
     predictors = 2 + 3 * len(dims.outputs) + 2
+    steps_per_epoch = -(-NUM_TRAINING // config.train.effective_batch)
     return Workload(
         module,
         model_sizes(module, groups),
@@ -270,6 +273,7 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
         snapshots=-(-config.epochs // every),
         snapshot_output_bytes=4 * NUM_VALIDATION * predictors * max(dims.outputs),
         feature_bytes=NUM_RECORDS * record_bytes(config.features),
+        log_bytes=config.epochs * (EPOCH_EVENT_BYTES + steps_per_epoch * STEP_EVENT_BYTES),
     )
 
 
