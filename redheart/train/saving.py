@@ -167,10 +167,9 @@ def compress_or_warn(snapshots: Path) -> None:
         print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
 
 
-def copies_fit(*groups: Mapping[str, Tensor]) -> bool:
+def copies_fit(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there is memory to copy these tensors and let training go on."""
-    size = sum(tensor.nbytes for tensors in groups for tensor in tensors.values())
-    return ROOM_FOR_COPIES * size < available_host_bytes()
+    return ROOM_FOR_COPIES * sum(tensor.nbytes for tensor in tensors.values()) < available_host_bytes()
 
 
 def module_copies(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
