@@ -1,10 +1,10 @@
 """What finished studies found, taken from the files of their runs: no figure is computed a second time.
 
-Usage: python benchmarks/study.py RUN [RUN ...] [--json] [--write]
+Usage: python benchmarks/study.py RUN [RUN ...] [--json] [--so-far] [--write]
 
 One file a seed, `benchmarks/results/study/seed_N.json`: settings, data, sweep, curves of the whole model and of every
 module, what was logged beside them, selection, crossover, test metrics with intervals, baselines. With --write the
-run's report goes beside it.
+run's report goes beside it. With --so-far a run need not be finished: phases that have not run are null.
 """
 
 import argparse
@@ -29,8 +29,8 @@ EPOCH_FIGURES = (
 )
 
 
-def found_by(folder: "RunFolder") -> dict[str, object]:
-    """All that a finished run has to tell, in plain JSON.
+def found_by(folder: "RunFolder", *, so_far: bool = False) -> dict[str, object]:
+    """All that a finished run has to tell, in plain JSON; `so_far` of one that may not be, phases that miss as None.
 
     Raises:
         BadInput: a phase of the run is missing; it is named.
@@ -45,21 +45,19 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
     from redheart.select.sweet_spot import SweetSpot
     from redheart.train.events import all_events, watched_events
 
-    def part(path: Path, kind: type) -> Any:
-        if not path.is_file():
+    def part(path: Path, kind: type, *, needed: bool = True) -> Any:
+        if path.is_file():
+            return read_sealed(path, kind)
+        if needed:
             raise BadInput("the run is not finished", where=path, hint="run `redheart run` or launch/pipeline.sh again")
-        return read_sealed(path, kind)
+        return None
 
     manifest = part(folder.data / "manifest.json", Manifest)
-
-    def part_if_there(path: Path, kind: type) -> Any:
-        return read_sealed(path, kind) if path.is_file() else None
-
     # A run whose learning rate was given has none.
-    sweep = part_if_there(folder.sweep / "sweep.json", Sweep)
-    spot = part(folder.select / "sweet_spot.json", SweetSpot)
-    crossover = part(folder.select / "crossover.json", Crossover)
-    evaluation = part(folder.evaluation / "evaluation.json", EvaluationResult)
+    sweep = part(folder.sweep / "sweep.json", Sweep, needed=False)
+    spot = part(folder.select / "sweet_spot.json", SweetSpot, needed=not so_far)
+    crossover = part(folder.select / "crossover.json", Crossover, needed=not so_far)
+    evaluation = part(folder.evaluation / "evaluation.json", EvaluationResult, needed=not so_far)
     events = all_events(folder.train / "events.jsonl")
     samples = watched_events(folder.train / "samples.jsonl")
     trials = sweep.trials if sweep else []
@@ -84,7 +82,8 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
                 "host_rss_peak_bytes": max((sample["host_rss_bytes"] for sample in samples), default=None),
                 "snapshots": sum(event["event"] == "epoch" and event["snapshot"] for event in events),
             },
-            "sweet_spot": {
+            "sweet_spot": spot
+            and {
                 name: getattr(spot, name)
                 for name in (
                     *("strategy", "level", "best_epoch", "groups", "curves", "num_candidates", "evaluations"),
@@ -93,7 +92,7 @@ def found_by(folder: "RunFolder") -> dict[str, object]:
             },
             "crossover": crossover,
             "evaluation": evaluation,
-            "calibration": part_if_there(folder.calibration / "calibration.json", CalibrationResult),
+            "calibration": part(folder.calibration / "calibration.json", CalibrationResult, needed=False),
             "openings": read_openings(folder.root),
         }
     )
@@ -110,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one a seed")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--so-far", action="store_true", help="of runs that may not be finished")
     parser.add_argument("--write", action="store_true", help="write seed_N.json and the report below results/study")
     options = parser.parse_args()
     set_environment()
@@ -118,7 +118,7 @@ def main() -> None:
     results = {}
     for run in options.runs:
         folder, config = load(run)
-        results[f"seed_{config.seed}"] = found = found_by(folder)
+        results[f"seed_{config.seed}"] = found = found_by(folder, so_far=options.so_far)
         if options.write:
             settings = {
                 **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},

@@ -62,10 +62,7 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
     cap = planning.parse_bytes(options.cap) if options.cap else 0
     length, effective_batch = options.seq_len_tokens, options.effective_batch
 
-    overhead = measure_overhead() if torch.cuda.is_available() else None
-    if cap and overhead is not None:
-        total = torch.cuda.mem_get_info()[1]
-        torch.cuda.set_per_process_memory_fraction(max(0.0, (cap - overhead[0]) / total))
+    overhead = hold(cap)
     config = study(options, folder)
     data = phases.open_data(config, RunFolder(folder))
     prepared = data.prepared
@@ -100,6 +97,19 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
     if overhead is not None:
         result |= {"overhead_bytes": overhead[0], "overhead_source": overhead[1]}
     print("RESULT " + json.dumps(result))
+
+
+def hold(cap_bytes: int) -> tuple[int, str] | None:
+    """Let this process take no more of the card, 0 for all of it; what `measure_overhead` finds, None without a card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    overhead = measure_overhead()
+    if cap_bytes:
+        total_bytes = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(max(0.0, (cap_bytes - overhead[0]) / total_bytes))
+    return overhead
 
 
 def measure_overhead() -> tuple[int, str]:
