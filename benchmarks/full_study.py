@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -123,7 +124,7 @@ def collect(run: Path, results: Path) -> None:
     left_out = sorted(name for name, size in sizes.items() if size is None)
     keep(results, Path("left_out.json"), json.dumps(left_out).encode())
     written = sum(size or 0 for size in sizes.values())
-    print(f"results: {len(sizes) - len(left_out)} files, {written / 2**20:.2f} MiB, in {results}")
+    print(f"results: {len(sizes) - len(left_out)} files, {written / 2**20:.2f} MiB, in {results}", file=sys.stderr)
     if left_out:
         print(f"warning: too large for results: {', '.join(left_out)}", file=sys.stderr)
 
@@ -150,10 +151,11 @@ def measured(run: Path, results: Path) -> dict[str, object]:
     """What was planned beside what was measured, of the run or, before it, of the sweep's trials."""
     from redheart.train.events import watched_events
 
-    logs = [watched_events(path) for path in (run / "train" / "events.jsonl", *sorted(run.glob("sweep/*/events.jsonl")))]
+    logs = [
+        watched_events(path) for path in (run / "train" / "events.jsonl", *sorted(run.glob("sweep/*/events.jsonl")))
+    ]
     events = next((log for log in logs if any(event["event"] == "step" for event in log)), [])
-    pairs = zip(events, events[1:], strict=False)
-    steps = [event["step_s"] for before, event in pairs if before["event"] == event["event"] == "step"]
+    steps = [event["step_s"] for before, event in pairwise(events) if before["event"] == event["event"] == "step"]
     # The first step of a process loads kernels; it counts where there is no other.
     steps = steps or [event["step_s"] for event in events if event["event"] == "step"]
     epochs = [event for event in events if event["event"] == "epoch"]

@@ -114,6 +114,6 @@ if [ $part = after ] || [ $part = all ]; then
   is_newer select/crossover.json select/sweet_spot.json || redheart crossover "$out"
   # 2: too few records to say.
   is_newer calibration/calibration.json select/crossover.json || redheart calibrate "$out" || [ $? -eq 2 ]
-  is_newer evaluation/evaluation.json select/crossover.json || redheart evaluate "$out"
+  is_newer evaluation/evaluation.json select/crossover.json || redheart evaluate "$out" >/dev/null
   redheart report "$out"
 fi

@@ -100,7 +100,7 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
 
 
 def hold(cap_bytes: int) -> tuple[int, str] | None:
-    """Let this process take no more of the card, 0 for all of it; what `measure_overhead` finds, None without a card."""
+    """Let this process take no more of the card, 0 for no limit; what `measure_overhead` finds, None without a card."""
     import torch
 
     if not torch.cuda.is_available():
