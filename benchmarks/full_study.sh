@@ -32,10 +32,10 @@
 # the schedule's cycles do not depend on their number.
 #
 # What that comes to is printed at the start of every call, from the planner. For 7,086 records to train and an H100
-# held to 8 GiB it says 1.24 s a step (0.79 to 1.59), validation and saving not counted: 0.96 hours for the sweep and
-# 2.3 hours for 60 epochs. In 30 minutes that is three trials, or ten epochs and what comes after them. For the whole to
-# take an hour a step must take 0.38 s at most: only `-- --train.pipeline --train.graphs` is simulated below that, and no
-# card has run it.
+# held to 8 GiB it says 1.24 s a step (0.79 to 1.59), validation and saving not counted: 0.95 hours for the sweep and
+# 2.3 hours for 60 epochs. In 30 minutes that is two trials of the sweep, or ten epochs. For the whole to take an hour a
+# step must take 0.38 s at most. `-- --train.card-share 0.7` is simulated at 0.57 s, and only `-- --train.pipeline
+# --train.graphs` below; no card has run any of the three.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 usage() { sed -n '2,10p' "$0" >&2; exit 2; }

@@ -8,9 +8,9 @@ its peaks to the file that HELD_PEAKS names, one JSON object a line.
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
+from subprocess import Popen
 
 import msgspec
 import probe
@@ -25,11 +25,8 @@ def held(cap: str, arguments: Sequence[str]) -> None:
     from redheart.study import sweep
     from redheart.study.outlook.planning import parse_bytes
 
-    def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-        # PYTHON -m redheart.cli trial ...
-        return subprocess.Popen([sys.executable, __file__, cap, *command[3:]])
-
-    sweep.start = start  # type: ignore[assignment]
+    # The command is PYTHON -m redheart.cli trial ...
+    sweep.start = lambda command: Popen([sys.executable, __file__, cap, *command[3:]])  # type: ignore
     cap_bytes, overhead = parse_bytes(cap), None
     if arguments[0] != "sweep":
         # Which computes nothing, and would hold a context of the card beside its trials'.
