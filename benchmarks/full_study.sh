@@ -22,7 +22,7 @@
 #                    the report, study.json (benchmarks/study.py), measured.json (planned beside measured)
 #   LIMIT_S=520      seconds of a call; of these
 #   SAVE_S=90        are kept for what is running to save and end (a state of `full` is 4.1 GiB); then it is killed,
-#                    and the next call goes on from the last state, which every epoch writes
+#                    and the next call goes on from the last state: one is written every three minutes
 #   WRITE_S=20       and for the results
 #   PYTHON=.venv/bin/python
 #
@@ -93,7 +93,8 @@ if [ -z "$RATE" ] && [ ! -e "$out/config.json" ] && [ -e "$RESULTS/config.json" 
   cp "$RESULTS/config.json" "$out/"
   [ ! -d "$RESULTS/sweep" ] || cp -r "$RESULTS/sweep" "$out/"
 fi
-study=(--preset "$PRESET" --epochs "$EPOCHS" "$@")
+# What is killed must not lose a whole call.
+study=(--preset "$PRESET" --epochs "$EPOCHS" --train.state-every-minutes 3 "$@")
 [ -z "$RATE" ] || study+=(--train.learning-rate "$RATE")
 if [ $part != after ]; then
   # A call also starts Python, builds the model and reads its state.
