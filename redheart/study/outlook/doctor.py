@@ -10,9 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from redheart.adamw8bit.build import compiled_in, compilers, named_compiler
+from redheart.adamw8bit.library import usable_folders
 from redheart.core.errors import RedHeartError
-from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler
-from redheart.memory.adamw8bit.library import usable_folders
 from redheart.memory.host import host_memory
 
 GIB = 1 << 30
