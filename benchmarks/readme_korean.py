@@ -62,8 +62,8 @@ SENTENCES = {
         "강제 종료 {kills}번, 그중 저장 도중 {saving}번, 손실 {losses}건"
     ),
     "a resume state of `full`": "`full`의 재개 상태 하나",
-    "{count} snapshots of it, and compressed": "그 스냅샷 {count}개와 압축한 크기",
-    "{plain} and {compressed} GiB": "{plain}, {compressed} GiB",
+    "{count} snapshots of it": "그 스냅샷 {count}개의 크기",
+    "{plain} GiB": "{plain} GiB",
     "training waits for a save of `small`": "`small`을 저장할 때 학습이 기다리는 시간",
     "a resume's peak memory over a fresh start's": "새로 시작할 때에 대한 재개할 때의 최대 메모리 차이",
     "at most {share} of a step": "길어야 한 스텝의 {share}",

@@ -134,9 +134,8 @@ def rows() -> list[tuple[str, str, str]]:
             "pytest tests/faults -m long --kills 200",
         ),
         (
-            "a resume state of `full`; 30 snapshots of it, and compressed",
-            f"{of_full['state_bytes_per_parameter']:.2f} B/param; {of_full['thirty_snapshots_gib']:.1f} and "
-            f"{of_full['thirty_compressed_snapshots_gib']:.1f} GiB",
+            "a resume state of `full`; 30 snapshots of it",
+            f"{of_full['state_bytes_per_parameter']:.2f} B/param; {of_full['thirty_snapshots_gib']:.1f} GiB",
             "benchmarks/snapshot_io.py",
         ),
         (

@@ -214,7 +214,7 @@ def files_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def full_figures(compressed_share: float) -> dict[str, float]:
+def full_figures() -> dict[str, float]:
     """What `full` wrote in its committed run of twenty steps, by parameter, and what 30 snapshots of it take.
 
     A preset as small as those that can be trained here in a minute has a larger share of headers and of tensors that
@@ -222,15 +222,10 @@ def full_figures(compressed_share: float) -> dict[str, float]:
     """
     found = json.loads((RESULTS / "full_steps_20.json").read_text())["result"]
     count, disk = found["parameters"], found["disk_bytes"]
-    whole_gib = DESIGN_SNAPSHOTS * disk["snapshots"] / GIB
     return {
         "state_bytes_per_parameter": disk["states"] / count,
         "snapshot_bytes_per_parameter": disk["snapshots"] / count,
-        "thirty_snapshots_gib": whole_gib,
-        # Two of thirty stay whole; the share is that of this run's snapshots.
-        "thirty_compressed_snapshots_gib": whole_gib
-        * (2 + (DESIGN_SNAPSHOTS - 2) * compressed_share)
-        / DESIGN_SNAPSHOTS,
+        "thirty_snapshots_gib": DESIGN_SNAPSHOTS * disk["snapshots"] / GIB,
     }
 
 
@@ -252,7 +247,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """All parts, one after the other."""
     result: dict[str, Any] = {"training": in_process("train", folder / "run")}
     result["files"] = in_process("files", folder / "run")
-    result["full"] = full_figures(result["files"]["compressed_share_of_bytes"])
+    result["full"] = full_figures()
     result["saving"] = in_process("save", folder / "run")
     # Prepared first, so that both processes only open the data.
     fresh = [in_process("one-epoch", folder / "resumed") for _ in range(2)][-1:]
