@@ -105,6 +105,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, free_bytes: int = 8 << 30) -> No
         monkeypatch.setattr(torch, name, _making(getattr(torch, name)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free_bytes, free_bytes))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda *_: 1.0)
 
 
 def _making(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:

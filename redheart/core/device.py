@@ -47,7 +47,12 @@ def records_at_once(config: StudyConfig) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a CUDA device that nothing holds, once what this process holds for nothing is given back."""
+    """What this process may still take of a CUDA device, once what it holds for nothing is given back.
+
+    That is what nobody holds there, or less under `torch.cuda.set_per_process_memory_fraction`.
+    """
     gc.collect()
     torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0]
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    return max(0, min(free, allowed - torch.cuda.memory_reserved(device)))

@@ -232,3 +232,14 @@ def test_a_search_tells_how_much_of_its_budget_is_spent(
     assert spot.evaluations <= sum(parts) <= total == 4 + len(spot.baselines) and len(parts) > 5
     total, *parts = told["maps"]
     assert sum(parts) == pytest.approx(total)
+
+
+def test_what_a_process_may_take_is_what_is_free_within_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    stub_device.install(monkeypatch, free_bytes=80 << 30)
+    assert placing.free_bytes(device) == 80 << 30
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda *_: 0.1)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 3 << 30)
+    assert placing.free_bytes(device) == 5 << 30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 9 << 30)
+    assert placing.free_bytes(device) == 0
