@@ -20,6 +20,7 @@
 #   RESULTS=OUT-results  folder that what a run tells is copied to at the end of every call, no file over 16 MiB:
 #                    events, samples, sweep.json, sweet_spot.json, crossover.json, calibration.json, evaluation.json,
 #                    the report, study.json (benchmarks/study.py), measured.json (planned beside measured)
+#   DEVICE=auto      of the phases after training; `cuda` has them on the card, where they have not run yet
 #   LIMIT_S=520      seconds of a call; of these
 #   SAVE_S=90        are kept for what is running to save and end (a state of `full` is 4.1 GiB); then it is killed,
 #                    and the next call goes on from the last state: one is written every three minutes
@@ -49,6 +50,7 @@ case $part in all | sweep | train | after) ;; *) usage ;; esac
 
 python=${PYTHON:-.venv/bin/python}
 PRESET=${PRESET:-full} EPOCHS=${EPOCHS:-60} CAP=${CAP:-8GiB} RATE=${RATE:-} RESULTS=${RESULTS:-$out-results}
+DEVICE=${DEVICE:-auto}
 LIMIT_S=${LIMIT_S:-520} SAVE_S=${SAVE_S:-90} WRITE_S=${WRITE_S:-20}
 mkdir -p "$out" "$RESULTS"
 export HELD_PEAKS=$RESULTS/peaks.jsonl
@@ -111,10 +113,10 @@ if [ $part = train ] || { [ $part = all ] && ! has_trained; }; then
 fi
 if [ $part = after ] || [ $part = all ]; then
   # What was evaluated is kept, and what is there is not made again.
-  is_newer select/sweet_spot.json train/snapshots && [ -e "$out/select/maps.json" ] || redheart sweet-spot "$out"
-  is_newer select/crossover.json select/sweet_spot.json || redheart crossover "$out"
+  is_newer select/sweet_spot.json train/snapshots && [ -e "$out/select/maps.json" ] || redheart sweet-spot "$out" --device "$DEVICE"
+  is_newer select/crossover.json select/sweet_spot.json || redheart crossover "$out" --device "$DEVICE"
   # 2: too few records to say.
-  is_newer calibration/calibration.json select/crossover.json || redheart calibrate "$out" || [ $? -eq 2 ]
-  is_newer evaluation/evaluation.json select/crossover.json || redheart evaluate "$out" >/dev/null
+  is_newer calibration/calibration.json select/crossover.json || redheart calibrate "$out" --device "$DEVICE" || [ $? -eq 2 ]
+  is_newer evaluation/evaluation.json select/crossover.json || redheart evaluate "$out" --device "$DEVICE" >/dev/null
   redheart report "$out"
 fi

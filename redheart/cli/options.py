@@ -19,7 +19,11 @@ EncoderPath = Annotated[
 ]
 
 DeviceChoice = Annotated[
-    Device, tyro.conf.arg(help="Where to compute; `auto` takes a CUDA device where there is one, in bf16.")
+    Device,
+    tyro.conf.arg(
+        help="Where to compute; on `cuda` in bf16. `auto` predicts on a CUDA device where there is one, and searches "
+        "and evaluates on the CPU: these have not run on a CUDA device yet."
+    ),
 ]
 
 

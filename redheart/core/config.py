@@ -206,8 +206,8 @@ class StudyConfig:
     seed: Annotated[int, Meta(ge=-(2**62), le=2**62)] = 0
     """The one seed that every random stream derives from."""
     device: Device = "auto"
-    """Where the encoder and all phases after training compute; `auto` takes a CUDA device where there is one, in bf16.
-    Training takes one whatever this says."""
+    """Where the phases after training compute; on `cuda` in bf16. `auto` is the CPU: they have not run on a CUDA device
+    yet. The encoder and training take one where there is one; `cpu` keeps the encoder off it."""
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

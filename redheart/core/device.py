@@ -35,6 +35,15 @@ def chosen_device(asked: Device) -> torch.device:
     return torch.device("cuda" if is_there else "cpu")
 
 
+def study_device(asked: Device) -> torch.device:
+    """Where a study's phases after training compute; `auto` is the CPU, since none of them has run on a card yet.
+
+    Raises:
+        BadInput: a CUDA device is asked for and there is none.
+    """
+    return chosen_device("cpu" if asked == "auto" else asked)
+
+
 def weights_type(device: torch.device) -> torch.dtype:
     """What a model is held and computed in on a device: bf16 on a card, float32 on the CPU."""
     return CARD_TYPE if device.type == "cuda" else torch.float32
@@ -42,7 +51,7 @@ def weights_type(device: torch.device) -> torch.dtype:
 
 def records_at_once(config: StudyConfig) -> int:
     """Records of a pass of the phases after training; callers take fewer where memory runs out."""
-    on_card = chosen_device(config.device).type == "cuda"
+    on_card = study_device(config.device).type == "cuda"
     return max(CARD_RECORDS, config.train.micro_batch) if on_card else config.train.micro_batch
 
 

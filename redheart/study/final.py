@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from redheart.core.config import Device, StudyConfig
-from redheart.core.device import chosen_device, records_at_once, weights_type
+from redheart.core.device import chosen_device, records_at_once, study_device, weights_type
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown
 from redheart.core.folders import refuse_foreign
@@ -41,7 +41,9 @@ def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto")
             such device.
         CorruptFile: a file of the run was changed.
     """
-    folder, config = run_folder.load(root, encoder=encoder, device=device)
+    # Predictions have always been made on a card where there is one.
+    place: Device = "cuda" if chosen_device(device).type == "cuda" else "cpu"
+    folder, config = run_folder.load(root, encoder=encoder, device=place)
     name = read_crossover(folder).recommended
     prepared, calibration = load_prepared(folder.data), calibration_of(folder, name)
     # The encoder first: it is checked in a moment, the weights of `full` are 1.5 GB.
@@ -96,7 +98,7 @@ def load_assembled(config: StudyConfig, folder: RunFolder, inventory: Inventory,
     Raises:
         BadInput: there is no such device.
     """
-    dims, device = preset(config.preset, outputs=inventory.outputs), chosen_device(config.device)
+    dims, device = preset(config.preset, outputs=inventory.outputs), study_device(config.device)
     # Nothing is drawn: every weight comes from the files, or the load fails.
     model = build(dims, seed=config.seed, device="meta").to(weights_type(device)).to_empty(device=device)
     load_assembly(model, folder.select / name)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from redheart.core.config import StudyConfig
-from redheart.core.device import chosen_device, weights_type
+from redheart.core.device import study_device, weights_type
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.seeds import stream_seed
@@ -57,7 +57,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
     }
     select = _losses(config, folder, data, SELECT)
     gain_select = gain_on(SELECT, config, data.prepared, spot.scales, select)
-    computed_in = NAMES[weights_type(chosen_device(config.device))]
+    computed_in = NAMES[weights_type(study_device(config.device))]
     tolerance = max(_TOLERANCE_PERCENT[name] for name in (computed_in, spot.computed_in))
     if abs(gain_select.percent - spot.selection.gain.percent) > tolerance:
         raise RedHeartError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.config import SelectConfig, StudyConfig
-from redheart.core.device import chosen_device, free_bytes, records_at_once, weights_type
+from redheart.core.device import free_bytes, records_at_once, study_device, weights_type
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.files import canonical_json, write_sealed
 from redheart.core.progress import SILENT, Display
@@ -74,7 +74,7 @@ def run_sweet_spot(
             settings,
             seed=config.seed,
             num_reused=lambda: evaluator.num_reused,
-            computed_in=NAMES[weights_type(chosen_device(config.device))],
+            computed_in=NAMES[weights_type(study_device(config.device))],
             on_trial=_counted(advance),
         )
     write_sealed(folder.select / "sweet_spot.json", spot)
@@ -156,7 +156,7 @@ def make_evaluator(
         epoch: {name: entry.content_sha256 for name, entry in snapshot.manifest.modules.items()}
         for epoch, snapshot in by_epoch.items()
     }
-    device, micro_batch = chosen_device(config.device), records_at_once(config)
+    device, micro_batch = study_device(config.device), records_at_once(config)
     given = {
         "data": data.prepared.manifest.key,
         "features": data.features.key,

@@ -93,7 +93,7 @@ def test_every_phase_computes_on_the_device_and_finds_what_the_cpu_finds(
 ) -> None:
     stub_device.install(monkeypatch)
     monkeypatch.setattr(placing, "CARD_TYPE", torch.float32)
-    found = phases_of(trained, tmp_path / "device")
+    found = phases_of(trained, tmp_path / "device", device="cuda")
     assert passes["cuda"] > 300 and passes["cpu"] == 0
     for field in set(SweetSpot.__struct_fields__) - {"work"}:
         assert getattr(found.spot, field) == getattr(on_cpu.spot, field), field
@@ -117,7 +117,7 @@ def test_in_bf16_the_phases_find_the_same_within_its_rounding(
     trained: QuickRun, on_cpu: Found, tmp_path: Path, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub_device.install(monkeypatch)
-    found = phases_of(trained, tmp_path / "device")
+    found = phases_of(trained, tmp_path / "device", device="cuda")
     assert passes["cuda"] > 300 and passes["cpu"] == 0
     assert (found.spot.computed_in, on_cpu.spot.computed_in) == ("bf16", "fp32")
     # A bf16 number has 8 bits; what is left of that in a loss, a percentage of it and a share was .0006, .11 and .024.
@@ -160,6 +160,11 @@ def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_withi
     predictor.model.requires_grad_(False)
     predictions = predictor.predict(TEXTS)
     stub_device.install(monkeypatch, free_bytes=1 << 19)
+    folder.select = tmp_path / "asked"
+    passes.clear()
+    evaluated(config, folder, data, number=1)
+    assert passes["cpu"] > 0 and passes["cuda"] == 0, "not measured on a card yet: it must be asked for"
+    config = dataclasses.replace(config, device="cuda")
     passes.clear()
     with monkeypatch.context() as patch:
         patch.setattr(placing, "CARD_TYPE", torch.float32)
