@@ -18,8 +18,7 @@ from record import write_result
 from redheart.cli import set_environment
 from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig, resolved
 from redheart.core.progress import Display
-
-GIB = 2**30
+from redheart.core.units import GIB
 
 
 def first_records(source: Path, number: int, folder: Path) -> Path:

@@ -11,8 +11,8 @@ import study_tables
 from readme_korean import korean
 
 from redheart.core.config import StudyConfig, resolved
+from redheart.core.units import GIB
 from redheart.memory.cards import find
-from redheart.memory.plan import GIB
 from redheart.study.outlook import planning
 from redheart.study.outlook.card_times import card_lines
 from redheart.study.outlook.plan_output import total_lines, verdict

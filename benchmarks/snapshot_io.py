@@ -23,12 +23,12 @@ from record import RESULTS, write_result
 
 from redheart.cli import set_environment
 from redheart.core.config import GENERATED, FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.units import GIB
 
 STATE_EVERY = 4
 STEPS_PER_EPOCH = 12
 ROUNDS = 5
 RATE = 5e-4
-GIB = 1 << 30
 DESIGN_SNAPSHOTS = 30
 
 

@@ -9,8 +9,9 @@ import torch
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
+from redheart.core.units import GIB
 from redheart.custom import pretrained
-from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
+from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
 from redheart.train.choice import Choice, choose
 from redheart.train.groups import parameter_groups

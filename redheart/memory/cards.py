@@ -9,8 +9,8 @@ import msgspec
 
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
+from redheart.core.units import GIB
 
-GIB = 1 << 30
 _LANE_BYTES_S = {3: 0.985e9, 4: 1.969e9, 5: 3.938e9}
 """A lane's bytes a second by the generation of PCIe, each way."""
 _SAYS_NOTHING = {"nvidia", "geforce", "rtx", "tesla", "gpu", "graphics", "card", "with", "design"}

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from redheart.core.units import GIB
+
 ROOT = Path("/")
 UNLIMITED = 1 << 60
 """Version 1 writes no limit as the largest multiple of a page."""
@@ -29,8 +31,7 @@ class HostMemory:
     """Empty where it is the machine itself."""
 
     def __str__(self) -> str:
-        gib = 1 << 30
-        text = f"{self.available_bytes / gib:.2f} of {self.total_bytes / gib:.2f} GiB available"
+        text = f"{self.available_bytes / GIB:.2f} of {self.total_bytes / GIB:.2f} GiB available"
         return f"{text}, limited by {self.limited_by}" if self.limited_by else text
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
+from redheart.core.units import MIB
 from redheart.memory.ledger import SLOTS, Entry, StrategySizes, held_bytes
 from redheart.memory.workload import Workload
 
-MIB = 1 << 20
 HOST_BASE_BYTES = 630 * MIB
 """A process with torch, DeepSpeed, accelerate and bitsandbytes at work, CPU builds: measured 540 (0.3M parameters)
 to 640 MiB (30M and 55M) beside the ledger's entries."""

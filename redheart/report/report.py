@@ -7,6 +7,7 @@ from typing import Any
 
 from redheart.core.files import write_bytes
 from redheart.core.recipes import followed, recipe_of
+from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
 from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
@@ -152,7 +153,7 @@ def _training(out: Path, facts: RunFacts) -> str:
         ["computed in", computed_in(compute_types)],
         ["time of training, minutes", f"{seconds / 60:.1f}"],
         ["records a second, last epoch", f"{last['samples_per_s']:.1f}"],
-        ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / 2**30:.2f}"],
+        ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / GIB:.2f}"],
         *_planned(events),
         ["validation loss, best", f"{best['val_loss']:.4f} after epoch {best['epoch']}"],
         ["validation loss, last", f"{last['val_loss']:.4f}"],

@@ -7,12 +7,13 @@ from contextlib import suppress
 from redheart.core.config import GENERATED, StudyConfig
 from redheart.core.errors import DoesNotFit
 from redheart.core.files import read_sealed
+from redheart.core.units import GIB
 from redheart.data.features import record_bytes
 from redheart.data.prepare import Manifest
 from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.host_disk import cpu_host_parts, disk_parts, host_parts
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB, Planner
+from redheart.memory.plan import Planner
 from redheart.study.outlook import planning
 from redheart.study.outlook.plan_output import parts_text, summary
 from redheart.study.run_folder import RunFolder

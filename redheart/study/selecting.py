@@ -13,6 +13,7 @@ from redheart.core.device import free_bytes, records_at_once, study_device, weig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.files import canonical_json, write_sealed
 from redheart.core.progress import SILENT, Display
+from redheart.core.units import MIB
 from redheart.data.prepare import Prepared
 from redheart.evaluate.holdout_log import SELECT
 from redheart.evaluate.prediction import loss_floors, predictor_losses
@@ -38,7 +39,6 @@ from redheart.train.compute_type import NAMES
 from redheart.train.events import read_events
 from redheart.train.out_of_memory import no_second_try
 
-MIB = 2**20
 CPU_CACHE_BYTES = 1536 * MIB
 
 

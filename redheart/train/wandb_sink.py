@@ -16,6 +16,7 @@ import msgspec
 from redheart.core.cache import cache_folder, is_writable, temporary_private_folder
 from redheart.core.errors import BadInput, extra
 from redheart.core.files import read_json, write_json
+from redheart.core.units import GIB
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "redheart"
@@ -27,7 +28,6 @@ _ENVIRONMENT = {
     "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT_S),
 }
 """What is set where the user has not set it."""
-GIB = 1 << 30
 
 
 class RunId(msgspec.Struct, frozen=True):

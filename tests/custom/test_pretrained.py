@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from redheart.cli import main
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
+from redheart.core.units import GIB
 from redheart.custom import pretrained, pretrained_plan
 from redheart.custom.pretrained_plan import plan_pretrained
 from redheart.memory.kernels import CPU, CUDA, Kernels
-from redheart.memory.plan import GIB
 from redheart.memory.trace import Trace, at_batch, trace_pass
 
 ANSWERED_WITHIN_S = 15.0

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redheart.core.units import MIB
 from redheart.memory.allocator import CachingAllocator, OutOfMemory, rounded_bytes, segment_bytes
-
-MIB = 1 << 20
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(0, 512), (1, 512), (512, 512), (513, 1024), (MIB + 1, MIB + 512)])

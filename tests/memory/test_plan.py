@@ -11,9 +11,10 @@ import torch
 from redheart.cli import main
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput, DoesNotFit
+from redheart.core.units import GIB
 from redheart.memory.host_disk import disk_parts
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB, MICRO_BATCHES, Planner
+from redheart.memory.plan import MICRO_BATCHES, Planner
 from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build

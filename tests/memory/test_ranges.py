@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from redheart.core.config import FeatureConfig, StudyConfig, resolved
-from redheart.memory.plan import GIB, MICRO_BATCHES, Planner
+from redheart.core.units import GIB
+from redheart.memory.plan import MICRO_BATCHES, Planner
 from redheart.study.outlook import planning
 from redheart.train.strategy import strategy_sizes
 

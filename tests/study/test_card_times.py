@@ -13,8 +13,8 @@ import torch
 from redheart.cli import main
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
+from redheart.core.units import GIB
 from redheart.memory.cards import find
-from redheart.memory.plan import GIB
 from redheart.memory.step_time import HostSpeed
 from redheart.study.outlook import card_times, chosen, host_speed, planning, timings
 from redheart.train.pace import CHECK_STEPS

@@ -12,11 +12,11 @@ import torch
 from redheart.cli.study import _checked_study
 from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import DoesNotFit
+from redheart.core.units import GIB
 from redheart.data.features import record_bytes
 from redheart.memory.host import HostMemory
 from redheart.memory.host_disk import disk_parts
 from redheart.memory.ledger import ledger
-from redheart.memory.plan import GIB
 from redheart.snapshots.prune import disk_bytes
 from redheart.study import phases, preflight, run_folder
 from redheart.study.outlook import planning

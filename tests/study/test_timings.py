@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
-from redheart.memory.plan import GIB
+from redheart.core.units import GIB
 from redheart.study.outlook import planning, timings
 from redheart.study.outlook.plan_output import time_text
 from redheart.train.compute_type import type_name

@@ -12,8 +12,8 @@ from launching import launch
 
 from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
+from redheart.core.units import GIB
 from redheart.memory.ledger import held_bytes, ledger
-from redheart.memory.plan import GIB
 from redheart.memory.zero2 import groups_on_card
 from redheart.model.dims import preset
 from redheart.model.network import build

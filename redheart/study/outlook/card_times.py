@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from heapq import merge
 from operator import itemgetter
 
+from redheart.core.units import GIB
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import GIB, MICRO_BATCHES, Cost, Plan, Planner
+from redheart.memory.plan import MICRO_BATCHES, Cost, Plan, Planner
 from redheart.memory.step_time import CardClock, StepTime
 
 LANES = {

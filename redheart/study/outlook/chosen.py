@@ -6,8 +6,9 @@ import torch
 
 from redheart.core.config import StudyConfig, resolved
 from redheart.core.ranks import launched
+from redheart.core.units import GIB
 from redheart.memory.cards import known
-from redheart.memory.plan import COMFORT_SHARE, GIB
+from redheart.memory.plan import COMFORT_SHARE
 from redheart.study.outlook import timings
 from redheart.study.outlook.card_times import LANES, other_line, setting_text
 from redheart.study.outlook.planning import Answer, answer

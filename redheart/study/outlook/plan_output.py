@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from redheart.memory.plan import GIB, PREDICTED, Plan
+from redheart.core.units import GIB, MIB
+from redheart.memory.plan import PREDICTED, Plan
 from redheart.memory.replay import Replay
 from redheart.study.outlook.card_times import card_lines, setting_text
 from redheart.study.outlook.planning import Answer, nearest_text
@@ -126,7 +127,7 @@ def plan_fields(answer: Answer) -> dict[str, object]:
 
 
 def _mib(size: int) -> str:
-    return f"{size / (1 << 20):,.0f}" if size else ""
+    return f"{size / MIB:,.0f}" if size else ""
 
 
 def summary(plan: Plan) -> str:

@@ -13,11 +13,12 @@ import torch
 
 from redheart.core.config import StudyConfig, TrainConfig
 from redheart.core.errors import BadInput, DoesNotFit
+from redheart.core.units import GIB, MIB
 from redheart.data.features import record_bytes
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import COMFORT_SHARE, GIB, Plan, Planner
+from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.replay import Replay
 from redheart.memory.step_time import CardClock
 from redheart.memory.workload import Workload, model_sizes
@@ -61,7 +62,7 @@ def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
         BadInput: anything else, or less than the least, or more than 1024 GiB.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GiB|GB|MiB|MB|B)?\s*", text)
-    units = {"GiB": GIB, "GB": 10**9, "MiB": 1 << 20, "MB": 10**6, "B": 1, None: 1}
+    units = {"GiB": GIB, "GB": 10**9, "MiB": MIB, "MB": 10**6, "B": 1, None: 1}
     size = int(float(match[1]) * units[match[2]]) if match else 0
     if not match or not least_bytes <= size <= 1024 * GIB:
         least = f"{least_bytes / GIB:g}"

@@ -10,6 +10,7 @@ import msgspec
 from redheart.core.config import StudyConfig
 from redheart.core.files import read_sealed
 from redheart.core.progress import duration_text
+from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
 from redheart.report.best_epochs import best_epochs_text
 from redheart.study.run_folder import RunFolder
@@ -18,7 +19,6 @@ from redheart.train.events import Event, watched_events
 SILENT_S = 120.0
 """A run that has written nothing for this long, or for ten of its steps, is not called running."""
 NUM_RECENT_STEPS = 20
-GIB = 1 << 30
 FILES = {
     "prepare": "data/manifest.json",
     "sweep": "sweep/sweep.json",
