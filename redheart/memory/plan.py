@@ -33,8 +33,10 @@ FRAGMENTATION_SHARE = 0.05
 ACTIVATION_SHARE = 0.10
 """Added to activations and temporaries for the upper bound: torch's own tracker is tested to 10 %."""
 COMFORT_SHARE = 0.6
-"""Share of the card that a chosen configuration's upper bound takes, if any does: a desktop needs room, and WSL spills
-into host memory before a card is full."""
+"""Share of the card that a chosen configuration's upper bound takes, if one as fast does: a desktop needs room, and WSL
+spills into host memory before a card is full."""
+COMFORT_COST = 1.1
+"""That room is worth this many times the time of the fastest that fits, so that a larger card is hardly ever slower."""
 MICRO_BATCHES = (64, 32, 16, 8, 4, 2, 1)
 PREDICTED = "predicted"
 NEVER_RAN = "predicted, and not measured: no pipeline and no graphs have run on a card"
@@ -156,13 +158,13 @@ class Planner:
         cost: Cost | None = None,
         comfort_share: float = COMFORT_SHARE,
     ) -> Plan | None:
-        """The fastest configuration by the simulated step whose upper bound leaves room on the card, else that fits.
+        """The fastest configuration by the simulated step that fits by its upper bound, or one as fast with more room.
 
         Args:
             vram_bytes: size of the card.
             checkpointing: with, without, or either.
             cost: of a card; without one the ranking is that of no card.
-            comfort_share: of the card that is not exceeded if anything stays below it.
+            comfort_share: of the card that is not exceeded if anything stays below it within `COMFORT_COST`.
         """
         # What cannot fit at any micro-batch is not simulated: 64 micro-batches of 7B parameters take seconds.
         strategies = [strategy for strategy in strategies if self._fixed_bytes(strategy) <= vram_bytes]
@@ -175,8 +177,10 @@ class Planner:
             ),
             key=lambda item: item[:2],
         )
-        comfort_bytes, fits = int(comfort_share * vram_bytes), None
-        for _, _, strategy, micro_batch, recompute in by_time:
+        comfort_bytes, fits, least_cost = int(comfort_share * vram_bytes), None, 0.0
+        for step_cost, _, strategy, micro_batch, recompute in by_time:
+            if fits and step_cost > COMFORT_COST * least_cost:
+                break
             limit_bytes = comfort_bytes if fits else vram_bytes
             if self._at_least_bytes(strategy, micro_batch, recompute, limit_bytes) > limit_bytes:
                 continue
@@ -185,7 +189,8 @@ class Planner:
                 plan, _ = self.plan(strategy, **setting)  # type: ignore[arg-type]
                 if plan.upper_bytes <= comfort_bytes:
                     return plan
-                fits = fits or (plan if plan.fits else None)
+                if fits is None and plan.fits:
+                    fits, least_cost = plan, step_cost
         return fits
 
     def with_share(

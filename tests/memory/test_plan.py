@@ -1,6 +1,7 @@
 """Verdicts: what fits, what is refused and what is named instead; disk and host memory against measured ones."""
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_a_card_that_is_too_small_for_anything_names_nothing() -> None:
     assert planner.fastest([sizes], checkpointing=False, vram_bytes=GIB // 2) is None
 
 
-def test_the_fastest_stays_below_the_comfortable_share_where_anything_does() -> None:
+def test_the_fastest_stays_below_the_comfortable_share_where_something_about_as_fast_does() -> None:
     _, planner = small_planner()
     sizes = strategy_sizes("zero2_offload_adam8bit")
     large, small = (
@@ -93,8 +94,15 @@ def test_the_fastest_stays_below_the_comfortable_share_where_anything_does() -> 
         for size in (64, 8)
     )
     assert small < large
-    for share, micro_batch in ((1.0, 64), (1.0001 * small / large, 8)):
-        found = planner.fastest([sizes], vram_bytes=large, checkpointing=False, comfort_share=share)
+    comfort = 1.0001 * small / large
+    for share, slower, micro_batch in ((1.0, 0.01, 64), (comfort, 0.01, 8), (comfort, 0.04, 64)):
+        found = planner.fastest(
+            [sizes],
+            vram_bytes=large,
+            checkpointing=False,
+            cost=lambda _, micro, __, slower=slower: 1 + slower * math.log2(64 / micro),
+            comfort_share=share,
+        )
         assert found is not None and found.micro_batch == micro_batch
 
 

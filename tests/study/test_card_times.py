@@ -150,7 +150,7 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     assert found.low_s < found.predicted_step_s < found.high_s and found.upper_bytes == planned.plan.upper_bytes
     assert len(found.others) == planning.NUM_OTHERS and all("s a step" in other for other in found.others)
     assert found.constants == "RTX 3070, constants of its data sheet and any host's" and found.constants in found.text
-    assert "because it is the fastest that leaves 40% of the card free" in found.text
+    assert "within a tenth of the fastest that fits, and it leaves 40% of the card free" in found.text
     assert f"bound by {card_times.LANES[found.bound_by]}" in found.text
     steps = [{"event": "step", "forward_backward_s": 0.5, "step_s": 0.75}] * 5
     measured = timings.measured_step(resolved(taken), steps, ranks=1)

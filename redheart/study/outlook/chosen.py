@@ -53,9 +53,9 @@ def _chosen(found: Answer, *, device: str, is_told: bool) -> Chosen:
     if is_told:
         why = f"as the settings ask: {setting}"
     elif plan.upper_bytes <= COMFORT_SHARE * plan.vram_bytes:
-        why = f"chosen by the planner: {setting}, because it is the fastest that leaves {free}"
+        why = f"chosen by the planner: {setting}, within a tenth of the fastest that fits, and it leaves {free}"
     else:
-        why = f"chosen by the planner: {setting}, because it is the fastest that fits, and none leaves {free}"
+        why = f"chosen by the planner: {setting}, the fastest that fits, and none within a tenth of it leaves {free}"
     reasons = [why]
     if plan.step_s is not None:
         reasons.append(f"{plan.step_s:.2f} s a step (measured: {plan.time_basis})")
