@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from redheart.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.offloaded import RING_BYTES, Flat, Offloaded
 from redheart.pipeline.bucket import Bucket, bounded
 

@@ -14,7 +14,7 @@ from launching import ROOT, launch
 from torch import Tensor, nn
 
 from redheart import optim
-from redheart.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.train.groups import parameter_groups

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redheart.adamw8bit.optimizer import HostAdamW8bit, clip_factor
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.pipeline.bucket import Bucket
 from redheart.pipeline.lanes import Event, InTurn
 from redheart.pipeline.step import OffloadStep

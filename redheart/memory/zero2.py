@@ -7,8 +7,8 @@ rank's part is that of one rank.
 from collections.abc import Sequence
 from math import ceil
 
-from redheart.adamw8bit.kernel import BLOCK
-from redheart.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
+from redheart.memory.adamw8bit.kernel import BLOCK
+from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
 from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, each
 
 ZERO = "stage_1_and_2.py"

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
-from redheart.adamw8bit.build import compilers
 from redheart.core.cache import cache_folder, temporary_private_folder
 from redheart.core.lock import folder_lock
+from redheart.memory.adamw8bit.build import compilers
 
 SAY_AFTER_S = 3.0
 """What takes less is no compilation: an operator that was compiled before is loaded in half a second."""

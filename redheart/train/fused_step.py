@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redheart.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.core.errors import BadInput
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.memory.zero2 import groups_on_card
 from redheart.train.transfers import ToDevice, ToHost, pieces
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from redheart.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
 from redheart.core.errors import BadInput
+from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
 from redheart.pipeline.bucket import bounded
 from redheart.snapshots.states import ParameterPlace
 

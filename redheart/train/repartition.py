@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from redheart.adamw8bit.chunked import dequantise, quantise
-from redheart.adamw8bit.kernel import BLOCK
 from redheart.core.errors import CorruptFile
+from redheart.memory.adamw8bit.chunked import dequantise, quantise
+from redheart.memory.adamw8bit.kernel import BLOCK
 from redheart.train.optimizer_state import BUFFER
 
 

@@ -13,8 +13,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from launching import launch
 from torch import nn
 
-from redheart.adamw8bit.optimizer import HostAdamW8bit
 from redheart.core.config import TrainConfig
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import SLOTS, Homes, ModelSizes, Strategy, held_bytes, ledger
 from redheart.memory.offloaded import Flat, Offloaded
 from redheart.memory.workload import model_sizes

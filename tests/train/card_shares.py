@@ -13,8 +13,8 @@ import torch
 from accelerate.state import AcceleratorState
 from fixed_batch import DIMS, RECORDS, fixed_batch
 
-from redheart.adamw8bit.on_card import CardKernel
 from redheart.core.config import TrainConfig
+from redheart.memory.adamw8bit.on_card import CardKernel
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.train import engine as engines

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redheart.adamw8bit.chunked import dequantise, quantise
-from redheart.adamw8bit.optimizer import dynamic_map
 from redheart.core.errors import CorruptFile
+from redheart.memory.adamw8bit.chunked import dequantise, quantise
+from redheart.memory.adamw8bit.optimizer import dynamic_map
 from redheart.train.repartition import Repartitioned
 
 QMAP = dynamic_map(True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.adamw8bit.build import compiled_in, compilers, named_compiler
-from redheart.adamw8bit.library import usable_folders
 from redheart.core.errors import RedHeartError
 from redheart.core.units import GIB
+from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler
+from redheart.memory.adamw8bit.library import usable_folders
 from redheart.memory.host import host_memory
 
 WANTED = {"torch": (2, 9), "deepspeed": (0, 19, 8), "accelerate": (1, 10), "bitsandbytes": (0, 50)}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from redheart.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.step_time import HostSpeed
 from redheart.memory.trace import trace_pass
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from redheart.adamw8bit.optimizer import HostAdamW8bit
 from redheart.core.config import TrainConfig
 from redheart.memory import zero2
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import fused_offload
 from redheart.memory.zero2 import HELD, ZERO
@@ -26,7 +26,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> lis
     first = f"{ZERO}, initialize_optimizer_states, beyond those that are kept"
     slots, slots_bytes = "redheart/train/transfers.py: six of 8 Mi bf16 elements", 6 * (8 << 20) * 2
     states = tuple(map(zero2.states_bytes, host, model.group_state_bits))
-    started = "redheart/adamw8bit/optimizer.py, HostAdamW8bit._start"
+    started = "redheart/memory/adamw8bit/optimizer.py, HostAdamW8bit._start"
     if strategy.ring_bytes:
         gradients, leaving = _in_ring(parts, strategy, accumulates)
         grad_bytes = 0
@@ -63,7 +63,7 @@ def _in_ring(parts: Sequence[int], strategy: StrategySizes, accumulates: bool) -
 
 
 def _on_card(model: ModelSizes, card: Sequence[int], weight: int, grad_bytes: int) -> list[Entry]:
-    update = "redheart/adamw8bit/on_card.py, CardKernel.update8: grad.float()"
+    update = "redheart/memory/adamw8bit/on_card.py, CardKernel.update8: grad.float()"
     own, converted = each(4 if weight < 4 else 0, card), each(4 if grad_bytes < 4 else 0, card)
     states = tuple(map(zero2.states_bytes, card, model.group_state_bits))
     made = f"{ZERO}, __init__; taken to the card by {INSTALL}"

@@ -11,8 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from redheart.adamw8bit.build import NoKernel
-from redheart.adamw8bit.library import libraries
+from redheart.memory.adamw8bit.build import NoKernel
+from redheart.memory.adamw8bit.library import libraries
 
 BLOCK = 256
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from stub_programs import program
 
-from redheart.adamw8bit import build, optimizer
-from redheart.adamw8bit.chunked import Chunked
-from redheart.adamw8bit.kernel import compiled_kernels
-from redheart.adamw8bit.library import libraries
 from redheart.core.cache import cache_folder
+from redheart.memory.adamw8bit import build, optimizer
+from redheart.memory.adamw8bit.chunked import Chunked
+from redheart.memory.adamw8bit.kernel import compiled_kernels
+from redheart.memory.adamw8bit.library import libraries
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++")
@@ -90,7 +90,7 @@ def full(place: Path, patch: pytest.MonkeyPatch) -> None:
 
 def without_execution(place: Path, patch: pytest.MonkeyPatch) -> None:
     """As a mount from which nothing may be loaded: the loader refuses what is in order."""
-    from redheart.adamw8bit import kernel
+    from redheart.memory.adamw8bit import kernel
 
     real = kernel.load_kernels
 
@@ -281,7 +281,7 @@ def test_a_cache_is_named_by_a_whole_path(
 
 def test_two_that_compile_at_once_both_get_a_kernel(place: Path) -> None:
     program(place / "bin" / "g++", (place / "bin" / "g++").read_text().replace("echo call", "/bin/sleep 1; echo call"))
-    code = "from redheart.adamw8bit.kernel import compiled_kernels; print(compiled_kernels()[-1].name)"
+    code = "from redheart.memory.adamw8bit.kernel import compiled_kernels; print(compiled_kernels()[-1].name)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     names = [process.communicate()[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0] and names[0] == names[1] != ""

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redheart.adamw8bit.chunked import Chunked, dequantise, quantise
-from redheart.adamw8bit.kernel import BLOCK, Kernel, StepScalars, kernels
-from redheart.adamw8bit.optimizer import HostAdamW8bit, dynamic_map
+from redheart.memory.adamw8bit.chunked import Chunked, dequantise, quantise
+from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, kernels
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, dynamic_map
 
 KERNELS = kernels()
 SCALARS = StepScalars(3, 1e-3, 0.9, 0.999, 1e-8, 0.01, grad_scale=0.5, min_code2=0)

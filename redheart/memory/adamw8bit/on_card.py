@@ -6,8 +6,8 @@ Its rounding is not the kernel's: it decays weights after the update, and codes 
 import torch
 from torch import Tensor
 
-from redheart.adamw8bit.chunked import Chunked
-from redheart.adamw8bit.kernel import StepScalars
+from redheart.memory.adamw8bit.chunked import Chunked
+from redheart.memory.adamw8bit.kernel import StepScalars
 
 
 class CardKernel(Chunked):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redheart.adamw8bit.build import NoKernel
-from redheart.adamw8bit.chunked import Chunked
-from redheart.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
-from redheart.adamw8bit.on_card import CardKernel
+from redheart.memory.adamw8bit.build import NoKernel
+from redheart.memory.adamw8bit.chunked import Chunked
+from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
+from redheart.memory.adamw8bit.on_card import CardKernel
 
 MIN_8BIT_ELEMENTS = 4096
 """A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""

@@ -1,6 +1,6 @@
 // Every function on arrays of exactly the size it is told, on every path: for the address and behaviour sanitizers, and
 // for one digest of all results, which must not depend on the path, nor on the processor that it is compiled for.
-#include "../../redheart/adamw8bit/csrc/adamw8bit.cpp"
+#include "../../../redheart/memory/adamw8bit/csrc/adamw8bit.cpp"
 
 #include <cstdio>
 #include <memory>

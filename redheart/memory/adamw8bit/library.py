@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from redheart.adamw8bit.build import NoKernel, compile_in, compiled_in, compilers
 from redheart.core.cache import cache_folder, private_folder, temporary_private_folder
+from redheart.memory.adamw8bit.build import NoKernel, compile_in, compiled_in, compilers
 
 
 def libraries(failures: list[str]) -> Iterator[Path]:
