@@ -229,7 +229,8 @@ def _decoded(saved: SavedConfig) -> StudyConfig:
 
 def _plain(config: StudyConfig) -> dict[str, object]:
     """The configuration as JSON has it: lists for tuples, text for paths."""
-    return dict(msgspec.json.decode(msgspec.json.encode(config, enc_hook=str)))
+    # Of a configuration that was read, msgspec writes no field that was not in the file.
+    return dict(msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(config), enc_hook=str)))
 
 
 def _fingerprint(config: StudyConfig) -> dict[str, object]:

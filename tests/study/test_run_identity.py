@@ -6,11 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from redheart.core.config import FeatureConfig, StudyConfig, SweepConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
-from redheart.core.files import shown
+from redheart.core.files import read_sealed, shown, write_sealed
 from redheart.data.generator import generate
 from redheart.report.report import make_report
 from redheart.study import run_folder
@@ -130,3 +131,17 @@ def test_a_run_in_a_folder_of_another_encoding_is_reported(finished_run: Path, t
     assert shown(run.name) == "caf\\xe9 \\xff"
     # A backslash stands for itself in Markdown once it is escaped.
     assert path.read_text().splitlines()[0].replace("\\\\", "\\") == f"# Red Heart: {shown(run.name)}"
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    _, config = run_folder.load(run)
+    saved = read_sealed(run / "config.json", run_folder.SavedConfig)
+    old = json.loads(json.dumps(saved.config))
+    del old["device"], old["train"]["state_every_minutes"], old["train"]["value_weight"]
+    write_sealed(run / "config.json", msgspec.structs.replace(saved, config=old))
+    assert run_folder.load(run)[1] == config
+    run_folder.start(config)
+    assert read_sealed(run / "config.json", run_folder.SavedConfig).config == {**saved.config, "out": str(run)}
+    with pytest.raises(BadInput, match=r"train.value_weight was 1.0, is 2.0"):
+        run_folder.start(dataclasses.replace(config, train=dataclasses.replace(config.train, value_weight=2.0)))
