@@ -23,7 +23,7 @@ import torch
 from record import write_result
 
 from redheart.core.config import FeatureConfig, PrepareConfig, SelectConfig, StudyConfig, TrainConfig, resolved
-from redheart.core.device import chosen_device
+from redheart.core.device import study_device
 from redheart.core.progress import Display
 from redheart.evaluate.prediction import predict_rows, predictor_losses
 from redheart.model.ledger import module_names
@@ -61,7 +61,7 @@ def make_run(out: Path, options: argparse.Namespace) -> None:
     folder = run_folder.start(config)
     data = phases.open_data(config, folder, display=Display("bar"))
     rows = np.concatenate([data.prepared.split[part] for part in VALIDATION_PARTS])
-    device = chosen_device(options.device)
+    device = study_device(options.device)
     model = phases.new_model(config, data.prepared).to(torch.bfloat16).to(device).eval().requires_grad_(False)
     for number in range(options.snapshots):
         for parameter in model.parameters():
@@ -86,8 +86,9 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
     """Seconds of every phase, in a folder that holds links to what the run's training has left."""
     for name in MADE_FROM:
         (work / name).symlink_to((run / name).resolve())
-    folder, config = run_folder.load(work, device=options.device)
-    device = chosen_device(options.device)
+    device = study_device(options.device)
+    # The predictions too, which `auto` would make elsewhere than the rest.
+    folder, config = run_folder.load(work, device="cuda" if device.type == "cuda" else "cpu")
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -124,7 +125,7 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
         evaluating.run_evaluation(config, folder, data)
     texts = data.prepared.records[:NUM_TEXTS]
     with timed("load"):
-        predictor = open_run(work, device=options.device)
+        predictor = open_run(work, device=config.device)
     with timed("predict"):
         predictor.predict(texts)
     is_card = device.type == "cuda"
