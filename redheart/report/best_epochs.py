@@ -1,8 +1,20 @@
 """Which epoch is best by which measure, where the two that a run names are not one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from redheart.data.prepare import Manifest
+from redheart.select.sweet_spot import SweetSpot
+
+
+def spot_text(spot: SweetSpot, events: Iterable[Mapping[str, Any]], manifest: Manifest) -> str | None:
+    """`best_epochs_text` of a sweet spot beside the log of the training that it chose from."""
+    return best_epochs_text(
+        single=spot.best_epoch,
+        num_snapshots=len(spot.epochs),
+        val_losses={event["epoch"]: event["val_loss"] for event in events if event["event"] == "epoch"},
+        manifest=manifest,
+    )
 
 
 def best_epochs_text(

@@ -13,7 +13,7 @@ from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
-from redheart.report.best_epochs import best_epochs_text
+from redheart.report.best_epochs import spot_text
 from redheart.report.calibration_section import calibration_section
 from redheart.report.facts import RunFacts, read_facts
 from redheart.report.figures import draw_lines
@@ -163,13 +163,7 @@ def _training(out: Path, facts: RunFacts) -> str:
 
 def bests_of(facts: RunFacts) -> str | None:
     """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    val_losses = {event["epoch"]: event["val_loss"] for event in facts.events if event["event"] == "epoch"}
-    spot, manifest = facts.spot, facts.manifest
-    if spot is None:
-        return None
-    return best_epochs_text(
-        single=spot.best_epoch, num_snapshots=len(spot.epochs), val_losses=val_losses, manifest=manifest
-    )
+    return spot_text(facts.spot, facts.events, facts.manifest) if facts.spot else None
 
 
 def recipe_text(config: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
-from redheart.report.best_epochs import best_epochs_text
+from redheart.report.best_epochs import spot_text
 from redheart.select.conditional import ConditionalEvaluator
 from redheart.select.loss_store import LossStore, StoredEvaluator
 from redheart.select.maps import draw_maps, map_evaluations
@@ -91,13 +91,7 @@ def run_sweet_spot(
 
 def best_epochs_of(folder: RunFolder, data: StudyData, spot: SweetSpot) -> str | None:
     """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    epochs = read_events(folder.train / "events.jsonl", "epoch")
-    return best_epochs_text(
-        single=spot.best_epoch,
-        num_snapshots=len(spot.epochs),
-        val_losses={event["epoch"]: event["val_loss"] for event in epochs},
-        manifest=data.prepared.manifest,
-    )
+    return spot_text(spot, read_events(folder.train / "events.jsonl", "epoch"), data.prepared.manifest)
 
 
 def open_snapshots(folder: RunFolder) -> list[Snapshot]:
