@@ -14,9 +14,11 @@ from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, Trai
 from redheart.core.errors import DoesNotFit
 from redheart.core.units import GIB
 from redheart.data.features import record_bytes
+from redheart.memory import host_disk
 from redheart.memory.host import HostMemory
 from redheart.memory.host_disk import disk_parts
 from redheart.memory.ledger import ledger
+from redheart.snapshots import compress
 from redheart.snapshots.prune import disk_bytes
 from redheart.study import phases, preflight, run_folder
 from redheart.study.outlook import planning
@@ -232,3 +234,7 @@ def test_a_run_keeps_within_the_disk_that_it_was_planned_with(
     stated = disk_of(settings, compressed=compressed) - features
     # What the plan counts besides is the write of a snapshot again, after a kill.
     assert 0.85 * stated < max(most_bytes) < stated
+
+
+def test_the_plan_counts_the_snapshots_that_compression_leaves_whole() -> None:
+    assert host_disk.COMPRESSION_WINDOW == compress.WINDOW
