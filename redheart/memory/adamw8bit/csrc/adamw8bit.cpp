@@ -1,11 +1,10 @@
 // 8-bit AdamW on the host: choice of the instruction set, threads, and the functions that Python calls.
 
+#include "pool.h"
 #include "update.h"
 
 #include <atomic>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -85,23 +84,17 @@ void run(std::ptrdiff_t tasks, int num_threads, const Work& work) {
     const auto take = [&] {
         for (std::ptrdiff_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(task);
     };
-    std::vector<std::thread> others;
     const std::ptrdiff_t helpers = (tasks < num_threads ? tasks : num_threads) - 1;
-    for (std::ptrdiff_t k = 0; k < helpers; ++k) {
-        try {
-            others.emplace_back(take);
-        } catch (const std::system_error&) {
-            break;  // no more threads to be had: those that run do the rest
-        }
-    }
-    take();
-    for (std::thread& thread : others) thread.join();
+    if (helpers > 0)
+        pool().run(helpers, take);
+    else
+        take();
 }
 
 // Pieces of a sum are of one size, so that the sum does not depend on the number of threads.
 constexpr std::ptrdiff_t kSumElements = 16384;
 
-// A thread is started only for what takes longer than its start.
+// A thread is woken only for what takes longer than that.
 constexpr std::ptrdiff_t kAddElements = 1 << 18;
 
 // Blocks per task of an update. Small tasks cost time, for neighbouring tasks of two threads fight over the lines that
