@@ -110,18 +110,9 @@ def _linear(prepared: Prepared, inputs_ND: Inputs) -> dict[str, Predictions]:
         )
         truth_NG = prepared.values_NT[np.ix_(select[checked], group)]
         # Without a record to choose on, the strengths are as good as each other.
-        errors_SG = np.array(
-            [
-                (
-                    np.square(found_NG[: len(select)][checked] - truth_NG)
-                    if checked.any()
-                    else np.zeros((1, len(group)))
-                ).mean(0)
-                if checked.any()
-                else np.zeros(len(group))
-                for found_NG in path
-            ]
-        )
+        errors_SG = np.zeros((len(path), len(group)))
+        if checked.any():
+            errors_SG[:] = [np.square(found_NG[: len(select)][checked] - truth_NG).mean(0) for found_NG in path]
         # One strength for a whole distribution, one for each value.
         emotion = [index for index, column in enumerate(group) if column < prepared.inventory.columns("emotion").stop]
         errors_SG[:, emotion] = errors_SG[:, emotion].sum(1, keepdims=True)
