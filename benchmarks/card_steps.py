@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace, variant: str) -> dict[str, object]:
     from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
-    from redheart.train.events import read_events
+    from redheart.train.log.events import read_events
     from redheart.train.loop import train
 
     settings = TrainConfig(

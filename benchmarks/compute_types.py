@@ -37,7 +37,7 @@ def measure_one(options: argparse.Namespace, name: str) -> dict[str, object]:
     """One way in this process."""
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
-    from redheart.train.compute_type import type_name
+    from redheart.train.device.compute_type import type_name
     from redheart.train.engine import set_threads
 
     way, train = LOOPS[name]

@@ -38,7 +38,7 @@ def folder_bytes(folder: Path) -> int:
 def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
     """Prepare, build, start the engine and take `steps` optimizer steps, or a whole epoch with what it writes."""
     from redheart.study import phases, run_folder
-    from redheart.train.events import read_events
+    from redheart.train.log.events import read_events
 
     folder = run_folder.start(config)
     data = phases.open_data(config, folder, display=Display("bar"))
@@ -76,7 +76,7 @@ def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
 
 def _fast_type() -> str:
     """What a run on this processor computes in."""
-    from redheart.train.compute_type import type_name
+    from redheart.train.device.compute_type import type_name
 
     return type_name(TrainConfig())
 

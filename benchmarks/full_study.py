@@ -150,7 +150,7 @@ def keep(results: Path, name: Path, content: bytes, *, max_bytes: int = MAX_BYTE
 
 def measured(run: Path, results: Path) -> dict[str, object]:
     """What was planned beside what was measured, of the run or, before it, of the sweep's trials."""
-    from redheart.train.events import watched_events
+    from redheart.train.log.events import watched_events
 
     logs = [
         watched_events(path) for path in (run / "train" / "events.jsonl", *sorted(run.glob("sweep/*/events.jsonl")))

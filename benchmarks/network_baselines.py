@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redheart.core.config import FEATURE_WIDTH
 from redheart.core.seeds import stream_seed
-from redheart.data.encoders import FEATURE_WIDTH
 from redheart.data.features import FeatureCache
 from redheart.data.loader import load_features
 from redheart.data.prepare import Prepared

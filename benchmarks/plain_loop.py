@@ -22,7 +22,7 @@ def seconds_of(options: argparse.Namespace, *, overlaps: bool) -> dict[str, obje
     from redheart.model.dims import preset
     from redheart.model.network import build
     from redheart.optim import OffloadAdamW8bit
-    from redheart.train.groups import parameter_groups
+    from redheart.train.zero.groups import parameter_groups
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = build(preset(options.preset), seed=0).to(device, torch.bfloat16)

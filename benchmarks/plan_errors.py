@@ -35,9 +35,9 @@ from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study.outlook import planning
-from redheart.train.compute_type import compute_type
-from redheart.train.groups import parameter_groups
+from redheart.train.device.compute_type import compute_type
 from redheart.train.strategy import all_strategies, strategy_sizes
+from redheart.train.zero.groups import parameter_groups
 
 FULL_STEPS = ("full_steps", "full_steps_20", "full_steps_accumulated", "full_steps_adam32", "full_steps_float32")
 DEVICE_RUNS = ("vram_8gib", "vram_8gib_gpu_adam8bit")

@@ -174,7 +174,7 @@ def network(options: argparse.Namespace, variant: str, data: "StudyData") -> dic
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
     from redheart.study.selecting import expected_specs
-    from redheart.train.events import read_events
+    from redheart.train.log.events import read_events
 
     folder = RunFolder(folder_of(options, variant))
     snapshots = list_snapshots(folder.snapshots)

@@ -170,7 +170,7 @@ def one_epoch_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
-    from redheart.train.events import read_events
+    from redheart.train.log.events import read_events
 
     run = RunFolder(folder)
     done = len(read_events(run.train / "events.jsonl", "epoch"))

@@ -60,7 +60,7 @@ def run_folder(options: argparse.Namespace, bits: int, seed: int) -> Path:
 
 def curves(folder: Path) -> dict[str, list[float]]:
     """Losses of a run, one figure an epoch."""
-    from redheart.train.events import read_events
+    from redheart.train.log.events import read_events
 
     events = read_events(folder / "train" / "events.jsonl", "epoch")
     return {name: [float(str(event[name])) for event in events] for name in ("train_loss", "val_loss", "epoch_s")}

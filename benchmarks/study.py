@@ -43,7 +43,7 @@ def found_by(folder: "RunFolder", *, so_far: bool = False) -> dict[str, object]:
     from redheart.evaluate.holdout_log import read_openings
     from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Sweep
     from redheart.select.sweet_spot import SweetSpot
-    from redheart.train.events import all_events, watched_events
+    from redheart.train.log.events import all_events, watched_events
 
     def part(path: Path, kind: type, *, needed: bool = True) -> Any:
         if path.is_file():

@@ -173,7 +173,7 @@ def torch_adamw(model: "torch.nn.Module", config: StudyConfig) -> "torch.optim.O
     """Torch's AdamW on the groups of the product, at the rate of the benchmark."""
     import torch
 
-    from redheart.train.groups import parameter_groups
+    from redheart.train.zero.groups import parameter_groups
 
     groups = parameter_groups(model, weight_decay=config.train.weight_decay)
     return torch.optim.AdamW(groups, lr=RATE, betas=(config.train.beta1, config.train.beta2))
@@ -183,8 +183,8 @@ def deepspeed_engine(model: "torch.nn.Module", config: StudyConfig, strategy: "S
     """DeepSpeed by itself, with the strategy's configuration and an optimizer from the shelf."""
     import deepspeed
 
-    from redheart.train.groups import parameter_groups
     from redheart.train.strategy import deepspeed_config
+    from redheart.train.zero.groups import parameter_groups
 
     _without_shared_memory_op()
     groups = parameter_groups(model, weight_decay=config.train.weight_decay)

@@ -17,7 +17,7 @@ from redheart import optim
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
-from redheart.train.groups import parameter_groups
+from redheart.train.zero.groups import parameter_groups
 
 sys.path.append(str(Path(__file__).parent / "train"))
 from fixed_batch import DIMS, RECORDS, fixed_batch

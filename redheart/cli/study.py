@@ -66,7 +66,7 @@ def sweep(arguments: Sequence[str]) -> None:
 
 def train(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
-    from redheart.train.peers import together
+    from redheart.train.ranks.peers import together
 
     _note_ranks()
     with together():
@@ -81,7 +81,7 @@ def trial(arguments: Sequence[str]) -> None:
     from redheart.study import phases, range_test, run_folder
     from redheart.study.sweep import run_trial
     from redheart.train.interrupt import stop_with_parent
-    from redheart.train.peers import together
+    from redheart.train.ranks.peers import together
 
     stop_with_parent()
     with together():

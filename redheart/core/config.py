@@ -51,6 +51,8 @@ class PrepareConfig:
 
 BUILT_IN_ENCODERS = ("minilm", "hash")
 """Encoders that are known by a name, wherever their files lie."""
+FEATURE_WIDTH = 768
+"""Of a token's features, which are all that the model knows of an encoder."""
 
 
 @dataclass(frozen=True)

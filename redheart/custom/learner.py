@@ -13,9 +13,9 @@ from redheart.core.seeds import stream_seed
 from redheart.custom.losses import RecordLosses, check_takes_batch
 from redheart.custom.records import Batch, Collate, Records
 from redheart.custom.splitting import checked_parts, found_parts
+from redheart.train.device.out_of_memory import in_parts
 from redheart.train.draws import drawn
 from redheart.train.learner import MicroLoss, Validation
-from redheart.train.out_of_memory import in_parts
 
 LOSS = "loss"
 """Name of the one predictor."""

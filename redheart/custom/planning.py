@@ -14,7 +14,7 @@ from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
 from redheart.train.choice import sizes_of
-from redheart.train.groups import parameter_groups
+from redheart.train.zero.groups import parameter_groups
 
 
 def plan(

@@ -14,7 +14,7 @@ from redheart.custom import pretrained
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
 from redheart.train.choice import Choice, choose
-from redheart.train.groups import parameter_groups
+from redheart.train.zero.groups import parameter_groups
 
 NO_TIMES = "steps of this model have not been measured"
 

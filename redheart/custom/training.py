@@ -18,12 +18,12 @@ from redheart.custom.learner import RunShape, TensorLearner
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.snapshots.states import newest_progress
-from redheart.train.events import EventSink, read_events
-from redheart.train.json_lines import JsonLines
+from redheart.train.log.events import EventSink, read_events
+from redheart.train.log.json_lines import JsonLines
+from redheart.train.log.wandb_sink import open_wandb, wandb_mode
 from redheart.train.loop import train
-from redheart.train.peers import together
+from redheart.train.ranks.peers import together
 from redheart.train.settings import Decay, RunSettings
-from redheart.train.wandb_sink import open_wandb, wandb_mode
 
 OF_THE_EMOTION_MODEL = ("dropout", "feature_dropout", "value_weight")
 """Settings that are that model's own."""

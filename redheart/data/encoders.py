@@ -5,21 +5,18 @@ Shape suffixes: S tokens of a text, W width of the encoder (768 or 384), H layer
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from redheart.core.config import BUILT_IN_ENCODERS, Device
+from redheart.core.config import BUILT_IN_ENCODERS, FEATURE_WIDTH, Device
 from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.data import minilm
+from redheart.data.hub_encoder import HubModel
 from redheart.data.scripts import foreign_script, has_words_of, letters_alone
 
-if TYPE_CHECKING:
-    from redheart.data.hub_encoder import HubModel
-
-FEATURE_WIDTH = 768
 MINILM_LAYERS = 7
 """Its embeddings and six layers; a summary has the mean of each."""
 MINILM, HASH = BUILT_IN_ENCODERS
@@ -79,8 +76,6 @@ def _open(name: str, device: Device) -> Encoder:
         return HashEncoder()
     if name == MINILM and (folder := minilm.installed_folder()):
         return TransformerEncoder(minilm.MiniLM(folder), label=MINILM, device=device)
-    from redheart.data.hub_encoder import HubModel
-
     source = _MINILM_HUB_ID if name == MINILM else name
     return TransformerEncoder(HubModel(source, label=name, with_tokens=name != MINILM), label=name, device=device)
 
@@ -122,7 +117,7 @@ class TransformerEncoder:
     which become the other 384 of the features; a model 768 wide gives the token states of its last layer alone.
     """
 
-    def __init__(self, model: "HubModel | minilm.MiniLM", *, label: str, device: Device = "auto"):
+    def __init__(self, model: HubModel | minilm.MiniLM, *, label: str, device: Device = "auto"):
         if model.width not in (FEATURE_WIDTH, FEATURE_WIDTH // 2):
             raise BadInput(
                 "the encoder's states have the wrong width",

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load, save
 
-from redheart.core.config import Device, FeatureConfig, digest
+from redheart.core.config import FEATURE_WIDTH, Device, FeatureConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     disk_errors,
@@ -33,7 +33,7 @@ from redheart.core.files import (
 from redheart.core.folders import new_folder, remove_leftovers, remove_names
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
-from redheart.data.encoders import FEATURE_WIDTH, MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
+from redheart.data.encoders import MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
 from redheart.data.input_text import input_text
 from redheart.data.records import Record
 from redheart.data.scripts import counted

@@ -11,9 +11,9 @@ from urllib.request import getproxies
 import torch
 from torch import Tensor
 
+from redheart.core.config import FEATURE_WIDTH
 from redheart.core.errors import BadInput
 from redheart.core.files import sha256_file
-from redheart.data.encoders import FEATURE_WIDTH
 
 _MAX_TOKENS = 256
 """Where the configuration names none."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from redheart.core.config import FEATURE_WIDTH
 from redheart.core.seeds import stream_seed
-from redheart.data.encoders import FEATURE_WIDTH
 from redheart.data.features import FeatureCache
 
 

@@ -13,7 +13,7 @@ from redheart.data.loader import load_features
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
 from redheart.model.network import task_of
-from redheart.train.out_of_memory import in_parts
+from redheart.train.device.out_of_memory import in_parts
 
 
 def rows_with(mask_NO: np.ndarray) -> np.ndarray:

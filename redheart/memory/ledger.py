@@ -15,7 +15,7 @@ from redheart.core.config import TrainConfig
 Where = Literal["device", "host"]
 Per = Literal["once", "group", "parameter"]
 Groups = Sequence[dict[str, object]]
-"""Parameter groups as `redheart.train.groups` makes them."""
+"""Parameter groups as `redheart.train.zero.groups` makes them."""
 Life = Literal["always", "init", "init_all", "backward", "boundary", "accumulation", "step", "step_all"]
 
 DS_CONFIGS = Path(__file__).parents[1] / "ds_configs"
@@ -143,7 +143,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> 
     entries.append(Entry("frozen weights", "device", "parameter", "always", weights, "torch.nn.Module.to"))
     if strategy.graph_shapes:
         sizes = each(strategy.weight_bytes * strategy.graph_shapes, model.parameters.values())
-        source = "redheart/train/graphs.py: torch.cuda.make_graphed_callables, static_grad_inputs"
+        source = "redheart/train/device/graphs.py: torch.cuda.make_graphed_callables, static_grad_inputs"
         entries.append(Entry("gradients of graphs", "device", "parameter", "always", sizes, source))
     return entries
 

@@ -1,6 +1,6 @@
 """What a step with the optimizer on the host does to real memory: gradients of flats out, updates, weights in.
 
-A training loop of one's own (`redheart.optim`) and DeepSpeed's (`redheart.train.fused_step`) both stand on it.
+A training loop of one's own (`redheart.optim`) and DeepSpeed's (`redheart.train.zero.fused_step`) both stand on it.
 """
 
 import math

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-FEATURE_WIDTH = 768
-"""Width of the input features."""
 HEAD_WIDTH = 64
 """Channels of an attention head where the width allows it."""
 TASKS = ("emotion", "bentham", "regret", "surd")

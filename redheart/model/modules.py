@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redheart.core.config import FEATURE_WIDTH
 from redheart.model.blocks import (
     Attention,
     AttentionPool,
@@ -20,7 +21,7 @@ from redheart.model.blocks import (
     pooled,
     turn_of,
 )
-from redheart.model.dims import FEATURE_WIDTH, TASKS, HeadDims, ModelDims, ReaderDims, num_heads
+from redheart.model.dims import TASKS, HeadDims, ModelDims, ReaderDims, num_heads
 
 
 class Backbone(nn.Module):

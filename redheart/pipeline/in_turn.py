@@ -1,8 +1,8 @@
 """The step that training takes today, its transfers in turn: what nothing hides is added up.
 
 One thread launches the pass. A gradient's copy to the host stands in the stream that computes, and one thread there
-takes what arrives; the norm, the update and the copies back follow when the pass is over (`train/fused_step.py`,
-`train/transfers.py`). `clock.py` times the pipeline that hides all of this.
+takes what arrives; the norm, the update and the copies back follow when the pass is over (`train/zero/fused_step.py`,
+`train/device/transfers.py`). `clock.py` times the pipeline that hides all of this.
 """
 
 from dataclasses import dataclass

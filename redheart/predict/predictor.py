@@ -22,7 +22,7 @@ from redheart.data.records import Record
 from redheart.data.summary import SummaryFit
 from redheart.evaluate.calibration import Calibration, calibrated
 from redheart.model.network import RedHeart
-from redheart.train.out_of_memory import in_parts
+from redheart.train.device.out_of_memory import in_parts
 
 _CHUNK_TEXTS = 256
 """Texts that are encoded before the model runs: their states, at most 50 MB, are what is held."""

@@ -13,7 +13,7 @@ from redheart.evaluate.holdout_log import read_openings
 from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Opening, Sweep
 from redheart.select.maps import Maps
 from redheart.select.sweet_spot import SweetSpot
-from redheart.train.events import all_events
+from redheart.train.log.events import all_events
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from redheart.data.prepare import Prepared
 from redheart.evaluate.prediction import length_batches, predictor_losses
 from redheart.model.dims import TASKS, ModelDims
 from redheart.model.network import WIRING, Signals, as_prediction, build
-from redheart.train.out_of_memory import in_parts
+from redheart.train.device.out_of_memory import in_parts
 
 FINALS = tuple(f"heads.{task}" for task in TASKS)
 

@@ -26,13 +26,13 @@ from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import timings
 from redheart.study.outlook.chosen import expected
 from redheart.study.run_folder import RunFolder, source_path
-from redheart.train.events import EventSink, all_events, read_events
-from redheart.train.graphs import LENGTH_STEP
-from redheart.train.json_lines import JsonLines
+from redheart.train.device.graphs import LENGTH_STEP
+from redheart.train.log.events import EventSink, all_events, read_events
+from redheart.train.log.json_lines import JsonLines
+from redheart.train.log.progress import overfit_text
+from redheart.train.log.wandb_sink import open_wandb, wandb_mode
 from redheart.train.loop import train
-from redheart.train.progress import overfit_text
 from redheart.train.settings import Chosen, RunSettings
-from redheart.train.wandb_sink import open_wandb, wandb_mode
 
 
 def say(config: StudyConfig, phase: str, text: str) -> None:

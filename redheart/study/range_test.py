@@ -17,7 +17,7 @@ from redheart.core.lock import folder_lock
 from redheart.snapshots.states import remove_states
 from redheart.study.phases import StudyData, is_first_rank, run_settings, train_at
 from redheart.study.run_folder import RunFolder
-from redheart.train.events import read_events
+from redheart.train.log.events import read_events
 from redheart.train.settings import RunSettings
 
 BELOW, ABOVE = 10.0, 100.0

@@ -24,7 +24,7 @@ from redheart.study.final import outputs_of
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import expected_specs, open_snapshots
-from redheart.train.compute_type import NAMES
+from redheart.train.device.compute_type import NAMES
 
 MODELS = ("crossover", "best_single")
 FINAL = "final"

@@ -35,9 +35,9 @@ from redheart.snapshots.tensor_file import Tensors
 from redheart.study.module_graph import FINALS, ModuleGraph
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
-from redheart.train.compute_type import NAMES
-from redheart.train.events import read_events
-from redheart.train.out_of_memory import no_second_try
+from redheart.train.device.compute_type import NAMES
+from redheart.train.device.out_of_memory import no_second_try
+from redheart.train.log.events import read_events
 
 CPU_CACHE_BYTES = 1536 * MIB
 

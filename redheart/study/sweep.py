@@ -15,8 +15,8 @@ from redheart.snapshots.states import remove_states
 from redheart.study import range_test
 from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, say, train_at
 from redheart.study.run_folder import RunFolder
-from redheart.train.events import Event, EventLog, all_events
 from redheart.train.interrupt import StopRequest
+from redheart.train.log.events import Event, EventLog, all_events
 
 POLL_S = 0.2
 start = subprocess.Popen

@@ -13,7 +13,7 @@ from redheart.memory.offloaded import RING_BYTES
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.replay import Replay
 from redheart.memory.step_time import CardClock, HostSpeed
-from redheart.train.graphs import MAX_SHAPES
+from redheart.train.device.graphs import MAX_SHAPES
 from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
 
 

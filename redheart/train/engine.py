@@ -24,16 +24,16 @@ from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
 from redheart.memory.offloaded import Offloaded
 from redheart.snapshots.states import ParameterPlace
-from redheart.train import pipelined_step
-from redheart.train.compute_type import compute_type
-from redheart.train.freed_memory import return_freed_memory
-from redheart.train.graphs import Graphs
-from redheart.train.groups import parameter_groups, parameter_places
-from redheart.train.held_types import in_float32, let_norms_compute_in_float32
+from redheart.train.device.compute_type import compute_type
+from redheart.train.device.freed_memory import return_freed_memory
+from redheart.train.device.graphs import Graphs
+from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
 from redheart.train.hooks import remembered_hooks
-from redheart.train.optimizer_state import held_bytes, load_buffers, load_tensors, tensors_of
-from redheart.train.repartition import Repartitioned
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
+from redheart.train.zero import pipelined_step
+from redheart.train.zero.groups import parameter_groups, parameter_places
+from redheart.train.zero.optimizer_state import held_bytes, load_buffers, load_tensors, tensors_of
+from redheart.train.zero.repartition import Repartitioned
 
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the

@@ -13,9 +13,9 @@ import torch
 from redheart.core.errors import Diverged, DoesNotFit
 from redheart.snapshots.module_snapshots import write_snapshot
 from redheart.snapshots.states import Progress
-from redheart.train.events import Event
+from redheart.train.device.out_of_memory import tried
 from redheart.train.learner import Learner, Validation
-from redheart.train.out_of_memory import tried
+from redheart.train.log.events import Event
 from redheart.train.saving import module_copies
 
 

@@ -12,19 +12,19 @@ import torch
 from redheart.core.errors import Diverged, DoesNotFit, Interrupted
 from redheart.data.loader import effective_batches
 from redheart.train.background import BackgroundWriter
-from redheart.train.compute_type import NAMES
 from redheart.train.counting import AT_START, after_epoch, after_step, finite
+from redheart.train.device.compute_type import NAMES
+from redheart.train.device.out_of_memory import no_second_try
 from redheart.train.engine import Engine, start_engine
 from redheart.train.epoch_end import TrainedEpoch, epoch_event, snapshot, validated
-from redheart.train.events import EventLog, EventSink
 from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
-from redheart.train.out_of_memory import no_second_try
-from redheart.train.pace import Pace
+from redheart.train.log.events import EventLog, EventSink
+from redheart.train.log.pace import Pace
+from redheart.train.log.progress import ProgressDisplay
+from redheart.train.log.samples import sampling
 from redheart.train.passes import Passes
-from redheart.train.peers import together
-from redheart.train.progress import ProgressDisplay
-from redheart.train.samples import sampling
+from redheart.train.ranks.peers import together
 from redheart.train.saving import Saver, compress_or_warn, resume
 from redheart.train.schedule import position_of, rate_of
 from redheart.train.settings import RunSettings

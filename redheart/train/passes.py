@@ -9,10 +9,10 @@ import numpy as np
 from redheart.core.errors import DoesNotFit
 from redheart.data.loader import micro_batches, split
 from redheart.train.counting import StepLosses
+from redheart.train.device.out_of_memory import no_second_try, tried
 from redheart.train.draws import drawn
 from redheart.train.engine import Engine
 from redheart.train.learner import Learner
-from redheart.train.out_of_memory import no_second_try, tried
 
 
 class Passes:

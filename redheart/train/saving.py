@@ -16,9 +16,9 @@ from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.parts import kept_type, parts_of
 from redheart.snapshots.states import Progress, newest_state, write_state
 from redheart.train.background import BackgroundWriter
-from redheart.train.compute_type import NAMES
+from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
-from redheart.train.events import EventLog, read_events
+from redheart.train.log.events import EventLog, read_events
 
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redheart.core.config import TrainConfig
-from redheart.train.pace import Expected
+from redheart.train.log.pace import Expected
 
 Decay = Literal["restarts", "cosine", "linear"]
 

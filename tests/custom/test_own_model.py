@@ -15,7 +15,7 @@ from redheart.core.config import SelectConfig, TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import TensorLearner, choose, fit, plan
 from redheart.snapshots.consolidate import load_assembly
-from redheart.train.events import read_events
+from redheart.train.log.events import read_events
 
 PAGE = ROOT / "docs" / "own-model.md"
 

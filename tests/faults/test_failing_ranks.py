@@ -23,7 +23,7 @@ from launching import (
 )
 
 from redheart.snapshots.states import newest_state
-from redheart.train.events import read_events, watched_events
+from redheart.train.log.events import read_events, watched_events
 
 PAGE = ROOT / "docs" / "several-devices.md"
 

@@ -17,7 +17,7 @@ from redheart.snapshots.delta import read_delta, write_delta
 from redheart.snapshots.module_snapshots import SnapshotManifest
 from redheart.snapshots.states import Progress, StateManifest
 from redheart.snapshots.tensor_file import Delta, TensorFile, TensorReader, write_tensors
-from redheart.train.events import EventLog, read_events
+from redheart.train.log.events import EventLog, read_events
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(), "b": torch.zeros(0), "c": torch.ones(300)}
 ENTRY = TensorFile("one.safetensors", "0" * 64, 100, 3)

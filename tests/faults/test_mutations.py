@@ -25,7 +25,7 @@ from redheart.snapshots.survey import verify_run
 from redheart.study import run_folder
 from redheart.study.final import read_crossover
 from redheart.study.module_graph import FINALS
-from redheart.train.events import read_events
+from redheart.train.log.events import read_events
 
 Reader = Callable[[], object]
 """What a command makes of a file: a value to compare, or an error that names the file."""

@@ -25,7 +25,7 @@ from launching import (
 
 from redheart.core.lock import folder_lock
 from redheart.snapshots.states import newest_state
-from redheart.train.events import all_events
+from redheart.train.log.events import all_events
 
 MESSAGE = "stopped on request; nothing is lost"
 WAYS = {

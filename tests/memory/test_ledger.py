@@ -21,8 +21,8 @@ from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.pipeline.bucket import Bucket
-from redheart.train.groups import parameter_groups
 from redheart.train.strategy import all_strategies, deepspeed_config, strategy_named, strategy_sizes
+from redheart.train.zero.groups import parameter_groups
 
 COMPILED = ("zero2_offload_adam32", "zero2_offload_multi")
 CONFIGURED = [strategy.name for strategy in all_strategies() if strategy.configuration]

@@ -21,8 +21,8 @@ from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.snapshots.states import Progress, write_state
 from redheart.study.outlook import planning
-from redheart.train.groups import parameter_groups
 from redheart.train.strategy import strategy_sizes
+from redheart.train.zero.groups import parameter_groups
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import plan_errors

@@ -16,7 +16,7 @@ from redheart.study.outlook.status import read_status, status_lines
 from redheart.study.phases import StudyData, load_data
 from redheart.study.run_folder import RunFolder, load
 from redheart.study.selecting import best_epochs_of
-from redheart.train.events import read_events
+from redheart.train.log.events import read_events
 
 
 @pytest.fixture

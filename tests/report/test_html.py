@@ -13,7 +13,7 @@ from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.report.html import render, write_html
 from redheart.report.tables import code, markdown_table, plain
-from redheart.train.events import EventLog
+from redheart.train.log.events import EventLog
 
 
 class Page(HTMLParser):

@@ -17,7 +17,7 @@ from redheart.core.units import GIB
 from redheart.memory.cards import find
 from redheart.memory.step_time import HostSpeed
 from redheart.study.outlook import card_times, chosen, host_speed, planning, timings
-from redheart.train.pace import CHECK_STEPS
+from redheart.train.log.pace import CHECK_STEPS
 from redheart.train.settings import Chosen
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launching import LAUNCHERS, PYTHON, SMALL, WHOLE_STUDY, environment, launch, redheart, weights_digest
 
-from redheart.train.events import all_events
+from redheart.train.log.events import all_events
 
 
 def test_run_goes_from_records_to_report_and_again_to_the_same(whole_study: Path, tmp_path: Path) -> None:

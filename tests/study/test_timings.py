@@ -11,7 +11,7 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.core.units import GIB
 from redheart.study.outlook import planning, timings
 from redheart.study.outlook.plan_output import time_text
-from redheart.train.compute_type import type_name
+from redheart.train.device.compute_type import type_name
 
 CONFIG = resolved(
     StudyConfig(

@@ -19,7 +19,7 @@ from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.study import phases, run_folder
 from redheart.study.outlook.doctor import examine
-from redheart.train.compute_type import has_bf16_units, type_name
+from redheart.train.device.compute_type import has_bf16_units, type_name
 from redheart.train.engine import Engine, start_engine
 
 STEPS = 3

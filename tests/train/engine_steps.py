@@ -19,8 +19,9 @@ from redheart.memory import offloaded
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.pipeline import streams
-from redheart.train import fused_step, pipelined_step, transfers
+from redheart.train.device import transfers
 from redheart.train.engine import start_engine
+from redheart.train.zero import fused_step, pipelined_step
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
 from deferred import DeferredCuda

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
-from redheart.train.events import read_events
 from redheart.train.learner import MicroLoss, Validation
+from redheart.train.log.events import read_events
 from redheart.train.loop import RunSettings, train
 
 RECORDS, BATCH = 32, 8

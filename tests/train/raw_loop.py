@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
-from redheart.train.groups import parameter_groups
 from redheart.train.learner import Learner
+from redheart.train.zero.groups import parameter_groups
 
 
 def raw_loop(

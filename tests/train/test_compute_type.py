@@ -18,9 +18,9 @@ from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.report.report import computed_in
 from redheart.study.outlook import doctor
-from redheart.train import compute_type as types
 from redheart.train import engine
-from redheart.train.events import all_events
+from redheart.train.device import compute_type as types
+from redheart.train.log.events import all_events
 
 SCRIPT = Path(__file__).with_name("compute_types.py")
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from redheart.core.errors import CorruptFile, DiskError, Diverged
 from redheart.snapshots.states import Progress, write_state
-from redheart.train.events import EventLog, all_events, read_events, watched_events
+from redheart.train.log.events import EventLog, all_events, read_events, watched_events
 
 
 def write_log(path: Path, steps: int, *, start: int = 0, length_bytes: int = 0) -> int:
@@ -37,7 +37,7 @@ def write_state_of(folder: Path, events_bytes: int) -> None:
 
 
 def test_a_log_that_is_cut_back_and_continued_is_one_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redheart.train.events.time_utc", lambda: "2026-01-01T00:00:00.000Z")
+    monkeypatch.setattr("redheart.train.log.events.time_utc", lambda: "2026-01-01T00:00:00.000Z")
     path = tmp_path / "events.jsonl"
     assert read_events(path, "step") == []
     length = write_log(path, 3)

@@ -20,9 +20,9 @@ from torch.utils.file_baton import FileBaton
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.lock import folder_lock
-from redheart.train import extension
-from redheart.train.extension import builders, building, clear_left_lock
 from redheart.train.strategy import strategy_named
+from redheart.train.zero import extension
+from redheart.train.zero.extension import builders, building, clear_left_lock
 
 OP = "stub_op"
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.model.network import build
-from redheart.train import graphs
+from redheart.train.device import graphs
+from redheart.train.device.graphs import Graphs
 from redheart.train.engine import start_engine
-from redheart.train.graphs import Graphs
 
 
 class Capture:

@@ -6,7 +6,7 @@ from torch import nn
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.snapshots.states import ParameterPlace
-from redheart.train.groups import MAX_GROUP_ELEMENTS, parameter_groups, parameter_places
+from redheart.train.zero.groups import MAX_GROUP_ELEMENTS, parameter_groups, parameter_places
 
 
 def test_groups_cover_every_parameter_once_and_respect_the_bound() -> None:

@@ -14,10 +14,10 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import DiskError, Diverged, DoesNotFit
 from redheart.snapshots.states import newest_state
 from redheart.train import saving
-from redheart.train.events import all_events, read_events
 from redheart.train.learner import MicroLoss
+from redheart.train.log.events import all_events, read_events
+from redheart.train.log.pace import CHECK_STEPS, Expected
 from redheart.train.loop import RunSettings, train
-from redheart.train.pace import CHECK_STEPS, Expected
 from redheart.train.settings import Chosen
 
 

@@ -16,9 +16,9 @@ from redheart.core.errors import Diverged, DoesNotFit
 from redheart.custom import TensorLearner
 from redheart.snapshots.states import newest_state
 from redheart.train import loop
-from redheart.train.events import read_events
+from redheart.train.device.out_of_memory import in_parts, tried
 from redheart.train.learner import Validation
-from redheart.train.out_of_memory import in_parts, tried
+from redheart.train.log.events import read_events
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import pytest
 
 from redheart.core.progress import duration_text
-from redheart.train.pace import CHECK_STEPS, MIN_STEPS, Expected, Pace
+from redheart.train.log.pace import CHECK_STEPS, MIN_STEPS, Expected, Pace
 
 
 class Clock:

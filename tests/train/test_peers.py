@@ -19,10 +19,11 @@ from msgspec.structs import replace
 from redheart.core.errors import BadInput, DiskError, DoesNotFit, Interrupted, OtherRankFailed
 from redheart.core.ranks import Ranks
 from redheart.snapshots import states
-from redheart.train import interrupt, meeting, peers
+from redheart.train import interrupt
 from redheart.train.counting import AT_START
-from redheart.train.meeting import Hello
-from redheart.train.peers import Watch, ends_together, meet
+from redheart.train.ranks import meeting, peers
+from redheart.train.ranks.meeting import Hello
+from redheart.train.ranks.peers import Watch, ends_together, meet
 
 FULL = DiskError("cannot write: no space left on the disk", where="/run")
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from redheart.train.learner import Validation
-from redheart.train.progress import ProgressDisplay, overfit_text
+from redheart.train.log.progress import ProgressDisplay, overfit_text
 
 
 def test_a_run_that_overfits_is_told_so() -> None:

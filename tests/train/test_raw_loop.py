@@ -12,7 +12,7 @@ from redheart.evaluate.metrics import emotion_kl
 from redheart.evaluate.prediction import predict_rows
 from redheart.study import phases, run_folder
 from redheart.study.learner import EmotionLearner
-from redheart.train.events import read_events
+from redheart.train.log.events import read_events
 from redheart.train.loop import RunSettings, train
 from tests.train.raw_loop import raw_loop
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from redheart.train.events import watched_events
-from redheart.train.samples import device_probes, sampling
+from redheart.train.log.events import watched_events
+from redheart.train.log.samples import device_probes, sampling
 
 
 def test_a_sample_at_the_start_in_between_and_at_the_end(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from redheart.custom import TensorLearner, fit, plan
 from redheart.memory.ledger import Entry, Homes, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import on_card
 from redheart.train import strategy as registry
-from redheart.train.events import read_events
+from redheart.train.log.events import read_events
 
 
 def momentum(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:

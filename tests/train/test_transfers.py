@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from redheart.memory.ledger import SLOTS, ModelSizes, ledger
-from redheart.train import transfers
+from redheart.train.device import transfers
+from redheart.train.device.transfers import SLOTS_TO_DEVICE, SLOTS_TO_HOST, ToDevice, ToHost, pieces
 from redheart.train.strategy import strategy_sizes
-from redheart.train.transfers import SLOTS_TO_DEVICE, SLOTS_TO_HOST, ToDevice, ToHost, pieces
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from redheart.core.errors import BadInput
-from redheart.train.wandb_sink import WandbSink, metrics_of, open_wandb, wandb_mode
+from redheart.train.log.wandb_sink import WandbSink, metrics_of, open_wandb, wandb_mode
 
 
 @pytest.mark.parametrize(

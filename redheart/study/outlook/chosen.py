@@ -12,7 +12,7 @@ from redheart.memory.plan import COMFORT_SHARE
 from redheart.study.outlook import timings
 from redheart.study.outlook.card_times import LANES, other_line, setting_text
 from redheart.study.outlook.planning import Answer, answer
-from redheart.train.pace import Expected
+from redheart.train.log.pace import Expected
 from redheart.train.settings import Chosen
 
 

@@ -90,7 +90,7 @@ def arithmetic() -> Finding:
     """What oneDNN says of the processor, held against the speed of a few products."""
     import torch
 
-    from redheart.train.compute_type import has_bf16_units, product_gflops
+    from redheart.train.device.compute_type import has_bf16_units, product_gflops
 
     bf16, fp32 = product_gflops(torch.bfloat16), product_gflops(torch.float32)
     taken = "bf16" if has_bf16_units() else "fp32"

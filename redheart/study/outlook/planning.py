@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from redheart.core.config import StudyConfig, TrainConfig
+from redheart.core.config import FEATURE_WIDTH, StudyConfig, TrainConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.units import GIB, MIB
 from redheart.data.features import record_bytes
@@ -23,14 +23,14 @@ from redheart.memory.replay import Replay
 from redheart.memory.step_time import CardClock
 from redheart.memory.workload import Workload, model_sizes
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
-from redheart.model.dims import FEATURE_WIDTH, preset
+from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study.outlook import timings
 from redheart.study.outlook.card_times import NO_BF16, OnCard, next_best
 from redheart.train.choice import Choice, choose, sizes_of
-from redheart.train.compute_type import compute_type
-from redheart.train.groups import parameter_groups
+from redheart.train.device.compute_type import compute_type
+from redheart.train.zero.groups import parameter_groups
 
 NUM_OTHERS = 2
 """Configurations that a plan with times names beside the chosen one."""

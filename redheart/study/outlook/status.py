@@ -14,7 +14,7 @@ from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
 from redheart.report.best_epochs import best_epochs_text
 from redheart.study.run_folder import RunFolder
-from redheart.train.events import Event, watched_events
+from redheart.train.log.events import Event, watched_events
 
 SILENT_S = 120.0
 """A run that has written nothing for this long, or for ten of its steps, is not called running."""

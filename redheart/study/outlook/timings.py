@@ -19,8 +19,8 @@ from redheart.core.errors import BadInput, DiskError
 from redheart.core.files import read_json, write_json
 from redheart.memory.cards import Card, known
 from redheart.memory.step_time import HostSpeed
-from redheart.train.compute_type import type_name
-from redheart.train.pace import CHECK_STEPS, Expected
+from redheart.train.device.compute_type import type_name
+from redheart.train.log.pace import CHECK_STEPS, Expected
 
 MIN_STEPS = 3
 """Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""

@@ -7,7 +7,7 @@ from redheart.core.errors import BadInput
 from redheart.memory.ledger import DS_CONFIGS, Groups, Homes, Strategy
 from redheart.memory.step_cost import deepspeed_offload
 from redheart.memory.zero2 import deepspeed_offload as ledger
-from redheart.train.extension import building
+from redheart.train.zero.extension import building
 
 
 def deepspeed_adam(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:

@@ -8,9 +8,9 @@ from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import fused_offload
 from redheart.memory.zero2 import HELD, ZERO
-from redheart.train.fused_step import install
+from redheart.train.zero.fused_step import install
 
-INSTALL = "redheart/train/fused_step.py, install"
+INSTALL = "redheart/train/zero/fused_step.py, install"
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:
@@ -24,7 +24,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> lis
     grad = f"{INSTALL}: the type of the weights where a micro-batch is the whole step, else the float32 sum"
     copy = f"{ZERO}, __init__, param_buffer_of_bit16_for_cpu_offload_groups; given up by {INSTALL}"
     first = f"{ZERO}, initialize_optimizer_states, beyond those that are kept"
-    slots, slots_bytes = "redheart/train/transfers.py: six of 8 Mi bf16 elements", 6 * (8 << 20) * 2
+    slots, slots_bytes = "redheart/train/device/transfers.py: six of 8 Mi bf16 elements", 6 * (8 << 20) * 2
     states = tuple(map(zero2.states_bytes, host, model.group_state_bits))
     started = "redheart/memory/adamw8bit/optimizer.py, HostAdamW8bit._start"
     if strategy.ring_bytes:

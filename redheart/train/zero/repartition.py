@@ -12,7 +12,7 @@ from torch import Tensor
 from redheart.core.errors import CorruptFile
 from redheart.memory.adamw8bit.chunked import dequantise, quantise
 from redheart.memory.adamw8bit.kernel import BLOCK
-from redheart.train.optimizer_state import BUFFER
+from redheart.train.zero.optimizer_state import BUFFER
 
 
 class Repartitioned(Mapping[str, Tensor]):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from redheart.memory.offloaded import Flat, Offloaded
 from redheart.pipeline.bucket import Bucket
-from redheart.train.fused_step import needs_transfers, require_known_deepspeed
+from redheart.train.zero.fused_step import needs_transfers, require_known_deepspeed
 
 
 def install(zero: Any, module: nn.Module, *, accumulates: bool) -> Offloaded:

@@ -3,8 +3,8 @@
 from types import TracebackType
 
 from redheart.core.progress import Ticker, duration_text
-from redheart.train.events import Event
 from redheart.train.learner import Validation
+from redheart.train.log.events import Event
 
 _OVERFIT_RISE = 0.005
 """Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from redheart.memory.host import available_host_bytes
-from redheart.train.events import Event, time_utc
+from redheart.train.log.events import Event, time_utc
 
 Probe = Callable[[], Mapping[str, object]]
 

@@ -15,7 +15,7 @@ import msgspec
 from redheart.core.errors import Interrupted, OtherRankFailed, RedHeartError
 from redheart.core.ranks import Ranks, launched
 from redheart.train.interrupt import end_undisturbed
-from redheart.train.meeting import MEET_S, Hello, Line, arrivals, line_to_first, no_meeting, this_rank
+from redheart.train.ranks.meeting import MEET_S, Hello, Line, arrivals, line_to_first, no_meeting, this_rank
 
 GRACE_S = 5.0
 """What a rank has to come out of its work by itself once another has failed; one in a collective of NCCL never does."""
