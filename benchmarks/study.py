@@ -1,10 +1,11 @@
 """What finished studies found, taken from the files of their runs: no figure is computed a second time.
 
-Usage: python benchmarks/study.py RUN [RUN ...] [--json] [--so-far] [--write]
+Usage: python benchmarks/study.py RUN [RUN ...] [--json] [--so-far] [--write | --trial NAME]
 
 One file a seed, `benchmarks/results/study/seed_N.json`: settings, data, sweep, curves of the whole model and of every
 module, what was logged beside them, selection, crossover, test metrics with intervals, baselines. With --write the
-run's report goes beside it. With --so-far a run need not be finished: phases that have not run are null.
+run's report goes beside it. With --so-far a run need not be finished: phases that have not run are null. With --trial a
+run is one of other settings that were tried: its curves alone are written, to `benchmarks/results/study/trials`.
 """
 
 import argparse
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from redheart.study.run_folder import RunFolder
 
 STUDY = RESULTS / "study"
+TRIALS = STUDY / "trials"
 EPOCH_FIGURES = (
     *("epoch", "train_loss", "val_loss", "val_task_loss", "train_module_loss", "val_module_loss", "val_metrics"),
     *("learning_rate", "grad_norm", "samples_per_s", "epoch_s", "validation_s", "host_rss_peak_bytes"),
 )
+TRIAL_FIGURES = ("epoch", "train_loss", "val_loss", "val_task_loss", "val_metrics")
 
 
-def found_by(folder: "RunFolder", *, so_far: bool = False) -> dict[str, object]:
+def found_by(folder: "RunFolder", *, so_far: bool = False) -> dict[str, Any]:
     """All that a finished run has to tell, in plain JSON; `so_far` of one that may not be, phases that miss as None.
 
     Raises:
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--so-far", action="store_true", help="of runs that may not be finished")
     parser.add_argument("--write", action="store_true", help="write seed_N.json and the report below results/study")
+    parser.add_argument("--trial", metavar="NAME", help="write the curves alone, as those of settings not taken")
     options = parser.parse_args()
     set_environment()
     from redheart.study.run_folder import load
@@ -118,13 +122,16 @@ def main() -> None:
     results = {}
     for run in options.runs:
         folder, config = load(run)
-        results[f"seed_{config.seed}"] = found = found_by(folder, so_far=options.so_far)
-        if options.write:
-            settings = {
-                **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},
-                "select": config.select,
-                "data": Path(config.data).name,
-            }
+        results[folder.root.name] = found = found_by(folder, so_far=options.so_far or bool(options.trial))
+        settings = {
+            **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},
+            "select": config.select,
+            "data": Path(config.data).name,
+        }
+        if options.trial:
+            curves = [{name: epoch[name] for name in TRIAL_FIGURES} for epoch in found["epochs"]]
+            write_result(f"{options.trial}_seed_{config.seed}", curves, settings=settings, folder=TRIALS)
+        elif options.write:
             write_result(f"seed_{config.seed}", found, settings=settings, folder=STUDY)
             report = STUDY / f"seed_{config.seed}_report"
             shutil.rmtree(report, ignore_errors=True)

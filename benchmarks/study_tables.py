@@ -33,6 +33,7 @@ COLUMNS = {
     "SURD R2": ("surd", "r2"),
 }
 """Heading, task and metric of each column."""
+VALUE_TASKS = ("regret", "bentham", "surd")
 
 Found = dict[str, Any]
 
@@ -204,6 +205,28 @@ def not_reached(seed: int, study: Found) -> str:
     return f"Better than the recommended model: {names_by_task(better)}."
 
 
+def trials_table(found: dict[int, Found]) -> str:
+    """Settings that were tried and not taken, beside the study of the same seed, by validation."""
+    rows = []
+    for path in sorted(RESULTS.glob("study/trials/*.json")):
+        trial = json.loads(path.read_text())
+        seed, curves = trial["settings"]["seed"], trial["result"]
+        beside = {epoch["epoch"]: epoch for epoch in found[seed]["result"]["epochs"]}
+        cycle = found[seed]["settings"]["train"]["cycle_epochs"]
+        # The ends of its first and its last whole cycle: in between a restart has just undone something.
+        for epoch in (curves[end - 1] for end in sorted({cycle, len(curves) // cycle * cycle})):
+            other = beside[epoch["epoch"]]
+            pairs = [(epoch["val_metrics"]["kl"], other["val_metrics"]["kl"])]
+            pairs += [(epoch["val_task_loss"][task], other["val_task_loss"][task]) for task in VALUE_TASKS]
+            changes = [f"{100 * (mine / others - 1):+.1f} %" for mine, others in pairs]
+            rise = epoch["val_loss"] / min(item["val_loss"] for item in curves[: epoch["epoch"]]) - 1
+            rows.append(
+                [options_text(trial["settings"]), f"{seed}", f"{epoch['epoch']}", *changes, f"{100 * rise:+.2f} %"]
+            )
+    heading = ["what was tried", "seed", "epoch", "emotion KL", *(f"{task} loss" for task in VALUE_TASKS)]
+    return markdown_table([*heading, "loss above its best"], rows)
+
+
 def page() -> str:
     """docs/study.md."""
     found = studies()
@@ -235,6 +258,12 @@ def page() -> str:
     ]
     for seed, study in found.items():
         parts += [f"Seed {seed}:", test_table(seed, study), not_reached(seed, study)]
+    parts += [
+        "## Tried, and not taken",
+        "Losses on all validation records over those of the study of the same seed at the same epoch; behind them how "
+        "far the validation loss of the run itself had risen since it was lowest.",
+        trials_table(found),
+    ]
     if figures:
         parts.append("## Figures")
         parts += [f"![{path.stem.replace('_', ' ')}]({'../' + str(path.relative_to(ROOT))})" for path in figures]
