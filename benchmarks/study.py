@@ -122,7 +122,7 @@ def main() -> None:
     results = {}
     for run in options.runs:
         folder, config = load(run)
-        results[folder.root.name] = found = found_by(folder, so_far=options.so_far or bool(options.trial))
+        results[f"seed_{config.seed}"] = found = found_by(folder, so_far=options.so_far or bool(options.trial))
         settings = {
             **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},
             "select": config.select,

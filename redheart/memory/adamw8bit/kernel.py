@@ -81,7 +81,7 @@ class Kernel:
         self._check(
             self._library.redheart_adamw8bit(
                 self._rank,
-                num_threads or self._num_threads or torch.get_num_threads(),
+                self._threads(num_threads),
                 ctypes.byref(step),
                 _at(qmaps[0]),
                 _at(qmaps[1]),
@@ -109,7 +109,7 @@ class Kernel:
         self._check(
             self._library.redheart_adamw32(
                 self._rank,
-                num_threads or self._num_threads or torch.get_num_threads(),
+                self._threads(num_threads),
                 ctypes.byref(step),
                 ctypes.c_int64(master.numel()),
                 _at(master),
@@ -126,7 +126,7 @@ class Kernel:
         self._check(
             self._library.redheart_sum_squares(
                 self._rank,
-                num_threads or self._num_threads or torch.get_num_threads(),
+                self._threads(num_threads),
                 ctypes.c_int64(grad.numel()),
                 _at(grad),
                 int(grad.dtype == torch.bfloat16),
@@ -137,7 +137,7 @@ class Kernel:
 
     def add(self, total: Tensor, addend: Tensor, *, num_threads: int | None = None) -> None:
         """Add (n,) bfloat16 to (n,) float32 in place, without the float32 copy that torch makes of an addend."""
-        threads = num_threads or self._num_threads or torch.get_num_threads()
+        threads = self._threads(num_threads)
         self._library.redheart_add_bf16(threads, ctypes.c_int64(total.numel()), _at(total), _at(addend))
 
     def quantise(self, values: Tensor, qmap: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +154,9 @@ class Kernel:
             )
         )
         return codes, absmax
+
+    def _threads(self, asked: int | None) -> int:
+        return asked or self._num_threads or torch.get_num_threads()
 
     def _check(self, status: int) -> None:
         assert status == 0, f"this processor does not run the path {self.name}"
