@@ -1,16 +1,19 @@
 """Writing beside training: one thread, one write after the other."""
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from redheart.core.errors import RedHeartError
+
 
 class BackgroundWriter:
     """Runs writes in a thread, in the order in which they came; behind one that failed none is begun.
 
-    So what a later write counts on is there when it is. An error of a write is raised by the next `submit`, `wait` or
-    `is_idle`, or at the end of the block.
+    So what a later write counts on is there when it is. An error of a write is raised by the next `wait` or `is_idle`,
+    or at the end of the block; where the block ends with an error of its own, a warning tells of the write's.
     """
 
     def __init__(self) -> None:
@@ -25,8 +28,12 @@ class BackgroundWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._thread.shutdown(wait=True)
-        if error is None:
+        try:
             self.wait()
+        except RedHeartError as failed:
+            if error is None:
+                raise
+            print(f"warning: {failed}", file=sys.stderr, flush=True)
 
     def submit(self, write: Callable[[], object], *, holds_copies: bool = True) -> None:
         """Write behind what was submitted before, without waiting for it."""

@@ -59,15 +59,17 @@ def train(
         closing(engine),
         StopRequest() as stop,
         ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
-        BackgroundWriter() as writer,
     ):
+        writer = BackgroundWriter()
         run = _Run(learner, settings, engine, folder, writer, sinks)
         if run.is_done():
             run.compress_rest()
             run.log.close()
             return
         with (
+            # Closed last: a state that waits to be written makes sure of the log first.
             run.log,
+            writer,
             sampling(
                 folder / "samples.jsonl",
                 every_s=settings.train.sample_every_s if engine.rank == 0 else 0.0,

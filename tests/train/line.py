@@ -13,6 +13,8 @@ from redheart.train.log.events import read_events
 from redheart.train.loop import RunSettings, train
 
 RECORDS, BATCH = 32, 8
+PATIENCE_S = 20.0
+"""What a test waits for a thread before it fails."""
 STEPS_PER_EPOCH = RECORDS // BATCH
 
 

@@ -1,5 +1,6 @@
 """What a run does when a loss is no number, memory runs out or a save fails: nothing is lost, one clear error."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from line import BATCH, STEPS_PER_EPOCH, Line, run
+from line import BATCH, PATIENCE_S, STEPS_PER_EPOCH, Line, run
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
@@ -109,13 +110,14 @@ def test_one_record_that_does_not_fit_is_a_clear_error(tmp_path: Path) -> None:
     assert refused.value.exit_code == 3
 
 
+def out_of_memory(grad: Tensor) -> None:
+    raise torch.OutOfMemoryError("planted")
+
+
 def test_out_of_memory_in_backward_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
     def fault(call: int, loss: Tensor) -> Tensor:
-        def fail(grad: Tensor) -> None:
-            raise torch.OutOfMemoryError("planted")
-
         if call == 3:
-            loss.register_hook(fail)
+            loss.register_hook(out_of_memory)
         return loss
 
     with pytest.raises(DoesNotFit, match="micro-batch 4"):
@@ -124,6 +126,50 @@ def test_out_of_memory_in_backward_is_a_clear_error_and_loses_nothing(tmp_path: 
     assert state is not None and state.manifest.progress.step == 2
     resumed = run(tmp_path, Line(), micro_batch=4)
     assert len(resumed) == 2 * STEPS_PER_EPOCH
+
+
+def test_a_state_that_waits_when_a_run_ends_with_an_error_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, has_failed = saving.write_state, threading.Event()
+
+    def slow(root: Path, **given: object) -> None:
+        if given["progress"].step == 1:  # type: ignore[attr-defined]
+            has_failed.wait(PATIENCE_S)
+        write(root, **given)  # type: ignore[arg-type]
+
+    def fault(call: int, loss: Tensor) -> Tensor:
+        if call == 3:
+            threading.Timer(0.2, has_failed.set).start()
+            loss.register_hook(out_of_memory)
+        return loss
+
+    monkeypatch.setattr(saving, "write_state", slow)
+    with pytest.raises(DoesNotFit):
+        run(tmp_path, Line(fault))
+    state = newest_state(tmp_path / "states")
+    assert state is not None and state.manifest.progress.step == 2
+
+
+def test_a_save_that_fails_where_another_error_ends_the_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    has_failed = threading.Event()
+
+    def full_disk(root: Path, **given: object) -> None:
+        has_failed.wait(PATIENCE_S)
+        raise DiskError("cannot write: no space left on the disk", where=root)
+
+    def fault(call: int, loss: Tensor) -> Tensor:
+        if call == 2:
+            threading.Timer(0.2, has_failed.set).start()
+            loss.register_hook(out_of_memory)
+        return loss
+
+    monkeypatch.setattr(saving, "write_state", full_disk)
+    with pytest.raises(DoesNotFit):
+        run(tmp_path, Line(fault))
+    assert "no space left on the disk" in capfd.readouterr().err
 
 
 def test_a_save_that_fails_beside_training_ends_the_run_with_its_error(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from line import STEPS_PER_EPOCH, Line, run
+from line import PATIENCE_S, STEPS_PER_EPOCH, Line, run
 from torch import Tensor
 
 from redheart.core.config import TrainConfig
@@ -17,9 +17,6 @@ from redheart.snapshots.states import newest_state, state_folders
 from redheart.train import epoch_end, loop, saving
 from redheart.train.background import BackgroundWriter
 from redheart.train.saving import Saver
-
-PATIENCE_S = 20.0
-"""What a test waits for a thread before it fails."""
 
 
 @pytest.fixture
