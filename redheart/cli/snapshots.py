@@ -141,7 +141,8 @@ def _compress(arguments: Sequence[str]) -> None:
     with display_of(options).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
         if options.undo:
             with folder_lock(folder.parent, name="snapshots", wait=False):
-                done = expand_snapshots(found, on_bytes=advance)
+                # What was found before may have been rewritten since, by a run that compresses.
+                done = expand_snapshots(list_snapshots(folder), on_bytes=advance)
         else:
             done = compress_snapshots(folder, on_bytes=advance)
     after = disk_bytes(folder)

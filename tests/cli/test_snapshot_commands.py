@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from redheart.cli import main
 from redheart.model.dims import preset
 from redheart.model.network import build
+from redheart.snapshots import prune
+from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import list_snapshots
 
 
@@ -62,6 +64,24 @@ def test_a_run_is_listed_verified_shrunk_and_written_as_one_file(
 
     made = answer(capsys, "import", tmp_path / "two.safetensors", "--like", run, "--out", tmp_path / "modules")
     assert made["is_checked"] is True and (tmp_path / "modules" / "manifest.json").is_file()
+
+
+def test_expanding_what_another_process_has_just_compressed_loses_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = weights(run)
+    answer(capsys, "compress", run, "--undo")
+    disk_bytes = prune.disk_bytes
+
+    def and_then_it_compresses(folder: Path) -> int:
+        monkeypatch.setattr(prune, "disk_bytes", disk_bytes)
+        compress_snapshots(folder)
+        return disk_bytes(folder)
+
+    monkeypatch.setattr(prune, "disk_bytes", and_then_it_compresses)
+    assert len(answer(capsys, "compress", run, "--undo")["rewritten"]) == 2  # type: ignore[arg-type]
+    after = weights(run)
+    assert all(torch.equal(after[epoch][name], t) for epoch, tensors in before.items() for name, t in tensors.items())
 
 
 def test_what_is_bad_is_named_all_of_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
