@@ -63,13 +63,13 @@ def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequ
     if num == 1:
         error, quantile, power = math.sqrt(sampling_S[0]), float(norm.ppf((1 + _LEVEL) / 2)), float(norm.ppf(_POWER))
         p_value = 2 * float(norm.sf(abs(z_S[0]) / error))
-        planned = error
     else:
-        # Subjects are a sample: the interval is that of their mean, with their own spread in it.
-        error = float(z_S.std(ddof=1)) / math.sqrt(num)
-        quantile, power = float(t.ppf((1 + _LEVEL) / 2, num - 1)), float(t.ppf(_POWER, num - 1))
-        p_value = 2 * float(t.sf(abs(z_S.mean()) / error, num - 1)) if error > 0 else float(z_S.mean() == 0)
+        # Subjects are a sample: the interval is that of their mean, with their own spread in it. Few texts allow few
+        # correlations, and subjects that happen to share one are no more certain than their texts make them.
         planned = math.sqrt(float(sampling_S.mean()) / num)
+        error = max(float(z_S.std(ddof=1)) / math.sqrt(num), planned)
+        quantile, power = float(t.ppf((1 + _LEVEL) / 2, num - 1)), float(t.ppf(_POWER, num - 1))
+        p_value = 2 * float(t.sf(abs(z_S.mean()) / error, num - 1))
     mean = float(z_S.mean())
     return Correlation(
         rho=math.tanh(mean),
@@ -80,7 +80,7 @@ def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequ
         num_subjects=num,
         num_left_out=len(names) - num,
         num_pairs=int(counts.sum()),
-        detectable_rho=math.tanh((quantile + power) * max(error, planned)),
+        detectable_rho=math.tanh((quantile + power) * error),
         by_subject={name: rho for name, (rho, _) in found.items()},
     )
 

@@ -48,5 +48,6 @@ def scoring_of(
     for name in finals:
         if name in losses_EN and not np.isnan(losses_EN[name]).all():
             above_E = np.nanmean(losses_EN[name] - floors.get(name, 0.0), axis=1)
-            scales[name] = max(float(above_E.min()), _SMALLEST_SCALE)
+            # Log densities are below zero; a scale is a size.
+            scales[name] = max(abs(float(above_E.min())), _SMALLEST_SCALE)
     return Scoring(scales)

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, norm
+from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
 
 from redheart.core.errors import BadInput
 
 _RESAMPLES = 5000
 _ROUNDS = 1000
 LEVEL = 0.95
+_FEW_RECORDS = 30
+"""Below so many a bootstrap's interval is too narrow: of two records it is the two themselves."""
+_SMALLEST_LOSS = 1e-12
 
 
 class Gain(msgspec.Struct, frozen=True):
-    """How much lower a candidate's loss is than a reference's, in percent of the reference's."""
+    """How much lower a candidate's loss is than a reference's, in percent of the size of the reference's."""
 
     percent: float
     low: float
@@ -39,6 +42,19 @@ class Gain(msgspec.Struct, frozen=True):
         return f"{self.percent:+.2f} % {interval} on {self.num_records} records"
 
 
+def percent_of(reference_N: np.ndarray) -> float:
+    """What turns a difference of losses into percent of a reference's mean, which is below zero for log densities."""
+    return 100 / max(abs(float(reference_N.mean())), _SMALLEST_LOSS)
+
+
+def level_of(number: int) -> float:
+    """Level of the interval of the n-th choice that the same records judge, counted from 1.
+
+    What a false "better" may cost is halved with every choice, so that it is at most doubled, however many there are.
+    """
+    return 1 - (1 - LEVEL) / 2 ** (number - 1)
+
+
 def paired_gain(
     reference_N: np.ndarray,
     candidate_N: np.ndarray,
@@ -48,6 +64,8 @@ def paired_gain(
     resamples: int = _RESAMPLES,
 ) -> Gain:
     """Gain in mean loss with a paired BCa interval (Efron 1987) over records.
+
+    Of fewer than thirty records the interval is the wider of this and Student's, end by end.
 
     Args:
         reference_N: loss of the reference on every record, NaN where it has no target.
@@ -64,7 +82,7 @@ def paired_gain(
     if len(reference_N) < 2:
         raise BadInput("too few labelled records to compare two models", got=len(reference_N), expected="2 or more")
     differences_N = reference_N - candidate_N
-    scale = 100 / reference_N.mean()
+    scale = percent_of(reference_N)
     if np.ptp(differences_N) == 0:
         value = float(differences_N.mean() * scale)
         return Gain(value, value, value, len(differences_N), level)
@@ -72,6 +90,9 @@ def paired_gain(
     if not np.isfinite([low, high]).all():
         # BCa is not defined where all resamples lie on one side of the mean, as with a handful of records.
         low, high = _interval(differences_N, "percentile", level=level, resamples=resamples, seed=seed)
+    if len(differences_N) < _FEW_RECORDS:
+        low_t, high_t = _students_interval(differences_N, level=level)
+        low, high = min(low, low_t), max(high, high_t)
     return Gain(
         float(differences_N.mean() * scale),
         float(low * scale),
@@ -94,6 +115,12 @@ def _interval(values_N: np.ndarray, method: str, *, level: float, resamples: int
             rng=np.random.default_rng(seed),
         )
     return found.confidence_interval.low, found.confidence_interval.high
+
+
+def _students_interval(values_N: np.ndarray, *, level: float) -> tuple[float, float]:
+    error = values_N.std(ddof=1) / np.sqrt(len(values_N))
+    low, high = t.interval(level, len(values_N) - 1, loc=values_N.mean(), scale=error)
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -139,7 +166,7 @@ def out_of_bag_gain(
     gains_CN = reference_N - scores_CN
     inside_B = (counts_BN / number * gains_CN[chosen_B]).sum(1)
     outside_B = (left_out_BN * gains_CN[chosen_B]).sum(1)
-    scale = 100 / reference_N.mean()
+    scale = percent_of(reference_N)
     return float(outside_B.mean() * scale), float(inside_B.mean() * scale)
 
 

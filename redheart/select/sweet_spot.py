@@ -10,7 +10,7 @@ from redheart.core.seeds import stream_seed
 from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem, UnitChoice
 from redheart.select.search import Evaluator, Search, Swap
-from redheart.select.statistics import Gain, holm, one_sided_p, out_of_bag_gain, paired_gain
+from redheart.select.statistics import Gain, holm, one_sided_p, out_of_bag_gain, paired_gain, percent_of
 from redheart.select.strategies import BASELINES, strategy_named
 from redheart.snapshots.blend import Blend
 
@@ -153,7 +153,7 @@ def _spot(members: tuple[str, ...], unit: UnitChoice) -> GroupSpot:
 
 def _tried(swaps: list[Swap], reference_N: np.ndarray) -> list[TriedSwap]:
     adjusted = holm([one_sided_p(swap.z) for swap in swaps])
-    scale = 100 / float(reference_N.mean())
+    scale = percent_of(reference_N)
     found = [
         TriedSwap(swap.unit, swap.blend, swap.gain * scale, swap.z if np.isfinite(swap.z) else None, p)
         for swap, p in zip(swaps, adjusted, strict=True)

@@ -15,6 +15,16 @@ def emotion(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return random.normal(size=(count, 7)), random.dirichlet(np.ones(7), count)
 
 
+def test_the_floor_of_shares_that_miss_a_sum_of_one_is_what_the_best_prediction_leaves() -> None:
+    targets_NC = np.array([[0.3, 0.67, 0.0], [0.5, 0.5, 0.03], [0.2, 0.3, 0.5]])
+    with np.errstate(divide="ignore"):
+        best_NC = np.log(targets_NC / targets_NC.sum(1, keepdims=True))
+    best_NC[0, 2] = -60.0
+    np.testing.assert_allclose(metrics.emotion_kl(best_NC, targets_NC), 0, atol=1e-12)
+    others_NC = best_NC + np.random.default_rng(0).normal(0, 0.3, best_NC.shape)
+    assert (metrics.emotion_kl(others_NC, targets_NC) > 0).all()
+
+
 def test_kl_and_f1_agree_with_the_libraries() -> None:
     logits_NC, targets_NC = emotion(50)
     expected_N = rel_entr(targets_NC, softmax(logits_NC, axis=1)).sum(1)

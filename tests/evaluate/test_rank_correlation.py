@@ -41,6 +41,18 @@ def test_no_correlation_is_found_as_often_as_it_may_be() -> None:
     assert hits <= 27
 
 
+def test_few_texts_that_happen_to_agree_are_no_certainty() -> None:
+    random, hits = np.random.default_rng(3), 0
+    for _ in range(300):
+        found = correlate(random.normal(size=8), random.normal(size=8), ["a"] * 4 + ["b"] * 4)
+        assert found is not None
+        hits += found.p_value < 0.05
+    # Four texts allow few correlations: two subjects share one in every tenth case.
+    assert hits <= 27
+    found = correlate([1, 2, 3, 4] * 2, [1, 3, 4, 2, 11, 13, 14, 12], ["a"] * 4 + ["b"] * 4)
+    assert found is not None and found.low < 0.4 < found.high and found.p_value > 0.05
+
+
 def test_the_stated_power_is_what_comes_out() -> None:
     random = np.random.default_rng(2)
     # Known: 20 pairs show |rho| of .59 or more only.

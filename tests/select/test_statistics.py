@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from synthetic import FINAL, Additive
 
 from redheart.core.errors import BadInput
-from redheart.select.statistics import holm, one_sided_p, out_of_bag_gain, paired_gain, verdict
+from redheart.select.scoring import scoring_of
+from redheart.select.statistics import LEVEL, holm, level_of, one_sided_p, out_of_bag_gain, paired_gain, verdict
 from redheart.select.strategies import STRATEGIES
 
 
@@ -41,6 +42,35 @@ def test_a_planted_gain_is_found_and_said() -> None:
     assert wider.high - wider.low > gain.high - gain.low and "at 99.0%" in str(wider)
     same = paired_gain(base_N, base_N, seed=0)
     assert same.percent == 0 and "No evidence of gain" in verdict(same, candidate="a", reference="b")
+
+
+def test_losses_below_zero_turn_no_verdict_round() -> None:
+    random = np.random.default_rng(0)
+    base_N = random.normal(-2.0, 0.3, 300)
+    better = paired_gain(base_N, base_N - 0.2 + random.normal(0, 0.05, 300), seed=0)
+    worse = paired_gain(base_N, base_N + 0.2 + random.normal(0, 0.05, 300), seed=0)
+    assert better.is_evidence and better.low < better.percent < better.high and better.percent == pytest.approx(10, 0.1)
+    assert worse.high < 0 and worse.low < worse.percent < worse.high
+    outside, inside = out_of_bag_gain(np.stack([base_N - 0.2, base_N]), base_N, seed=0, rounds=20)
+    assert outside == pytest.approx(10, 0.1) and inside == pytest.approx(10, 0.1)
+    scoring = scoring_of({"loss": np.stack([base_N, base_N - 0.2])}, {}, ("loss",))
+    scores = [scoring.score_N({"loss": losses_N}, {}).mean() for losses_N in (base_N, base_N - 0.2)]
+    assert scores[1] == pytest.approx(-1) and scores[1] < scores[0] < -0.8
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 6, 10, 20, 29])
+def test_a_handful_of_records_is_evidence_no_more_often_than_it_may_be(number: int) -> None:
+    random, found = np.random.default_rng(number), 0
+    for seed in range(200):
+        base_N = random.gamma(2.0, 0.5, number) + 5
+        found += paired_gain(base_N, base_N + random.normal(0, 0.1, number), seed=seed, resamples=300).is_evidence
+    # 5 expected of 200 on one side; 12 is more than three standard errors above.
+    assert found <= 12
+
+
+def test_all_choices_that_the_same_records_judge_err_at_most_twice_as_often_as_one() -> None:
+    assert level_of(1) == LEVEL and level_of(2) == pytest.approx(0.975)
+    assert sum(1 - level_of(number) for number in range(1, 40)) <= 2 * (1 - LEVEL) + 1e-9
 
 
 def test_records_without_a_target_are_left_out_of_the_comparison() -> None:
