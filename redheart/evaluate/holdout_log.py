@@ -11,6 +11,7 @@ import msgspec
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_sealed, write_sealed
+from redheart.core.lock import folder_lock
 from redheart.data.prepare import Prepared
 from redheart.data.split import TEST
 from redheart.evaluate.results import Opening
@@ -35,8 +36,11 @@ def record_opening(root: Path, *, part: str, file: Path, num_records: int, model
         command=shlex.join(["redheart", *(_shown(argument, root) for argument in sys.argv[1:])]),
         models=dict(models),
     )
-    write_sealed(root / _FILE, _Openings([*read_openings(root), opening]))
-    return read_openings(root)
+    # A labelled file may be judged while the run itself goes on.
+    with folder_lock(root, name="openings", wait=True):
+        openings = [*read_openings(root), opening]
+        write_sealed(root / _FILE, _Openings(openings))
+    return openings
 
 
 def _shown(argument: str, root: Path) -> str:

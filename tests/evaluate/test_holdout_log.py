@@ -1,11 +1,12 @@
 """The log of openings says what was called, and nothing of where it lay."""
 
+import multiprocessing
 import sys
 from pathlib import Path
 
 import pytest
 
-from redheart.evaluate.holdout_log import record_opening
+from redheart.evaluate.holdout_log import read_openings, record_opening
 
 
 def test_paths_of_the_machine_are_not_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +17,16 @@ def test_paths_of_the_machine_are_not_in_the_log(tmp_path: Path, monkeypatch: py
     opened = record_opening(root, part="val_confirm", file=root / "data" / "records.jsonl.gz", num_records=3, models={})
     assert opened[-1].command == "redheart run --data records.json --out RUN --seed 1"
     assert opened[-1].file == "data/records.jsonl.gz"
+
+
+def test_two_who_open_at_once_are_both_in_the_log(tmp_path: Path) -> None:
+    def open_ten(part: str) -> None:
+        for _ in range(10):
+            record_opening(tmp_path, part=part, file=tmp_path / "records", num_records=1, models={})
+
+    both = [multiprocessing.get_context("fork").Process(target=open_ten, args=(part,)) for part in ("file", "test")]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert sorted(opening.part for opening in read_openings(tmp_path)) == ["file"] * 10 + ["test"] * 10
