@@ -165,8 +165,10 @@ def whole(run: str) -> dict[str, object]:
     def work() -> int:
         for snapshot in snapshots[:5]:
             choice = dict.fromkeys(specs, single(snapshot.epoch))
-            assemble(folder.select / "whole", choice=choice, snapshots=snapshots, expected=specs)
-            model = load_assembled(config, folder, data.prepared.inventory, "whole").requires_grad_(False)
+            out = folder.select / "whole"
+            digest = assemble(out, choice=choice, snapshots=snapshots, expected=specs).digest
+            model = load_assembled(config, folder, data.prepared.inventory, out.name, digest=digest)
+            model.requires_grad_(False)
             predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
         return 5
 

@@ -62,7 +62,8 @@ class Crossover(msgspec.Struct, frozen=True):
     tasks: dict[str, Gain]
     """On the confirm records, task by task."""
     num_judged: int
-    """Different choices of this run that the confirm records have judged; the interval's level counts with them."""
+    """Place of this choice among those of the run that the confirm records have judged, from 1; the interval's level
+    rises with it."""
     digests: dict[str, str]
     """Of the weights of both models."""
     verdict: str

@@ -33,6 +33,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     maps: Maps | None
     crossover: Crossover | None
     evaluation: EvaluationResult | None
+    """None as well where it is of other models than those of the crossover."""
     calibration: CalibrationResult | None
     """None as well where it was fitted to another model than the run now recommends."""
     openings: Sequence[Opening]
@@ -54,6 +55,9 @@ def read_facts(root: Path) -> RunFacts:
     calibration = _if_there(root / "calibration" / "calibration.json", CalibrationResult)
     if calibration and (crossover is None or calibration.model != model_digest(root, crossover.recommended)):
         calibration = None
+    evaluation = _if_there(root / "evaluation" / "evaluation.json", EvaluationResult)
+    if evaluation and (crossover is None or evaluation.digests != crossover.digests):
+        evaluation = None
     features = known_manifest(root / "features")
     return RunFacts(
         name=shown(root.resolve().name),
@@ -65,7 +69,7 @@ def read_facts(root: Path) -> RunFacts:
         spot=_if_there(root / "select" / "sweet_spot.json", SweetSpot),
         maps=_if_there(root / "select" / "maps.json", Maps),
         crossover=crossover,
-        evaluation=_if_there(root / "evaluation" / "evaluation.json", EvaluationResult),
+        evaluation=evaluation,
         calibration=calibration,
         openings=read_openings(root),
     )

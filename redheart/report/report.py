@@ -57,7 +57,7 @@ def make_report(root: Path) -> Path:
         "## Transplants and lines between snapshots",
         maps_section(out, facts.maps),
         "## Crossover",
-        crossover_section(facts.crossover),
+        crossover_section(facts.crossover, facts.spot),
         "## Test split",
         _test(evaluation),
         "## Calibration",

@@ -43,11 +43,12 @@ def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) 
         parts.append(markdown_table(header, rows))
     curves = {name: points for name, group in spot.groups.items() if len(points := _epoch_scores(group)[0]) > 1}
     if curves:
-        chosen = {name: float(spot.groups[name].blend.epochs[0]) for name in curves}
+        blends = {name: spot.groups[name].blend for name in curves}
+        chosen = {name: float(blend.epochs[0]) for name, blend in blends.items() if len(blend.epochs) == 1}
         draw_lines(
             out / "figures" / "sweet_spot.png",
             {name: _epoch_scores(spot.groups[name]) for name in curves},
-            title="Score by the epoch of one group (lower is better), chosen epoch marked",
+            title="Score by the epoch of one group (lower is better); an epoch that was chosen is marked",
             xlabel="epoch of the group",
             ylabel="score",
             marks=chosen,
@@ -86,13 +87,15 @@ def maps_section(out: Path, maps: Maps | None) -> str:
     )
 
 
-def crossover_section(crossover: Crossover | None) -> str:
-    """The verdict and the figures that it rests on."""
+def crossover_section(crossover: Crossover | None, spot: SweetSpot | None) -> str:
+    """The verdict and the figures that it rests on; `spot` is the run's choice by now."""
     if crossover is None:
         return MISSING
     gains = {"select (the choice was made here)": crossover.gain_select, "confirm": crossover.gain_confirm}
     gains |= {f"confirm: {task}": gain for task, gain in crossover.tasks.items()}
     said = " ".join([f"{crossover.num_candidates} models were compared.", *_notes(crossover)])
+    if spot and spot.modules != crossover.modules:
+        said += " This is an earlier choice than that of the sweet spot: `redheart crossover RUN` judges that one."
     return "\n\n".join([_gains(gains, "over the best single snapshot"), said, crossover.verdict])
 
 
@@ -186,7 +189,7 @@ def _notes(crossover: Crossover) -> list[str]:
         found.append(f"{crossover.shrinkage:.0%} of the gain on the select records is there on the confirm records.")
     if crossover.num_judged > 1:
         found.append(
-            f"The confirm records have judged {crossover.num_judged} choices of this run; "
-            f"the interval's level is {crossover.gain_confirm.level:.1%} for that."
+            f"This is choice {crossover.num_judged} of this run that the confirm records judge; "
+            f"the intervals' level is {crossover.gain_confirm.level:.1%} for that."
         )
     return found

@@ -36,8 +36,9 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     Raises:
         BadInput: too few records have an emotion, or there are fewer than three classes.
     """
-    name = read_crossover(folder).recommended
-    model = load_assembled(config, folder, data.prepared.inventory, name)
+    crossover = read_crossover(folder)
+    name = crossover.recommended
+    model = load_assembled(config, folder, data.prepared.inventory, name, digest=crossover.digests[name])
     labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
     models = {"calibrated": model_digest(folder.root, name)}
     if not any(opening.part == CONFIRM and opening.models == models for opening in read_openings(folder.root)):

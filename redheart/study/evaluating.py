@@ -49,12 +49,16 @@ def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> E
     if path.is_file():
         old = read_sealed(path, EvaluationResult)
         if old.digests == crossover.digests:
-            return old
+            result = msgspec.structs.replace(old, recommended=crossover.recommended)
+            if result != old:
+                write_sealed(path, result)
+            return result
     prepared = open_test(folder.root, data.prepared, models=crossover.digests)
     rows = prepared.split[TEST]
     models, losses = {}, {}
     for name in MODELS:
-        outputs = outputs_of(config, folder, prepared.inventory, name, data.features, rows)
+        digest = crossover.digests[name]
+        outputs = outputs_of(config, folder, prepared.inventory, name, data.features, rows, digest=digest)
         models[name] = _evaluation(
             outputs, prepared.values_NT[rows], prepared.mask_NT[rows], prepared.inventory, seed=config.seed
         )
@@ -93,7 +97,8 @@ def evaluate_file(
     crossover = read_crossover(folder)
     digests = {FINAL: crossover.digests[crossover.recommended]}
     record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
-    outputs = outputs_of(config, folder, inventory, FINAL, features, np.arange(len(records)))
+    rows_N = np.arange(len(records))
+    outputs = outputs_of(config, folder, inventory, FINAL, features, rows_N, digest=digests[FINAL])
     found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
     seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
     return FileEvaluation(found.num_records, found.tasks, seen)

@@ -44,13 +44,14 @@ def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto")
     # Predictions have always been made on a card where there is one.
     place: Device = "cuda" if chosen_device(device).type == "cuda" else "cpu"
     folder, config = run_folder.load(root, encoder=encoder, device=place)
-    name = read_crossover(folder).recommended
+    crossover = read_crossover(folder)
+    name = crossover.recommended
     prepared, calibration = load_prepared(folder.data), calibration_of(folder, name)
     # The encoder first: it is checked in a moment, the weights of `full` are 1.5 GB.
     features = run_features(folder)
     found = open_encoder(config.features.encoder, identity=features.encoder, device=device)
     return Predictor(
-        model=load_assembled(config, folder, prepared.inventory, name),
+        model=load_assembled(config, folder, prepared.inventory, name, digest=crossover.digests[name]),
         encoder=found,
         features=config.features,
         inventory=prepared.inventory,
@@ -92,25 +93,40 @@ def read_crossover(folder: RunFolder) -> Crossover:
     return read_sealed(path, Crossover)
 
 
-def load_assembled(config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str) -> RedHeart:
+def load_assembled(config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str, *, digest: str) -> RedHeart:
     """An assembled model of the run by its folder below `select/`, loaded strictly, in evaluation mode, on its device.
 
     Raises:
-        BadInput: there is no such device.
+        BadInput: there is no such device, or the folder's weights are not those with this digest.
     """
     dims, device = preset(config.preset, outputs=inventory.outputs), study_device(config.device)
     # Nothing is drawn: every weight comes from the files, or the load fails.
     model = build(dims, seed=config.seed, device="meta").to(weights_type(device)).to_empty(device=device)
-    load_assembly(model, folder.select / name)
+    found = load_assembly(model, folder.select / name).digest
+    if found != digest:
+        raise BadInput(
+            "an assembled model is not the one that was judged",
+            where=folder.select / name,
+            got=found[:12],
+            expected=digest[:12],
+            hint="a crossover was cut off before its end: run `redheart crossover RUN` again",
+        )
     return model.eval()
 
 
 def outputs_of(
-    config: StudyConfig, folder: RunFolder, inventory: Inventory, name: str, features: FeatureCache, rows: np.ndarray
+    config: StudyConfig,
+    folder: RunFolder,
+    inventory: Inventory,
+    name: str,
+    features: FeatureCache,
+    rows: np.ndarray,
+    *,
+    digest: str,
 ) -> dict[str, np.ndarray]:
-    """Outputs of an assembled model on rows, as `predict_rows` gives them."""
+    """Outputs of the assembled model with this digest on rows, as `predict_rows` gives them."""
     # As in the search: torch folds products of weights that require gradients in another way, with other last bits.
-    model = load_assembled(config, folder, inventory, name).requires_grad_(False)
+    model = load_assembled(config, folder, inventory, name, digest=digest).requires_grad_(False)
     return predict_rows(model, features, rows, micro_batch=records_at_once(config))
 
 

@@ -15,7 +15,7 @@ from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.evaluate.results import Crossover
 from redheart.model.network import task_of
 from redheart.select.scoring import Scoring
-from redheart.select.statistics import LEVEL, Gain, paired_gain, verdict
+from redheart.select.statistics import LEVEL, Gain, level_of, paired_gain, verdict
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import single
 from redheart.snapshots.consolidate import assemble, link_folder
@@ -39,7 +39,7 @@ Losses = dict[str, dict[str, np.ndarray]]
 def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Crossover:
     """Assemble both models, compare them on the confirm half, and make the better founded one the final model.
 
-    With every further choice that the same records judge, the interval's level rises (Bonferroni).
+    With every further choice that the same records judge, the interval's level rises; see `level_of`.
 
     Raises:
         BadInput: the run has no sweet spot yet.
@@ -55,7 +55,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
         name: assemble(folder.select / name, choice=choices[name], snapshots=snapshots, expected=specs).digest
         for name in MODELS
     }
-    select = _losses(config, folder, data, SELECT)
+    select = _losses(config, folder, data, SELECT, digests)
     gain_select = gain_on(SELECT, config, data.prepared, spot.scales, select)
     computed_in = NAMES[weights_type(study_device(config.device))]
     tolerance = max(_TOLERANCE_PERCENT[name] for name in (computed_in, spot.computed_in))
@@ -68,8 +68,8 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
             hint="snapshots or features have changed since; run `redheart sweet-spot RUN` again",
         )
     num_judged = _open_confirm(folder, data, digests)
-    confirm = _losses(config, folder, data, CONFIRM)
-    level = 1 - (1 - LEVEL) / max(1, num_judged)
+    confirm = _losses(config, folder, data, CONFIRM, digests)
+    level = level_of(max(1, num_judged))
     gain_confirm = gain_on(CONFIRM, config, data.prepared, spot.scales, confirm, level=level)
     crossover = Crossover(
         strategy=spot.strategy,
@@ -80,7 +80,7 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
         gain_select=gain_select,
         gain_confirm=gain_confirm,
         shrinkage=gain_confirm.percent / gain_select.percent if gain_select.percent > 0 else None,
-        tasks=_task_gains(config, data, spot, confirm),
+        tasks=_task_gains(config, data, spot, confirm, level=level),
         num_judged=num_judged,
         digests=digests,
         verdict=verdict(gain_confirm, candidate="crossover", reference="best single snapshot"),
@@ -97,9 +97,11 @@ def write_mergekit(config: StudyConfig, folder: RunFolder, data: StudyData, cros
     export_mergekit(path, choice=crossover.modules, snapshots=snapshots, expected=specs)
 
 
-def _losses(config: StudyConfig, folder: RunFolder, data: StudyData, part: str) -> Losses:
+def _losses(config: StudyConfig, folder: RunFolder, data: StudyData, part: str, digests: dict[str, str]) -> Losses:
     rows, inventory = data.prepared.split[part], data.prepared.inventory
-    outputs = {name: outputs_of(config, folder, inventory, name, data.features, rows) for name in MODELS}
+    outputs = {
+        name: outputs_of(config, folder, inventory, name, data.features, rows, digest=digests[name]) for name in MODELS
+    }
     return {name: predictor_losses(found, data.prepared, rows) for name, found in outputs.items()}
 
 
@@ -119,23 +121,30 @@ def gain_on(
     return paired_gain(scores["best_single"], scores["crossover"], seed=seed, level=level)
 
 
-def _task_gains(config: StudyConfig, data: StudyData, spot: SweetSpot, losses: Losses) -> dict[str, Gain]:
+def _task_gains(
+    config: StudyConfig, data: StudyData, spot: SweetSpot, losses: Losses, *, level: float
+) -> dict[str, Gain]:
     floors = loss_floors(data.prepared, data.prepared.split[CONFIRM])
     gains = {}
     for name in spot.scales:
         above = {model: losses[model][name] - floors.get(name, 0.0) for model in MODELS}
         if (~np.isnan(above["crossover"])).sum() > 1:
             seed = stream_seed(config.seed, "gain", CONFIRM, name)
-            gains[task_of(name)] = paired_gain(above["best_single"], above["crossover"], seed=seed)
+            gains[task_of(name)] = paired_gain(above["best_single"], above["crossover"], seed=seed, level=level)
     return gains
 
 
 def _open_confirm(folder: RunFolder, data: StudyData, digests: dict[str, str]) -> int:
-    """Log that the confirm records are looked at; how many choices they have judged by now."""
+    """Log that the confirm records are looked at; the place of this choice among those that they have judged.
+
+    A choice that comes again keeps its place, and so its verdict.
+    """
     openings = [opening.models for opening in read_openings(folder.root) if opening.part == CONFIRM]
-    judged = {models["crossover"] for models in openings if "crossover" in models}
+    judged = list(dict.fromkeys(models["crossover"] for models in openings if "crossover" in models))
+    if digests["crossover"] in judged:
+        return judged.index(digests["crossover"]) + 1
     # The best single snapshot beside itself needs no judge.
-    if digests["crossover"] != digests["best_single"] and digests["crossover"] not in judged:
-        open_confirm(folder.root, data.prepared, models=digests)
-        judged.add(digests["crossover"])
-    return len(judged)
+    if digests["crossover"] == digests["best_single"]:
+        return len(judged)
+    open_confirm(folder.root, data.prepared, models=digests)
+    return len(judged) + 1

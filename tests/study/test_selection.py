@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,16 +14,21 @@ from redheart.core.files import read_json, read_sealed, write_sealed
 from redheart.evaluate.holdout_log import read_openings
 from redheart.evaluate.prediction import loss_floors, predict_rows, predictor_losses
 from redheart.model.network import RedHeart
+from redheart.report import selection_section
+from redheart.report.facts import read_facts
+from redheart.report.report import make_report
+from redheart.report.selection_section import sweet_spot_section
 from redheart.select.maps import Maps
 from redheart.select.scoring import Scoring
-from redheart.select.statistics import Gain, paired_gain
+from redheart.select.statistics import Gain, level_of, paired_gain
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
 from redheart.snapshots.consolidate import assemble, read_assembly
+from redheart.study import recombining
 from redheart.study.evaluating import run_evaluation
 from redheart.study.final import load_assembled, read_crossover
 from redheart.study.module_graph import FINALS
-from redheart.study.recombining import MODELS, run_crossover
+from redheart.study.recombining import run_crossover
 from redheart.study.selecting import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
 
 ROOT = Path(__file__).parents[2]
@@ -53,10 +59,10 @@ def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp
             choice[str(name)] = blends[random.integers(len(blends))]
         found = evaluator.losses(choice)
         out = noisy.folder.select / f"turn_{turn}"
-        assemble(out, choice=choice, snapshots=snapshots, expected=specs)
-        model = load_assembled(noisy.config, noisy.folder, noisy.data.prepared.inventory, out.name).requires_grad_(
-            False
-        )
+        digest = assemble(out, choice=choice, snapshots=snapshots, expected=specs).digest
+        model = load_assembled(
+            noisy.config, noisy.folder, noisy.data.prepared.inventory, out.name, digest=digest
+        ).requires_grad_(False)
         outputs = predict_rows(model, noisy.data.features, rows, micro_batch=noisy.config.train.micro_batch)
         expected = predictor_losses(outputs, noisy.data.prepared, rows)
         assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in FINALS)
@@ -83,9 +89,11 @@ def test_what_is_said_of_noisy_networks_holds_on_records_that_nobody_chose_on(se
 
 def gain_on(run: QuickRun, part: str) -> Gain:
     rows, scores = run.data.prepared.split[part], {}
-    scoring, floors = Scoring(read_crossover(run.folder).scales), loss_floors(run.data.prepared, rows)
-    for name in MODELS:
-        model = load_assembled(run.config, run.folder, run.data.prepared.inventory, name).requires_grad_(False)
+    crossover = read_crossover(run.folder)
+    scoring, floors = Scoring(crossover.scales), loss_floors(run.data.prepared, rows)
+    for name, digest in crossover.digests.items():
+        model = load_assembled(run.config, run.folder, run.data.prepared.inventory, name, digest=digest)
+        model.requires_grad_(False)
         outputs = predict_rows(model, run.data.features, rows, micro_batch=64)
         scores[name] = scoring.score_N(predictor_losses(outputs, run.data.prepared, rows), floors)
     return paired_gain(scores["best_single"], scores["crossover"], seed=0)
@@ -146,18 +154,83 @@ def test_maps_hold_what_direct_evaluation_gives(noisy: QuickRun) -> None:
     assert line.scores[0] == problem_scores[spot.best_epoch] and line.barrier_percent >= 0
 
 
+def test_a_crossover_that_was_cut_off_leaves_nothing_that_is_taken_for_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, noise)
+    spot_of(run, strategy="coordinate")
+    run_crossover(run.config, run.folder, run.data)
+    spot_of(run, strategy="uniform")
+
+    def killed(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recombining, "_losses", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_crossover(run.config, run.folder, run.data)
+    with pytest.raises(BadInput, match="not the one that was judged"):
+        run_evaluation(run.config, run.folder, run.data)
+    crossover = run_crossover(run.config, run.folder, run.data)
+    assert run_evaluation(run.config, run.folder, run.data).digests == crossover.digests
+
+
+def test_a_report_says_nothing_of_models_that_are_not_the_crossover_s(tmp_path: Path) -> None:
+    run = make_run(tmp_path, noise)
+    spot_of(run, strategy="coordinate")
+    run_crossover(run.config, run.folder, run.data)
+    result = run_evaluation(run.config, run.folder, run.data)
+    assert read_facts(run.folder.root).evaluation == result
+    spot_of(run, strategy="uniform")
+    assert "This is an earlier choice" in make_report(run.folder.root).read_text()
+    run_crossover(run.config, run.folder, run.data)
+    assert read_facts(run.folder.root).evaluation is None
+    assert "This is an earlier choice" not in make_report(run.folder.root).read_text()
+
+
+def test_a_mean_of_several_epochs_is_no_point_of_the_figure_s_curves(
+    noisy: QuickRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(selection_section, "draw_lines", lambda path, series, **named: drawn.update(named))
+    spot = spot_of(noisy, strategy="coordinate")
+    sweet_spot_section(tmp_path, spot, bests=None)
+    marks = drawn["marks"]
+    assert marks == {name: spot.groups[name].blend.epochs[0] for name in marks} and marks
+    averaged = next(iter(marks))
+    group = msgspec.structs.replace(spot.groups[averaged], blend=mean_of((2, 4)))
+    sweet_spot_section(tmp_path, msgspec.structs.replace(spot, groups=spot.groups | {averaged: group}), bests=None)
+    assert drawn["marks"] == {name: epoch for name, epoch in marks.items() if name != averaged}
+
+
+def test_an_evaluation_recommends_what_the_crossover_recommends(tmp_path: Path) -> None:
+    run = make_run(tmp_path, noise)
+    spot_of(run, strategy="coordinate")
+    crossover = run_crossover(run.config, run.folder, run.data)
+    first = run_evaluation(run.config, run.folder, run.data)
+    other = "crossover" if crossover.recommended == "best_single" else "best_single"
+    write_sealed(run.folder.select / "crossover.json", msgspec.structs.replace(crossover, recommended=other))
+    again = run_evaluation(run.config, run.folder, run.data)
+    assert again == msgspec.structs.replace(first, recommended=other)
+    assert read_facts(run.folder.root).evaluation == again
+
+
 def test_the_confirm_records_count_their_choices_and_the_test_split_opens_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise)
-    for strategy, judged in (("coordinate", 1), ("coordinate", 1), ("uniform", 2), ("best-single", 2)):
+    # A choice that comes again keeps its place, and so its verdict.
+    turns = (("coordinate", 1), ("uniform", 2), ("coordinate", 1), ("design", 3), ("best-single", 3))
+    verdicts: dict[str, str] = {}
+    for strategy, place in turns:
         spot_of(run, strategy=strategy)
         crossover = run_crossover(run.config, run.folder, run.data)
-        assert crossover.num_judged == judged
-        assert crossover.gain_confirm.level == pytest.approx(1 - 0.05 / judged)
+        assert crossover.num_judged == place
+        assert {gain.level for gain in (crossover.gain_confirm, *crossover.tasks.values())} == {level_of(place)}
+        assert verdicts.setdefault(strategy, crossover.verdict) == crossover.verdict
     assert crossover.gain_confirm.percent == 0 and crossover.recommended == "best_single"
     results = [run_evaluation(run.config, run.folder, run.data) for _ in range(2)]
     assert results[0].digests == results[1].digests == crossover.digests
     openings = read_openings(run.folder.root)
-    assert [opening.part for opening in openings] == ["val_confirm", "val_confirm", "test"]
+    assert [opening.part for opening in openings] == ["val_confirm"] * 3 + ["test"]
     assert openings[-1].models == crossover.digests and openings[-1].num_records == len(
         run.data.prepared.split.opened()["test"]
     )
