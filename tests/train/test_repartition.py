@@ -67,6 +67,26 @@ def test_blocks_that_line_up_keep_their_codes(old: int, new: int) -> None:
         assert torch.equal(found["0.state1"], whole[rank * 4096 // new : (rank + 1) * 4096 // new])
 
 
+@pytest.mark.parametrize(("old", "new", "boundary"), [(2, 1, 192), (1, 2, 256)])
+def test_no_second_moment_is_rounded_to_zero_beside_a_first_one_that_is_not(old: int, new: int, boundary: int) -> None:
+    # After one step, in blocks of their own before, and in one block behind it.
+    gradients = torch.cat([torch.ones(boundary), torch.full((384 - boundary,), 1e-4)])
+    before: list[dict[str, Tensor]] = [{} for _ in range(old)]
+    for moment, values, signed in (("1", 0.1 * gradients, True), ("2", 0.001 * gradients**2, False)):
+        for rank, part in zip(before, divided(values, old), strict=True):
+            qmap = dynamic_map(signed)
+            codes, absmax = quantise(part, qmap)
+            rank |= {f"0.state{moment}": codes, f"0.absmax{moment}": absmax, f"0.qmap{moment}": qmap}
+    for rank in range(new):
+        found = Repartitioned(before, sizes=[384 // new], rank=rank)
+        first, second = (
+            dequantise(found[f"0.state{moment}"], found[f"0.absmax{moment}"], found[f"0.qmap{moment}"])
+            for moment in "12"
+        )
+        # A step is one learning rate; 8 bits round it up by a little.
+        assert (first / 0.1 / ((second / 0.001).sqrt() + 1e-8)).abs().max() < 1.1
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     with pytest.raises(CorruptFile, match="another model"):
         Repartitioned(state(torch.ones(8), torch.ones(8), 2), sizes=[4, 4], rank=0)

@@ -68,7 +68,11 @@ class Repartitioned(Mapping[str, Tensor]):
             blocks = slice(part.start // BLOCK, part.start // BLOCK - (-length // BLOCK))
             return _cut(torch.cat(codes), part, fill=zero), _cut(torch.cat(absmax), blocks)
         values = torch.cat([dequantise(code, scale, qmap) for code, scale in zip(codes, absmax, strict=True)])
-        return quantise(_cut(values, part), qmap)
+        anew, scales = quantise(_cut(values, part), qmap)
+        if moment == "2":
+            # As in every step: rounded to zero beside a first moment that is not, it would throw the weight far off.
+            anew.clamp_(min=1)
+        return anew, scales
 
 
 def _cut(values: Tensor, part: slice, *, fill: float = 0.0) -> Tensor:
