@@ -18,7 +18,7 @@ from redheart.custom.learner import RunShape, TensorLearner
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.snapshots.states import newest_progress
-from redheart.train.log.events import EventSink, read_events
+from redheart.train.log.events import EventSink, num_epochs
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
 from redheart.train.loop import train
@@ -117,7 +117,7 @@ def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[Eve
         folder=folder,
         name=folder.name,
         config={**dataclasses.asdict(config), "peak_learning_rate": settings.peak_learning_rate},
-        is_finished=len(read_events(folder / "events.jsonl", "epoch")) >= settings.epochs,
+        is_finished=num_epochs(folder / "events.jsonl") >= settings.epochs,
     )
     lines: list[EventSink] = [JsonLines()] if config.progress == "json" else []
     return [*lines, tracker] if tracker else lines

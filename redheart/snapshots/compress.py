@@ -150,7 +150,9 @@ def _is_link(snapshot: Snapshot, previous: Snapshot, name: str) -> bool:
     entry, twin = snapshot.manifest.modules[name], previous.manifest.modules.get(name)
     if twin is None or twin.delta:
         return False
-    return (snapshot.folder / entry.file).samefile(previous.folder / twin.file)
+    path, other = snapshot.folder / entry.file, previous.folder / twin.file
+    # What is missing is named by those who read it.
+    return path.is_file() and other.is_file() and path.samefile(other)
 
 
 def _written(path: Path, tensors: Mapping[str, Tensor], entry: TensorFile, base: Snapshot, name: str) -> TensorFile:

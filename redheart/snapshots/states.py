@@ -35,6 +35,9 @@ from redheart.snapshots.tensor_file import (
 
 KEPT_STATES = 2
 MANIFEST = "manifest.json"
+_STEP = f"step_{'[0-9]' * 8}"
+_REPLACED = f".replaced{PARTIAL}"
+"""How the name of a state ends while another one of its step takes its place."""
 _NAMES = re.compile(r"manifest\.json|rank_\d+\.(?:safetensors|json)")
 
 
@@ -140,20 +143,47 @@ def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
         verify(temporary, entry)
     fsync_path(temporary)
     # The last step of an epoch may have a state already, from before the epoch was counted.
-    replaced = temporary.with_name(f".{folder.name}.replaced{PARTIAL}")
+    replaced = temporary.with_name(f".{folder.name}{_REPLACED}")
     shutil.rmtree(replaced, ignore_errors=True)
     refuse_foreign(folder, _contents)
-    if folder.exists():
-        folder.rename(replaced)
-    temporary.rename(folder)
+    try:
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+    except BaseException:
+        _put_back(folder.parent)
+        raise
     fsync_path(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    for other in state_folders(folder.parent):
-        # One of a later step was damaged when this run went on from before it.
-        if other > folder:
-            remove_names(other, _contents(other))
+    remove_newer(folder)
     for old in state_folders(folder.parent)[:-KEPT_STATES]:
         remove_names(old, _contents(old))
+
+
+def _put_back(root: Path) -> None:
+    """Give a state its name again whose place another one was about to take and did not."""
+    for replaced in root.glob(f".{_STEP}{_REPLACED}"):
+        folder = root / replaced.name.removeprefix(".").removesuffix(_REPLACED)
+        if not folder.exists():
+            replaced.rename(folder)
+
+
+def clear_leftovers(root: Path) -> None:
+    """Remove what a killed run left unfinished below `root`; a state that it was about to replace stays.
+
+    Raises:
+        DiskError: the folder cannot be written to.
+    """
+    with disk_errors(root):
+        _put_back(root)
+    remove_leftovers(root)
+
+
+def remove_newer(folder: Path) -> None:
+    """Remove the states of later steps, which were damaged when a run went on from before them, and nothing else."""
+    for other in state_folders(folder.parent):
+        if other > folder:
+            remove_names(other, _contents(other))
 
 
 def remove_states(root: Path) -> None:
@@ -167,7 +197,12 @@ def remove_states(root: Path) -> None:
 
 def _contents(folder: Path) -> list[str]:
     """Names in a state's folder that a state gives, damaged or not; the manifest first, so that no half is left."""
-    return sorted((name for name in os.listdir(folder) if _NAMES.fullmatch(name)), key=lambda name: name != MANIFEST)
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        # A run that trains meanwhile removes its oldest state whenever it has written another.
+        return []
+    return sorted((name for name in names if _NAMES.fullmatch(name)), key=lambda name: name != MANIFEST)
 
 
 def newest_state(root: Path) -> State | None:
@@ -209,7 +244,7 @@ def newest_progress(root: Path) -> Progress | None:
 
 def state_folders(root: Path) -> list[Path]:
     """Folders with anything of a state in them, the oldest first; a copy that somebody made has another name."""
-    return sorted(folder for folder in root.glob(f"step_{'[0-9]' * 8}") if _contents(folder))
+    return sorted(folder for folder in root.glob(_STEP) if _contents(folder))
 
 
 def open_masters(state: State) -> Tensors:

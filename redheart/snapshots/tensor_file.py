@@ -48,6 +48,7 @@ _MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
 MAX_PROBLEMS = 50
 """So many tensors are named in one error."""
+_MEND = "restore it, or use another snapshot or state"
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -192,26 +193,23 @@ def verify(folder: Path, entry: TensorFile) -> Path:
     """The path of a file whose bytes match its manifest entry.
 
     Raises:
-        CorruptFile: it is missing, cut or changed; the file is named.
+        CorruptFile: it is missing, cut or changed, or cannot be read; the file is named.
     """
     path = folder / entry.file
     if Path(entry.file).name != entry.file:
         raise CorruptFile("a manifest names a file of another folder", where=folder, got=entry.file)
     if not path.is_file():
-        raise CorruptFile(
-            "a file of tensors is missing", where=path, hint="restore it, or use another snapshot or state"
-        )
-    size = path.stat().st_size
-    if size != entry.bytes:
+        raise CorruptFile("a file of tensors is missing", where=path, hint=_MEND)
+    try:
+        size = path.stat().st_size
+        found = sha256_file(path) if size == entry.bytes else None
+    except OSError as error:
+        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_MEND) from error
+    if found is None:
         raise CorruptFile("a file of tensors is cut", where=path, got=f"{size} bytes", expected=f"{entry.bytes} bytes")
-    found = sha256_file(path)
     if found != entry.sha256:
         raise CorruptFile(
-            "a file of tensors was changed",
-            where=path,
-            got=f"SHA-256 {found}",
-            expected=entry.sha256,
-            hint="restore it, or use another snapshot or state",
+            "a file of tensors was changed", where=path, got=f"SHA-256 {found}", expected=entry.sha256, hint=_MEND
         )
     return path
 

@@ -27,7 +27,7 @@ from redheart.study.outlook import timings
 from redheart.study.outlook.chosen import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.device.graphs import LENGTH_STEP
-from redheart.train.log.events import EventSink, all_events, read_events
+from redheart.train.log.events import EventSink, all_events, num_epochs
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.progress import overfit_text
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
@@ -212,7 +212,8 @@ def train_at(
     """
     learner = new_learner(config, data)
     if is_first_rank():
-        for part in (out, out / "states", out / "snapshots"):
+        # The states' own are for the resume: a state may be among them that was about to be replaced.
+        for part in (out, out / "snapshots"):
             remove_leftovers(part)
     sinks = event_sinks(config, settings, out, name=name, show_progress=show_progress)
     shows_bar = show_progress and config.train.progress == "bar"
@@ -243,7 +244,7 @@ def event_sinks(
         folder=out,
         name=name,
         config={**described, "peak_learning_rate": settings.peak_learning_rate, "run_epochs": settings.epochs},
-        is_finished=len(read_events(out / "events.jsonl", "epoch")) >= settings.epochs,
+        is_finished=num_epochs(out / "events.jsonl") >= settings.epochs,
     )
     if tracker and show_progress:
         say(config, "wandb", tracker.where)

@@ -19,7 +19,7 @@ from redheart.train.engine import Engine, start_engine
 from redheart.train.epoch_end import TrainedEpoch, epoch_event, snapshot, validated
 from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
-from redheart.train.log.events import EventLog, EventSink
+from redheart.train.log.events import EventLog, EventSink, closed_if_refused
 from redheart.train.log.pace import Pace
 from redheart.train.log.progress import ProgressDisplay
 from redheart.train.log.samples import sampling
@@ -53,7 +53,7 @@ def train(
         OtherRankFailed: another rank raised one of these, or was killed.
     """
     too_small = DoesNotFit("out of device memory", where="the start", hint="take a smaller model or another strategy")
-    with no_second_try(too_small):
+    with closed_if_refused(sinks), no_second_try(too_small):
         engine = start_engine(learner.model, settings.train)
     with (
         closing(engine),
@@ -61,10 +61,11 @@ def train(
         ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
     ):
         writer = BackgroundWriter()
-        run = _Run(learner, settings, engine, folder, writer, sinks)
+        with closed_if_refused(sinks):
+            run = _Run(learner, settings, engine, folder, writer, sinks)
         if run.is_done():
-            run.compress_rest()
             run.log.close()
+            run.compress_rest()
             return
         with (
             # Closed last: a state that waits to be written makes sure of the log first.

@@ -14,11 +14,11 @@ from redheart.core.errors import BadInput, RedHeartError
 from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.parts import kept_type, parts_of
-from redheart.snapshots.states import Progress, newest_state, write_state
+from redheart.snapshots.states import Progress, clear_leftovers, newest_state, remove_newer, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
-from redheart.train.log.events import EventLog, read_events
+from redheart.train.log.events import Event, EventLog, events_up_to
 
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
@@ -116,10 +116,16 @@ class Saver:
 def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
     """Load the newest state below `root` into the engine; how far it had come, None where there is no state.
 
+    Newer states that are damaged are removed once this one is loaded, and so is what a killed run left unfinished.
+
     Raises:
         BadInput: it belongs to another run.
-        CorruptFile: there are states, and none can be read.
+        CorruptFile: there are states, and none can be read; or what it knows of the event log was changed.
+        DiskError: the folder cannot be written to.
     """
+    if engine.rank == 0:
+        clear_leftovers(root)
+    engine.barrier()
     state = newest_state(root)
     if state is None:
         return None
@@ -141,15 +147,21 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
             hint="choose another folder (--out), or go on with the data, weights and settings that it was started with",
         )
     if engine.rank == 0:
-        _say_if_type_changed(engine, root.parent / "events.jsonl")
+        events = events_up_to(root.parent / "events.jsonl", manifest.progress.events_bytes)
+        _say_if_type_changed(engine, events)
     engine.load_state_tensors(state.ranks)
+    # Then every rank has read what is removed below.
+    engine.barrier()
+    if engine.rank == 0:
+        # They know of a longer log than this state, and the log is about to be cut.
+        remove_newer(state.folder)
     return manifest.progress
 
 
-def _say_if_type_changed(engine: Engine, log: Path) -> None:
+def _say_if_type_changed(engine: Engine, events: Sequence[Event]) -> None:
     """A state holds the same tensors whatever a run computes in, so that any machine may go on with it."""
     # Logs of old do not name the type.
-    types = [start["compute_type"] for start in read_events(log, "start") if "compute_type" in start]
+    types = [event["compute_type"] for event in events if event["event"] == "start" and "compute_type" in event]
     now = NAMES[engine.dtype]
     if types and types[-1] != now:
         print(
@@ -163,7 +175,7 @@ def compress_or_warn(snapshots: Path) -> None:
     """Make differences of a run's snapshots. It saves space and nothing else; a run is not ended for it."""
     try:
         compress_snapshots(snapshots, wait=True)
-    except RedHeartError as error:
+    except (RedHeartError, OSError) as error:
         print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
 
 

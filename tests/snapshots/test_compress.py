@@ -119,6 +119,15 @@ def test_a_corrupt_original_is_left_alone_and_named(tmp_path: Path) -> None:
     assert not list_snapshots(root)[1].is_whole and list_snapshots(root)[2].is_whole
 
 
+@pytest.mark.parametrize("epoch", ["epoch_0001", "epoch_0002", "epoch_0003"])
+def test_an_original_that_is_gone_is_named(epoch: str, tmp_path: Path) -> None:
+    root = walk(tmp_path / "snapshots", 4)
+    (root / epoch / "part.one.safetensors").unlink()
+    with pytest.raises(CorruptFile, match="missing") as caught:
+        compress_snapshots(root)
+    assert f"{epoch}/part.one.safetensors" in str(caught.value)
+
+
 def test_what_is_not_read_back_the_same_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = walk(tmp_path / "snapshots", 3)
     before = files(root)

@@ -1,5 +1,6 @@
 """States and snapshots are whole or not there, verified when read, and assembled strictly."""
 
+import errno
 import resource
 import shutil
 import subprocess
@@ -11,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from redheart.core.errors import CorruptFile
-from redheart.core.files import PARTIAL
-from redheart.snapshots.states import Progress, newest_state, write_state
+from redheart.core.errors import CorruptFile, DiskError
+from redheart.core.files import PARTIAL, sha256_file
+from redheart.snapshots import tensor_file
+from redheart.snapshots.states import Progress, newest_state, state_folders, write_state
 from redheart.snapshots.tensor_file import Tensors, copy_into, open_tensors, write_tensors
 
 TENSORS = {
@@ -117,6 +119,56 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(
     state = newest_state(tmp_path)
     assert state is not None and not state.refused
     assert len(list(tmp_path.iterdir())) == (2 if name == "manifest.json" else 1)
+
+
+def test_a_state_that_the_disk_does_not_give_back_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+
+    def read(path: Path) -> str:
+        if "step_00000002" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return sha256_file(path)
+
+    monkeypatch.setattr(tensor_file, "sha256_file", read)
+    state = newest_state(tmp_path)
+    assert state is not None and state.manifest.progress.step == 1
+    (refused,) = state.refused
+    assert (refused.what, refused.got) == ("a file of tensors cannot be read", "Input/output error")
+    assert refused.where == tmp_path / "step_00000002" / "rank_0.safetensors"
+
+
+def test_what_is_gone_between_two_looks_is_no_state(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    # As another process sees a state that the run removes meanwhile: a name that leads nowhere.
+    (tmp_path / "step_00000002").symlink_to("gone")
+    (tmp_path / "step_00000003").write_text("no folder")
+    assert [folder.name for folder in state_folders(tmp_path)] == ["step_00000001"]
+    state = newest_state(tmp_path)
+    assert state is not None and state.manifest.progress.step == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "planted"), KeyboardInterrupt()])
+def test_a_state_that_is_not_replaced_is_still_there(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        # The new one takes the place that the old one has left.
+        if path.name == f".step_00000001{PARTIAL}":
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises((DiskError, KeyboardInterrupt)):
+        save(tmp_path, 1)
+    assert [item.name for item in tmp_path.iterdir()] == ["step_00000001"]
+    state = newest_state(tmp_path)
+    assert state is not None and state.manifest.progress.step == 1
 
 
 def test_a_run_without_any_readable_state_says_so_and_touches_nothing(tmp_path: Path) -> None:

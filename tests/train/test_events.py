@@ -1,6 +1,8 @@
 """The event log: appended, cut back, told to sinks, watched; read as it was written, or not at all."""
 
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from redheart.core.errors import CorruptFile, DiskError, Diverged
 from redheart.snapshots.states import Progress, write_state
-from redheart.train.log.events import EventLog, all_events, read_events, watched_events
+from redheart.train.log.events import EventLog, all_events, events_up_to, num_epochs, read_events, watched_events
 
 
 def write_log(path: Path, steps: int, *, start: int = 0, length_bytes: int = 0) -> int:
@@ -75,6 +77,32 @@ def test_every_changed_byte_and_missing_line_is_found_where_it_is(tmp_path: Path
         EventLog(path, length_bytes=length)
 
 
+def test_before_a_resume_only_what_it_will_keep_must_be_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert num_epochs(path) == 0
+    with EventLog(path, length_bytes=0) as log:
+        log.write("epoch", epoch=1)
+        length = log.length_bytes
+        log.write("epoch", epoch=2)
+    write_state_of(tmp_path, length)
+    whole = path.read_bytes()
+    # As a power failure leaves it: only states make sure that the log is on the disk.
+    for behind, epochs in ((b"\0" * 99 + b"\n", 2), (b"{}\n" + whole, 2), (b"\0" * 99, 2)):
+        path.write_bytes(whole + behind)
+        assert num_epochs(path) == epochs and len(events_up_to(path, length)) == 1
+    path.write_bytes(whole[:length] + b"\0" * 99 + b"\n" + whole[length:])
+    assert num_epochs(path) == 1 and [event["epoch"] for event in events_up_to(path, length)] == [1]
+    for at in (12, length - 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        for read in (num_epochs, lambda path: events_up_to(path, length)):
+            with pytest.raises(CorruptFile, match="line 1"):
+                read(path)
+    path.write_bytes(whole[: length - 1])
+    for read in (num_epochs, lambda path: events_up_to(path, length)):
+        with pytest.raises(CorruptFile, match="cut or missing"):
+            read(path)
+
+
 class Heard:
     def __init__(self, *, wants_past: bool = False):
         self.wants_past = wants_past
@@ -121,6 +149,39 @@ def test_a_full_disk_does_not_hide_the_error_that_ended_the_run(
     monkeypatch.setattr(log, "write", full)
     with pytest.raises(Diverged), log:
         raise Diverged("no number")
+
+
+@contextmanager
+def file_limit(size_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond this size, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_to_the_end_closes_every_sink_with_the_error_that_ended_the_run(tmp_path: Path) -> None:
+    heard = Heard()
+    log = EventLog(tmp_path / "events.jsonl", length_bytes=0, sinks=[heard])
+    log.write("step", step=1)
+    with file_limit(log.length_bytes), pytest.raises(Diverged), log:
+        raise Diverged("no number")
+    assert heard.exit_code == 4
+    assert [event["event"] for event in all_events(tmp_path / "events.jsonl")] == ["step"]
+
+
+def test_a_log_that_cannot_be_closed_is_a_disk_error_and_the_sinks_are_closed(tmp_path: Path) -> None:
+    heard = Heard()
+    log = EventLog(tmp_path / "events.jsonl", length_bytes=0, sinks=[heard])
+    with file_limit(0):
+        with pytest.raises(DiskError):
+            log.write("step", step=1)
+        # What it could not write it tries to write again.
+        with pytest.raises(DiskError, match="larger than this process may write"):
+            log.close()
+    assert heard.exit_code == 0
 
 
 def test_a_finished_log_is_kept_to_its_end_and_told_again(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What a run does when a loss is no number, memory runs out or a save fails: nothing is lost, one clear error."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from line import BATCH, PATIENCE_S, STEPS_PER_EPOCH, Line, run
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import DiskError, Diverged, DoesNotFit
+from redheart.core.errors import DiskError, Diverged, DoesNotFit, RedHeartError
 from redheart.snapshots.states import newest_state
-from redheart.train import saving
+from redheart.train import loop, saving
+from redheart.train.engine import Engine, start_engine
 from redheart.train.learner import MicroLoss
 from redheart.train.log.events import all_events, read_events
 from redheart.train.log.pace import CHECK_STEPS, Expected
@@ -281,6 +283,54 @@ def test_a_finished_run_that_is_started_again_keeps_its_log(tmp_path: Path) -> N
     # More epochs go on from its last state; what ended it is not said twice.
     run(tmp_path, Line(), epochs=3)
     assert [len(read_events(tmp_path / "events.jsonl", kind)) for kind in ("start", "epoch", "end")] == [2, 3, 1]
+
+
+class Told:
+    """A sink that notes with what it was closed."""
+
+    wants_past = False
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+
+    def write(self, event: Mapping[str, object]) -> None:
+        return None
+
+    def close(self, *, exit_code: int) -> None:
+        self.codes.append(exit_code)
+
+
+def too_small(*_: object) -> Engine:
+    raise torch.OutOfMemoryError("planted")
+
+
+@pytest.mark.parametrize(
+    ("key", "log", "engine", "exit_code"),
+    [
+        ("key", "kept", start_engine, 0),
+        ("of another run", "kept", start_engine, 2),
+        ("key", "cut", start_engine, 2),
+        ("key", "kept", too_small, 3),
+    ],
+)
+def test_every_sink_is_closed_once_however_a_run_is_refused(
+    key: str,
+    log: str,
+    engine: Callable[..., Engine],
+    exit_code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(tmp_path, Line())
+    if log == "cut":
+        (tmp_path / "events.jsonl").write_bytes(b"")
+    monkeypatch.setattr(loop, "start_engine", engine)
+    config = TrainConfig(strategy="plain", effective_batch=BATCH, micro_batch=BATCH, cycle_epochs=1)
+    sinks = [Told(), Told()]
+    with nullcontext() if exit_code == 0 else pytest.raises(RedHeartError) as refused:
+        train(Line(), RunSettings(config, 2, 1e-2, key), folder=tmp_path, sinks=sinks)
+    assert refused is None or refused.value.exit_code == exit_code
+    assert [sink.codes for sink in sinks] == [[exit_code], [exit_code]]
 
 
 def test_an_estimate_from_before_the_run_is_logged_beside_its_first_steps(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """When a run saves: states by the clock, snapshots that no step waits for, and what is recomputed after a kill."""
 
+import errno
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +13,9 @@ from line import PATIENCE_S, STEPS_PER_EPOCH, Line, run
 from torch import Tensor
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import DiskError
-from redheart.snapshots.states import newest_state, state_folders
+from redheart.core.errors import CorruptFile, DiskError
+from redheart.core.files import PARTIAL
+from redheart.snapshots.states import newest_progress, newest_state, state_folders
 from redheart.train import epoch_end, loop, saving
 from redheart.train.background import BackgroundWriter
 from redheart.train.saving import Saver
@@ -103,6 +105,73 @@ def test_epochs_behind_the_newest_state_are_computed_again_to_the_same_bytes(
     resumed = run(tmp_path / "run", Line(), **given)
     assert [step["loss"] for step in resumed] == [step["loss"] for step in whole]
     assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def rotten(run: Path) -> None:
+    """The newest state's tensors change; its manifest does not."""
+    path = state_folders(run / "states")[-1] / "rank_0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def zeroed(run: Path) -> None:
+    """A power failure: behind what the newest state made sure of, the log has a page of zeros."""
+    path = run / "events.jsonl"
+    progress = newest_progress(run / "states")
+    assert progress
+    content = path.read_bytes()
+    assert len(content) > progress.events_bytes
+    path.write_bytes(content[: progress.events_bytes] + b"\0" * 4096 + b"\n" + content[progress.events_bytes :])
+
+
+def half_replaced(run: Path) -> None:
+    """Killed when another state of the same step was about to take the newest one's place."""
+    newest = state_folders(run / "states")[-1]
+    newest.rename(newest.with_name(f".{newest.name}.replaced{PARTIAL}"))
+    newest.with_name(f".{newest.name}{PARTIAL}").mkdir()
+
+
+@pytest.mark.parametrize(("damage", "resumed_step"), [(rotten, 4), (zeroed, 6), (half_replaced, 6)])
+def test_a_run_that_was_stopped_again_behind_what_is_damaged_ends_with_the_same_bytes(
+    damage: Callable[[Path], None], resumed_step: int, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"state_every_steps": 2}
+    whole = run(tmp_path / "whole", Line(), **given)
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, Line(fail_at(7)), **given)
+    damage(folder)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, Line(fail_at(1)), **given)
+        assert state_folders(folder / "states")[-1].name == f"step_{resumed_step:08d}"
+        assert not list((folder / "states").glob(f".*{PARTIAL}"))
+    resumed = run(folder, Line(), **given)
+    assert [step["loss"] for step in resumed] == [step["loss"] for step in whole]
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_what_a_state_knows_of_the_log_is_still_found_changed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Line(fail_at(7)), state_every_steps=2)
+    rotten(tmp_path)
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 3', 1))
+    with pytest.raises(CorruptFile, match="the event log was changed"):
+        run(tmp_path, Line(), state_every_steps=2)
+    # Nothing is removed for a run that does not go on.
+    assert len(state_folders(tmp_path / "states")) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "planted"), DiskError("planted")])
+def test_snapshots_that_cannot_be_compressed_do_not_end_a_run(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(saving, "compress_snapshots", fail)
+    saving.compress_or_warn(tmp_path)
+    assert capfd.readouterr().err.startswith("warning: snapshots stay uncompressed: ")
 
 
 def test_a_state_never_counts_an_epoch_whose_snapshot_was_not_written(

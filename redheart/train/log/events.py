@@ -7,8 +7,8 @@ elsewhere breaks it. How long the log is at least, the newest resume state knows
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -80,21 +80,29 @@ class EventLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        exit_code = 0
-        if error is not None:
-            exit_code = error.exit_code if isinstance(error, RedHeartError) else 1
-            what = error.what if isinstance(error, RedHeartError) else type(error).__name__
-            # A full disk must not hide what ended the run.
-            with suppress(DiskError):
-                self.write("stopped", what=what, exit_code=exit_code)
-        self.close(exit_code=exit_code)
+        if error is None:
+            self.close()
+            return
+        exit_code = _exit_code(error)
+        what = error.what if isinstance(error, RedHeartError) else type(error).__name__
+        # A full disk must not hide what ended the run.
+        with suppress(DiskError):
+            self.write("stopped", what=what, exit_code=exit_code)
+        with suppress(DiskError):
+            self.close(exit_code=exit_code)
 
     def close(self, *, exit_code: int = 0) -> None:
-        """Close the file and the sinks."""
-        if self._file:
-            self._file.close()
-        for sink in self._sinks:
-            sink.close(exit_code=exit_code)
+        """Close the file and the sinks.
+
+        Raises:
+            DiskError: what could not be written before cannot be written now either; all is closed.
+        """
+        try:
+            if self._file:
+                with disk_errors(Path(self._file.name)):
+                    self._file.close()
+        finally:
+            _close(self._sinks, exit_code=exit_code)
 
     def write(self, event: str, **fields: object) -> None:
         """Append one event with the time of day, hand it to the operating system and to the sinks."""
@@ -121,6 +129,25 @@ class EventLog:
         return self._file.tell() if self._file else 0
 
 
+@contextmanager
+def closed_if_refused(sinks: Sequence[EventSink]) -> Iterator[None]:
+    """Around what comes before a log takes the sinks over: an error there closes them with its exit code."""
+    try:
+        yield
+    except BaseException as error:
+        _close(sinks, exit_code=_exit_code(error))
+        raise
+
+
+def _close(sinks: Sequence[EventSink], *, exit_code: int) -> None:
+    for sink in sinks:
+        sink.close(exit_code=exit_code)
+
+
+def _exit_code(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, RedHeartError) else 1
+
+
 def time_utc() -> str:
     """Now, ISO 8601 to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -133,13 +160,33 @@ def all_events(path: Path) -> list[Event]:
         CorruptFile: a line was changed or is missing, also at the end, where the resume states beside the log know
             of more; the file and the line are named.
     """
-    progress = newest_progress(path.parent / "states")
-    return _parsed(path, _content(path), least_bytes=progress.events_bytes if progress else 0)[0]
+    return _parsed(path, _content(path), least_bytes=_known_bytes(path))[0]
 
 
 def read_events(path: Path, event: str) -> list[Event]:
     """All events of one kind, as `all_events`."""
     return [entry for entry in all_events(path) if entry["event"] == event]
+
+
+def events_up_to(path: Path, length_bytes: int) -> list[Event]:
+    """The events that the resume state of this length knows of; what was logged behind it its resume cuts off.
+
+    Raises:
+        CorruptFile: one of them was changed or is missing.
+    """
+    return _parsed(path, _content(path)[:length_bytes], least_bytes=length_bytes)[0]
+
+
+def num_epochs(path: Path) -> int:
+    """Epochs that a run has behind it when it is started again.
+
+    Behind the newest resume state a power failure may leave anything, so that there the first broken line is the end.
+
+    Raises:
+        CorruptFile: what that state knows of was changed or is missing.
+    """
+    events, _ = _parsed(path, _content(path), least_bytes=_known_bytes(path), ends_behind=True)
+    return sum(event["event"] == "epoch" for event in events)
 
 
 def watched_events(path: Path) -> list[Event]:
@@ -171,8 +218,17 @@ def _content(path: Path) -> bytes:
         raise BadInput("the event log cannot be read", where=path, got=error.strerror) from error
 
 
-def _parsed(path: Path, content: bytes, *, least_bytes: int) -> tuple[list[Event], str]:
-    """The events of all whole lines, and the chain after them."""
+def _known_bytes(path: Path) -> int:
+    """What the newest of the resume states beside a log knows of it."""
+    progress = newest_progress(path.parent / "states")
+    return progress.events_bytes if progress else 0
+
+
+def _parsed(path: Path, content: bytes, *, least_bytes: int, ends_behind: bool = False) -> tuple[list[Event], str]:
+    """The events of all whole lines, and the chain after them.
+
+    With `ends_behind` a broken line behind the first `least_bytes` is no error, but the end.
+    """
     whole_bytes = content.rfind(b"\n") + 1
     if whole_bytes < least_bytes:
         raise CorruptFile(
@@ -182,17 +238,21 @@ def _parsed(path: Path, content: bytes, *, least_bytes: int) -> tuple[list[Event
             expected=f"{least_bytes} or more, as the newest resume state says",
             hint=_MEND,
         )
-    events, chain = [], ""
+    events: list[Event] = []
+    chain, begin = "", 0
     for number, line in enumerate(content[:whole_bytes].split(b"\n")[:-1], start=1):
         body = line[:-_CHAIN_BYTES]
-        chain = _next(chain, body)
-        if line[-_CHAIN_BYTES:] != _CHAIN.format(chain).encode():
+        following = _next(chain, body)
+        if line[-_CHAIN_BYTES:] != _CHAIN.format(following).encode():
+            if ends_behind and begin >= least_bytes:
+                break
             raise CorruptFile(
                 "the event log was changed, or a line of it is missing",
                 where=f"{path}, line {number}",
                 hint=_MEND,
             )
         events.append(json.loads(body + b"}"))
+        chain, begin = following, begin + len(line) + 1
     return events, chain
 
 

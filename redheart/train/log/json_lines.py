@@ -7,7 +7,7 @@ from redheart.core.progress import Standing, Ticker
 
 
 class JsonLines:
-    """Prints every event, until nobody reads them, and where the training stands when none has come for a while."""
+    """Prints every event, for as long as it can, and where the training stands when none has come for a while."""
 
     wants_past = False
 
@@ -33,5 +33,6 @@ class JsonLines:
         if self._is_read:
             try:
                 print(json.dumps(event, ensure_ascii=False), flush=True)
-            except BrokenPipeError:
+            # Nobody reads them any more, or the disk that they go to is full; a run must not end by it.
+            except OSError:
                 self._is_read = False

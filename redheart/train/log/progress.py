@@ -1,10 +1,15 @@
 """What a person sees while a run trains: a bar per epoch with the loss and the run's time left, then one line."""
 
+import os
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from redheart.core.progress import Ticker, duration_text
 from redheart.train.learner import Validation
 from redheart.train.log.events import Event
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _OVERFIT_RISE = 0.005
 """Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""
@@ -20,6 +25,25 @@ def overfit_text(epochs: list[Event]) -> str | None:
         f"the validation loss was {best['val_loss']:.4f} after epoch {best['epoch']} of {len(epochs)} and is "
         f"{rise:.1%} higher now; try a larger --train.weight-decay"
     )
+
+
+def _console() -> "Console":
+    """Standard output for as long as it can be written to; a run must not end by it, as by rich's own console."""
+    from rich.console import Console
+
+    class Unfailing(Console):
+        def print(self, *objects: Any, **how: Any) -> None:
+            try:
+                super().print(*objects, **how)
+            except OSError:
+                self.quiet = True
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            # Python flushes what is left at its end, and would print a traceback there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    return Unfailing()
 
 
 class ProgressDisplay:
@@ -38,6 +62,7 @@ class ProgressDisplay:
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]:.4f}"),
                 TextColumn("{task.fields[left]}"),
+                console=_console(),
                 transient=True,
             )
             self._task = self._progress.add_task("", total=1, loss=float("nan"), left="")
