@@ -9,13 +9,18 @@ DATA   ?= generated
 PRESET ?= tiny
 OUT    ?= runs/demo
 ARGS   ?=
+# A file's name may have blanks, and so be more than one word.
+SMALL  :=
+ifeq ($(DATA),generated)
+SMALL  := --epochs 6 --sweep.epochs 2
+endif
 # Of the tests; each takes up to 2 GiB.
 WORKERS ?= 2
 
 .PHONY: run test lint coverage docs install clean
 
 run: install
-	$(BIN)/redheart run --data $(DATA) --preset $(PRESET) --out $(OUT) $(if $(filter generated,$(DATA)),--epochs 6 --sweep.epochs 2,) $(ARGS)
+	$(BIN)/redheart run --data "$(DATA)" --preset $(PRESET) --out "$(OUT)" $(SMALL) $(ARGS)
 
 # Half of the time is starting Python: compiled sources are kept, whatever the environment says.
 test: install lint
@@ -49,7 +54,7 @@ install: $(VENV)/installed
 # beside the environment, for it prints warnings in every process that loads transformers.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Red Heart needs Python 3.11 or newer; try: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then \
 	  $(BIN)/pip install --quiet torch==$(TORCH); \
 	else \
@@ -60,5 +65,6 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt --upgrade --target $(VENV)/bench torchao
 	touch $@
 
+# What runs/ holds may have taken days.
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) site
