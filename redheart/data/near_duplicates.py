@@ -19,11 +19,15 @@ from rapidfuzz.distance import Indel
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from redheart.core.errors import BadInput
 from redheart.data.edit_bounds import EditBounds
 
 _FIRST_BATCH, _LARGEST_BATCH = 64, 2048
 _BLOCK = 512
 _WORTH_THREADS = 1000
+_LARGEST_DENOMINATOR = 10**6
+"""Of a similarity as a fraction: a million times a distance fits 64 bits, and no similarity of two texts of less than
+half a million characters each lies between the fraction and what was given."""
 _LARGE_GROUP = 16
 """Dropped texts from which on a group is looked at as a whole."""
 
@@ -39,11 +43,23 @@ class NearDuplicates:
 
 
 def near_duplicates(texts: Sequence[str], *, similarity: float) -> NearDuplicates:
-    """Which texts are kept and which hang together, at `similarity` or above it (0 < similarity <= 1)."""
+    """Which texts are kept and which hang together, at `similarity` or above it.
+
+    Raises:
+        BadInput: the similarity is below a millionth or above 1.
+    """
+    if not 1 / _LARGEST_DENOMINATOR <= similarity <= 1:
+        raise BadInput(
+            "not a similarity of near-duplicates",
+            where="--prepare.duplicate-similarity",
+            got=similarity,
+            expected=f"{1 / _LARGEST_DENOMINATOR} to 1, or 0 to look for none",
+            hint="0.92 is the default",
+        )
     place_of: dict[str, int] = {}
     place_N = np.array([place_of.setdefault(text, len(place_of)) for text in texts], dtype=np.int64)
     _, first_D = np.unique(place_N, return_index=True)
-    search = _Search(list(place_of), Fraction(str(similarity)))
+    search = _Search(list(place_of), Fraction(str(similarity)).limit_denominator(_LARGEST_DENOMINATOR))
     search.lead()
     search.join_singles()
     search.join_groups()

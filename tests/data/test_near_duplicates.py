@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 
+from redheart.core.errors import BadInput
 from redheart.data import edit_bounds
 from redheart.data import near_duplicates as module
 from redheart.data.near_duplicates import near_duplicates
@@ -21,7 +22,8 @@ from redheart.data.split import PARTS, split_rows
 
 def plain_loops(texts: list[str], similarity: float) -> tuple[list[bool], list[int]]:
     """What is kept and the components, by the words of their definitions."""
-    allowed = 1 - Fraction(str(similarity))
+    # With fractions of Python's integers, which have no largest one.
+    allowed = 1 - Fraction(str(similarity)).limit_denominator(10**6)
 
     def near(i: int, j: int) -> bool:
         return Indel.distance(texts[i], texts[j]) <= allowed * (len(texts[i]) + len(texts[j]))
@@ -65,7 +67,7 @@ def test_what_is_found_is_what_the_plain_loops_find(data: st.DataObject) -> None
             text = data.draw(st.sampled_from(texts))
             position = data.draw(st.integers(0, len(text)))
             texts.append(text[:position] + data.draw(st.text(alphabet, max_size=3)) + text[position + 1 :])
-    similarity = data.draw(st.sampled_from([0.92, 0.92, 0.8, 0.5, 0.05, 1.0]))
+    similarity = data.draw(st.sampled_from([0.92, 0.92, 0.8, 0.5, 0.05, 1.0, 0.1 + 0.2, 2 / 3]))
     assert found(texts, similarity) == plain_loops(texts, similarity)
 
 
@@ -136,6 +138,20 @@ def test_the_border_is_included() -> None:
     assert found(["a" * 12 + "b", "a" * 11 + "b"], 0.92) == ([True, False], [0, 0])
     assert found(["x" * 23 + "ab", "x" * 23 + "cd"], 0.92) == ([True, False], [0, 0])
     assert found(["x" * 22 + "ab", "x" * 22 + "cd"], 0.92) == ([True, True], [0, 1])
+
+
+@pytest.mark.parametrize("similarity", [0.1 + 0.2, 1 / 3, 0.381999999999999, 0.123456789012345678, 1e-6, 0.99999999])
+def test_a_similarity_of_many_decimals_is_as_good_as_one_of_few(similarity: float) -> None:
+    # Each two of them share as many characters as the one that has fewer x.
+    shared = sorted({955, *(min(2500, max(1, round(2500 * similarity) + more)) for more in (-1, 0, 1))})
+    texts = ["x" * count + chr(0xAC00 + index) * (2500 - count) for index, count in enumerate(shared)]
+    assert found(texts, similarity) == plain_loops(texts, similarity)
+
+
+@pytest.mark.parametrize("similarity", [1e-20, 9.9e-7, 0.0, -0.5, 1.1, float("nan")])
+def test_what_no_pair_can_be_measured_by_is_refused(similarity: float) -> None:
+    with pytest.raises(BadInput, match=r"not a similarity.*\n.*duplicate-similarity"):
+        near_duplicates(["a", "b"], similarity=similarity)
 
 
 def test_a_dropped_text_joins_two_kept_ones() -> None:
