@@ -17,6 +17,8 @@ from redheart.core.files import sha256_file
 
 _MAX_TOKENS = 256
 """Where the configuration names none."""
+_LEAST_TOKENS = 3
+"""A window is one token between the two special ones, or more."""
 _ANSWERS_WITHIN_S = 5.0
 
 
@@ -27,7 +29,8 @@ class HubModel:
         """Read it from a hub id or a folder; `with_tokens` lets the tokenizer count for its digest.
 
         Raises:
-            BadInput: it cannot be found or read.
+            BadInput: it cannot be found or read, reads less than a token at once, or its tokenizer lacks what stands
+                before and behind a text.
         """
         from huggingface_hub.utils import logging as hub_logging
         from transformers import AutoModel, AutoTokenizer
@@ -40,20 +43,30 @@ class HubModel:
             here = Path(source).is_dir() or not reaches_hub()
             self._tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=here)
             self._model: Any = AutoModel.from_pretrained(source, dtype=torch.float32, local_files_only=here).eval()
-        except (OSError, ValueError) as error:
+            config, tokenizer = self._model.config, self._tokenizer
+            self.width = int(config.hidden_size)
+            self.max_tokens = int(getattr(config, "max_position_embeddings", _MAX_TOKENS))
+        # The libraries do not check what they read: a damaged folder ends in whatever they came upon.
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
             raise BadInput(
                 "the encoder cannot be loaded",
                 where="--features.encoder",
-                got=f"{label} ({str(error).splitlines()[0]})",
+                got=f"{label} ({lines[0].strip() if lines else type(error).__name__})",
                 expected="`minilm`, `hash`, or the hub id or folder of a Hugging Face encoder",
                 hint="check the name and the network; where its folder lies now is said by --features.encoder, or by "
                 "--encoder to commands on a finished run",
             ) from error
-        config, tokenizer = self._model.config, self._tokenizer
-        self.width = int(config.hidden_size)
-        self.max_tokens = int(getattr(config, "max_position_embeddings", _MAX_TOKENS))
-        self.first_token = _first_of(tokenizer.cls_token_id, tokenizer.bos_token_id)
-        self.last_token = _first_of(tokenizer.sep_token_id, tokenizer.eos_token_id)
+        if self.max_tokens < _LEAST_TOKENS:
+            raise BadInput(
+                "the encoder reads too few tokens at once",
+                where=f"--features.encoder {label}: max_position_embeddings",
+                got=self.max_tokens,
+                expected=f"{_LEAST_TOKENS} or more",
+                hint="check its config.json",
+            )
+        self.first_token = _first_of(tokenizer, "cls_token", "bos_token", label=label)
+        self.last_token = _first_of(tokenizer, "sep_token", "eos_token", label=label)
         self.padding_token: int = tokenizer.pad_token_id or 0
         self.unknown_token: int | None = tokenizer.unk_token_id
         self.digest = _weights_digest(self._model)
@@ -96,9 +109,23 @@ def reaches_hub() -> bool:
     return True
 
 
-def _first_of(*tokens: int | None) -> int:
-    """The first token that there is."""
-    return next(token for token in tokens if token is not None)
+def _first_of(tokenizer: Any, *names: str, label: str) -> int:
+    """The number of the first of these tokens that there is.
+
+    Raises:
+        BadInput: there is none of them.
+    """
+    for name in names:
+        token: int | None = getattr(tokenizer, f"{name}_id")
+        if token is not None:
+            return token
+    raise BadInput(
+        "the encoder's tokenizer lacks a special token",
+        where=f"--features.encoder {label}",
+        got=f"no {' and no '.join(names)}",
+        expected="one of them",
+        hint="check its tokenizer_config.json, or choose another encoder",
+    )
 
 
 def _weights_digest(model: Any) -> str:

