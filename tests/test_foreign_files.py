@@ -141,6 +141,19 @@ def test_a_folder_with_foreign_files_keeps_them(
         assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["texts.txt", "link.jsonl", "hard.jsonl"])
+def test_predictions_do_not_take_the_place_of_their_texts(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("only copy\n")
+    (tmp_path / "link.jsonl").symlink_to(texts)
+    (tmp_path / "hard.jsonl").hardlink_to(texts)
+    # There is no such run: nothing is opened before the names are looked at.
+    assert ended(["predict", str(tmp_path / "run"), "--input", str(texts), "--output", str(tmp_path / name)]) == 2
+    assert "the output is the input" in capsys.readouterr().err and texts.read_text() == "only copy\n"
+
+
 def test_the_figure_of_a_plan_lies_beside_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "mine.png").write_bytes(b"only copy")
     assert ended(["plan", "--preset", "tiny", "--micro-batch", "1", "--figure", str(tmp_path / "plan.png")]) == 0

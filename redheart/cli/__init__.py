@@ -55,6 +55,7 @@ def help_text(program: str, summaries: dict[str, str], *, title: str = "") -> st
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `redheart`."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_missing_streams()
     set_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What its encoding lacks is written as an escape: a Korean title in ASCII, a file's name that is no UTF-8.
@@ -101,6 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         # The system refused to read or write something; a library's own message stands in for a missing number.
         _end(f"the system refused: {error}", 74)
+
+
+def _open_missing_streams() -> None:
+    """Python has None for an output that was closed before its start, as by `>&-`; nothing is then to be seen."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 def _end(message: object | None, code: int) -> None:

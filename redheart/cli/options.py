@@ -1,7 +1,7 @@
 """What the commands share: option types, parsing, printing."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
@@ -9,6 +9,7 @@ from typing import Annotated, Protocol, TypeVar
 import tyro
 
 from redheart.core.config import Device
+from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 
 T = TypeVar("T")
@@ -104,6 +105,21 @@ def display_of(options: MayBeJson) -> Display:
     return Display("bar", on_stderr=options.json)
 
 
+def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to put a result in the place of what it is made from.
+
+    Raises:
+        BadInput: the output is one of the inputs, by its name or a link.
+    """
+    from redheart.core.files import is_stream
+
+    if not output.exists() or is_stream(output):
+        return
+    for path in inputs:
+        if path.exists() and output.samefile(path):
+            raise BadInput("the output is the input", where=output, got=path, hint="give the output another name")
+
+
 def answer(result: object, text: str, *, as_json: bool) -> None:
     """Print a result as text for people, or as JSON on one line."""
     if as_json:
@@ -113,9 +129,10 @@ def answer(result: object, text: str, *, as_json: bool) -> None:
 
 
 def print_json(value: object, one_line: bool) -> None:
-    """Print a result as JSON: on one line for machines, indented for people."""
+    """Print a result as JSON: on one line for machines, in ASCII, and indented for people."""
     import json
 
     import msgspec
 
-    print(json.dumps(msgspec.to_builtins(value), indent=None if one_line else 1, ensure_ascii=False))
+    # Standard output may have any encoding, and what that lacks would be written in escapes that are not JSON's.
+    print(json.dumps(msgspec.to_builtins(value), indent=None if one_line else 1, ensure_ascii=one_line))

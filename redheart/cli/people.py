@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, parse, print_json
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, parse, print_json, refuse_own_input
+from redheart.core.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,14 @@ def ratings(arguments: Sequence[str]) -> None:
 
 def eeg(arguments: Sequence[str]) -> None:
     from redheart.core.files import write_bytes
-    from redheart.data.eeg import asymmetry_table, measure_file
+    from redheart.data.eeg import asymmetry_table, measure_files
 
     options = parse(EegOptions, arguments, "eeg")
-    found = [measure_file(path, subject=options.subject, reference=options.reference) for path in options.files]
+    if not options.files:
+        raise BadInput("no recording is given", expected="one file or more", hint="give the recordings' names")
+    if options.out:
+        refuse_own_input(options.out, options.files)
+    found = measure_files(options.files, subject=options.subject, reference=options.reference)
     if options.out:
         write_bytes(options.out, asymmetry_table(found).encode())
     if options.json:

@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -91,6 +91,10 @@ def plan(arguments: Sequence[str]) -> None:
     from redheart.study.outlook import planning
 
     options = parse(PlanOptions, arguments, "plan")
+    for name, value in (("--ranks", options.ranks), ("--epochs", options.epochs)):
+        if value < 1:
+            raise BadInput("out of range", where=name, got=value, expected="1 or more")
+    card_share = planning.parse_share(options.card_share)
     card = cards.find(options.card) if options.card is not None else None
     vram_bytes = planning.parse_bytes(options.vram) if options.vram else card.memory_bytes if card else 8 << 30
     reserve_bytes = planning.parse_bytes(options.reserve, least_bytes=0)
@@ -102,7 +106,14 @@ def plan(arguments: Sequence[str]) -> None:
     # Who says what others keep needs no room beside that.
     comfort_share = 1.0 if reserve_bytes else COMFORT_SHARE
     if options.model is not None:
-        _plan_pretrained(options.model, options, vram_bytes=vram_bytes, comfort_share=comfort_share, card=card)
+        _plan_pretrained(
+            options.model,
+            options,
+            vram_bytes=vram_bytes,
+            comfort_share=comfort_share,
+            card=card,
+            card_share=card_share,
+        )
         return
     config = StudyConfig(
         preset=options.preset,
@@ -118,7 +129,7 @@ def plan(arguments: Sequence[str]) -> None:
         ranks=options.ranks,
         card=card,
         comfort_share=comfort_share,
-        card_share=planning.parse_share(options.card_share),
+        card_share=card_share,
     )
     _show(answer, options, **besides)
 
@@ -157,7 +168,13 @@ def _train(options: PlanOptions) -> "TrainConfig":
 
 
 def _plan_pretrained(
-    source: str, options: PlanOptions, *, vram_bytes: int, comfort_share: float, card: "Card | None"
+    source: str,
+    options: PlanOptions,
+    *,
+    vram_bytes: int,
+    comfort_share: float,
+    card: "Card | None",
+    card_share: float | Literal["auto"],
 ) -> None:
     from redheart.custom.pretrained_plan import facts_line, plan_pretrained
     from redheart.memory.step_time import CardClock
@@ -165,13 +182,14 @@ def _plan_pretrained(
 
     found = plan_pretrained(
         source,
-        _train(options),
+        replace(_train(options), card_share=0.0 if card_share == "auto" else card_share),
         vram_bytes=vram_bytes,
         seq_len_tokens=options.seq_len_tokens,
         epochs=options.epochs,
         freeze=options.freeze,
         ranks=options.ranks,
         comfort_share=comfort_share,
+        shares=card_share == "auto",
     )
     if not options.json:
         print(facts_line(found))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, answer, parse
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, answer, parse, refuse_own_input
 from redheart.core.config import Device
 from redheart.core.errors import BadInput
 
@@ -91,6 +91,8 @@ def predict(arguments: Sequence[str]) -> None:
     options = parse(PredictOptions, arguments, "predict")
     if (options.text is None) == (options.input is None):
         raise BadInput("one of --text and --input is needed", got="both" if options.text else "neither")
+    if options.input and options.output:
+        refuse_own_input(options.output, [options.input])
     records = _records(options)
     predictor = open_predictor(options.run, encoder=options.encoder, device=options.device)
     predictions = predictor.stream(records, batch=options.batch)
@@ -140,6 +142,6 @@ def _print(predictions: "Iterator[Prediction]", records: "Sequence[Record]", *, 
     console = Console()
     for prediction, record in zip(predictions, records, strict=True):
         if as_json:
-            print(json_line(prediction), flush=True)
+            print(json_line(prediction, ascii_only=True), flush=True)
         else:
             print_card(console, prediction, text=record.text)

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunOptions, RunPath, display_of, parse, print_json
+from redheart.cli.options import (
+    DeviceChoice,
+    EncoderPath,
+    Flag,
+    RunOptions,
+    RunPath,
+    answer,
+    display_of,
+    parse,
+    print_json,
+)
 from redheart.core.config import SelectConfig, resolved
 
 
@@ -159,8 +169,8 @@ def report(arguments: Sequence[str]) -> None:
     options = parse(RunOptions, arguments, "report")
     folder, _ = run_folder.load(options.run)
     path = make_report(folder.root)
-    print(path)
-    print(path.with_suffix(".html"))
+    found = {"report": str(path), "html": str(path.with_suffix(".html"))}
+    answer(found, "\n".join(found.values()), as_json=options.json)
 
 
 def _print(result: object, lines: list[str], as_json: bool) -> None:

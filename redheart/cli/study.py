@@ -59,6 +59,10 @@ def sweep(arguments: Sequence[str]) -> None:
 
     _note_ranks("sweep")
     config, _ = _checked_study(arguments, "sweep")
+    if config.train.learning_rate is not None:
+        # As `redheart run` has it. The trials would be started for a run without a rate, which this one is not.
+        phases.say(config, "sweep", f"learning rate {config.train.learning_rate} is given: nothing to search for")
+        return
     with run_folder.claimed(config) as folder:
         data = phases.open_data(config, folder, display=Display(config.train.progress))
         phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
@@ -153,12 +157,13 @@ def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     """The study's configuration: defaults, then the file of `--config` or the run of `--run`, then the options."""
     rest, run = _taken(arguments, "--run")
+    for option in ("--recipe", "--config"):
+        if run and any(item.partition("=")[0] == option for item in arguments):
+            raise BadInput("a run that is there has its settings", where=option, hint=f"leave {option} out")
     default, _, rest = study_defaults(rest)
     if run:
         from redheart.study.run_folder import load
 
-        if any(item.partition("=")[0] == "--recipe" for item in arguments):
-            raise BadInput("a run that is there has its settings", where="--recipe", hint="leave --recipe out")
         default = load(Path(run))[1]
     also = (
         "--config FILE, a TOML file as `redheart init` writes it; --run RUN, the settings of a run that is there; "
@@ -175,11 +180,16 @@ def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, 
     rest, recipe = _taken(rest, "--recipe")
     path = Path(file) if file else None
     said = read_toml(path) if path else {}
-    _, preset = _taken(rest, "--preset")
-    named = preset or said.get("preset")
+    named = _last(rest, "--preset") or said.get("preset")
     meant: Preset = next((name for name in get_args(Preset) if name == named), StudyConfig().preset)
     default = defaults_of(recipe or str(said.get(RECIPE, MEASURED)), meant)
     return load_toml(path, default) if path else default, path, rest
+
+
+def _last(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option, the last where it is given more than once: that is the one that `parse` takes."""
+    rest, value = _taken(arguments, option)
+    return value if value is None else _last(rest, option) or value
 
 
 def _taken(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:

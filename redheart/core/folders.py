@@ -28,7 +28,8 @@ def refuse_foreign(path: Path, contents: Contents | None) -> None:
 
     Raises:
         BadInput: a file stands there, or a folder with anything in it that this program did not write for this
-            purpose; or a file system is mounted there, which no other folder can take the place of.
+            purpose; or a file system is mounted there, which no other folder can take the place of; or it is the
+            current folder or above it, which the shell would be left without.
         CorruptFile: this program's own manifest there was changed.
     """
     with disk_errors(path):
@@ -53,6 +54,20 @@ def refuse_foreign(path: Path, contents: Contents | None) -> None:
             where=path,
             hint=f"give a folder in it, for example {path / 'out'}",
         )
+    if _holds_current_folder(path):
+        raise BadInput(
+            "the current folder cannot be replaced, and none above it",
+            where=path,
+            hint=f"give a folder in it, for example {path / 'out'}",
+        )
+
+
+def _holds_current_folder(path: Path) -> bool:
+    try:
+        return Path.cwd().is_relative_to(real_path(path))
+    except FileNotFoundError:
+        # It was removed, and no path can hold it.
+        return False
 
 
 def foreign_names(folder: Path, contents: Contents | None) -> list[str]:
@@ -109,6 +124,7 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         temporary.mkdir()
+        replaced: Path | None = None
         try:
             yield temporary
             for entry in sorted(temporary.rglob("*")):
@@ -116,7 +132,6 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
             fsync_path(temporary)
             # What came while it was written stays as well.
             refuse_foreign(path, contents)
-            replaced: Path | None = None
             names: tuple[str, ...] = ()
             if path.exists():
                 shutil.copymode(path, temporary)
@@ -128,6 +143,8 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
                 remove_leftovers(replaced)
                 remove_names(replaced, names)
         except BaseException:
+            if replaced is not None and replaced.exists() and not path.exists():
+                replaced.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 

@@ -46,8 +46,8 @@ class Display:
         return self.track(phase, 0, unit="")
 
     def say(self, line: str | dict[str, object]) -> None:
-        """Print a line, or an object as JSON."""
-        text = line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)
+        """Print a line, or an object as JSON in ASCII, whatever the encoding is."""
+        text = line if isinstance(line, str) else json.dumps(line)
         print(text, file=sys.stderr if self.on_stderr else sys.stdout, flush=True)
 
     @contextmanager

@@ -52,6 +52,7 @@ def plan_pretrained(
     freeze: Sequence[str] = (),
     ranks: int = 1,
     comfort_share: float = COMFORT_SHARE,
+    shares: bool = False,
 ) -> Found:
     """Plan the training of a model from its configuration; weights are neither read nor allocated.
 
@@ -65,6 +66,7 @@ def plan_pretrained(
         freeze: names or patterns of what is not trained.
         ranks: devices, for the strategies that divide the work.
         comfort_share: of the card that is not exceeded if anything stays below it.
+        shares: whether as much of the optimizer lies on the card as there is room for; else what `train` says does.
 
     Raises:
         BadInput: the configuration or an option cannot be planned for.
@@ -109,6 +111,7 @@ def plan_pretrained(
         ranks=ranks,
         comfort_share=comfort_share,
         can_checkpoint=can_checkpoint,
+        shares=shares,
     )
     plan = msgspec.structs.replace(choice.plan, time_basis=NO_TIMES)
     facts = _facts(choice.planner, seq_len_tokens)

@@ -50,7 +50,7 @@ def log_ratio(left_E: np.ndarray, right_E: np.ndarray, *, name: str, subject: st
         BadInput: no epoch, or a power that is not a positive number, as of a flat channel.
     """
     if len(left_E) == 0:
-        raise BadInput("the recording is too short", where=name, expected=f"{EPOCH_S:g} s or more without artefacts")
+        raise _too_short(name)
     powers = np.stack((left_E, right_E))
     if not (np.isfinite(powers) & (powers > 0)).all():
         flat = "F3" if not (np.isfinite(left_E) & (left_E > 0)).all() else "F4"
@@ -59,6 +59,28 @@ def log_ratio(left_E: np.ndarray, right_E: np.ndarray, *, name: str, subject: st
     spread = float(ratio_E.std(ddof=1)) if len(ratio_E) > 1 else 0.0
     error = spread / math.sqrt(max(1, len(ratio_E) // 2))
     return Asymmetry(name, subject, float(ratio_E.mean()), error, len(ratio_E))
+
+
+def measure_files(paths: Sequence[Path], *, subject: str | None, reference: Reference) -> list[Asymmetry]:
+    """The asymmetries of recordings, as `measure_file` finds them.
+
+    Raises:
+        BadInput: two have one id and one subject, so that nobody could tell their rows apart.
+    """
+    found: dict[tuple[str, str], tuple[Asymmetry, Path]] = {}
+    for path in paths:
+        item = measure_file(path, subject=subject, reference=reference)
+        key = (item.id, item.subject)
+        if key in found:
+            raise BadInput(
+                "two recordings have the same id and subject",
+                where=f"{found[key][1]} and {path}",
+                got=f"id {item.id}, subject {item.subject}",
+                expected="each pair once",
+                hint="an id is a file's name up to the first dot; rename one of them",
+            )
+        found[key] = (item, path)
+    return [item for item, _ in found.values()]
 
 
 def measure_file(path: Path, *, subject: str | None, reference: Reference) -> Asymmetry:
@@ -86,7 +108,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
     """The frontal alpha asymmetry of an `mne.io.Raw` that is loaded; it is left as it is.
 
     Raises:
-        BadInput: there is no F3 or F4, or their positions are needed and not known.
+        BadInput: there is no F3 or F4, or their positions are needed and not known; or it is shorter than an epoch.
     """
     mne = _mne()
     missing = [channel for channel in (_LEFT, _RIGHT) if channel not in raw.ch_names]
@@ -97,6 +119,8 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
             got=", ".join(raw.ch_names[:40]),
             hint="rename the channels to the names of the 10-20 system",
         )
+    if raw.n_times < EPOCH_S * raw.info["sfreq"]:
+        raise _too_short(name)
     raw = raw.copy().set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
     raw.filter(*_PASS_HZ, verbose="error")
     raw = _without_eyes(mne, raw)
@@ -143,6 +167,10 @@ def asymmetry_table(found: Sequence[Asymmetry]) -> str:
     writer.writerow(("id", "subject", "faa"))
     writer.writerows((item.id, item.subject, repr(item.faa)) for item in found)
     return text.getvalue()
+
+
+def _too_short(name: str) -> BadInput:
+    return BadInput("the recording is too short", where=name, expected=f"{EPOCH_S:g} s or more without artefacts")
 
 
 def _without_eyes(mne: Any, raw: Any) -> Any:

@@ -43,7 +43,10 @@ def _bar(value: float, cells: int, *, color: str, ascii_only: bool) -> Bar | Tex
     return Text("#" * round(value * cells)) if ascii_only else Bar(1, 0, value, width=cells, color=color)
 
 
-def json_line(prediction: Prediction) -> str:
-    """`{"id": …, "emotion": {…}, …}` on one line; beside the id an `unread_script`, where there is one."""
+def json_line(prediction: Prediction, *, ascii_only: bool = False) -> str:
+    """`{"id": …, "emotion": {…}, …}` on one line; beside the id an `unread_script`, where there is one.
+
+    `ascii_only` is for standard output, whose encoding may be any.
+    """
     unread = {"unread_script": prediction.unread_script} if prediction.unread_script else {}
-    return json.dumps({"id": prediction.id, **unread, **prediction.tasks}, ensure_ascii=False)
+    return json.dumps({"id": prediction.id, **unread, **prediction.tasks}, ensure_ascii=ascii_only)

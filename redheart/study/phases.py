@@ -36,7 +36,9 @@ from redheart.train.settings import Chosen, RunSettings
 
 
 def say(config: StudyConfig, phase: str, text: str) -> None:
-    """Print a line of a phase: aligned text, or a JSON object with `event` and `text`."""
+    """Print a line of a phase: aligned text, or a JSON object with `event` and `text`; nothing where that is asked."""
+    if config.train.progress == "off":
+        return
     is_json = config.train.progress == "json"
     print(json.dumps({"event": phase, "text": text}) if is_json else f"{phase:<11}{text}", flush=True)
 

@@ -2,12 +2,13 @@
 
 import os
 import pwd
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from redheart.cli import set_environment
+from redheart.cli import main, set_environment
 
 
 @pytest.fixture
@@ -53,6 +54,23 @@ def test_what_the_user_says_stays(user: Path) -> None:
     os.environ |= {"HOME": "/dev/null", "MPLCONFIGDIR": "/mine"}
     set_environment()
     assert os.environ["MPLCONFIGDIR"] == "/mine"
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("nonsense", 2)])
+@pytest.mark.parametrize("closed", [("stdout",), ("stderr",), ("stdout", "stderr")])
+def test_a_closed_output_is_no_error(
+    closed: tuple[str, ...], argument: str, code: int, user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python starts after `>&-`."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    try:
+        main([argument])
+        found = 0
+    except SystemExit as end:
+        found = end.code
+    assert found == code
+    assert all(getattr(sys, name).writable() for name in closed)
 
 
 def test_nowhere_to_write_at_all_is_no_error(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,24 @@
 """Arguments as people write them and as W&B's agent sends them."""
 
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
 import pytest
 
-from redheart.cli.options import spelled_out
+from redheart.cli import main
+from redheart.cli.options import print_json, spelled_out
 from redheart.cli.study import _study
-from redheart.core.config import StudyConfig
+from redheart.core.config import StudyConfig, TrainConfig
+from redheart.core.errors import BadInput
+from redheart.predict.cards import json_line
+from redheart.predict.predictor import Prediction
+from redheart.study import phases
+from redheart.study.run_folder import RunFolder
+
+SIGNS = "감정 é 😀"
 
 
 @pytest.mark.parametrize(
@@ -37,3 +51,64 @@ def test_agent_s_arguments_give_the_configuration_that_people_s_give() -> None:
     )
     by_hand = _study(["--train.learning-rate", "1e-5", "--prepare.num-generated", "160"], "t")
     assert by_agent == by_hand
+
+
+def test_with_a_rate_there_is_nothing_to_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["sweep", "--force", "--train.learning-rate", "1e-3", "--out", str(tmp_path / "run")])
+    assert "learning rate 0.001 is given" in capsys.readouterr().out
+    # The training that comes behind it starts its folder.
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("option", ["--config", "--recipe"])
+def test_a_run_that_is_there_has_its_settings(option: str) -> None:
+    for given in ([option, "none"], [f"{option}=none"]):
+        with pytest.raises(BadInput, match=f"has its settings\n.*{option}"):
+            _study(["--run", "run", *given], "train")
+
+
+@pytest.mark.parametrize("form", ["bar", "json", "off"])
+def test_progress_off_is_no_line_at_all(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    phases.say(StudyConfig(train=TrainConfig(progress=form)), "train", "done")  # type: ignore[arg-type]
+    expected = {"bar": "train      done\n", "json": '{"event": "train", "text": "done"}\n', "off": ""}
+    assert capsys.readouterr().out == expected[form]
+
+
+def test_a_report_is_answered_for_machines_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("redheart.study.run_folder.load", lambda root: (RunFolder(root), None))
+    monkeypatch.setattr("redheart.report.report.make_report", lambda root: root / "report.md")
+    main(["report", str(tmp_path), "--json"])
+    paths = {"report": str(tmp_path / "report.md"), "html": str(tmp_path / "report.html")}
+    assert json.loads(capsys.readouterr().out) == paths
+    main(["report", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == list(paths.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ranks", "0"], r"where: +--ranks\n"),
+        (["--epochs", "0"], r"where: +--epochs\n"),
+        (["--card-share", "7"], "not a share"),
+        (["--vram", "9" * 400], "not a size of device memory"),
+        (["--reserve", "9" * 400 + "GiB"], "not a size of device memory"),
+    ],
+)
+def test_a_plan_of_what_cannot_be_is_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "--preset", "tiny", *arguments])
+    assert ended.value.code == 2 and re.search(words, capsys.readouterr().err)
+
+
+def test_json_for_machines_is_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", file)
+    print_json({"name": SIGNS}, True)
+    print(json_line(Prediction(SIGNS, {"emotion": {SIGNS: 0.5}}), ascii_only=True))
+    file.seek(0)
+    shown, predicted = map(json.loads, file.read().splitlines())
+    assert shown == {"name": SIGNS} and predicted == {"id": SIGNS, "emotion": {SIGNS: 0.5}}

@@ -39,6 +39,9 @@ def test_what_is_given_goes_before_the_recipe_of_the_preset_that_is_meant(tmp_pa
     file.write_text('preset = "small"\nrecipe = "design"\n')
     assert of(study_defaults(["--config", str(file)])[0]) == DESIGNED
     assert of(study_defaults(["--config", str(file), "--recipe=measured"])[0]) == SMALL
+    # As `make run ARGS="--preset small"` gives it, behind one of its own.
+    assert of(study_defaults(["--preset", "tiny", "--preset", "small"])[0]) == SMALL
+    assert of(study_defaults(["--preset=small", "--preset", "tiny"])[0]) == DESIGNED
     assert study_defaults(["--recipe=design", "--epochs", "3"])[2] == ["--epochs", "3"]
 
 

@@ -86,6 +86,14 @@ def test_short_work_says_nothing(form: str, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_object_is_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", file)
+    Display("json").say({"phase": "감정 é 😀"})
+    file.seek(0)
+    assert json.loads(file.read()) == {"phase": "감정 é 😀"}
+
+
 def test_in_a_terminal_there_is_a_bar_and_a_name_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -7,7 +7,7 @@ import pytest
 
 from redheart.core.errors import BadInput, CorruptFile, DiskError
 from redheart.core.files import PARTIAL, read_sealed, write_sealed
-from redheart.core.folders import new_folder, refuse_foreign, refuse_taken, remove_leftovers, remove_names
+from redheart.core.folders import Contents, new_folder, refuse_foreign, refuse_taken, remove_leftovers, remove_names
 
 
 def contents(folder: Path) -> set[str]:
@@ -34,6 +34,22 @@ def test_a_folder_appears_whole_or_not_at_all_and_replaces_its_like(tmp_path: Pa
     make(tmp_path / "run", a="one", b="two")
     make(tmp_path / "run", c="three")
     assert set(tree(tmp_path)) == {"run/c", "run/manifest.json"}
+
+
+def test_a_folder_that_is_not_replaced_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "run", a="one")
+    before, rename = tree(tmp_path), Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        # The new one takes the place that the old one has left.
+        if target == tmp_path / "run" and (path / "b").exists():
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "run", b="two")
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "a.txt", "manifest.json", "sub/deep.txt", ".x.partial"])
@@ -108,6 +124,40 @@ def test_a_file_in_the_way_is_bad_input_and_a_mounted_file_system_too(
     with pytest.raises(BadInput, match="mounted") as caught:
         make(tmp_path / "disk", a="x")
     assert str(tmp_path / "disk" / "out") in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [contents, None])
+def test_the_folder_that_somebody_stands_in_is_not_replaced(
+    kind: Contents | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "new"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (tmp_path / "link").symlink_to(here)
+    for path in (Path("."), here, tmp_path / "link"):
+        with pytest.raises(BadInput, match=r"(?s)current folder.*give a folder in it"), new_folder(path, kind):
+            raise AssertionError("refused before any work")
+        assert here.samefile(".")
+    with new_folder(Path("out"), kind):
+        pass
+    assert (here / "out").is_dir()
+
+
+def test_neither_is_a_folder_above_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "out", a="x")
+    (tmp_path / "out" / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "out" / "below")
+    with pytest.raises(BadInput, match="current folder"):
+        refuse_foreign(Path(".."), lambda folder: {"below", *contents(folder)})
+
+
+def test_where_the_current_folder_is_gone_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for text in ("one", "two"):
+        make(tmp_path / "out", a=text)
+    assert (tmp_path / "out" / "a").read_text() == "two"
 
 
 def test_the_umask_decides_and_what_was_there_keeps_its_permissions(tmp_path: Path) -> None:

@@ -159,6 +159,20 @@ def test_what_is_frozen_is_in_the_answer(tmp_path: Path, capsys: pytest.CaptureF
     assert plan["moments"]["forward"]["parts"]["weights"] == 4 * plan["model"]["trained_parameters"]
 
 
+@pytest.mark.parametrize(("share", "planned"), [("0.5", 0.5), ("auto", 1.0)])
+def test_a_share_of_the_optimizer_is_planned_for(
+    share: str, planned: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = asked("gpt2", tmp_path, "--micro-batch", "2", "--seq-len", "64", n_layer=1)
+    plans = []
+    for more in ([], ["--card-share", share]):
+        main([*arguments, *more])
+        plans.append(json.loads(capsys.readouterr().out))
+    without, shared = plans
+    assert without["card_share"] == 0 and shared["card_share"] == planned
+    assert shared["peak_bytes"] > without["peak_bytes"]
+
+
 @pytest.mark.long
 def test_the_page_shows_what_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -204,6 +218,10 @@ def test_the_sentence_says_records_and_tokens(tmp_path: Path) -> None:
         ({"n_head": "many"}, [], "cannot be read"),
         ({}, ["--seq-len", "1025"], "1 to 1024"),
         ({}, ["--micro-batch", "-1"], "micro-batch 0-1024"),
+        ({}, ["--epochs", "-60"], "--epochs"),
+        ({}, ["--ranks", "0"], "--ranks"),
+        ({}, ["--card-share", "7"], "not a share"),
+        ({}, ["--card-share", "0.5", "--strategy", "fp32_adamw"], "card-share"),
         ({}, ["--freeze", "encoder"], "begin with one of: transformer, lm_head"),
         ({}, ["--freeze", "*"], "nothing is left"),
         ({"model_type": "clip", "architectures": ["CLIPModel"]}, [], "no class with a loss"),

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from scipy.signal import welch
 
+from redheart.cli import main
 from redheart.core.errors import BadInput, RedHeartError
+from redheart.data import eeg
 from redheart.data.eeg import ALPHA_HZ, EPOCH_S, OVERLAP_S, Asymmetry, asymmetry_table, log_ratio, measure, measure_file
 from redheart.data.rating_table import read_ratings
 
@@ -85,6 +87,28 @@ def test_without_mne_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
         measure_file(tmp_path / "a.fif", subject=None, reference="average")
 
 
+def test_no_two_recordings_have_one_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def found(path: Path, *, subject: str | None, reference: str) -> Asymmetry:
+        return Asymmetry(path.name.partition(".")[0], subject or path.parent.name, 0.125, 0.1, 9)
+
+    monkeypatch.setattr(eeg, "measure_file", found)
+    paths = [tmp_path / "a" / "sub-01.edf", tmp_path / "b" / "sub-01.edf"]
+    assert [item.subject for item in eeg.measure_files(paths, subject=None, reference="none")] == ["a", "b"]
+    with pytest.raises(BadInput, match="same id and subject") as caught:
+        eeg.measure_files(paths, subject="s", reference="none")
+    assert all(str(path) in str(caught.value) for path in paths)
+
+
+def test_without_a_recording_a_table_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "faa.csv"
+    table.write_text("only copy")
+    for files in ([], [str(table)]):
+        with pytest.raises(SystemExit) as ended:
+            main(["eeg", *files, "--out", str(table)])
+        assert ended.value.code == 2 and table.read_text() == "only copy"
+        assert ("the output is the input" if files else "no recording is given") in capsys.readouterr().err
+
+
 # The 10-20 system's nineteen: with fewer, a current source density at F3 is mostly extrapolation.
 CHANNELS = [
     "Fp1",
@@ -137,6 +161,8 @@ def test_mne_recordings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         measure(recording(mne, 1.0).drop_channels(["F4"]), name="a", subject="s", reference="none")
     with pytest.raises(BadInput, match="too few channels"):
         measure(recording(mne, 1.0).pick(CHANNELS[:8]), name="a", subject="s", reference="csd")
+    with pytest.raises(BadInput, match="too short"):
+        measure(recording(mne, 1.0).crop(tmax=1.9), name="a", subject="s", reference="none")
     (tmp_path / "a_raw.fif").write_bytes(b"no recording")
     with pytest.raises(BadInput, match="cannot read"):
         measure_file(tmp_path / "a_raw.fif", subject=None, reference="none")

@@ -63,13 +63,14 @@ def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(GiB|GB|MiB|MB|B)?\s*", text)
     units = {"GiB": GIB, "GB": 10**9, "MiB": MIB, "MB": 10**6, "B": 1, None: 1}
-    size = int(float(match[1]) * units[match[2]]) if match else 0
+    # Of some hundred digits a float is infinite, which is no integer.
+    size = float(match[1]) * units[match[2]] if match else 0.0
     if not match or not least_bytes <= size <= 1024 * GIB:
         least = f"{least_bytes / GIB:g}"
         raise BadInput(
             "not a size of device memory", got=text, expected=f"for example 8GiB, between {least} and 1024 GiB"
         )
-    return size
+    return int(size)
 
 
 def parse_share(text: str) -> float | Literal["auto"]:

@@ -32,7 +32,7 @@ class JsonLines:
     def _print(self, event: Mapping[str, object]) -> None:
         if self._is_read:
             try:
-                print(json.dumps(event, ensure_ascii=False), flush=True)
+                print(json.dumps(event), flush=True)
             # Nobody reads them any more, or the disk that they go to is full; a run must not end by it.
             except OSError:
                 self._is_read = False
