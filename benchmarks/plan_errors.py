@@ -24,6 +24,7 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.data.features import make_features, record_bytes
 from redheart.data.records import Record
 from redheart.data.summary import POOLED_WIDTH
+from redheart.data.words import Labels
 from redheart.memory.host_disk import cpu_host_parts, disk_parts
 from redheart.memory.kernels import CPU
 from redheart.memory.ledger import ledger
@@ -219,7 +220,8 @@ def feature_row(count: int = 24, seq_len_tokens: int = 32) -> dict[str, object]:
     records = [Record(f"{index}", "word " * 2 * seq_len_tokens, "", "", {}) for index in range(count)]
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         root, fit = Path(folder) / "features", Path(folder) / "fit"
-        make_features(records, config=config, root=root, fit=fit, train=np.arange(count))
+        labels = Labels(np.arange(count), np.zeros((count, 1)), np.zeros((count, 1), dtype=bool))
+        make_features(records, config=config, root=root, fit=fit, labels=labels)
         # The projection is the same for any number of records and is left aside.
         measured = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
         measured += count * 2 * POOLED_WIDTH

@@ -24,6 +24,7 @@ from redheart.data.input_text import input_text
 from redheart.data.inventory import make_inventory
 from redheart.data.records import Record
 from redheart.data.summary import POOLED_WIDTH, SummaryFit
+from redheart.data.words import WORDS_WIDTH, Labels, fit_words
 from redheart.model.dims import preset
 from redheart.model.network import build
 from redheart.predict.predictor import Predictor, as_record
@@ -40,8 +41,13 @@ def make_predictor(name: str, encoder: Encoder, label: str) -> Predictor:
     numbers = len(sample.summary_L)
     summary = None
     if numbers:
-        projection_LP = np.random.default_rng(0).normal(size=(numbers, POOLED_WIDTH)).astype(np.float32)
-        summary = SummaryFit("any", np.zeros(numbers, dtype=np.float32), projection_LP / np.sqrt(np.float32(numbers)))
+        shape = (numbers, POOLED_WIDTH - WORDS_WIDTH)
+        projection_LP = np.random.default_rng(0).normal(size=shape).astype(np.float32) / np.sqrt(np.float32(numbers))
+        texts = [str(row["text"]) for row in generate(2000, seed=0)[0]]
+        values_NT = np.random.default_rng(1).random((len(texts), inventory.num_targets))
+        labels = Labels(np.arange(len(texts)), values_NT, np.ones_like(values_NT, dtype=bool))
+        words, _ = fit_words(texts, labels)
+        summary = SummaryFit("any", np.zeros(numbers, dtype=np.float32), projection_LP, words)
     model = build(preset(name, outputs=inventory.outputs), seed=0).eval()
     trained = {task.name: task.targets for task in inventory.tasks}
     return Predictor(model, encoder, FeatureConfig(encoder=label), inventory, trained, summary)

@@ -54,7 +54,7 @@ def proxies(data: "StudyData") -> dict[str, object]:
 
     prepared, features = data.prepared, data.features
     width = features.manifest.state_width
-    summaries_NL, pooled_NP = features.summaries_NL, features.pooled_NP.astype(np.float32)
+    summaries_NL, layers_NP = features.summaries_NL, features.layers_NP.astype(np.float32)
     layers = [summaries_NL[:, start : start + width] for start in range(0, summaries_NL.shape[1], width)]
     train = prepared.split["train"]
     texts = [input_text(record, text_chars=1500) for record in prepared.records]
@@ -71,8 +71,8 @@ def proxies(data: "StudyData") -> dict[str, object]:
         "all layers beside 150 components of TF-IDF": np.concatenate((summaries_NL, lexical_NK), axis=1),
     }
     found: dict[str, object] = {name: _cross_validated(prepared, inputs_ND) for name, inputs_ND in choices.items()}
-    found["384 half-whitened components of all layers (the pooled half)"] = _cross_validated(
-        prepared, pooled_NP, standardise=False
+    found[f"{layers_NP.shape[1]} half-whitened components of all layers (of the pooled half)"] = _cross_validated(
+        prepared, layers_NP, standardise=False
     )
     return found
 

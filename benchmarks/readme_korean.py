@@ -91,6 +91,13 @@ SENTENCES = {
         "`{command}`, CPU 코어 {cores}개(스윕 {sweep}분, 학습 {training}분), 실제 레코드 {read}개: 학습에 {train}개, "
         "선택에 {select}개, 확인에 {confirm}개, 테스트에 {test}개. 시드 {seed}의 테스트 분할, {level} % 신뢰구간:"
     ),
+    "`{command}` (before the features held what words say) on {cores} CPU core{s} (sweep {sweep} min, training "
+    "{training} min), {read} real records: {train} to train, {select} to select, {confirm} to confirm, {test} to test. "
+    "The test split of seed {seed}, {level} % intervals:": (
+        "`{command}`(특징에 단어의 예측이 들어가기 전), CPU 코어 {cores}개(스윕 {sweep}분, 학습 {training}분), 실제 "
+        "레코드 {read}개: 학습에 {train}개, 선택에 {select}개, 확인에 {confirm}개, 테스트에 {test}개. 시드 {seed}의 "
+        "테스트 분할, {level} % 신뢰구간:"
+    ),
     "model": "모델",
     "emotion KL": "감정 KL",
     "accuracy": "정확도",

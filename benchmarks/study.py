@@ -5,7 +5,8 @@ Usage: python benchmarks/study.py RUN [RUN ...] [--json] [--so-far] [--write | -
 One file a seed, `benchmarks/results/study/seed_N.json`: settings, data, sweep, curves of the whole model and of every
 module, what was logged beside them, selection, crossover, test metrics with intervals, baselines. With --write the
 run's report goes beside it. With --so-far a run need not be finished: phases that have not run are null. With --trial a
-run is one of other settings that were tried: its curves alone are written, to `benchmarks/results/study/trials`.
+run is one that stands beside the study's, of other settings: its curves alone are written, to
+`benchmarks/results/study/trials`.
 """
 
 import argparse
@@ -114,9 +115,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--so-far", action="store_true", help="of runs that may not be finished")
     parser.add_argument("--write", action="store_true", help="write seed_N.json and the report below results/study")
-    parser.add_argument("--trial", metavar="NAME", help="write the curves alone, as those of settings not taken")
+    parser.add_argument("--trial", metavar="NAME", help="write the curves alone, to stand beside the study's")
     options = parser.parse_args()
     set_environment()
+    from redheart.data.summary import load_fit
     from redheart.study.run_folder import load
 
     results = {}
@@ -126,6 +128,7 @@ def main() -> None:
         settings = {
             **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},
             "select": config.select,
+            "words": folder.summary_fit.is_file() and load_fit(folder.summary_fit).words is not None,
             "data": Path(config.data).name,
         }
         if options.trial:

@@ -188,6 +188,12 @@ def options_text(settings: Mapping[str, Any]) -> str:
     return f"--preset {settings['preset']} --epochs {settings['epochs']}{train}"
 
 
+def run_text(settings: Mapping[str, Any]) -> str:
+    """The command of a study, and whether its features are what they are now."""
+    older = "" if settings.get("words") else " (before the features held what words say)"
+    return f"`redheart run {options_text(settings)}`{older}"
+
+
 def split_text(study: Found) -> str:
     """How many records there were and what for."""
     records = study["result"]["records"]
@@ -206,7 +212,7 @@ def not_reached(seed: int, study: Found) -> str:
 
 
 def trials_table(found: dict[int, Found]) -> str:
-    """Settings that were tried and not taken, beside the study of the same seed, by validation."""
+    """Runs of other settings beside the study of the same seed, by validation."""
     rows = []
     for path in sorted(RESULTS.glob("study/trials/*.json")):
         trial = json.loads(path.read_text())
@@ -220,10 +226,8 @@ def trials_table(found: dict[int, Found]) -> str:
             pairs += [(epoch["val_task_loss"][task], other["val_task_loss"][task]) for task in VALUE_TASKS]
             changes = [f"{100 * (mine / others - 1):+.1f} %" for mine, others in pairs]
             rise = epoch["val_loss"] / min(item["val_loss"] for item in curves[: epoch["epoch"]]) - 1
-            rows.append(
-                [options_text(trial["settings"]), f"{seed}", f"{epoch['epoch']}", *changes, f"{100 * rise:+.2f} %"]
-            )
-    heading = ["what was tried", "seed", "epoch", "emotion KL", *(f"{task} loss" for task in VALUE_TASKS)]
+            rows.append([run_text(trial["settings"]), f"{seed}", f"{epoch['epoch']}", *changes, f"{100 * rise:+.2f} %"])
+    heading = ["run", "seed", "epoch", "emotion KL", *(f"{task} loss" for task in VALUE_TASKS)]
     return markdown_table([*heading, "loss above its best"], rows)
 
 
@@ -237,7 +241,7 @@ def page() -> str:
         "# What our own study found",
         "Written by `benchmarks/study_tables.py --write` from `benchmarks/results/study`; "
         "`benchmarks/study.py RUN --write` puts the results of a finished run there. Intervals are 95 %.",
-        f"`redheart run {options_text(settings)}` on {cores_text(first)}: {hours(first)}. {split_text(first)}.",
+        f"{run_text(settings)} on {cores_text(first)}: {hours(first)}. {split_text(first)}.",
         "Regularisation and cycle were chosen on the validation records of seed 0; these overlap with the test records "
         "of other seeds. The rate that seed 0's sweep found was given to the others.",
         "## The sweep",
@@ -259,9 +263,10 @@ def page() -> str:
     for seed, study in found.items():
         parts += [f"Seed {seed}:", test_table(seed, study), not_reached(seed, study)]
     parts += [
-        "## Tried, and not taken",
-        "Losses on all validation records over those of the study of the same seed at the same epoch; behind them how "
-        "far the validation loss of the run itself had risen since it was lowest.",
+        "## Beside it",
+        "Runs of other settings, not all of them to their end. Losses on all validation records over those of the "
+        "study of the same seed at the same epoch; behind them how far the validation loss of the run itself had risen "
+        "since it was lowest.",
         trials_table(found),
     ]
     if figures:
@@ -274,7 +279,7 @@ def short() -> str:
     """What the README shows: the first seed's test table and the verdict over all."""
     found = studies()
     first_seed, first = next(iter(found.items()))
-    made = f"`redheart run {options_text(first['settings'])}` on {cores_text(first)} ({hours(first)})"
+    made = f"{run_text(first['settings'])} on {cores_text(first)} ({hours(first)})"
     heading = f"{made}, {split_text(first)}. The test split of seed {first_seed}, 95 % intervals:"
     closing = f"{not_reached(first_seed, first)} {verdict(found)} [All of it](docs/study.md)."
     return "\n\n".join([heading, test_table(first_seed, first), closing])

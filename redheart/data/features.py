@@ -38,6 +38,7 @@ from redheart.data.input_text import input_text
 from redheart.data.records import Record
 from redheart.data.scripts import counted
 from redheart.data.summary import SummaryFit, load_fit, load_or_fit
+from redheart.data.words import WORDS_WIDTH, Labels
 
 _FORMAT = 2
 _CHUNK_RECORDS = 256
@@ -74,9 +75,16 @@ class FeatureCache:
     offsets_N: np.ndarray
     """First state of every record, and the end: N + 1 numbers, int64."""
     pooled_NP: np.ndarray
-    """float16, the projected summaries; no columns where the states are 768 wide."""
+    """float16, the projected summaries and what the words say; no columns where the states are 768 wide."""
+    has_words: bool
+    """False in runs from before words were read, and where there are no pooled columns."""
     summaries_NL: np.ndarray
     """float32, the summaries themselves."""
+
+    @property
+    def layers_NP(self) -> np.ndarray:
+        """The projected summaries alone."""
+        return self.pooled_NP[:, :-WORDS_WIDTH] if self.has_words else self.pooled_NP
 
     def row(self, index: int) -> np.ndarray:
         """Features of one record, (S, 768) float16."""
@@ -97,7 +105,7 @@ def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int)
         ]
 
 
-def widened(encoded: Encoded, fit: SummaryFit | None) -> np.ndarray:
+def widened(encoded: Encoded, text: str, fit: SummaryFit | None) -> np.ndarray:
     """Features of one text, (S, 768) float16, as a cache with this fit would hold them.
 
     Raises:
@@ -110,7 +118,7 @@ def widened(encoded: Encoded, fit: SummaryFit | None) -> np.ndarray:
         )
     if fit is None:
         return encoded.states_SW
-    return _beside(encoded.states_SW, fit.apply(encoded.summary_L[None])[0])
+    return _beside(encoded.states_SW, fit.apply(encoded.summary_L[None], [text])[0])
 
 
 def _beside(states_SW: np.ndarray, pooled_P: np.ndarray) -> np.ndarray:
@@ -135,7 +143,7 @@ def make_features(
     config: FeatureConfig,
     root: Path,
     fit: Path,
-    train: np.ndarray | None = None,
+    labels: Labels | None = None,
     identity: str | None = None,
     device: Device = "auto",
     display: Display = SILENT,
@@ -147,7 +155,7 @@ def make_features(
         config: encoder, cut and length.
         root: folder of caches.
         fit: file of the summaries' fit.
-        train: rows of the training records that the fit is made on; without them it must be there already.
+        labels: targets, and the training records that the fit is made on; without them it must be there already.
         identity: of the encoder, where it is known; what is there already is then opened without the encoder.
         device: where the encoder computes.
         display: where it is told how far this is.
@@ -164,12 +172,14 @@ def make_features(
             expected="1 to 512",
         )
     with folder_lock(root, name="features", wait=True):
-        folder = _encoded_folder(records, config, root, identity=identity, device=device, display=display)
-        return open_features(folder, fit=fit, train=train)
+        texts = [input_text(record, text_chars=config.text_chars) for record in records]
+        folder = _encoded_folder(texts, config, root, identity=identity, device=device, display=display)
+        with display.working("features"):
+            return open_features(folder, texts, fit=fit, labels=labels)
 
 
 def _encoded_folder(
-    records: Sequence[Record],
+    texts: Sequence[str],
     config: FeatureConfig,
     root: Path,
     *,
@@ -178,7 +188,6 @@ def _encoded_folder(
     display: Display,
 ) -> Path:
     remove_leftovers(root)
-    texts = [input_text(record, text_chars=config.text_chars) for record in records]
 
     def key_with(encoder: str) -> str:
         return digest({"format": _FORMAT, "encoder": encoder, "texts": texts, "tokens": config.seq_len_tokens})
@@ -226,8 +235,8 @@ def feature_contents(folder: Path) -> set[str]:
     return {"manifest.json", *_FILES}
 
 
-def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -> FeatureCache:
-    """Map a feature folder into memory and project its summaries; see `make_features` for `fit` and `train`.
+def open_features(folder: Path, texts: Sequence[str], *, fit: Path, labels: Labels | None = None) -> FeatureCache:
+    """Map a feature folder of these texts into memory and project its summaries; see `make_features` for the rest.
 
     Raises:
         CorruptFile: a file is missing or does not match its digest; it is named.
@@ -243,15 +252,21 @@ def open_features(folder: Path, *, fit: Path, train: np.ndarray | None = None) -
             raise CorruptFile("the feature cache is damaged", where=path, got=actual, expected=expected, hint=hint)
     states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
     summaries_NL = np.fromfile(summaries, dtype=np.float32).reshape(manifest.num_records, manifest.summary_width)
+    has_words = False
     if manifest.summary_width == 0:
         key, pooled_NP = manifest.key, np.zeros((manifest.num_records, 0), dtype=np.float16)
-    elif train is None:
+    elif labels is None:
         found = load_fit(fit)
-        key, pooled_NP = digest([manifest.key, found.key]), found.apply(summaries_NL)
+        key, pooled_NP = digest([manifest.key, found.key]), found.apply(summaries_NL, texts)
+        has_words = found.words is not None
     else:
-        fit_key = digest({"summaries": manifest.summaries_sha256, "rows": train.tolist()})
-        key, pooled_NP = digest([manifest.key, fit_key]), load_or_fit(fit, fit_key, summaries_NL, train)
-    return FeatureCache(manifest, key, states_RW, np.fromfile(offsets, dtype=np.int64), pooled_NP, summaries_NL)
+        fitted_on = {"summaries": manifest.summaries_sha256, "rows": labels.train.tolist()}
+        # Of fits without words, which runs of then go on with.
+        earlier, own = digest(fitted_on), digest(fitted_on | {"words": [WORDS_WIDTH, labels.digest]})
+        fit_key, pooled_NP = load_or_fit(fit, own, summaries_NL, texts, labels, earlier=earlier)
+        key, has_words = digest([manifest.key, fit_key]), fit_key == own
+    offsets_N = np.fromfile(offsets, dtype=np.int64)
+    return FeatureCache(manifest, key, states_RW, offsets_N, pooled_NP, has_words, summaries_NL)
 
 
 def _encode_chunks(

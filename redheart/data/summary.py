@@ -1,12 +1,13 @@
-"""The pooled half of the features: the means of all encoder layers, brought to 384 numbers by a fitted projection.
+"""The pooled half of the features: the means of all encoder layers in 320 numbers and what the words say in 64.
 
 Layers before the last hold more of what these targets ask for than the last one, which was trained to tell topics
 apart. Ridge on the means of one layer or of all, cross-validated on 7,086 real records: emotion KL .0775 (last layer)
 and .0736 (all), regret R2 .17 and .21, Bentham R2 .30 and .35 (`benchmarks/quality.py`).
 
-Shape suffixes: N records, L summary numbers (layers times width), P 384.
+Shape suffixes: N records, L summary numbers (layers times width), P columns of the projection, 384 with the words.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load, save
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_checked, write_checked
+from redheart.data.words import WORDS_WIDTH, Labels, WordFit, fit_words
 
 POOLED_WIDTH = 384
 _SMALLEST_STD = 1e-6
@@ -22,26 +24,47 @@ _SMALLEST_STD = 1e-6
 
 @dataclass(frozen=True)
 class SummaryFit:
-    """Standardisation and projection of summaries, fitted on training records."""
+    """Standardisation and projection of summaries, and the words' fit; made on training records."""
 
     key: str
-    """Digest of the summaries that it was fitted on."""
+    """Digest of what it was fitted on."""
     mean_L: np.ndarray
     """float32."""
     projection_LP: np.ndarray
     """float32; the standardisation's scale is inside."""
+    words: WordFit | None = None
+    """None in fits from before words were read."""
 
-    def apply(self, summaries_NL: np.ndarray) -> np.ndarray:
-        """Project summaries to (N, 384) float16; their mean square over the training records is 1."""
+    def apply(self, summaries_NL: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Pooled numbers of records that it was not made on, (N, 384) float16."""
         projected_NP: np.ndarray = ((summaries_NL - self.mean_L) @ self.projection_LP).astype(np.float16)
-        return projected_NP
+        return projected_NP if self.words is None else np.hstack([projected_NP, self.words.apply(texts)])
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """What a file holds of it."""
+        found = {"mean_L": self.mean_L, "projection_LP": self.projection_LP, "key": _as_bytes(self.key)}
+        if self.words is not None:
+            words = self.words
+            found |= {"terms": _as_bytes("\n".join(words.terms)), "idf_V": words.idf_V}
+            found |= {"weights_VT": words.weights_VT, "offset_T": words.offset_T}
+        return found
+
+    @staticmethod
+    def of(tensors: Mapping[str, np.ndarray]) -> "SummaryFit":
+        """The fit that a file holds."""
+        words = None
+        if "terms" in tensors:
+            terms = tuple(_text(tensors["terms"]).split("\n")) if len(tensors["terms"]) else ()
+            words = WordFit(terms, tensors["idf_V"], tensors["weights_VT"], tensors["offset_T"])
+        return SummaryFit(_text(tensors["key"]), tensors["mean_L"], tensors["projection_LP"], words)
 
 
-def fit_summary(summaries_NL: np.ndarray, *, key: str) -> SummaryFit:
-    """Principal components of standardised summaries, each divided by the root of its standard deviation.
+def fit_projection(summaries_NL: np.ndarray, *, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and projection of summaries: principal components, each divided by the root of its standard deviation.
 
-    Half-way between plain and whitened components. In ridge it does as well as plain ones (emotion KL .0742 and
-    .0746; all 2,688 numbers .0736), and leaves small components large enough for float16 and a network to see.
+    Half-way between plain and whitened components, with a mean square of 1 over these records. In ridge it does as
+    well as plain ones (emotion KL .0742 and .0746; all 2,688 numbers .0736), and leaves small components large enough
+    for float16 and a network to see.
     """
     # A prediction applies a fit and waits for no more libraries than it needs.
     from scipy.linalg import eigh
@@ -51,7 +74,7 @@ def fit_summary(summaries_NL: np.ndarray, *, key: str) -> SummaryFit:
     scaled_NL = (summaries_NL - mean_L) / std_L
     covariance_LL = scaled_NL.T @ scaled_NL / len(scaled_NL)
     last = len(covariance_LL) - 1
-    variances_P, axes_LP = eigh(covariance_LL, subset_by_index=(max(0, last - POOLED_WIDTH + 1), last))
+    variances_P, axes_LP = eigh(covariance_LL, subset_by_index=(max(0, last - width + 1), last))
     variances_P, axes_LP = variances_P[::-1], axes_LP[:, ::-1]
     # Components without variance, where there are fewer records than components, stay at zero.
     is_alive_P = variances_P > 1e-9 * variances_P[0]
@@ -61,27 +84,36 @@ def fit_summary(summaries_NL: np.ndarray, *, key: str) -> SummaryFit:
     gain_P /= np.sqrt(np.mean(np.square(gain_P * spread_P))) or 1
     # The axes come in Fortran's order, of which safetensors writes the bytes under the shape of C's.
     projection_LP = np.ascontiguousarray(axes_LP / std_L[:, None] * gain_P, dtype=np.float32)
-    return SummaryFit(key, mean_L.astype(np.float32), projection_LP)
+    return mean_L.astype(np.float32), projection_LP
 
 
-def load_or_fit(path: Path, key: str, summaries_NL: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Projected summaries, (N, 384) float16, by the fit on the rows `train` that lies in a file of this key.
+def load_or_fit(
+    path: Path,
+    key: str,
+    summaries_NL: np.ndarray,
+    texts: Sequence[str],
+    labels: Labels,
+    *,
+    earlier: str | None = None,
+) -> tuple[str, np.ndarray]:
+    """The key and the pooled numbers of all records, (N, 384) float16, by the fit on the training records.
 
-    They lie there too: projected anew, with another number of threads, a last bit could be another, and a resumed run
-    would no longer end with the bytes of an unbroken one. A file of another key, or a damaged one, is made anew.
+    Both lie in the file: fits of five folds are behind the training records' words, and projected anew, with another
+    number of threads, a last bit could be another, and a resumed run would no longer end with the bytes of an unbroken
+    one. A file of another key, or a damaged one, is made anew; one of the key `earlier` is taken as it is: a run goes
+    on with what it has begun with.
     """
     content = read_checked(path)
     tensors = load(content) if content else {}
-    if not tensors or _key(tensors) != key:
-        fit = fit_summary(summaries_NL[train], key=key)
-        tensors = {
-            "mean_L": fit.mean_L,
-            "projection_LP": fit.projection_LP,
-            "pooled_NP": fit.apply(summaries_NL),
-            "key": np.frombuffer(key.encode(), dtype=np.uint8),
-        }
+    if not tensors or _text(tensors["key"]) not in (key, earlier):
+        mean_L, projection_LP = fit_projection(summaries_NL[labels.train], width=POOLED_WIDTH - WORDS_WIDTH)
+        words, unseen_MK = fit_words(texts, labels)
+        fit = SummaryFit(key, mean_L, projection_LP, words)
+        pooled_NP = fit.apply(summaries_NL, texts)
+        pooled_NP[labels.train, -WORDS_WIDTH:] = unseen_MK
+        tensors = fit.tensors() | {"pooled_NP": pooled_NP}
         write_checked(path, save(tensors))
-    return tensors["pooled_NP"]
+    return _text(tensors["key"]), tensors["pooled_NP"]
 
 
 def load_fit(path: Path) -> SummaryFit:
@@ -97,9 +129,12 @@ def load_fit(path: Path) -> SummaryFit:
             where=path,
             hint="remove it and run the command that trains again; it is made anew from the training records",
         )
-    tensors = load(content)
-    return SummaryFit(_key(tensors), tensors["mean_L"], tensors["projection_LP"])
+    return SummaryFit.of(load(content))
 
 
-def _key(tensors: dict[str, np.ndarray]) -> str:
-    return tensors["key"].tobytes().decode()
+def _as_bytes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _text(encoded: np.ndarray) -> str:
+    return encoded.tobytes().decode()

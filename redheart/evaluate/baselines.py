@@ -17,6 +17,7 @@ from redheart.data.features import FeatureCache
 from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Prepared
+from redheart.data.words import columns_of_equal_rows
 from redheart.evaluate import metrics
 from redheart.evaluate.evaluation import Evaluation, evaluate_predictions
 from redheart.evaluate.linear import Inputs, logistic_path, ridge_path
@@ -53,7 +54,7 @@ def linear_baselines(
         found["TF-IDF + linear"] = _linear(prepared, words_ND)
     found["linear probe"] = _linear(prepared, StandardScaler().fit(pooled_ND[train]).transform(pooled_ND))
     if features.manifest.summary_width:
-        found["linear probe, all layers"] = _linear(prepared, features.pooled_NP.astype(np.float32))
+        found["linear probe, all layers"] = _linear(prepared, features.layers_NP.astype(np.float32))
     return found
 
 
@@ -99,7 +100,7 @@ def _linear(prepared: Prepared, inputs_ND: Inputs) -> dict[str, Predictions]:
     columns = [column for column in range(prepared.inventory.num_targets) if prepared.mask_NT[train, column].any()]
     rows = np.concatenate([prepared.split[part] for part in CHECKED])
     predicted_NT = np.zeros((len(rows), prepared.inventory.num_targets))
-    for group in _columns_of_equal_rows(prepared.mask_NT[train], columns):
+    for group in columns_of_equal_rows(prepared.mask_NT[train], columns):
         present = train[prepared.mask_NT[train, group[0]]]
         checked = np.asarray(prepared.mask_NT[select, group[0]])
         path = ridge_path(
@@ -144,13 +145,6 @@ def _take_logistic_if_better(prepared: Prepared, inputs_ND: Inputs, rows: np.nda
         strengths=_LOGISTIC_STRENGTHS[issparse(inputs_ND)],
     )
     predictions["emotion"] = min([predictions["emotion"], *path], key=loss)
-
-
-def _columns_of_equal_rows(mask_NT: np.ndarray, columns: Sequence[int]) -> list[list[int]]:
-    groups: dict[bytes, list[int]] = {}
-    for column in columns:
-        groups.setdefault(mask_NT[:, column].tobytes(), []).append(column)
-    return list(groups.values())
 
 
 def as_predictions(values_NT: np.ndarray, inventory: Inventory) -> Predictions:

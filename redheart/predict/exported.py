@@ -153,16 +153,11 @@ def _verify(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _tensors(fit: SummaryFit) -> dict[str, torch.Tensor]:
-    return {
-        "mean_L": torch.from_numpy(fit.mean_L),
-        "projection_LP": torch.from_numpy(fit.projection_LP),
-        "key": torch.frombuffer(bytearray(fit.key.encode()), dtype=torch.uint8),
-    }
+    return {name: torch.from_numpy(values.copy()) for name, values in fit.tensors().items()}
 
 
 def _summary(folder: Path, entry: TensorFile) -> SummaryFit:
-    tensors = {name: tensor.numpy() for name, tensor in open_tensors(folder, entry).items()}
-    return SummaryFit(tensors["key"].tobytes().decode(), tensors["mean_L"], tensors["projection_LP"])
+    return SummaryFit.of({name: tensor.numpy() for name, tensor in open_tensors(folder, entry).items()})
 
 
 def _narrow(tensor: torch.Tensor) -> torch.Tensor:

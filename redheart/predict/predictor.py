@@ -109,7 +109,7 @@ class Predictor:
         """Shares of the distribution, after calibration, and values in 0-1, by task, (N, O) float64."""
         texts = [input_text(record, text_chars=self.features.text_chars) for record in records]
         encoded = encode_texts(self.encoder, texts, seq_len_tokens=self.features.seq_len_tokens)
-        states = [widened(item, self.summary) for item in encoded]
+        states = [widened(item, text, self.summary) for item, text in zip(encoded, texts, strict=True)]
         # Texts of similar length run together, so that little is computed for padding.
         order = np.argsort([len(item) for item in states], kind="stable")
         parameter = next(self.model.parameters())

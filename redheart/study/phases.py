@@ -18,6 +18,7 @@ from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, known_manifest, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.data.scripts import warn_unread
+from redheart.data.words import Labels
 from redheart.evaluate.results import Sweep
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
@@ -91,7 +92,7 @@ def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
         config=config.features,
         root=folder.features,
         fit=folder.summary_fit,
-        train=prepared.split["train"],
+        labels=Labels(prepared.split["train"], prepared.values_NT, prepared.mask_NT),
         identity=known.encoder if known else None,
         device=config.device,
         display=display if is_first_rank() else SILENT,

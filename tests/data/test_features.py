@@ -1,6 +1,7 @@
 """Features are cached, resumed, exact; batches are seekable."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from redheart.data.features import make_features, open_features
 from redheart.data.hub_encoder import HubModel
 from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
 from redheart.data.prepare import load_prepared, prepare
+from redheart.data.summary import POOLED_WIDTH
+from redheart.data.words import WORDS_WIDTH, Labels
 
 LETTERS = [chr(97 + index) for index in range(26)]
 HASHED = FeatureConfig(encoder="hash", seq_len_tokens=16)
@@ -89,7 +92,7 @@ def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest
         changed = content[middle : middle + 1].translate(bytes(range(1, 256)) + b"\0") or b"x"
         (folder / name).write_bytes(content[:middle] + changed + content[middle + 1 :])
         with pytest.raises(CorruptFile, match=name):
-            open_features(folder, fit=NO_FIT)
+            open_features(folder, [], fit=NO_FIT)
         (folder / name).write_bytes(content)
 
 
@@ -241,11 +244,13 @@ def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_
     prepared = load_prepared(tmp_path / "data")
     config, fit = FeatureConfig(seq_len_tokens=8, text_chars=200), tmp_path / "fit.safetensors"
     known, train = prepared.records[:24], np.arange(18)
+    labels = Labels(train, prepared.values_NT[:24], prepared.mask_NT[:24])
     with pytest.raises(CorruptFile, match="fit of the features"):
         make_features(known, config=config, root=tmp_path / "known", fit=fit)
-    cache = make_features(known, config=config, root=tmp_path / "known", fit=fit, train=train)
+    cache = make_features(known, config=config, root=tmp_path / "known", fit=fit, labels=labels)
     assert cache.row(0).shape[1] == 768 and cache.states_RW.shape[1] == 384
-    assert np.mean(cache.pooled_NP[train].astype(np.float32) ** 2) == pytest.approx(1, rel=1e-2)
+    assert cache.has_words and cache.layers_NP.shape[1] + WORDS_WIDTH == POOLED_WIDTH
+    assert np.mean(cache.layers_NP[train].astype(np.float32) ** 2) == pytest.approx(1, rel=1e-2)
     # A new file's records, some of them known: the same features without any training record of their own.
     new = make_features(prepared.records[19:30], config=config, root=tmp_path / "new", fit=fit)
     for index in range(5):
@@ -253,6 +258,8 @@ def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_
             new.row(index).astype(np.float32), cache.row(19 + index).astype(np.float32), atol=5e-3
         )
     # Another split has another fit, and the features another key.
-    other = make_features(known, config=config, root=tmp_path / "known", fit=fit, train=np.arange(6, 24))
+    other = make_features(
+        known, config=config, root=tmp_path / "known", fit=fit, labels=replace(labels, train=np.arange(6, 24))
+    )
     assert other.key != cache.key and other.manifest.key == cache.manifest.key
     assert not np.array_equal(other.pooled_NP, cache.pooled_NP)

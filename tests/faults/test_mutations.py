@@ -72,7 +72,7 @@ def readers(run: Path) -> Iterator[tuple[Path, Reader]]:
 
     def features(path: Path) -> Reader:
         def read() -> object:
-            cache = open_features(path, fit=folder.summary_fit)
+            cache = open_features(path, [], fit=folder.summary_fit)
             return [np.asarray(cache.row(index)).tobytes() for index in range(len(cache))]
 
         return read

@@ -15,6 +15,7 @@ from launching import environment
 from redheart.cli import main
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.data.summary import SummaryFit
+from redheart.data.words import Labels, fit_words
 from redheart.predict import load
 from redheart.predict.exported import is_export, write_export
 from redheart.study.final import open_run, run_export
@@ -111,12 +112,16 @@ def test_what_is_there_is_not_overwritten(exported: Path, finished_run: Path) ->
 
 def test_the_fit_of_the_features_travels(finished_run: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    fit = SummaryFit("of these", *(random.normal(size=shape).astype(np.float32) for shape in (12, (12, 384))))
+    arrays = (random.normal(size=shape).astype(np.float32) for shape in (12, (12, 320)))
+    texts, values_NT = ["some words that stand", "in nine texts", "each"] * 9, random.random((27, 2))
+    words, _ = fit_words(texts, Labels(np.arange(27), values_NT, np.ones_like(values_NT, dtype=bool)))
+    fit = SummaryFit("of these", *arrays, words)
     predictor = dataclasses.replace(open_run(finished_run), summary=fit)
     write_export(tmp_path / "heart", predictor, card="")
     found = load(tmp_path / "heart").summary
     assert found is not None and found.key == fit.key
-    assert (found.mean_L == fit.mean_L).all() and (found.projection_LP == fit.projection_LP).all()
+    given, kept = fit.tensors(), found.tensors()
+    assert given.keys() == kept.keys() and all((given[name] == kept[name]).all() for name in given)
     (tmp_path / "heart" / "summary.safetensors").unlink()
     with pytest.raises(CorruptFile, match=r"summary\.safetensors"):
         load(tmp_path / "heart")

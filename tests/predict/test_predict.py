@@ -22,6 +22,7 @@ from redheart.data.features import encode_texts, make_features, widened
 from redheart.data.prepare import load_prepared
 from redheart.data.scripts import foreign_script
 from redheart.data.summary import load_fit
+from redheart.data.words import Labels
 from redheart.predict.cards import print_card
 from redheart.predict.predictor import Prediction, Predictor, as_record, trained_targets
 from redheart.predict.texts import read_texts
@@ -208,12 +209,13 @@ def test_the_benchmark_measures_every_way() -> None:
 def test_a_narrow_encoder_s_features_are_those_of_its_cache(tmp_path: Path) -> None:
     records = [as_record(f"{KOREAN} I was glad {index} times", f"{index}") for index in range(6)]
     config, fit = FeatureConfig(encoder="minilm"), tmp_path / "fit.safetensors"
-    cache = make_features(records, config=config, root=tmp_path, fit=fit, train=np.arange(5))
+    labels = Labels(np.arange(5), np.zeros((6, 2)), np.zeros((6, 2), dtype=bool))
+    cache = make_features(records, config=config, root=tmp_path, fit=fit, labels=labels)
     texts = [record.text for record in records]
     encoded = encode_texts(open_encoder("minilm"), texts, seq_len_tokens=config.seq_len_tokens)
     summary = load_fit(fit)
     for index, item in enumerate(encoded):
         # One matrix product of six rows or six of one: the last bit of float16 may differ.
-        np.testing.assert_allclose(widened(item, summary), cache.row(index), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(widened(item, texts[index], summary), cache.row(index), rtol=2e-3, atol=2e-3)
     with pytest.raises(BadInput, match="not this encoder's"):
-        widened(encoded[0], None)
+        widened(encoded[0], texts[0], None)
