@@ -167,9 +167,9 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
         default = load(Path(run))[1]
     also = (
         "--config FILE, a TOML file as `redheart init` writes it; --run RUN, the settings of a run that is there; "
-        "--recipe measured or design: decay, feature dropout and cycles, where nothing else gives them, are the best "
-        "that is known for the preset (measured, the default) or the original design's; --force, to run without asking "
-        "whether it fits"
+        "--recipe measured or design: decay, feature dropout, the weight of values beside the emotion and cycles, "
+        "where nothing else gives them, are the best that is known for the preset (measured, the default) or the "
+        "original design's; --force, to run without asking whether it fits"
     )
     return parse(StudyConfig, rest, command, default, also=also)
 

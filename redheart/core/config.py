@@ -91,7 +91,7 @@ class TrainConfig:
     """Share of the 768 input channels that a record is read without in training, other ones at every reading. A
     study takes its recipe's."""
     value_weight: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
-    """Weight of the tasks in 0-1 beside the emotion in the loss."""
+    """Weight of the tasks in 0-1 beside the emotion in the loss. A study takes its recipe's."""
     clip_norm: Annotated[float, Meta(ge=1e-9, le=1e9)] = 1.0
     """Largest gradient norm of a step."""
     eta_min: NotNegative = 1e-6
