@@ -174,7 +174,7 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         if other is None or twin is None or entry.delta or twin.delta or twin.sha256 != entry.sha256:
             continue
         source, target = other.folder / twin.file, snapshot.folder / entry.file
-        if source.is_file() and source.samefile(target):
+        if source.is_file() and target.is_file() and source.samefile(target):
             continue
         temporary = temporary_path(target)
         try:

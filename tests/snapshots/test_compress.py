@@ -56,6 +56,14 @@ def test_all_but_the_newest_shrink_and_come_back_byte_for_byte(tmp_path: Path) -
     assert files(root) == before
 
 
+def test_a_missing_file_that_is_the_same_as_one_before_is_there_again(tmp_path: Path) -> None:
+    root = walk(tmp_path / "snapshots", 3)
+    tensors, gone = weights(root), root / "epoch_0002" / "frozen.safetensors"
+    gone.unlink()
+    compress_snapshots(root)
+    assert weights(root) == tensors and gone.samefile(root / "epoch_0001" / "frozen.safetensors")
+
+
 def test_no_read_goes_through_more_than_four_others(tmp_path: Path) -> None:
     root = walk(tmp_path / "snapshots", 17)
     compress_snapshots(root)
