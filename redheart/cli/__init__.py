@@ -16,6 +16,7 @@ from pathlib import Path
 
 from redheart.core.cache import is_writable, temporary_private_folder
 from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.progress import silence_stdout
 
 COMMANDS = {
     "run": ("study", "the whole study: all phases below, or what is left of them"),
@@ -123,7 +124,7 @@ def _silence_stdout() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
 
 
 def set_environment() -> None:

@@ -1,16 +1,32 @@
 """How far a long piece of work is: a bar in a terminal, elsewhere a line for people or machines every half minute."""
 
 import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 QUIET_S = 25.0
 """Seconds without a line after which one is due: half a minute of silence is taken for a program that hangs."""
+
+
+def print_if_read(text: str) -> None:
+    """Print a line for as long as standard output can be written to; long work must not end by it."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Send what is left and what comes to nowhere: Python would print a traceback of it at its end."""
+    # A stream that is no file has nothing left to be flushed.
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @dataclass(frozen=True)

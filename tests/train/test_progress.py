@@ -8,6 +8,9 @@ import sys
 import pytest
 from rich.console import Console
 
+from redheart.core.config import StudyConfig
+from redheart.core.errors import DiskError
+from redheart.study.phases import say
 from redheart.train.learner import Validation
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.progress import ProgressDisplay, overfit_text
@@ -62,6 +65,20 @@ def test_a_bar_that_cannot_be_written_ends_no_run(monkeypatch: pytest.MonkeyPatc
         display.note("time", "an hour")
         display.end_epoch(Validation(0.5, {}, {}, {}, {}))
     assert stream.tries == 1
+
+
+def test_a_bar_on_a_full_disk_hides_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Full(errno.ENOSPC))
+    with pytest.raises(DiskError), ProgressDisplay(shown=True):
+        raise DiskError("cannot write: no space left on the disk")
+
+
+def test_a_line_of_a_phase_that_cannot_be_written_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        say(StudyConfig(), "train", "done")
+        # What is left goes to nowhere, so that Python's last flush does not fail either.
+        stream.flush()
 
 
 def test_a_bar_that_nobody_reads_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:

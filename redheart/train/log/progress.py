@@ -1,15 +1,13 @@
 """What a person sees while a run trains: a bar per epoch with the loss and the run's time left, then one line."""
 
-import os
+import io
+import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TextIO
 
-from redheart.core.progress import Ticker, duration_text
+from redheart.core.progress import Ticker, duration_text, silence_stdout
 from redheart.train.learner import Validation
 from redheart.train.log.events import Event
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _OVERFIT_RISE = 0.005
 """Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""
@@ -27,23 +25,31 @@ def overfit_text(epochs: list[Event]) -> str | None:
     )
 
 
-def _console() -> "Console":
-    """Standard output for as long as it can be written to; a run must not end by it, as by rich's own console."""
-    from rich.console import Console
+class _Output:
+    """Standard output for as long as it can be written to: a run must not end by it, nor by what rich makes of it."""
 
-    class Unfailing(Console):
-        def print(self, *objects: Any, **how: Any) -> None:
-            try:
-                super().print(*objects, **how)
-            except OSError:
-                self.quiet = True
+    def __init__(self, stream: TextIO):
+        self._stream = stream
 
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            # Python flushes what is left at its end, and would print a traceback there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
 
-    return Unfailing()
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        silence_stdout()
+        self._stream = io.StringIO()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class ProgressDisplay:
@@ -54,6 +60,7 @@ class ProgressDisplay:
         self._epoch = self._standing = ""
         self._ticker: Ticker | None = None
         if shown:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             self._progress = Progress(
@@ -62,7 +69,7 @@ class ProgressDisplay:
                 MofNCompleteColumn(),
                 TextColumn("loss {task.fields[loss]:.4f}"),
                 TextColumn("{task.fields[left]}"),
-                console=_console(),
+                console=Console(file=_Output(sys.stdout)),  # type: ignore[arg-type]
                 transient=True,
             )
             self._task = self._progress.add_task("", total=1, loss=float("nan"), left="")
