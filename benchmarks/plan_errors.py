@@ -220,7 +220,7 @@ def feature_row(count: int = 24, seq_len_tokens: int = 32) -> dict[str, object]:
     records = [Record(f"{index}", "word " * 2 * seq_len_tokens, "", "", {}) for index in range(count)]
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         root, fit = Path(folder) / "features", Path(folder) / "fit"
-        labels = Labels(np.arange(count), np.zeros((count, 1)), np.zeros((count, 1), dtype=bool))
+        labels = Labels(np.arange(count), np.zeros((count, 1)), np.zeros((count, 1), dtype=bool), np.arange(count))
         make_features(records, config=config, root=root, fit=fit, labels=labels)
         # The projection is the same for any number of records and is left aside.
         measured = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())

@@ -45,7 +45,8 @@ def make_predictor(name: str, encoder: Encoder, label: str) -> Predictor:
         projection_LP = np.random.default_rng(0).normal(size=shape).astype(np.float32) / np.sqrt(np.float32(numbers))
         texts = [str(row["text"]) for row in generate(2000, seed=0)[0]]
         values_NT = np.random.default_rng(1).random((len(texts), inventory.num_targets))
-        labels = Labels(np.arange(len(texts)), values_NT, np.ones_like(values_NT, dtype=bool))
+        rows = np.arange(len(texts))
+        labels = Labels(rows, values_NT, np.ones_like(values_NT, dtype=bool), rows)
         words, _ = fit_words(texts, labels)
         summary = SummaryFit("any", np.zeros(numbers, dtype=np.float32), projection_LP, words)
     model = build(preset(name, outputs=inventory.outputs), seed=0).eval()

@@ -65,6 +65,8 @@ class FeatureConfig:
     """Longest token sequence that the model reads; longer ones are averaged down to it."""
     text_chars: Count = 1500
     """Characters of the text that are read, after the title and the action."""
+    words: bool = True
+    """Whether `minilm`'s features hold what the words of a text say of its targets: a ridge's predictions."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class FeatureCache:
     pooled_NP: np.ndarray
     """float16, the projected summaries and what the words say; no columns where the states are 768 wide."""
     has_words: bool
-    """False in runs from before words were read, and where there are no pooled columns."""
+    """Whether the last 64 of the pooled columns are what the words say."""
     summaries_NL: np.ndarray
     """float32, the summaries themselves."""
 
@@ -175,7 +175,7 @@ def make_features(
         texts = [input_text(record, text_chars=config.text_chars) for record in records]
         folder = _encoded_folder(texts, config, root, identity=identity, device=device, display=display)
         with display.working("features"):
-            return open_features(folder, texts, fit=fit, labels=labels)
+            return open_features(folder, texts, fit=fit, labels=labels, reads_words=config.words)
 
 
 def _encoded_folder(
@@ -235,8 +235,12 @@ def feature_contents(folder: Path) -> set[str]:
     return {"manifest.json", *_FILES}
 
 
-def open_features(folder: Path, texts: Sequence[str], *, fit: Path, labels: Labels | None = None) -> FeatureCache:
+def open_features(
+    folder: Path, texts: Sequence[str], *, fit: Path, labels: Labels | None = None, reads_words: bool = True
+) -> FeatureCache:
     """Map a feature folder of these texts into memory and project its summaries; see `make_features` for the rest.
+
+    `reads_words` is for a fit that is made anew; one that is there says itself what it holds.
 
     Raises:
         CorruptFile: a file is missing or does not match its digest; it is named.
@@ -261,10 +265,11 @@ def open_features(folder: Path, texts: Sequence[str], *, fit: Path, labels: Labe
         has_words = found.words is not None
     else:
         fitted_on = {"summaries": manifest.summaries_sha256, "rows": labels.train.tolist()}
-        # Of fits without words, which runs of then go on with.
-        earlier, own = digest(fitted_on), digest(fitted_on | {"words": [WORDS_WIDTH, labels.digest]})
-        fit_key, pooled_NP = load_or_fit(fit, own, summaries_NL, texts, labels, earlier=earlier)
-        key, has_words = digest([manifest.key, fit_key]), fit_key == own
+        if reads_words:
+            fitted_on["words"] = [WORDS_WIDTH, labels.digest]
+        fit_key, has_words = digest(fitted_on), reads_words
+        pooled_NP = load_or_fit(fit, fit_key, summaries_NL, texts, labels, reads_words=reads_words)
+        key = digest([manifest.key, fit_key])
     offsets_N = np.fromfile(offsets, dtype=np.int64)
     return FeatureCache(manifest, key, states_RW, offsets_N, pooled_NP, has_words, summaries_NL)
 

@@ -279,6 +279,17 @@ def _alike(records: Sequence[Record], *, similarity: float, text_chars: int) -> 
     return near_duplicates(texts, similarity=similarity)
 
 
+def near_duplicate_groups(prepared: Prepared) -> np.ndarray:
+    """A number for every record that its near-duplicates have too, and no other record, (N,)."""
+    group_of = {
+        record_id: index
+        for index, ids in enumerate(read_json(prepared.folder / "clusters.json", list[list[str]]))
+        for record_id in ids
+    }
+    alone = len(group_of)
+    return np.array([group_of.get(record.id, alone + row) for row, record in enumerate(prepared.records)])
+
+
 def _cluster_ids(records: Sequence[Record], clusters_N: np.ndarray) -> list[list[str]]:
     members: dict[int, list[str]] = {}
     for record, cluster in zip(records, clusters_N, strict=True):

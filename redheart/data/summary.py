@@ -8,7 +8,7 @@ Shape suffixes: N records, L summary numbers (layers times width), P columns of 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ class SummaryFit:
     projection_LP: np.ndarray
     """float32; the standardisation's scale is inside."""
     words: WordFit | None = None
-    """None in fits from before words were read."""
+    """None where no words are read."""
 
     def apply(self, summaries_NL: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """Pooled numbers of records that it was not made on, (N, 384) float16."""
@@ -94,26 +94,28 @@ def load_or_fit(
     texts: Sequence[str],
     labels: Labels,
     *,
-    earlier: str | None = None,
-) -> tuple[str, np.ndarray]:
-    """The key and the pooled numbers of all records, (N, 384) float16, by the fit on the training records.
+    reads_words: bool,
+) -> np.ndarray:
+    """The pooled numbers of all records, (N, 384) float16, by the fit on the training records in a file of this key.
 
     Both lie in the file: fits of five folds are behind the training records' words, and projected anew, with another
     number of threads, a last bit could be another, and a resumed run would no longer end with the bytes of an unbroken
-    one. A file of another key, or a damaged one, is made anew; one of the key `earlier` is taken as it is: a run goes
-    on with what it has begun with.
+    one. A file of another key, or a damaged one, is made anew.
     """
     content = read_checked(path)
     tensors = load(content) if content else {}
-    if not tensors or _text(tensors["key"]) not in (key, earlier):
-        mean_L, projection_LP = fit_projection(summaries_NL[labels.train], width=POOLED_WIDTH - WORDS_WIDTH)
-        words, unseen_MK = fit_words(texts, labels)
-        fit = SummaryFit(key, mean_L, projection_LP, words)
+    if not tensors or _text(tensors["key"]) != key:
+        width = POOLED_WIDTH - WORDS_WIDTH * reads_words
+        fit = SummaryFit(key, *fit_projection(summaries_NL[labels.train], width=width))
+        if reads_words:
+            words, unseen_MK = fit_words(texts, labels)
+            fit = replace(fit, words=words)
         pooled_NP = fit.apply(summaries_NL, texts)
-        pooled_NP[labels.train, -WORDS_WIDTH:] = unseen_MK
+        if reads_words:
+            pooled_NP[labels.train, -WORDS_WIDTH:] = unseen_MK
         tensors = fit.tensors() | {"pooled_NP": pooled_NP}
         write_checked(path, save(tensors))
-    return _text(tensors["key"]), tensors["pooled_NP"]
+    return tensors["pooled_NP"]
 
 
 def load_fit(path: Path) -> SummaryFit:

@@ -36,12 +36,17 @@ class Labels:
     values_NT: np.ndarray
     mask_NT: np.ndarray
     """True where a target is present."""
+    group_N: np.ndarray
+    """Records of equal number are near-duplicates: none of them is predicted by a fit on another."""
 
     @property
     def digest(self) -> str:
-        """Of the training records' targets."""
+        """Of the training records' targets, and of what hangs together."""
         found = hashlib.sha256(np.ascontiguousarray(self.values_NT[self.train]).tobytes())
         found.update(np.ascontiguousarray(self.mask_NT[self.train]).tobytes())
+        groups_M = numbered(self.group_N[self.train])
+        if len(groups_M) and groups_M.max() + 1 < len(groups_M):
+            found.update(groups_M.tobytes())
         return found.hexdigest()
 
 
@@ -119,7 +124,7 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
         present = np.flatnonzero(mask_MT[:, columns[0]])
         if len(present) >= 2 * _FOLDS:
             inputs_MV, wanted_MT = weights_MV[present], values_MT[np.ix_(present, columns)]
-            found_MT, strength_T = _out_of_fold(inputs_MV, wanted_MT)
+            found_MT, strength_T = _out_of_fold(inputs_MV, wanted_MT, numbered(labels.group_N[labels.train][present]))
             ridge = _ridge(inputs_MV, wanted_MT, strength_T)
             coefficients_VT[:, columns] = ridge.coef_.reshape(len(columns), -1).T
             intercept_T[columns] = ridge.intercept_
@@ -138,9 +143,16 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
     return fit, laid_out((unseen_MT[:, told] - mean_T) / std_T)
 
 
-def _out_of_fold(inputs_MV: Any, values_MT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions of records by fits on the others, (M, T), and the strength that is best for every target, (T,)."""
-    fold_M = np.random.default_rng(0).permutation(len(values_MT)) % _FOLDS
+def numbered(group_N: np.ndarray) -> np.ndarray:
+    """Groups numbered from 0 in the order in which they first come, (N,) int64."""
+    _, first_G, index_N = np.unique(group_N, return_index=True, return_inverse=True)
+    numbers_N: np.ndarray = np.argsort(np.argsort(first_G))[index_N]
+    return numbers_N
+
+
+def _out_of_fold(inputs_MV: Any, values_MT: np.ndarray, group_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of records by fits on other groups, (M, T), and the strength that is best for every target, (T,)."""
+    fold_M = (np.random.default_rng(0).permutation(group_M.max() + 1) % _FOLDS)[group_M]
     found_SMT = np.zeros((len(_STRENGTHS), *values_MT.shape))
     for fold in range(_FOLDS):
         held_M = fold_M == fold

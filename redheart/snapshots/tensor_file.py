@@ -186,7 +186,8 @@ def _blocks(tensors: Tensors, metadata: Mapping[str, str] | None) -> Iterator[by
         tensor = tensors[name]
         assert spec_of(tensor) == spec, name
         plain = tensor.detach().resolve_conj().resolve_neg()
-        yield plain.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
+        # An empty tensor may have strides that no view of bytes has.
+        yield plain.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data if plain.numel() else b""
 
 
 def verify(folder: Path, entry: TensorFile) -> Path:

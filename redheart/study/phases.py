@@ -13,10 +13,10 @@ from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.core.folders import remove_leftovers
 from redheart.core.lock import folder_lock
-from redheart.core.progress import SILENT, Display
+from redheart.core.progress import SILENT, Display, print_if_read
 from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, known_manifest, make_features
-from redheart.data.prepare import Prepared, load_prepared, prepare
+from redheart.data.prepare import Prepared, load_prepared, near_duplicate_groups, prepare
 from redheart.data.scripts import warn_unread
 from redheart.data.words import Labels
 from redheart.evaluate.results import Sweep
@@ -41,7 +41,7 @@ def say(config: StudyConfig, phase: str, text: str) -> None:
     if config.train.progress == "off":
         return
     is_json = config.train.progress == "json"
-    print(json.dumps({"event": phase, "text": text}) if is_json else f"{phase:<11}{text}", flush=True)
+    print_if_read(json.dumps({"event": phase, "text": text}) if is_json else f"{phase:<11}{text}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
         config=config.features,
         root=folder.features,
         fit=folder.summary_fit,
-        labels=Labels(prepared.split["train"], prepared.values_NT, prepared.mask_NT),
+        labels=Labels(prepared.split["train"], prepared.values_NT, prepared.mask_NT, near_duplicate_groups(prepared)),
         identity=known.encoder if known else None,
         device=config.device,
         display=display if is_first_rank() else SILENT,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -224,7 +224,9 @@ def _decoded(saved: SavedConfig) -> StudyConfig:
     def decode(kind: type, value: object) -> object:
         return Path(str(value)) if kind is Path else value
 
-    return msgspec.convert(saved.config, StudyConfig, dec_hook=decode)
+    # Runs of before the setting was there read no words.
+    features = {"words": False, **cast(dict[str, object], saved.config["features"])}
+    return msgspec.convert({**saved.config, "features": features}, StudyConfig, dec_hook=decode)
 
 
 def _plain(config: StudyConfig) -> dict[str, object]:

@@ -244,7 +244,7 @@ def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_
     prepared = load_prepared(tmp_path / "data")
     config, fit = FeatureConfig(seq_len_tokens=8, text_chars=200), tmp_path / "fit.safetensors"
     known, train = prepared.records[:24], np.arange(18)
-    labels = Labels(train, prepared.values_NT[:24], prepared.mask_NT[:24])
+    labels = Labels(train, prepared.values_NT[:24], prepared.mask_NT[:24], np.arange(24))
     with pytest.raises(CorruptFile, match="fit of the features"):
         make_features(known, config=config, root=tmp_path / "known", fit=fit)
     cache = make_features(known, config=config, root=tmp_path / "known", fit=fit, labels=labels)

@@ -24,7 +24,7 @@ def texts(count: int) -> list[str]:
 
 def labels(count: int, train: np.ndarray) -> Labels:
     values_NT = np.random.default_rng(2).random((count, 3)).astype(np.float32)
-    return Labels(train, values_NT, np.ones_like(values_NT, dtype=bool))
+    return Labels(train, values_NT, np.ones_like(values_NT, dtype=bool), np.arange(count))
 
 
 def projected(train_NL: np.ndarray, *others: np.ndarray) -> np.ndarray:
@@ -61,8 +61,8 @@ def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> 
     path = tmp_path / "fit.safetensors"
     train, others = np.arange(0, 50, 2), np.arange(1, 50, 2)
     fitted_on = labels(50, train)
-    key, first_NP = load_or_fit(path, "a", summaries(50), texts(50), fitted_on)
-    assert key == "a" and first_NP.shape == (50, POOLED_WIDTH)
+    first_NP = load_or_fit(path, "a", summaries(50), texts(50), fitted_on, reads_words=True)
+    assert first_NP.shape == (50, POOLED_WIDTH)
     found_NP = load_fit(path).apply(summaries(50), texts(50))
     assert np.array_equal(first_NP[others], found_NP[others])
     # A training record's words are read by a fit that has not seen it.
@@ -73,17 +73,25 @@ def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> 
     fit = load_fit(path)
     assert np.array_equal(fit.mean_L, mean_L) and np.array_equal(fit.projection_LP, projection_LP) and fit.key == "a"
     # Kept: what is handed over is not even looked at.
-    for kept in ({"key": "a"}, {"key": "b", "earlier": "a"}):
-        key, found_NP = load_or_fit(path, kept.pop("key"), np.zeros((0, 0)), [], fitted_on, **kept)
-        assert key == "a" and np.array_equal(found_NP, first_NP)
-    key, other_NP = load_or_fit(path, "b", summaries(50, seed=1), texts(50), fitted_on)
-    assert key == "b" and not np.array_equal(other_NP, first_NP)
+    found_NP = load_or_fit(path, "a", np.zeros((0, 0)), [], fitted_on, reads_words=True)
+    assert np.array_equal(found_NP, first_NP)
+    other_NP = load_or_fit(path, "b", summaries(50, seed=1), texts(50), fitted_on, reads_words=True)
+    assert not np.array_equal(other_NP, first_NP)
     content = path.read_bytes()
     for damaged in (content[:100], content[:-40] + bytes([content[-40] ^ 1]) + content[-39:], b""):
         path.write_bytes(damaged)
         with pytest.raises(CorruptFile, match="missing or was changed"):
             load_fit(path)
-        assert np.array_equal(load_or_fit(path, "a", summaries(50), texts(50), fitted_on)[1], first_NP)
+        assert np.array_equal(load_or_fit(path, "a", summaries(50), texts(50), fitted_on, reads_words=True), first_NP)
+
+
+def test_without_words_all_pooled_numbers_are_the_layers(tmp_path: Path) -> None:
+    path, train = tmp_path / "fit.safetensors", np.arange(0, 50, 2)
+    found_NP = load_or_fit(path, "a", summaries(50), texts(50), labels(50, train), reads_words=False)
+    fit = load_fit(path)
+    assert fit.words is None and np.array_equal(found_NP, fit.apply(summaries(50), []))
+    mean_L, projection_LP = fit_projection(summaries(50)[train], width=POOLED_WIDTH)
+    assert np.array_equal(fit.mean_L, mean_L) and np.array_equal(fit.projection_LP, projection_LP)
 
 
 def test_a_fit_from_before_words_were_read_gives_what_it_gave() -> None:

@@ -1,5 +1,7 @@
 """What the words say: scikit-learn's figures, of training records by fits that have not seen them, never more."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,7 +25,7 @@ def labels(texts: list[str], train: np.ndarray = TRAIN, *, noise: float = 0.1) -
     values_NT[:, 0] += noise * share_N.std() * random.normal(size=len(texts))
     mask_NT = np.ones_like(values_NT, dtype=bool)
     mask_NT[:, 2] = False
-    return Labels(train, values_NT.astype(np.float32), mask_NT)
+    return Labels(train, values_NT.astype(np.float32), mask_NT, np.arange(len(texts)))
 
 
 LABELS = labels(TEXTS)
@@ -89,13 +91,24 @@ def test_texts_without_a_word_in_common_have_zeros(texts: list[str]) -> None:
 
 def test_more_targets_than_columns_are_cut() -> None:
     values_NT = np.random.default_rng(3).random((400, 70)).astype(np.float32)
-    fit, unseen_MK = fit_words(TEXTS, Labels(TRAIN, values_NT, np.ones_like(values_NT, dtype=bool)))
+    fit, unseen_MK = fit_words(TEXTS, Labels(TRAIN, values_NT, np.ones_like(values_NT, dtype=bool), np.arange(400)))
     assert unseen_MK.shape == (300, WORDS_WIDTH) and fit.apply(TEXTS[:3]).shape == (3, WORDS_WIDTH)
 
 
-def test_the_digest_is_of_the_training_records_targets() -> None:
+def test_no_record_is_predicted_by_a_fit_on_its_near_duplicate() -> None:
+    texts, noise_N = TEXTS[:200] * 2, np.tile(random.normal(size=200), 2)
+    values_NT, row_N = noise_N[:, None].astype(np.float32), np.arange(400)
+    for group_N, told in ((row_N, True), (row_N % 200, False)):
+        _, unseen_MK = fit_words(texts, Labels(row_N, values_NT, np.ones((400, 1), dtype=bool), group_N))
+        assert (np.corrcoef(unseen_MK[:, 0], noise_N)[0, 1] > 0.3) == told
+
+
+def test_the_digest_is_of_the_training_records() -> None:
     other = LABELS.values_NT.copy()
     other[350] += 1
-    assert Labels(TRAIN, other, LABELS.mask_NT).digest == LABELS.digest
+    assert replace(LABELS, values_NT=other).digest == LABELS.digest
     other[0] += 1
-    assert Labels(TRAIN, other, LABELS.mask_NT).digest != LABELS.digest
+    assert replace(LABELS, values_NT=other).digest != LABELS.digest
+    # The numbers of groups are nothing but names.
+    assert replace(LABELS, group_N=7 * LABELS.group_N[::-1]).digest == LABELS.digest
+    assert replace(LABELS, group_N=LABELS.group_N // 2).digest != LABELS.digest

@@ -110,11 +110,16 @@ def test_what_is_there_is_not_overwritten(exported: Path, finished_run: Path) ->
         run_export(finished_run, exported)
 
 
-def test_the_fit_of_the_features_travels(finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    "texts", [["some words that stand", "in nine texts", "each"] * 9, [f"w{n}" for n in range(27)]]
+)
+def test_the_fit_of_the_features_travels(finished_run: Path, texts: list[str], told: bool, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     arrays = (random.normal(size=shape).astype(np.float32) for shape in (12, (12, 320)))
-    texts, values_NT = ["some words that stand", "in nine texts", "each"] * 9, random.random((27, 2))
-    words, _ = fit_words(texts, Labels(np.arange(27), values_NT, np.ones_like(values_NT, dtype=bool)))
+    # Words that no two texts share, and targets that are all the same, leave nothing to keep.
+    values_NT = random.random((27, 2)) if told else np.ones((27, 2))
+    words, _ = fit_words(texts, Labels(np.arange(27), values_NT, np.ones_like(values_NT, dtype=bool), np.arange(27)))
     fit = SummaryFit("of these", *arrays, words)
     predictor = dataclasses.replace(open_run(finished_run), summary=fit)
     write_export(tmp_path / "heart", predictor, card="")

@@ -209,7 +209,7 @@ def test_the_benchmark_measures_every_way() -> None:
 def test_a_narrow_encoder_s_features_are_those_of_its_cache(tmp_path: Path) -> None:
     records = [as_record(f"{KOREAN} I was glad {index} times", f"{index}") for index in range(6)]
     config, fit = FeatureConfig(encoder="minilm"), tmp_path / "fit.safetensors"
-    labels = Labels(np.arange(5), np.zeros((6, 2)), np.zeros((6, 2), dtype=bool))
+    labels = Labels(np.arange(5), np.zeros((6, 2)), np.zeros((6, 2), dtype=bool), np.arange(6))
     cache = make_features(records, config=config, root=tmp_path, fit=fit, labels=labels)
     texts = [record.text for record in records]
     encoded = encode_texts(open_encoder("minilm"), texts, seq_len_tokens=config.seq_len_tokens)

@@ -133,6 +133,19 @@ def test_a_run_in_a_folder_of_another_encoding_is_reported(finished_run: Path, t
     assert path.read_text().splitlines()[0].replace("\\\\", "\\") == f"# Red Heart: {shown(run.name)}"
 
 
+def test_a_run_from_before_words_were_read_goes_on_without(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    saved = read_sealed(run / "config.json", run_folder.SavedConfig)
+    old = json.loads(json.dumps(saved.config))
+    del old["features"]["words"]
+    write_sealed(run / "config.json", msgspec.structs.replace(saved, config=old))
+    _, config = run_folder.load(run)
+    assert config.features.words is False
+    run_folder.start(config)
+    with pytest.raises(BadInput, match=r"features.words was False, is True"):
+        run_folder.start(dataclasses.replace(config, features=dataclasses.replace(config.features, words=True)))
+
+
 def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     _, config = run_folder.load(run)
