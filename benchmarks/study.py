@@ -118,7 +118,6 @@ def main() -> None:
     parser.add_argument("--trial", metavar="NAME", help="write the curves alone, to stand beside the study's")
     options = parser.parse_args()
     set_environment()
-    from redheart.data.summary import load_fit
     from redheart.study.run_folder import load
 
     results = {}
@@ -128,7 +127,6 @@ def main() -> None:
         settings = {
             **{name: getattr(config, name) for name in ("preset", "epochs", "seed", "features", "train", "sweep")},
             "select": config.select,
-            "words": folder.summary_fit.is_file() and load_fit(folder.summary_fit).words is not None,
             "data": Path(config.data).name,
         }
         if options.trial:

@@ -190,7 +190,7 @@ def options_text(settings: Mapping[str, Any]) -> str:
 
 def run_text(settings: Mapping[str, Any]) -> str:
     """The command of a study, and whether its features are what they are now."""
-    older = "" if settings.get("words") else " (before the features held what words say)"
+    older = "" if settings["features"].get("words") else " (before the features held what words say)"
     return f"`redheart run {options_text(settings)}`{older}"
 
 
