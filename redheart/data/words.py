@@ -103,14 +103,9 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
         texts: of all records.
         labels: their targets; those that fewer than ten training records have are not predicted.
     """
-    # A prediction applies a fit and waits for no more libraries than it needs.
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     values_MT, mask_MT = labels.values_NT[labels.train].astype(np.float64), labels.mask_NT[labels.train]
     targets = values_MT.shape[1]
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True, ngram_range=(1, 2), min_df=_LEAST_TEXTS, max_features=_MOST_TERMS, dtype=np.float64
-    )
+    vectorizer = word_counter()
     try:
         weights_MV = vectorizer.fit_transform([texts[row] for row in labels.train])
     except ValueError:
@@ -141,6 +136,14 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
         ((intercept_T[told] - mean_T) / std_T).astype(np.float32),
     )
     return fit, laid_out((unseen_MT[:, told] - mean_T) / std_T)
+
+
+def word_counter() -> Any:
+    """scikit-learn's TF-IDF of words and pairs of words, to be fitted; it raises ValueError where nothing is left."""
+    # A prediction applies a fit and waits for no more libraries than it needs.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(sublinear_tf=True, min_df=_LEAST_TEXTS, ngram_range=(1, 2), max_features=_MOST_TERMS)
 
 
 def numbered(group_N: np.ndarray) -> np.ndarray:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from redheart.data.features import FeatureCache
 from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Prepared
-from redheart.data.words import columns_of_equal_rows
+from redheart.data.words import columns_of_equal_rows, word_counter
 from redheart.evaluate import metrics
 from redheart.evaluate.evaluation import Evaluation, evaluate_predictions
 from redheart.evaluate.linear import Inputs, logistic_path, ridge_path
@@ -60,7 +59,7 @@ def linear_baselines(
 
 def _word_counts(texts: Sequence[str], train: np.ndarray) -> Inputs | None:
     """TF-IDF of words and pairs of words, None where no word stands in two training texts."""
-    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=50_000)
+    vectorizer = word_counter()
     try:
         vectorizer.fit([texts[row] for row in train])
     except ValueError:
