@@ -1,5 +1,6 @@
 """The Makefile: names with blanks, what `clean` leaves, an environment that was half made."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,9 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="no make on thi
 
 
 def make(*arguments: str) -> str:
-    done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True)
+    # As a user calls it: under `make test` it would be a make within a make, which also says where it is.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    done = subprocess.run(["make", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
