@@ -46,6 +46,10 @@ class HubModel:
             config, tokenizer = self._model.config, self._tokenizer
             self.width = int(config.hidden_size)
             self.max_tokens = int(getattr(config, "max_position_embeddings", _MAX_TOKENS))
+            # A model of pictures, or one with a decoder, can be read and fails at its first text.
+            token_11 = torch.zeros(1, 1, dtype=torch.int64)
+            with torch.inference_mode():
+                self.layers(token_11, torch.ones_like(token_11))
         # The libraries do not check what they read: a damaged folder ends in whatever they came upon.
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
@@ -156,6 +164,20 @@ def test_so_is_a_tokenizer_without_special_tokens(token: str, names: str, tmp_pa
     path.write_text(json.dumps({**json.loads(path.read_text()), token: None}))
     with pytest.raises(BadInput, match=f"lacks a special token\n.*\n.*{names}"):
         open_encoder(str(path.parent))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (T5Config(vocab_size=31, d_model=768, d_kv=4, d_ff=8, num_layers=1, num_heads=2), "inputs_embeds"),
+        (BartConfig(vocab_size=31, d_model=64, encoder_layers=1, decoder_layers=1), "hidden_states"),
+    ],
+    ids=["T5", "BART"],
+)
+def test_so_is_a_model_with_a_decoder(config: PreTrainedConfig, said: str, tmp_path: Path) -> None:
+    AutoModel.from_config(config).save_pretrained(make_encoder(tmp_path / "enc"))
+    with pytest.raises(BadInput, match=rf"cannot be loaded\n.*\n.*{said}"):
+        open_encoder(str(tmp_path / "enc"))
 
 
 @pytest.mark.parametrize(
