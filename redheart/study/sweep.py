@@ -16,7 +16,7 @@ from redheart.study import range_test
 from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, say, train_at
 from redheart.study.run_folder import RunFolder
 from redheart.train.interrupt import StopRequest
-from redheart.train.log.events import Event, EventLog, all_events
+from redheart.train.log.events import Event, EventLog, all_events, events_behind
 
 POLL_S = 0.2
 start = subprocess.Popen
@@ -42,10 +42,10 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
     trials = []
     for rate, trial_key in zip(config.sweep.rates, keys, strict=True):
         out = folder.trial(rate)
-        trial = _finished(config.sweep, rate, out, key=trial_key)
+        trial = finished_trial(config.sweep, rate, out, key=trial_key)
         if trial is None:
             _run_process(folder, ["--train.learning-rate", repr(rate)])
-            trial = _finished(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
+            trial = finished_trial(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
         trials.append(trial)
         _write_csv(folder.sweep / f"rate_{rate}.csv", trial)
         say(config, "sweep", f"rate {rate}: " + (trial.status if trial.score is None else f"score {trial.score:.5f}"))
@@ -69,7 +69,7 @@ def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: flo
     settings = dataclasses.replace(run_settings(config, data, rate, epochs=config.sweep.epochs), snapshots=False)
     name = f"{folder.root.name} {out.name}"
     with range_test.trial_lock(out):
-        if _finished(config.sweep, rate, out, key=settings.key):
+        if finished_trial(config.sweep, rate, out, key=settings.key):
             # Another W&B sweep over this folder asks for the same trial: it is told what came out.
             sinks = event_sinks(config, settings, out, name=name, show_progress=show_progress)
             EventLog(out / "events.jsonl", length_bytes=0, keeps_rest=True, sinks=sinks).close()
@@ -86,9 +86,9 @@ def score(sweep: SweepConfig, val_loss: Sequence[float], train_loss: Sequence[fl
     return sum(loss + sweep.gap_weight * abs(fit - loss) for loss, fit in pairs) / len(pairs)
 
 
-def _finished(sweep: SweepConfig, rate: float, out: Path, *, key: str) -> Trial | None:
-    """The trial in a folder, None where it has not come to its end or belongs to other settings."""
-    events = all_events(out / "events.jsonl")
+def finished_trial(sweep: SweepConfig, rate: float, out: Path, *, key: str) -> Trial | None:
+    """The trial in a folder, None where it has not come to its end, its log is torn or it is of other settings."""
+    events = events_behind(out / "events.jsonl")
     keys = {event["key"] for event in events if event["event"] == "start"}
     val_loss, train_loss = _losses(events)
     if keys != {key} or len(val_loss) < sweep.epochs:

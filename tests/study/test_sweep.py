@@ -13,7 +13,8 @@ from launching import events_of, redheart, weights_digest
 from redheart.core.config import StudyConfig, SweepConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.study import range_test
-from redheart.study.sweep import score
+from redheart.study.sweep import finished_trial, score
+from redheart.train.log.events import EventLog
 
 TINY = [
     *("--prepare.num-generated", "100", "--features.encoder", "hash", "--train.strategy", "plain"),
@@ -66,6 +67,20 @@ def test_one_diverges_the_other_wins_and_a_second_call_repeats_nothing(tmp_path:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("events.jsonl")}
     again = redheart(*arguments)
     assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_trial_whose_log_is_torn_is_not_finished_and_ends_no_sweep(tmp_path: Path) -> None:
+    config, path = SweepConfig(epochs=2), tmp_path / "events.jsonl"
+    with EventLog(path, length_bytes=0) as log:
+        log.write("start", key="k")
+        for epoch in (1, 2):
+            log.write("epoch", epoch=epoch, val_loss=1.0, train_loss=1.0)
+    found = finished_trial(config, 1e-4, tmp_path, key="k")
+    assert found and found.score == 1.0 and not finished_trial(config, 1e-4, tmp_path, key="other")
+    content = path.read_bytes()
+    # As a power failure leaves it: no state is there that made sure of the log.
+    path.write_bytes(content[:-300] + b"\0" * 299 + b"\n")
+    assert finished_trial(config, 1e-4, tmp_path, key="k") is None
 
 
 def test_the_main_run_is_the_same_with_and_without_a_range_test_and_a_sweep_before_it(tmp_path: Path) -> None:

@@ -177,16 +177,20 @@ def events_up_to(path: Path, length_bytes: int) -> list[Event]:
     return _parsed(path, _content(path)[:length_bytes], least_bytes=length_bytes)[0]
 
 
-def num_epochs(path: Path) -> int:
-    """Epochs that a run has behind it when it is started again.
+def events_behind(path: Path) -> list[Event]:
+    """What a run has behind it when it is started again.
 
     Behind the newest resume state a power failure may leave anything, so that there the first broken line is the end.
 
     Raises:
         CorruptFile: what that state knows of was changed or is missing.
     """
-    events, _ = _parsed(path, _content(path), least_bytes=_known_bytes(path), ends_behind=True)
-    return sum(event["event"] == "epoch" for event in events)
+    return _parsed(path, _content(path), least_bytes=_known_bytes(path), ends_behind=True)[0]
+
+
+def num_epochs(path: Path) -> int:
+    """Epochs among `events_behind`, and what that raises."""
+    return sum(event["event"] == "epoch" for event in events_behind(path))
 
 
 def watched_events(path: Path) -> list[Event]:
