@@ -58,7 +58,7 @@ def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Te
     for name, tensor in tensors.items():
         num_elements += tensor.numel()
         assert tensor.dtype == torch.bfloat16, name
-        older = base[name] if name in base else None  # noqa: SIM401 - the value would be read twice
+        older = base.get(name)
         if older is not None and older.shape != tensor.shape:
             older = None
         frames = []

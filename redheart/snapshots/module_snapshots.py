@@ -5,6 +5,7 @@ not know which. A file that is the same as the snapshot before's is a hard link 
 """
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +25,7 @@ from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, Tensors, o
 
 MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"
-_PATTERN = f"epoch_{'[0-9]' * 4}"
+_NAME = re.compile(r"epoch_([0-9]{4}|[1-9][0-9]{4,})")
 
 
 class SnapshotManifest(msgspec.Struct, frozen=True):
@@ -96,7 +97,7 @@ class Snapshot:
             CorruptFile: it is not there, or holds other weights than those that the differences were taken to.
         """
         folder = self.folder.parent / delta.base
-        if not (folder.match(_PATTERN) and folder.parent == self.folder.parent and (folder / MANIFEST).is_file()):
+        if not (_NAME.fullmatch(folder.name) and folder.parent == self.folder.parent and (folder / MANIFEST).is_file()):
             raise CorruptFile(
                 "the snapshot that another one holds differences to is missing",
                 where=f"{self.folder}, {name}",
@@ -155,7 +156,7 @@ def write_snapshot(
             },
             outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
         )
-        earlier = [item for item in snapshot_folders(root) if item < folder]
+        earlier = [item for item in snapshot_folders(root) if _epoch(item) < epoch]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):
             link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
@@ -210,7 +211,11 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 def snapshot_folders(root: Path) -> list[Path]:
     """Folders of all snapshots below `root`, by epoch."""
-    return sorted(root.glob(_PATTERN))
+    return sorted((item for item in root.glob("epoch_*") if _NAME.fullmatch(item.name)), key=_epoch)
+
+
+def _epoch(folder: Path) -> int:
+    return int(folder.name.removeprefix("epoch_"))
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:

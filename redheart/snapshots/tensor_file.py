@@ -134,6 +134,10 @@ class Tensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._read_one(name)
 
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would read the tensor.
+        return name in self.specs
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
 

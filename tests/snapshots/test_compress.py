@@ -18,11 +18,11 @@ from redheart.snapshots.module_snapshots import list_snapshots, write_snapshot
 from redheart.snapshots.prune import Keep, disk_bytes, prune
 
 
-def walk(root: Path, snapshots: int, *, seed: int = 0) -> Path:
+def walk(root: Path, snapshots: int, *, seed: int = 0, first: int = 1) -> Path:
     """Snapshots of weights that change a little from each to the next, and of a module that never does."""
     generator = torch.Generator().manual_seed(seed)
     weights, frozen = torch.randn(60, 40, generator=generator), torch.randn(64, generator=generator)
-    for epoch in range(1, snapshots + 1):
+    for epoch in range(first, first + snapshots):
         weights = weights * (1 + 0.01 * torch.randn(weights.shape, generator=generator))
         write_snapshot(
             root,
@@ -54,6 +54,15 @@ def test_all_but_the_newest_shrink_and_come_back_byte_for_byte(tmp_path: Path) -
     with folder_lock(tmp_path, name="snapshots", wait=False):
         expand_snapshots(list_snapshots(root))
     assert files(root) == before
+
+
+def test_snapshots_of_epochs_with_five_digits_come_behind_those_with_four(tmp_path: Path) -> None:
+    root = walk(tmp_path / "snapshots", 4, first=9998)
+    (root / "epoch_010002").mkdir()
+    tensors = weights(root)
+    assert [snapshot.epoch for snapshot in list_snapshots(root)] == [9998, 9999, 10_000, 10_001]
+    assert [item.epoch for item in compress_snapshots(root)] == [9999, 10_000] and weights(root) == tensors
+    assert len({(root / f"epoch_{epoch}" / "frozen.safetensors").stat().st_ino for epoch in (9999, 10_000)}) == 1
 
 
 def test_a_missing_file_that_is_the_same_as_one_before_is_there_again(tmp_path: Path) -> None:

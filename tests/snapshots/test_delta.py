@@ -13,7 +13,7 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.snapshots.delta import read_delta, write_delta
-from redheart.snapshots.tensor_file import Delta, content_sha256, spec_of, verify, write_tensors
+from redheart.snapshots.tensor_file import Delta, Tensors, content_sha256, spec_of, verify, write_tensors
 
 BASE = Delta(base="epoch_0002", base_sha256="b", content_sha256="c", content_bytes=1)
 PATTERNS = hnp.arrays(np.uint16, st.integers(0, 300))
@@ -59,6 +59,21 @@ def test_close_weights_take_less_than_half_and_shapes_that_changed_are_kept_whol
     assert entry.bytes < 0.5 * tensors["w"].nbytes
     write_delta(tmp_path / "n.delta", tensors, base, delta=BASE)
     assert same_bits(read_delta(tmp_path / "n.delta", base)["reshaped"], tensors["reshaped"])
+
+
+def test_a_tensor_of_the_base_is_read_once(tmp_path: Path) -> None:
+    tensors = {"w": torch.ones(2, 3).bfloat16(), "new": torch.ones(2).bfloat16()}
+    old, reads = {"w": tensors["w"]}, []
+
+    def read(name: str) -> Tensor:
+        found = old[name]
+        reads.append(name)
+        return found
+
+    base = Tensors({"w": spec_of(tensors["w"])}, read)
+    assert "w" in base and "new" not in base and reads == []
+    write_delta(tmp_path / "m.delta", tensors, base, delta=BASE)
+    assert reads == ["w"]
 
 
 def test_a_broken_file_or_another_base_is_refused(tmp_path: Path) -> None:

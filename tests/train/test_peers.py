@@ -285,7 +285,9 @@ def test_a_stranger_is_not_admitted() -> None:
         first = pool.submit(meet, places[0])
         store = torch.distributed.TCPStore(*places[0].address, is_master=False)  # type: ignore[misc]
         port = json.loads(store.get(meeting._key()))["port"]
-        for greeting in (b"GET / HTTP/1.1\r\n\r\n", b'{"token":"guess","rank":1,"host":"h","terminal":"t"}\n'):
+        endless = b"x" * meeting._MOST_BYTES
+        guess = b'{"token":"guess","rank":1,"host":"h","terminal":"t"}\n'
+        for greeting in (b"GET / HTTP/1.1\r\n\r\n", guess, endless):
             with socket.create_connection(("127.0.0.1", port)) as stranger:
                 stranger.sendall(greeting)
                 assert stranger.recv(1) == b""

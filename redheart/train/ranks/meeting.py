@@ -27,6 +27,8 @@ ANSWER_S = 30.0
 FIRST_NOTE_S, NOTE_EVERY_S = 10.0, 30.0
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that is gone is found after 10 + 3 * 5 seconds."""
+_MOST_BYTES = 1 << 20
+"""Of a message: whoever reaches the port may send what has no end."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 _kept: list[object] = []
@@ -70,7 +72,7 @@ class Line:
         """The next message, None where the other one has ended or is none of ours."""
         try:
             self._connection.settimeout(timeout_s)
-            line = self._reader.readline()
+            line = self._reader.readline(_MOST_BYTES)
             return msgspec.json.decode(line, type=kind) if line else None
         except (OSError, msgspec.DecodeError):
             return None
