@@ -182,7 +182,7 @@ def _bus_bytes(config: "StudyConfig", name: str, steps: int) -> int:
     from redheart.train.strategy import strategy_named
 
     strategy = strategy_named(name)
-    if strategy.homes.masters == "device":
+    if strategy.home == "device":
         return 0
     parameters = sum(item.numel() for item in build(preset(config.preset), seed=0, device="meta").parameters())
     return parameters * traffic_bytes(steps, state_bits=strategy.state_bits)

@@ -75,15 +75,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Homes:
-    """Where a strategy keeps what a run cannot do without from step to step."""
-
-    masters: Where
-    states: Where
-    gradients: Where
-
-
-@dataclass(frozen=True)
 class Strategy:
     """A way to train: what runs it, what it keeps where, how its optimizer is built, what a step costs."""
 
@@ -93,7 +84,8 @@ class Strategy:
     """DeepSpeed's, without any "auto"; None runs without DeepSpeed."""
     is_zero: bool
     """Whether DeepSpeed's ZeRO runs it; else one process does, in float32, with gradients kept until the step."""
-    homes: Homes
+    home: Where
+    """Of masters, optimizer states and gradients from step to step."""
     state_bits: int
     """8 or 32 bits per optimizer moment."""
     ledger: Callable[[ModelSizes, "StrategySizes", bool], list[Entry]]

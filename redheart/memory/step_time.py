@@ -151,7 +151,7 @@ def _waits(
     share = parameters // strategy.ranks
     if strategy.ring_bytes:
         return pipelined(work, rates, micro_batches=steps, on_host=share, ring_bytes=strategy.ring_bytes)
-    on_card = round(strategy.card_share * share) if strategy.kind.homes.states == "host" else share
+    on_card = round(strategy.card_share * share) if strategy.kind.home == "host" else share
     # The weights' way back is not in a micro-batch.
     wire_bytes = (traffic_bytes(steps, state_bits=strategy.kind.state_bits) - WIRE_BYTES) // steps
     return in_turn(work, rates, micro_batches=steps, on_host=share - on_card, on_card=on_card, wire_bytes=wire_bytes)

@@ -220,7 +220,7 @@ class ZeroEngine:
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
             self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
-        if strategy.homes.masters == "host" and self._zero.dtype == torch.float32:
+        if strategy.home == "host" and self._zero.dtype == torch.float32:
             _let_weights_be_masters(self._zero)
         accumulates = config.micro_batch * world_size < config.effective_batch
         if config.pipeline:

@@ -298,11 +298,11 @@ class _Run:
         return found
 
     def _trained_epoch(self) -> TrainedEpoch:
-        position = position_of(self.at.step - 1, self.settings, steps_per_epoch=self._steps_per_epoch)
+        step = self.at.step - 1
         return TrainedEpoch(
             self.at,
-            learning_rate=self._learning_rate(self.at.step - 1),
-            cycle_position=position.fraction,
+            learning_rate=self._learning_rate(step),
+            cycle_position=position_of(step, self.settings, steps_per_epoch=self._steps_per_epoch),
             records=self._epoch_records,
             seconds=time.perf_counter() - self._epoch_start_s,
         )

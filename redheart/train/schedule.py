@@ -1,29 +1,20 @@
 """Learning rates by optimizer step: cosine cycles with warm restarts (Loshchilov and Hutter, 2017), or one decay."""
 
 import math
-from dataclasses import dataclass
 
 from redheart.train.settings import RunSettings
 
 
-@dataclass(frozen=True)
-class CyclePosition:
-    """Where a step lies in the cycles."""
+def cycle_position(step: int, *, first_cycle_steps: int, growth: int) -> float:
+    """How much of its cycle is behind optimizer step `step` (from 0): 0 at the start, below 1 at the last step.
 
-    cycle: int
-    """Number of the cycle, from 0."""
-    fraction: float
-    """How much of the cycle is behind, 0 at its start and below 1 at its last step."""
-
-
-def cycle_position(step: int, *, first_cycle_steps: int, growth: int) -> CyclePosition:
-    """The cycle that optimizer step `step` (from 0) belongs to; every cycle is `growth` times the one before."""
-    cycle, length = 0, first_cycle_steps
+    Every cycle is `growth` times the one before.
+    """
+    length = first_cycle_steps
     while step >= length:
         step -= length
         length *= growth
-        cycle += 1
-    return CyclePosition(cycle, step / length)
+    return step / length
 
 
 def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
@@ -33,18 +24,18 @@ def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
         return ramped_rate(step, low=settings.ramp_from, high=peak, steps=settings.max_steps)
     if step < settings.warmup_steps:
         return peak * (step + 1) / settings.warmup_steps
-    fraction = position_of(step, settings, steps_per_epoch=steps_per_epoch).fraction
+    fraction = position_of(step, settings, steps_per_epoch=steps_per_epoch)
     height = 1 - fraction if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * fraction))
     return train.eta_min + height * (peak - train.eta_min)
 
 
-def position_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> CyclePosition:
-    """Where step `step` (from 0) of a run lies in its cycles; of one decay, after the warm-up, all is one cycle."""
+def position_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
+    """How much of its cycle is behind step `step` (from 0) of a run; of one decay, after the warm-up, all is one."""
     if settings.decay == "restarts":
         cycle_steps = settings.train.cycle_epochs * steps_per_epoch
         return cycle_position(step, first_cycle_steps=cycle_steps, growth=settings.train.cycle_growth)
     behind = max(0, step - settings.warmup_steps)
-    return CyclePosition(0, behind / max(1, settings.num_steps - settings.warmup_steps))
+    return behind / max(1, settings.num_steps - settings.warmup_steps)
 
 
 def ramped_rate(step: int, *, low: float, high: float, steps: int) -> float:

@@ -15,7 +15,7 @@ from torch import nn
 
 from redheart.core.config import TrainConfig
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
-from redheart.memory.ledger import SLOTS, Homes, ModelSizes, Strategy, held_bytes, ledger
+from redheart.memory.ledger import SLOTS, ModelSizes, Strategy, held_bytes, ledger
 from redheart.memory.offloaded import Flat, Offloaded
 from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
@@ -79,15 +79,15 @@ def test_every_strategy_is_a_deepspeed_configuration_without_auto(strategy: str)
 
 
 @pytest.mark.parametrize("strategy", all_strategies(), ids=lambda strategy: strategy.name)
-def test_homes_are_where_the_ledger_and_deepspeed_have_it(strategy: Strategy) -> None:
+def test_home_is_where_the_ledger_and_deepspeed_have_it(strategy: Strategy) -> None:
     sizes = ModelSizes({"weight": 8192}, (("weight",),), (8,))
     entries = ledger(sizes, strategy_sizes(strategy.name), accumulates=True)
     where = {entry.attribute: entry.where for entry in entries}
     masters = where.get("single_partition_of_fp32_groups") or where["parameters"]
     gradients = {name: where[name] for name in GRADIENTS if name in where}
-    assert Homes(masters, where["state"], *gradients.values()) == strategy.homes
+    assert {masters, where["state"], *gradients.values()} == {strategy.home}
     zero: Any = deepspeed_config(strategy, TrainConfig()).get("zero_optimization", {})
-    assert ("offload_optimizer" in zero) == (strategy.homes.states == "host")
+    assert ("offload_optimizer" in zero) == (strategy.home == "host")
 
 
 def test_graphs_hold_a_gradient_of_every_parameter_for_each_shape() -> None:

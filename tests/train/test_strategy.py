@@ -10,7 +10,7 @@ from torch import nn
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import TensorLearner, fit, plan
-from redheart.memory.ledger import Entry, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.ledger import Entry, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import on_card
 from redheart.train import strategy as registry
 from redheart.train.log.events import read_events
@@ -29,7 +29,7 @@ TOY = Strategy(
     name="toy_sgd",
     configuration=None,
     is_zero=False,
-    homes=Homes(masters="device", states="device", gradients="device"),
+    home="device",
     state_bits=32,
     ledger=momentum,
     optimizer=lambda groups, config: torch.optim.SGD(list(groups), lr=0.0, momentum=config.beta1),

@@ -3,7 +3,7 @@
 import torch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.ledger import DS_CONFIGS, Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.ledger import DS_CONFIGS, Entry, Groups, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import on_card
 from redheart.memory.zero2 import HELD, ZERO, bucket, padded_groups, states_bytes
 
@@ -46,7 +46,7 @@ STRATEGY = Strategy(
     name="gpu_adam8bit",
     configuration=DS_CONFIGS / "gpu_adam8bit.json",
     is_zero=True,
-    homes=Homes(masters="device", states="device", gradients="device"),
+    home="device",
     state_bits=8,
     ledger=ledger,
     optimizer=adamw,

@@ -3,7 +3,7 @@
 import torch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.ledger import Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.ledger import Entry, Groups, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import on_card
 
 
@@ -30,7 +30,7 @@ STRATEGY = Strategy(
     name="plain",
     configuration=None,
     is_zero=False,
-    homes=Homes(masters="device", states="device", gradients="device"),
+    home="device",
     state_bits=32,
     ledger=ledger,
     optimizer=adamw,

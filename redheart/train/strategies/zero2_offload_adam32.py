@@ -4,7 +4,7 @@ import torch
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
-from redheart.memory.ledger import DS_CONFIGS, Groups, Homes, Strategy
+from redheart.memory.ledger import DS_CONFIGS, Groups, Strategy
 from redheart.memory.step_cost import deepspeed_offload
 from redheart.memory.zero2 import deepspeed_offload as ledger
 from redheart.train.zero.extension import building
@@ -41,7 +41,7 @@ STRATEGY = Strategy(
     name="zero2_offload_adam32",
     configuration=DS_CONFIGS / "zero2_offload_adam32.json",
     is_zero=True,
-    homes=Homes(masters="host", states="host", gradients="host"),
+    home="host",
     state_bits=32,
     ledger=ledger,
     optimizer=deepspeed_adam,

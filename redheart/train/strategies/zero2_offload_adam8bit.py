@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from redheart.core.config import TrainConfig
 from redheart.memory import zero2
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
-from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, Homes, ModelSizes, Strategy, StrategySizes, each
+from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.step_cost import fused_offload
 from redheart.memory.zero2 import HELD, ZERO
 from redheart.train.zero.fused_step import install
@@ -85,7 +85,7 @@ STRATEGY = Strategy(
     name="zero2_offload_adam8bit",
     configuration=DS_CONFIGS / "zero2_offload_adam8bit.json",
     is_zero=True,
-    homes=Homes(masters="host", states="host", gradients="host"),
+    home="host",
     state_bits=8,
     ledger=ledger,
     optimizer=adamw,
