@@ -90,7 +90,7 @@ def predict(arguments: Sequence[str]) -> None:
 
     options = parse(PredictOptions, arguments, "predict")
     if (options.text is None) == (options.input is None):
-        raise BadInput("one of --text and --input is needed", got="both" if options.text else "neither")
+        raise BadInput("one of --text and --input is needed", got="neither" if options.text is None else "both")
     if options.input and options.output:
         refuse_own_input(options.output, [options.input])
     records = _records(options)

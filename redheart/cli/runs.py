@@ -121,7 +121,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
-        with run_folder.opened(options.run, device=options.device) as (folder, config):
+        with run_folder.opened(options.run, encoder=options.encoder, device=options.device) as (folder, config):
             data = phases.load_data(config, folder, display=display_of(options))
             with display_of(options).working("evaluate"):
                 result = evaluating.run_evaluation(config, folder, data)

@@ -111,7 +111,9 @@ def origins(
     """
     tables = read_toml(file) if file else {}
     overridden = {
-        item.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".") for item in arguments
+        item.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")
+        for item in arguments
+        if item.startswith("--")
     }
     found = {}
     for name in (setting.name for setting in settings()):

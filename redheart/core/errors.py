@@ -82,6 +82,11 @@ class OtherRankFailed(RedHeartError):
     is_said = True
 
 
+def one_line(error: Exception) -> str:
+    """An error of other code: its class, and the first line of what it says, if it says anything."""
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
 @contextmanager
 def extra(name: str, *, library: str, purpose: str) -> Iterator[None]:
     """Around the import of a library of `pip install 'redheart[NAME]'`: one message where it is not installed.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, one_line
 from redheart.custom.learner import TensorLearner
 from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
@@ -76,7 +76,7 @@ def plan(
     except (RuntimeError, TypeError, ValueError) as error:
         raise BadInput(
             "the model or its loss cannot be traced without data",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            got=one_line(error),
             expected="no decision that depends on a tensor's values",
             hint="name a micro_batch in the configuration: then `fit` needs no plan",
         ) from error

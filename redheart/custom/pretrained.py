@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, one_line
 from redheart.custom import planning
 from redheart.data.hub_encoder import reaches_hub
 
@@ -39,7 +39,7 @@ def read_config(source: str) -> Any:
         raise BadInput(
             "the model's configuration cannot be read",
             where="--model",
-            got=f"{source} ({_first_line(error)})",
+            got=f"{source} ({one_line(error)})",
             expected="a folder with a config.json, or a hub id",
             hint="the hub does not answer from here: fetch config.json elsewhere and give its folder"
             if is_offline
@@ -64,7 +64,7 @@ def build(config: Any, *, dtype: torch.dtype, freeze: Sequence[str] = ()) -> nn.
         with torch.device("meta"):
             module: nn.Module = kind(config).to(dtype).train()
     except WHAT_LIBRARIES_RAISE as error:
-        raise BadInput("the model cannot be built", where=kind.__name__, got=_first_line(error)) from error
+        raise BadInput("the model cannot be built", where=kind.__name__, got=one_line(error)) from error
     named = dict(module.named_parameters(remove_duplicate=False))
     for pattern in freeze:
         fitting = [item for name, item in named.items() if name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)]
@@ -116,7 +116,7 @@ def own_loss(module: nn.Module, batch: Inputs) -> Tensor:
         raise BadInput(
             "the model cannot be planned: it needs more than its configuration to run",
             where=type(module).__name__,
-            got=_first_line(error),
+            got=one_line(error),
             hint="an architecture that decides by the values of its tensors cannot be traced without them",
         ) from error
     if loss is None:
@@ -172,7 +172,3 @@ def _image_shape(config: Any) -> tuple[int, int, int]:
         raise BadInput("the configuration does not say how large an image is", got=config.model_type)
     height, width = (size, size) if isinstance(size, int) else size
     return config.num_channels, height, width
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

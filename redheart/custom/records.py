@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, one_line
 
 Batch = Any
 """A tuple or dict of tensors, records first, or what a collator makes."""
@@ -132,7 +132,7 @@ class Records:
             raise BadInput(
                 "records cannot be put side by side",
                 where=self._where,
-                got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                got=one_line(error),
                 hint="leave columns of text out, or give collate=, from a list of records to a dict of tensors",
             ) from error
 
@@ -159,7 +159,7 @@ def _column(values: Any, *, where: str, name: object) -> Column:
         raise BadInput(
             "a column of the records is not made of numbers",
             where=f"{where}, column {name}",
-            got=f"{type(values).__name__}: {str(error).splitlines()[0]}",
+            got=f"{type(values).__name__} ({one_line(error)})",
             expected="a tensor, an array, or a list of numbers, arrays or lists of numbers",
             hint="turn texts into token ids first; of several splits give one",
         ) from error

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from redheart.core.errors import BadInput, extra
+from redheart.core.errors import BadInput, extra, one_line
 
 ALPHA_HZ = (8.0, 13.0)
 EPOCH_S, OVERLAP_S = 2.0, 1.0
@@ -142,7 +142,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
             raise BadInput(
                 "no current source density of these channels",
                 where=name,
-                got=str(error).splitlines()[0],
+                got=one_line(error),
                 hint="use --reference average",
             ) from error
     epochs = mne.make_fixed_length_epochs(raw, duration=EPOCH_S, overlap=OVERLAP_S, preload=True, verbose="error")

@@ -1,5 +1,6 @@
 """A local page to try a model: text in, bars out. Only this machine is answered, and nothing else is fetched."""
 
+import html
 import json
 import threading
 from http import HTTPStatus
@@ -42,7 +43,7 @@ def make_server(predictor: Predictor, *, name: str, port: int) -> ThreadingHTTPS
         BadInput: the port is taken or not allowed.
     """
     page = files("redheart.predict").joinpath("page.html").read_text(encoding="utf-8")
-    handler = _handler(predictor, page.replace("{{name}}", _escaped(name)).encode())
+    handler = _handler(predictor, page.replace("{{name}}", html.escape(name, quote=False)).encode())
     try:
         return ThreadingHTTPServer((HOST, port), handler)
     except (OSError, OverflowError) as error:
@@ -97,7 +98,7 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
 
         def _is_foreign(self) -> bool:
             """Whether the request was meant for another name: a foreign site may point its own name at this address."""
-            host = self.headers.get("Host", "").rpartition(":")[0]
+            host = self.headers.get("Host", "").partition(":")[0]
             if host in (HOST, "localhost"):
                 return False
             self._fail(HTTPStatus.FORBIDDEN, "this server answers this machine only")
@@ -117,7 +118,3 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
             """Nothing is logged: texts are people's own."""
 
     return Handler
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -7,9 +7,8 @@ import base64
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Template
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -42,7 +41,7 @@ code { font-size: .9em; }
 </head>
 <body>
 <nav>{% for section in sections %}<a href="#{{ section.anchor }}">{{ section.name }}</a>{% endfor %}</nav>
-{{ body }}
+{{ body | safe }}
 </body>
 </html>
 """
@@ -90,8 +89,7 @@ def render(text: str, *, folder: Path) -> str:
             opening.attrSet("id", anchor)
             sections.append({"anchor": anchor, "name": inline.content})
     body = parser.renderer.render(tokens, parser.options, {})
-    environment = Environment(autoescape=True)
-    return environment.from_string(_PAGE).render(title=title, sections=sections, body=_safe(body))
+    return Template(_PAGE, autoescape=True).render(title=title, sections=sections, body=body)
 
 
 def _figure(token: Token, folder: Path) -> str:
@@ -101,10 +99,3 @@ def _figure(token: Token, folder: Path) -> str:
         raise BadInput("a figure of the report is missing", where=folder / source, hint="make the report again")
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{escape(token.content)}" src="data:image/png;base64,{data}">'
-
-
-def _safe(html: str) -> Any:
-    """What the Markdown parser has already escaped."""
-    from markupsafe import Markup
-
-    return Markup(html)

@@ -1,7 +1,9 @@
 """Remove snapshots that nobody will need, and nothing else: no resume state, and no base of a snapshot that stays."""
 
+import os
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -88,13 +90,15 @@ def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool 
         )
 
 
-def disk_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; one that has several names counts once."""
+def disk_bytes(*folders: Path) -> int:
+    """Bytes of all files below folders; one that has several names counts once, one that vanishes meanwhile not."""
     found = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            status = path.stat()
-            found[status.st_dev, status.st_ino] = status.st_size
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                with suppress(OSError):
+                    status = os.stat(os.path.join(parent, name))
+                    found[status.st_dev, status.st_ino] = status.st_size
     return sum(found.values())
 
 

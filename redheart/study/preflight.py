@@ -1,12 +1,11 @@
 """Before a run allocates anything: device memory where there is a card, host memory and disk everywhere."""
 
 import dataclasses
-import os
-from contextlib import suppress
 
 from redheart.core.config import GENERATED, StudyConfig
 from redheart.core.errors import DoesNotFit
 from redheart.core.files import read_sealed
+from redheart.core.ranks import launched
 from redheart.core.units import GIB
 from redheart.data.features import record_bytes
 from redheart.data.prepare import Manifest
@@ -14,6 +13,7 @@ from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.host_disk import cpu_host_parts, disk_parts, host_parts
 from redheart.memory.ledger import ledger
 from redheart.memory.plan import Planner
+from redheart.snapshots.prune import disk_bytes
 from redheart.study.outlook import planning
 from redheart.study.outlook.plan_output import parts_text, summary
 from redheart.study.run_folder import RunFolder
@@ -48,7 +48,10 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     memory = host_memory()
     hint = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"
     _refuse("host memory", sum(host.values()), memory.available_bytes, str(memory), hint=hint)
-    free_bytes = planning.free_disk_bytes(config.out) + _already_written(config)
+    folder = RunFolder(config.out)
+    # What a run that goes on has on disk already is part of what it was planned to take.
+    written_bytes = disk_bytes(*(folder.root / name for name in folder.parts))
+    free_bytes = planning.free_disk_bytes(config.out) + written_bytes
     feature_bytes = _num_records(config) * record_bytes(config.features)
     compressed_bytes += feature_bytes - disk["features"]
     disk = disk | {"features": feature_bytes}
@@ -58,7 +61,7 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
         # Two states and one being written are planned; each has a file of every rank.
         _refuse(
             "room in a file for a resume state",
-            disk["resume states"] // 3 // int(os.environ.get("WORLD_SIZE", "1")),
+            disk["resume states"] // 3 // launched().world_size,
             allowed_bytes,
             f"{allowed_bytes / GIB:.2f} GiB a file, limited by RLIMIT_FSIZE (ulimit -f)",
             hint="raise the limit or use a smaller --preset",
@@ -106,17 +109,6 @@ def _num_records(config: StudyConfig) -> int:
         return config.prepare.num_generated
     manifest = RunFolder(config.out).data / "manifest.json"
     return read_sealed(manifest, Manifest).read if manifest.is_file() else planning.NUM_RECORDS
-
-
-def _already_written(config: StudyConfig) -> int:
-    """What a run that goes on has on disk already is part of what it was planned to take."""
-    size = 0
-    for folder, _, names in os.walk(config.out):
-        for name in names:
-            # Another process may be at work here; it is refused at the lock, not here.
-            with suppress(OSError):
-                size += os.stat(os.path.join(folder, name)).st_size
-    return size
 
 
 def _refuse(what: str, wanted_bytes: int, there_bytes: int, there: str, *, hint: str) -> None:

@@ -112,3 +112,15 @@ def test_json_for_machines_is_json_in_any_encoding(monkeypatch: pytest.MonkeyPat
     file.seek(0)
     shown, predicted = map(json.loads, file.read().splitlines())
     assert shown == {"name": SIGNS} and predicted == {"id": SIGNS, "emotion": {SIGNS: 0.5}}
+
+
+def test_evaluate_hands_on_where_the_encoder_lies_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(*_: object, encoder: str | None, **__: object) -> None:
+        raise BadInput(f"opened with {encoder}")
+
+    monkeypatch.setattr("redheart.study.run_folder.opened", opened)
+    with pytest.raises(SystemExit):
+        main(["evaluate", "run", "--encoder", "there"])
+    assert "opened with there" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_origins_tell_file_command_line_and_default_apart(tmp_path: Path) -> Non
     path = tmp_path / "study.toml"
     path.write_text('# a comment\nseed = 3\nsweep = { epochs = 2 }\n\n[train]\n"beta1" = 0.8\nlearning_rate = 1e-4\n')
     before = dataclasses.replace(load_toml(path), epochs=9)
-    arguments = ["--epochs", "9", "--train.beta2=0.9", "--train.no-checkpointing"]
+    arguments = ["--out", "data", "--epochs", "9", "--train.beta2=0.9", "--train.no-checkpointing"]
     found = origins(resolved(before), before=before, file=path, arguments=arguments)
     for name in ("seed", "sweep.epochs", "train.beta1", "train.learning_rate"):
         assert found[name] == str(path)

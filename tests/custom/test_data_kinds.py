@@ -105,6 +105,14 @@ def test_a_batch_is_padded_to_its_own_longest_record_and_a_plan_takes_the_longes
     assert records.longest().tolist() == Records(Rows(TEXTS), where="train").longest().tolist() == [2]
 
 
+def test_an_error_without_a_text_is_told_too() -> None:
+    def fail(_: object) -> None:
+        raise ValueError
+
+    with pytest.raises(BadInput, match=r"got: +ValueError\n"):
+        Records([{"x": 1}, {"x": 2}], where="train", collate=fail)
+
+
 def test_other_data_have_another_digest() -> None:
     digests = [
         Records(given, where="train").digest() for given in (EVEN, EVEN + 1, [UNEVEN], [[*UNEVEN[1:], UNEVEN[0]]])

@@ -135,6 +135,7 @@ def test_nothing_is_left_of_an_output_that_failed(finished_run: Path, tmp_path: 
     ("arguments", "message"),
     [
         ([], "one of --text and --input"),
+        (["--text", "", "--input", "none.txt"], "got:      both"),
         (["--text", " "], "a text is empty"),
         (["--text", "half of a pair: \ud800"], "a text is not Unicode"),
         (["--input", "none.txt"], "file not found"),

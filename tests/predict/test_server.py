@@ -58,6 +58,11 @@ def test_a_text_is_answered_as_the_model_answers(address: str, finished_run: Pat
     assert status == 200 and json.loads(content) == {"tasks": expected.tasks, "warning": None}
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_port_80_is_no_part_of_a_hosts_name(host: str, address: str) -> None:
+    assert ask(address + "/", None, {"Host": host})[0] == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body", "headers", "status"),
     [

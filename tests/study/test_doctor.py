@@ -24,6 +24,21 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_packages_are_held_against_what_the_program_requires(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {item.verdict for item in doctor._packages()} == {"ok"}
+    requires = ["deepspeed==0.1", "torch>=99", "accelerate>=1", "rich>=99"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: requires)
+    monkeypatch.setattr(doctor, "PACKAGES", (*doctor.PACKAGES, "no-such-thing"))
+    found = {item.name: (item.verdict, item.hint) for item in doctor._packages()}
+    assert found == {
+        "deepspeed": ("bad", "pip install 'deepspeed==0.1'"),
+        "torch": ("bad", "pip install 'torch>=99'"),
+        "accelerate": ("ok", None),
+    }
+    requires[:] = ["no-such-thing>=1"]
+    assert [(item.verdict, item.found) for item in doctor._packages()] == [("bad", "not installed")]
+
+
 @pytest.mark.parametrize(
     ("cxx", "found", "verdict"),
     [

@@ -90,6 +90,8 @@ def test_a_state_that_is_larger_than_a_file_may_be_is_refused(tmp_path: Path, mo
     with pytest.raises(DoesNotFit, match=r"resume state\n.*ulimit -f"):
         check_run(config(tmp_path / "run"))
     monkeypatch.setattr(preflight, "max_file_bytes", lambda: GIB)
+    # As good as not set.
+    monkeypatch.setenv("WORLD_SIZE", "")
     check_run(config(tmp_path / "run"))
 
 
@@ -101,8 +103,15 @@ def test_too_little_disk_is_refused_and_what_the_run_holds_already_counts(
     with pytest.raises(DoesNotFit, match="too little disk") as refusal:
         check_run(settings)
     wanted_gib = float(str(refusal.value.expected).split()[0])
-    settings.out.mkdir()
-    with (settings.out / "states.bin").open("wb") as file:
+    (settings.out / "train").mkdir(parents=True)
+    for place in (settings.out, settings.out / "train"):
+        # Things of others beside the run, and a second name of one file.
+        with (place / "states.bin").open("wb") as file:
+            file.truncate(int((wanted_gib / 2 + 0.01) * GIB))
+        (place / "again.bin").hardlink_to(place / "states.bin")
+        with pytest.raises(DoesNotFit, match="too little disk"):
+            check_run(settings)
+    with (settings.out / "train" / "states.bin").open("ab") as file:
         file.truncate(int((wanted_gib + 0.01) * GIB))
     check_run(settings)
 

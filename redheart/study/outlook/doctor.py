@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import msgspec
+from packaging.requirements import Requirement
 
 from redheart.core.errors import RedHeartError
 from redheart.core.units import GIB
@@ -16,7 +17,7 @@ from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compil
 from redheart.memory.adamw8bit.library import usable_folders
 from redheart.memory.host import host_memory
 
-WANTED = {"torch": (2, 9), "deepspeed": (0, 19, 8), "accelerate": (1, 10), "bitsandbytes": (0, 50)}
+PACKAGES = ("torch", "deepspeed", "accelerate", "bitsandbytes")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -31,30 +32,19 @@ class Finding(msgspec.Struct, frozen=True):
 def examine(folder: Path, *, measures: bool = False) -> list[Finding]:
     """Look at everything; nothing is changed and nothing large is allocated, unless the host is to be measured."""
     machine = [arithmetic(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm(), *([_host_speed()] if measures else [])]
-    return [_python(), *_packages(), _compiler(), _kernel(), *machine]
-
-
-def _python() -> Finding:
-    good = tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11)
-    return Finding(
-        "python", "ok" if good else "bad", platform.python_version(), None if good else "install 3.11 or newer"
-    )
+    python = Finding("python", "ok", platform.python_version())
+    return [python, *_packages(), _compiler(), _kernel(), *machine]
 
 
 def _packages() -> list[Finding]:
+    """What training rests on, held against this program's own requirements."""
     findings = []
-    for name, wanted in WANTED.items():
-        least = ".".join(map(str, wanted))
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            findings.append(Finding(name, "bad", "not installed", f"pip install '{name}>={least}'"))
-            continue
-        numbers = tuple(int(part) for part in found.partition("+")[0].split(".")[: len(wanted)] if part.isdigit())
-        good = numbers >= wanted
-        findings.append(
-            Finding(name, "ok" if good else "bad", found, None if good else f"pip install '{name}>={least}'")
-        )
+    for wanted in map(Requirement, metadata.requires("redheart") or ()):
+        if wanted.name in PACKAGES:
+            found = next((item.version for item in metadata.distributions(name=wanted.name)), "not installed")
+            good = found != "not installed" and wanted.specifier.contains(found, prereleases=True)
+            hint = None if good else f"pip install '{wanted}'"
+            findings.append(Finding(wanted.name, "ok" if good else "bad", found, hint))
     return findings
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from redheart.core.cache import cache_folder, is_writable, temporary_private_folder
-from redheart.core.errors import BadInput, extra
+from redheart.core.errors import BadInput, extra, one_line
 from redheart.core.files import read_json, write_json
 from redheart.core.units import GIB
 
@@ -112,7 +112,7 @@ class WandbSink:
         # Whatever their client, its service process or the server fails with, hours of training must not end by it.
         except Exception as error:
             self._run = None
-            _warn(f"W&B failed and is told nothing more: {_one_line(error)}")
+            _warn(f"W&B failed and is told nothing more: {one_line(error)}")
 
 
 def open_wandb(
@@ -167,18 +167,18 @@ def open_wandb(
     except wandb.errors.UsageError as error:
         raise BadInput(
             "W&B cannot be used online",
-            got=_one_line(error),
+            got=one_line(error),
             hint="`wandb login`, set WANDB_API_KEY, or take --train.wandb offline",
         ) from error
     # As above: at the start too, W&B is not worth a run.
     except Exception as error:
-        _warn(f"W&B cannot be reached ({_one_line(error)}); offline, `wandb sync` sends {folder / 'wandb'} later")
+        _warn(f"W&B cannot be reached ({one_line(error)}); offline, `wandb sync` sends {folder / 'wandb'} later")
         wandb.teardown()
         try:
             mode = "offline"
             run = start(mode)
         except Exception as again:
-            _warn(f"W&B cannot be started: {_one_line(again)}")
+            _warn(f"W&B cannot be started: {one_line(again)}")
             return None
     run.define_metric("*", step_metric="step")
     write_json(path, RunId(run.id))
@@ -188,8 +188,3 @@ def open_wandb(
 
 def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

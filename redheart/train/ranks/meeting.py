@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, one_line
 from redheart.core.ranks import Ranks
 
 MEET_S = 1800.0
@@ -190,7 +190,7 @@ def _store_errors(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except torch.distributed.DistError as error:
-        raise no_meeting(ranks, str(error).splitlines()[0]) from error
+        raise no_meeting(ranks, one_line(error)) from error
 
 
 def _patience(ranks: Ranks, what: str, missing: set[int], patience_s: float) -> Iterator[None]:
