@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunPath, answer, display_of, parse, print_json
+from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
 from redheart.core.config import Preset
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, names_text
 
 if TYPE_CHECKING:
     from redheart.model.network import RedHeart
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
 MB = 1e6
 
 
-@dataclass(frozen=True)
-class ConsolidateOptions:
+@dataclass(frozen=True, kw_only=True)
+class ConsolidateOptions(RunOptions):
     """Write a model of the run as one safetensors file, tensor by tensor."""
 
-    run: RunPath
-    """Folder of the run."""
     out: Path
     """File to write; it appears whole or not at all."""
     epoch: int | None = None
@@ -31,7 +29,6 @@ class ConsolidateOptions:
     """Take the float32 masters of the newest resume state instead."""
     dtype: Literal["fp32", "bf16"] | None = None
     """Empty keeps what the source holds: bf16 of a snapshot, fp32 of a state."""
-    json: Flag = False
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,7 @@ def import_model(arguments: Sequence[str]) -> None:
     if found.together:
         print(f"taken together as parts of one model: {', '.join(found.together)}; --part takes one")
     if found.ignored:
-        more = f" and {len(found.ignored) - MAX_PROBLEMS} more" if len(found.ignored) > MAX_PROBLEMS else ""
-        print(f"left out: {', '.join(found.ignored[:MAX_PROBLEMS])}{more}")
+        print(f"left out: {names_text(found.ignored, shown=MAX_PROBLEMS)}")
     if expected is None:
         print("names and shapes were held against nothing: --preset or --like does")
 

@@ -7,23 +7,20 @@ from typing import Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, parse, print_json, refuse_own_input
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunOptions, parse, print_json, refuse_own_input
 from redheart.core.errors import BadInput
 
 
-@dataclass(frozen=True)
-class RatingsOptions:
+@dataclass(frozen=True, kw_only=True)
+class RatingsOptions(RunOptions):
     """Correlate predictions with people's ratings: Spearman subject by subject, then combined."""
 
-    run: RunPath
-    """Folder of the run."""
     csv: Path
     """Table with the columns id, subject and valence, arousal, faa or the names of targets."""
     texts: Path | None = None
     """The texts that the ids mean; without it they are validation records of the run."""
     encoder: EncoderPath = None
     device: DeviceChoice = "auto"
-    json: Flag = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunPath, answer, parse, refuse_own_input
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunOptions, RunPath, answer, parse, refuse_own_input
 from redheart.core.config import Device
 from redheart.core.errors import BadInput
 
@@ -38,16 +38,13 @@ class PredictOptions:
     """Print JSON lines instead of cards."""
 
 
-@dataclass(frozen=True)
-class ExportOptions:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(RunOptions):
     """Write the model that a run recommends into a folder of its own, with a model card and digests."""
 
-    run: RunPath
-    """Folder of the run."""
     out: Path
     """Folder to write; new, or empty."""
     encoder: EncoderPath = None
-    json: Flag = False
 
 
 @dataclass(frozen=True)

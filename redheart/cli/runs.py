@@ -8,9 +8,7 @@ from pathlib import Path
 from redheart.cli.options import (
     DeviceChoice,
     EncoderPath,
-    Flag,
     RunOptions,
-    RunPath,
     answer,
     display_of,
     parse,
@@ -20,52 +18,40 @@ from redheart.core.config import SelectConfig, resolved
 
 
 @dataclass(frozen=True)
-class SweetSpotOptions:
+class SweetSpotOptions(RunOptions):
     """Choose the best epochs of every module group."""
 
-    run: RunPath
-    """Folder of the run."""
     strategy: str | None = None
     """Short for `--select.strategy`."""
     select: SelectConfig = field(default_factory=SelectConfig)
     """What is not given is as the run was started with."""
     device: DeviceChoice = "auto"
-    json: Flag = False
 
 
 @dataclass(frozen=True)
-class CrossoverOptions:
+class CrossoverOptions(RunOptions):
     """Assemble the chosen model and compare it with the best single snapshot."""
 
-    run: RunPath
-    """Folder of the run."""
     mergekit: Path | None = None
     """Also write the merge as a mergekit YAML, with the tensors that it needs in a folder beside it."""
     device: DeviceChoice = "auto"
-    json: Flag = False
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(RunOptions):
     """Evaluate the final model on the run's test split, or on another labelled file."""
 
-    run: RunPath
-    """Folder of the run."""
     data: Path | None = None
     """A labelled file that the run has never seen."""
     encoder: EncoderPath = None
     device: DeviceChoice = "auto"
-    json: Flag = False
 
 
 @dataclass(frozen=True)
-class CalibrateOptions:
+class CalibrateOptions(RunOptions):
     """Calibrate the model that a run recommends; kept only where that helps."""
 
-    run: RunPath
-    """Folder of the run."""
     device: DeviceChoice = "auto"
-    json: Flag = False
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -74,7 +60,7 @@ def status(arguments: Sequence[str]) -> None:
 
     options = parse(RunOptions, arguments, "status")
     found = read_status(*run_folder.load(options.run))
-    _print(found, status_lines(found), options.json)
+    answer(found, "\n".join(status_lines(found)), as_json=options.json)
 
 
 def sweet_spot(arguments: Sequence[str]) -> None:
@@ -95,7 +81,7 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         data = phases.load_data(config, folder, display=display_of(options))
         spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
         bests = best_epochs_of(folder, data, spot)
-    _print(spot, sweet_spot_lines(spot, bests=bests), options.json)
+    answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 
 
 def crossover(arguments: Sequence[str]) -> None:
@@ -113,7 +99,7 @@ def crossover(arguments: Sequence[str]) -> None:
             result = run_crossover(config, folder, data)
         if options.mergekit:
             write_mergekit(config, folder, data, result, options.mergekit)
-    _print(result, crossover_lines(result), options.json)
+    answer(result, "\n".join(crossover_lines(result)), as_json=options.json)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -171,10 +157,3 @@ def report(arguments: Sequence[str]) -> None:
     path = make_report(folder.root)
     found = {"report": str(path), "html": str(path.with_suffix(".html"))}
     answer(found, "\n".join(found.values()), as_json=options.json)
-
-
-def _print(result: object, lines: list[str], as_json: bool) -> None:
-    if as_json:
-        print_json(result, True)
-    else:
-        print("\n".join(lines))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redheart.cli import help_text, model_files
-from redheart.cli.options import Flag, RunPath, answer, display_of, parse, print_json
+from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
 from redheart.core.errors import BadInput
 
 SUBCOMMANDS = {
@@ -21,43 +21,30 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class ListOptions:
+class ListOptions(RunOptions):
     """List the snapshots and resume states of a run."""
 
-    run: RunPath
-    """Folder of the run."""
-    json: Flag = False
-
 
 @dataclass(frozen=True)
-class VerifyOptions:
+class VerifyOptions(RunOptions):
     """Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."""
 
-    run: RunPath
-    """Folder of the run."""
-    json: Flag = False
-
 
 @dataclass(frozen=True)
-class CompressOptions:
+class CompressOptions(RunOptions):
     """Keep all snapshots but the newest and every sixteenth as differences to earlier ones; no bit is lost."""
 
-    run: RunPath
-    """Folder of the run."""
     undo: Flag = False
     """Make them whole again."""
-    json: Flag = False
 
 
 @dataclass(frozen=True)
-class PruneOptions:
+class PruneOptions(RunOptions):
     """Say which snapshots no rule keeps, and with --yes remove them; resume states are never touched.
 
     The newest stays always, and so do those that the run's sweet spot was chosen from.
     """
 
-    run: RunPath
-    """Folder of the run."""
     keep_every: int = 0
     """Keep those whose epoch is a multiple of this."""
     keep_best: int = 0
@@ -68,7 +55,6 @@ class PruneOptions:
     """Keep these."""
     yes: Flag = False
     """Remove, instead of saying what would be removed."""
-    json: Flag = False
 
 
 def snapshots(arguments: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
 """What a user is told when something is wrong, and the exit code that goes with it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -20,28 +20,12 @@ class RedHeartError(Exception):
     """Whether it has been printed where errors go."""
 
     def __init__(
-        self,
-        what: str,
-        *,
-        where: object = None,
-        got: object = None,
-        expected: object = None,
-        hint: str | None = None,
+        self, what: str, *, where: object = None, got: object = None, expected: object = None, hint: str | None = None
     ) -> None:
-        self.what = what
-        self.where = where
-        self.got = got
-        self.expected = expected
-        self.hint = hint
-        super().__init__(self._message())
-
-    def _message(self) -> str:
-        lines = [self.what]
-        for name in ("where", "got", "expected", "hint"):
-            value = getattr(self, name)
-            if value is not None:
-                lines.append(f"  {name + ':':<10}{value}")
-        return "\n".join(lines)
+        self.what, self.where, self.got, self.expected, self.hint = what, where, got, expected, hint
+        given = {"where": where, "got": got, "expected": expected, "hint": hint}
+        lines = [f"  {name + ':':<10}{value}" for name, value in given.items() if value is not None]
+        super().__init__("\n".join([what, *lines]))
 
 
 class BadInput(RedHeartError):
@@ -85,6 +69,17 @@ class OtherRankFailed(RedHeartError):
 def one_line(error: Exception) -> str:
     """An error of other code: its class, and the first line of what it says, if it says anything."""
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+
+
+def listed(problems: Sequence[object]) -> str:
+    """Problems, a line each behind a line break; of very many the first."""
+    return names_text([f"\n    {problem}" for problem in problems], shown=100, separator="", rest="\n    and")
+
+
+def names_text(names: Collection[str], *, shown: int = 5, separator: str = ", ", rest: str = " and") -> str:
+    """The first few of these names, and how many more there are."""
+    more = f"{rest} {len(names) - shown} more" if len(names) > shown else ""
+    return separator.join(list(names)[:shown]) + more
 
 
 @contextmanager

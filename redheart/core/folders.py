@@ -10,13 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput, CorruptFile, names_text
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, is_sealed, real_path, temporary_path
 
 Contents = Callable[[Path], Collection[str]]
 """From a folder to the names of what this program wrote into it, as its manifest there says; it raises `BadInput` or
 `CorruptFile` where there is no manifest of this purpose."""
-_SHOWN_NAMES = 5
 
 
 def refuse_foreign(path: Path, contents: Contents | None) -> None:
@@ -166,12 +165,6 @@ def remove_leftovers(folder: Path) -> None:
     with disk_errors(folder):
         for item in folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-
-
-def names_text(names: Collection[str]) -> str:
-    """The first few of these names, and how many more there are."""
-    shown = ", ".join(list(names)[:_SHOWN_NAMES])
-    return shown if len(names) <= _SHOWN_NAMES else f"{shown} and {len(names) - _SHOWN_NAMES} more"
 
 
 def _is_empty_folder(path: Path) -> bool:

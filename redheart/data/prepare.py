@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from redheart.core.config import FeatureConfig, PrepareConfig, digest
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput, CorruptFile, listed
 from redheart.core.files import (
     is_sealed,
     read_json,
@@ -25,7 +25,7 @@ from redheart.data.generator import generate
 from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
 from redheart.data.near_duplicates import NearDuplicates, near_duplicates
-from redheart.data.records import Record, Row, listed, read_rows
+from redheart.data.records import Record, Row, read_rows
 from redheart.data.schemas import class_names_path, parse_rows
 from redheart.data.scripts import counted, foreign_script
 from redheart.data.split import Split, split_rows

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, listed
 from redheart.core.text import read_text
-from redheart.data.records import listed
 
 KEYS = ("id", "subject")
 

@@ -12,7 +12,6 @@ from redheart.core.text import decode, read_content
 MAX_LINE_CHARS = 1 << 24
 SUFFIXES = (".json", ".jsonl", ".tsv")
 _SHOWN_CHARS = 60
-_LISTED_PROBLEMS = 100
 _MARK = "\ufeff"
 
 
@@ -92,12 +91,6 @@ def shown(value: object) -> str:
     except RecursionError:
         return "a value nested too deeply"
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
-
-
-def listed(problems: Sequence[object]) -> str:
-    """Problems, a line each behind a line break; of very many the first."""
-    more = f"\n    and {len(problems) - _LISTED_PROBLEMS} more" if len(problems) > _LISTED_PROBLEMS else ""
-    return "".join(f"\n    {problem}" for problem in problems[:_LISTED_PROBLEMS]) + more
 
 
 def text_lines(content: bytes) -> Iterator[tuple[str, str | Malformed]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, listed
 from redheart.core.text import is_unicode, read_content
 from redheart.data.records import (
     SUFFIXES,
@@ -16,8 +16,6 @@ from redheart.data.records import (
     text_lines,
 )
 from redheart.predict.predictor import as_record
-
-_SHOWN_PROBLEMS = 100
 
 
 def read_texts(path: Path) -> list[Record]:
@@ -35,9 +33,7 @@ def read_texts(path: Path) -> list[Record]:
     problems: list[str] = []
     records = [_record(kind, row, problems) for row in rows]
     if problems:
-        more = f"\n    and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        listing = "\n".join(f"    {problem}" for problem in problems[:_SHOWN_PROBLEMS])
-        raise BadInput(f"{len(problems)} problems\n{listing}{more}", where=path, hint="correct or remove these")
+        raise BadInput(f"{len(problems)} problems{listed(problems)}", where=path, hint="correct or remove these")
     return records
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import torch
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, listed, names_text
 from redheart.core.files import read_json
 from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_empty
 from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
-from redheart.snapshots.safe_load import listed, load_torch_file, refuse_unwritable
+from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
 from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorReader, Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -55,7 +55,9 @@ def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()
     """
     found = (_open_folder if source.is_dir() else _open_file)(source, part, expected)
     if not found.tensors.specs:
-        raise BadInput("there are no weights", where=source, got=", ".join(found.ignored[:MAX_PROBLEMS]) or "nothing")
+        raise BadInput(
+            "there are no weights", where=source, got=names_text(found.ignored, shown=MAX_PROBLEMS) or "nothing"
+        )
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, names_text
 from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, Names, words
 from redheart.snapshots.safe_load import InertArray
 from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorSpec, spec_of
@@ -148,13 +148,13 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
         raise BadInput(
             "weights are arrays of numpy, which are not read",
             where=root.file,
-            got=", ".join(arrays[:MAX_PROBLEMS]),
+            got=names_text(arrays, shown=MAX_PROBLEMS),
             hint="turn them into tensors where the file was made: torch.from_numpy",
         )
     raise BadInput(
         "the file holds no model, only what is kept of a training",
         where=root.file,
-        got=", ".join([*start.parts, *start.tensors][:MAX_PROBLEMS]),
+        got=names_text([*start.parts, *start.tensors], shown=MAX_PROBLEMS),
         hint="give the file that holds the weights",
     )
 

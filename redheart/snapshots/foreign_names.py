@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, names_text
 from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorSpec
 
 WRAPS_ALL = "module."
@@ -132,7 +132,7 @@ def keys_by_name(names: Names, where: Path) -> dict[str, str]:
         raise BadInput(
             f"{len(twice)} names would stand for several tensors without what wrappers put before them",
             where=where,
-            got="; ".join(twice[:MAX_PROBLEMS]),
+            got=names_text(twice, shown=MAX_PROBLEMS, separator="; "),
             hint="save the state_dict() of the model alone, or remove one of each",
         )
     for name in by_name:

@@ -8,15 +8,15 @@ here: none of that code is needed or run.
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.tensor_file import DTYPE_NAMES, MAX_PROBLEMS, spec_of
+from redheart.core.errors import BadInput, CorruptFile, listed
+from redheart.snapshots.tensor_file import DTYPE_NAMES, spec_of
 
 _ALLOWED = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -162,12 +162,6 @@ def refuse_unwritable(tensors: Mapping[str, Tensor], where: Path) -> None:
             expected=f"dense tensors of {', '.join(DTYPE_NAMES.values())}",
             hint="change them where the file was made, as said behind each, and save it again",
         )
-
-
-def listed(problems: Sequence[str]) -> str:
-    """Problems, a line each behind a line break; of very many the first."""
-    more = f"\n    and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
-    return "".join(f"\n    {problem}" for problem in problems[:MAX_PROBLEMS]) + more
 
 
 def _unwritable(tensor: Tensor) -> str | None:

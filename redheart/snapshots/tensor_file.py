@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput, CorruptFile, names_text
 from redheart.core.files import disk_errors, open_output, sha256_file, to_disk
 
 DTYPE_NAMES = {
@@ -248,11 +248,10 @@ class TensorReader(Tensors):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise CorruptFile("not a safetensors file", where=path, got=error) from error
         if unknown := [f"{name}: {item}" for name, item in slices.items() if item.dtype not in _DTYPES]:
-            more = f" and {len(unknown) - MAX_PROBLEMS} more" if len(unknown) > MAX_PROBLEMS else ""
             raise BadInput(
                 "tensors are of a type that is not known here",
                 where=path,
-                got="; ".join(unknown[:MAX_PROBLEMS]) + more,
+                got=names_text(unknown, shown=MAX_PROBLEMS, separator="; "),
                 expected=", ".join(_DTYPES),
                 hint="convert them where the file was made; what packs several numbers into a byte can be kept as U8",
             )

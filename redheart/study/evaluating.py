@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from redheart.core.config import StudyConfig
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, listed
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.features import make_features
@@ -81,8 +81,8 @@ def evaluate_file(
     kind, rows = read_rows(path)
     parsed = parse_rows(path, kind, rows)
     if parsed.problems:
-        listing = "\n".join(f"    {problem}" for problem in parsed.problems[:100])
-        raise BadInput(f"{len(parsed.problems)} problems in {parsed.num_invalid} records\n{listing}", where=path)
+        what = f"{len(parsed.problems)} problems in {parsed.num_invalid} records{listed(parsed.problems)}"
+        raise BadInput(what, where=path)
     records = [_renamed(record, parsed.inventory, inventory, path) for record in parsed.records]
     values_NT, mask_NT = target_arrays(records, inventory)
     features = make_features(
