@@ -4,9 +4,12 @@ Which of them it is, a file says by its first bytes; its name may say otherwise.
 """
 
 import codecs
+import csv
 import gzip
+import io
 import re
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from redheart.core.errors import BadInput
@@ -77,6 +80,13 @@ def decode(content: bytes, path: Path, *, what: str = "file") -> str:
 def read_text(path: Path, *, what: str = "file") -> str:
     """The text of a file, as `read_content` and `decode` give it."""
     return decode(read_content(path, what=what), path, what=what)
+
+
+def csv_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A CSV; numbers as they are, nothing rounded, an absent one empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def is_unicode(text: str) -> bool:

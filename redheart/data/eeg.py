@@ -4,8 +4,6 @@ MNE is the optional extra `eeg`; this is written against its version 1.13. Shape
 frequencies.
 """
 
-import csv
-import io
 import math
 import struct
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ import msgspec
 import numpy as np
 
 from redheart.core.errors import BadInput, extra, one_line
+from redheart.core.text import csv_table
 
 ALPHA_HZ = (8.0, 13.0)
 EPOCH_S, OVERLAP_S = 2.0, 1.0
@@ -162,11 +161,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
 
 def asymmetry_table(found: Sequence[Asymmetry]) -> str:
     """The asymmetries as the CSV that `redheart ratings` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "subject", "faa"))
-    writer.writerows((item.id, item.subject, repr(item.faa)) for item in found)
-    return text.getvalue()
+    return csv_table(("id", "subject", "faa"), ((item.id, item.subject, item.faa) for item in found))
 
 
 def _too_short(name: str) -> BadInput:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -25,7 +24,10 @@ def draw_lines(
     log_x: bool = False,
 ) -> None:
     """Line plots in one picture; `marks` puts a dot at an x of a series."""
-    figure, axes = _figure()
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     for index, (name, (x, y)) in enumerate(series.items()):
         # Colours come round after ten lines.
         style = _LINE_STYLES[index // 10 % len(_LINE_STYLES)]
@@ -71,14 +73,6 @@ def draw_heatmaps(
     figure.supxlabel(xlabel, fontsize=9)
     figure.supylabel(ylabel, fontsize=9)
     save_png(figure, path)
-
-
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -1,12 +1,11 @@
 """Tables for a paper: LaTeX that needs no package, and the same figures unrounded as CSV."""
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from redheart.core.files import write_bytes
+from redheart.core.text import csv_table
 from redheart.data.prepare import Manifest
 from redheart.evaluate.evaluation import Evaluation
 from redheart.report.tables import comparison_rows
@@ -68,17 +67,6 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A `tabular`; the first column is text, the others are aligned right."""
     lines = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\hline", _line(header), r"\hline"]
     return "\n".join([*lines, *[_line(row) for row in rows], r"\hline", r"\end{tabular}", ""])
-
-
-def csv_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A CSV; numbers as they are, nothing rounded, an absent one empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(
-        ["" if cell is None else repr(cell) if isinstance(cell, float) else cell for cell in row] for row in rows
-    )
-    return text.getvalue()
 
 
 def escaped(text: str) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from redheart.core.config import StudyConfig, digest
 from redheart.core.files import read_sealed, write_bytes, write_sealed
 from redheart.core.lock import folder_lock
+from redheart.core.text import csv_table
 from redheart.snapshots.states import remove_states
 from redheart.study.phases import StudyData, is_first_rank, run_settings, train_at
 from redheart.study.run_folder import RunFolder
@@ -65,7 +66,8 @@ def run(
     rates, losses = [event["learning_rate"] for event in steps], [event["loss"] for event in steps]
     found = judge(settings.key, rates, losses, candidates=config.sweep.rates)
     write_sealed(path, found)
-    _write_csv(folder.sweep / "range_test.csv", found)
+    table = csv_table(("learning_rate", "loss"), zip(found.rates, found.losses, strict=True))
+    write_bytes(folder.sweep / "range_test.csv", table.encode())
     finite = [(rate, loss) for rate, loss in zip(rates, losses, strict=True) if loss is not None]
     draw_lines(
         folder.sweep / "range_test.png",
@@ -145,9 +147,3 @@ def _settings(config: StudyConfig, data: StudyData) -> RunSettings:
 
 def _folder(folder: RunFolder) -> Path:
     return folder.sweep / "range_test"
-
-
-def _write_csv(path: Path, found: RangeTest) -> None:
-    pairs = zip(found.rates, found.losses, strict=True)
-    rows = [f"{rate},{'' if loss is None else loss}" for rate, loss in pairs]
-    write_bytes(path, "\n".join(["learning_rate,loss", *rows, ""]).encode())

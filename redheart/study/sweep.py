@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from redheart.core.config import StudyConfig, SweepConfig, digest
 from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
 from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.text import csv_table
 from redheart.evaluate.results import Sweep, Trial
 from redheart.snapshots.states import remove_states
 from redheart.study import range_test
@@ -47,7 +49,9 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
             _run_process(folder, ["--train.learning-rate", repr(rate)])
             trial = finished_trial(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
         trials.append(trial)
-        _write_csv(folder.sweep / f"rate_{rate}.csv", trial)
+        rows = zip(count(1), trial.train_loss, trial.val_loss, strict=False)
+        table = csv_table(("epoch", "train_loss", "val_loss"), rows)
+        write_bytes(folder.sweep / f"rate_{rate}.csv", table.encode())
         say(config, "sweep", f"rate {rate}: " + (trial.status if trial.score is None else f"score {trial.score:.5f}"))
     _draw(folder.sweep / "sweep.png", trials)
     scored = {trial.rate: trial.score for trial in trials if trial.score is not None}
@@ -140,12 +144,6 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
             got=f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}",
             hint="its own message stands above; run the same command again to go on",
         )
-
-
-def _write_csv(path: Path, trial: Trial) -> None:
-    pairs = zip(trial.train_loss, trial.val_loss, strict=True)
-    rows = [f"{n},{fit!r},{loss!r}" for n, (fit, loss) in enumerate(pairs, start=1)]
-    write_bytes(path, "\n".join(["epoch,train_loss,val_loss", *rows, ""]).encode())
 
 
 def _draw(path: Path, trials: Sequence[Trial]) -> None:

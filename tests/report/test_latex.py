@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redheart.report.latex import csv_table, escaped, latex_table
+from redheart.core.text import csv_table
+from redheart.report.latex import escaped, latex_table
 
 
 def test_a_run_s_tables_hold_its_figures(finished_run: Path) -> None:
