@@ -54,9 +54,17 @@ def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequ
         rows = subject_N == name
         if rows.sum() >= _LEAST_TEXTS and np.ptp(predicted_N[rows]) > 0 and np.ptp(rated_N[rows]) > 0:
             found[name] = (float(spearmanr(predicted_N[rows], rated_N[rows]).statistic), int(rows.sum()))
+    design, num_left_out = "within subjects", len(names) - len(found)
+    correlations = list(found.values())
     if not found:
-        return _across(predicted_N, rated_N, subject_N)
-    rhos, counts = (np.array(column) for column in zip(*found.values(), strict=True))
+        # One mean pair a subject: what one subject says twice is not two observations.
+        means = [(predicted_N[subject_N == name].mean(), rated_N[subject_N == name].mean()) for name in names]
+        pairs_S2 = np.array(means)
+        if len(names) < _LEAST_TEXTS or (np.ptp(pairs_S2, axis=0) == 0).any():
+            return None
+        design, num_left_out = "across subjects", 0
+        correlations = [(float(spearmanr(*pairs_S2.T).statistic), len(names))]
+    rhos, counts = (np.array(column) for column in zip(*correlations, strict=True))
     z_S = np.arctanh(np.clip(rhos, -_LARGEST, _LARGEST))
     sampling_S = _VARIANCE / (counts - 3)
     num = len(z_S)
@@ -76,41 +84,10 @@ def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequ
         low=math.tanh(mean - quantile * error),
         high=math.tanh(mean + quantile * error),
         p_value=p_value,
-        design="within subjects",
-        num_subjects=num,
-        num_left_out=len(names) - num,
+        design=design,
+        num_subjects=len(names) - num_left_out,
+        num_left_out=num_left_out,
         num_pairs=int(counts.sum()),
         detectable_rho=math.tanh((quantile + power) * error),
         by_subject={name: rho for name, (rho, _) in found.items()},
-    )
-
-
-def detectable_across(num_subjects: int) -> float:
-    """The smallest |rho| that this many independent pairs show with 80 % power at the 5 % level (Fisher's z)."""
-    return math.tanh(float(norm.ppf((1 + _LEVEL) / 2) + norm.ppf(_POWER)) / math.sqrt(num_subjects - 3))
-
-
-def _across(predicted_N: np.ndarray, rated_N: np.ndarray, subject_N: np.ndarray) -> Correlation | None:
-    """One mean pair a subject: what one subject says twice is not two observations."""
-    names = np.unique(subject_N)
-    pairs = np.array([(predicted_N[subject_N == name].mean(), rated_N[subject_N == name].mean()) for name in names])
-    if len(pairs) < _LEAST_TEXTS or (np.ptp(pairs, axis=0) == 0).any():
-        return None
-    result = spearmanr(pairs[:, 0], pairs[:, 1])
-    z, error = (
-        math.atanh(float(np.clip(result.statistic, -_LARGEST, _LARGEST))),
-        math.sqrt(_VARIANCE / (len(pairs) - 3)),
-    )
-    quantile = float(norm.ppf((1 + _LEVEL) / 2))
-    return Correlation(
-        rho=float(result.statistic),
-        low=math.tanh(z - quantile * error),
-        high=math.tanh(z + quantile * error),
-        p_value=2 * float(norm.sf(abs(z) / error)),
-        design="across subjects",
-        num_subjects=len(names),
-        num_left_out=0,
-        num_pairs=len(pairs),
-        detectable_rho=detectable_across(len(names)),
-        by_subject={},
     )

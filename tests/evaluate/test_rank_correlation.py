@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from redheart.evaluate.affect import predicted_affect
-from redheart.evaluate.rank_correlation import correlate, detectable_across
+from redheart.evaluate.rank_correlation import correlate
 
 
 def test_one_subject_is_scipy_s_correlation() -> None:
@@ -55,13 +55,18 @@ def test_few_texts_that_happen_to_agree_are_no_certainty() -> None:
 
 def test_the_stated_power_is_what_comes_out() -> None:
     random = np.random.default_rng(2)
-    # Known: 20 pairs show |rho| of .59 or more only.
-    assert detectable_across(20) == pytest.approx(0.59, abs=0.005)
-    rho, found = detectable_across(40), 0
+    # Known for Pearson's correlation: 20 pairs show .591 or more, 40 .430; Spearman's variance is 1.06 times as large.
+    for num, pearson in ((20, 0.591), (40, 0.430)):
+        expected = math.tanh(math.sqrt(1.06) * math.atanh(pearson))
+        subjects = [f"s{index}" for index in range(num)]
+        result = correlate(random.normal(size=num), random.normal(size=num), subjects)
+        assert result is not None and result.detectable_rho == pytest.approx(expected, abs=0.001)
+        rho = result.detectable_rho
+    found = 0
     for _ in range(300):
         x = random.normal(size=40)
         y = rho * x + math.sqrt(1 - rho**2) * random.normal(size=40)
-        result = correlate(x, y, [f"s{index}" for index in range(40)])
+        result = correlate(x, y, subjects)
         assert result is not None and result.design == "across subjects"
         found += result.p_value < 0.05
     # 80 % for Pearson's correlation; Spearman's loses about a tenth of the information in normal data.

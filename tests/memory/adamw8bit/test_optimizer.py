@@ -93,3 +93,15 @@ def test_states_take_two_bytes_and_a_scale_per_block() -> None:
     take_steps(optimizer, 1)
     total = sum(value.nbytes for value in optimizer.state[parameter].values() if isinstance(value, Tensor))
     assert total / parameter.numel() <= 2.05
+
+
+def test_a_closure_may_run_backward() -> None:
+    (parameter,) = params = [torch.ones(4).requires_grad_()]
+    optimizer = ours(params)
+
+    def closure() -> float:
+        loss = (parameter**2).sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0 and (parameter < 1).all()
