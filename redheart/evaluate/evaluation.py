@@ -63,7 +63,7 @@ def _distribution(logits_NC: np.ndarray, targets_NC: np.ndarray, *, seed: int) -
         "accuracy_tie": metrics.hits(logits_NC, targets_NC, tie_tolerant=True),
         "brier": metrics.brier(logits_NC, targets_NC),
     }
-    found = {name: _interval((values,), _mean, name, seed=seed) for name, values in per_record.items()}
+    found = {name: _interval((values,), np.mean, name, seed=seed) for name, values in per_record.items()}
     confidence_N = softmax(logits_NC, axis=1).max(1)
     found["macro_f1"] = Estimate(metrics.macro_f1(logits_NC, targets_NC))
     found["ece"] = Estimate(metrics.calibration_error(confidence_N, per_record["accuracy"]))
@@ -83,7 +83,7 @@ def _values(
             continue
         pair = (targets_NO[rows, index], predictions_NO[rows, index])
         found[f"r2.{name}"] = _interval(pair, metrics.r_squared, name, seed=seed)
-        found[f"mae.{name}"] = _interval((np.abs(pair[0] - pair[1]),), _mean, name, seed=seed)
+        found[f"mae.{name}"] = _interval((np.abs(pair[0] - pair[1]),), np.mean, name, seed=seed)
     if found:
         shown = [index for index, name in enumerate(names) if f"r2.{name}" in found]
         found["r2"] = _mean_r_squared(predictions_NO[:, shown], targets_NO[:, shown], mask_NO[:, shown], seed=seed)
@@ -115,11 +115,6 @@ def _mean_r_squared(predictions_NO: np.ndarray, targets_NO: np.ndarray, mask_NO:
         draws = mean_over_targets(counts_RN)
     low, high = np.percentile(draws, (2.5, 97.5))
     return Estimate(value, float(low), float(high)) if np.isfinite([low, high]).all() else Estimate(value)
-
-
-def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    mean: np.ndarray = values.mean(axis)
-    return mean
 
 
 def _interval(

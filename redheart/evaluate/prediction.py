@@ -16,11 +16,6 @@ from redheart.model.network import task_of
 from redheart.train.device.out_of_memory import in_parts
 
 
-def rows_with(mask_NO: np.ndarray) -> np.ndarray:
-    """Records that have all of a distribution's targets, (N,) bool."""
-    return np.asarray(mask_NO.all(1))
-
-
 def predictor_losses(outputs: dict[str, np.ndarray], prepared: Prepared, rows: np.ndarray) -> dict[str, np.ndarray]:
     """Loss of every predictor on every row, NaN where it has no target, (N,) each."""
     losses = {}

@@ -18,10 +18,6 @@ LARGE_SEGMENT_BYTES = 20 << 20
 ROUND_LARGE_BYTES = 2 << 20
 
 
-class OutOfMemory(MemoryError):
-    """The replayed card has no room for a request."""
-
-
 @dataclass(slots=True)
 class _Block:
     address: int
@@ -49,19 +45,14 @@ def segment_bytes(rounded: int) -> int:
 class CachingAllocator:
     """One stream of one card. `allocated_bytes` counts rounded requests, `reserved_bytes` segments."""
 
-    def __init__(self, limit_bytes: int | None = None):
-        self.limit_bytes = limit_bytes
+    def __init__(self) -> None:
         self.allocated_bytes = self.reserved_bytes = 0
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         self._blocks: dict[int, _Block] = {}
         self._next_address = 0
 
     def malloc(self, size_bytes: int) -> int:
-        """Serve a request; the address is the handle for `free`.
-
-        Raises:
-            OutOfMemory: no cached block fits and the limit leaves no room for a new segment.
-        """
+        """Serve a request; the address is the handle for `free`."""
         size = rounded_bytes(size_bytes)
         small = size <= SMALL_BYTES
         pool = self._free[small]
@@ -115,10 +106,6 @@ class CachingAllocator:
 
     def _new_segment(self, size: int, *, small: bool) -> _Block:
         wanted = segment_bytes(size)
-        if self.limit_bytes is not None and self.reserved_bytes + wanted > self.limit_bytes:
-            self.empty_cache()
-            if self.reserved_bytes + wanted > self.limit_bytes:
-                raise OutOfMemory(f"{wanted} bytes wanted, {self.reserved_bytes} of {self.limit_bytes} reserved")
         block = _Block(self._next_address, wanted, small)
         # A gap, so that two segments never look like neighbours.
         self._next_address += wanted + MIN_BLOCK_BYTES

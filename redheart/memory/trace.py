@@ -148,11 +148,7 @@ def _counted(counts: Counts, func: Any, args: Any, kwargs: Any, result: Any) -> 
         return counts.plus(Counts(1, formula(*args, **kwargs, out_val=result)))
     # What only sets memory aside moves nothing.
     tensors = [] if "empty" in func._schema.name else tree_iter((args, kwargs, result))
-    return counts.plus(Counts(1, 0, sum(_num_bytes(item) for item in tensors if isinstance(item, Tensor))))
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return counts.plus(Counts(1, 0, sum(item.nbytes for item in tensors if isinstance(item, Tensor))))
 
 
 @contextmanager

@@ -114,7 +114,8 @@ class ConditionalEvaluator:
         self.start(choice)
         start_s = time.perf_counter()
         if base is not None:
-            self._results.touch(self._keys(base).values())
+            for key in self._keys(base).values():
+                self._results.get(key)
         keys = self._keys(choice)
         made, missing = self._known(keys)
         self._compute(missing, choice, keys, made)

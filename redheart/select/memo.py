@@ -1,7 +1,7 @@
 """A cache of tensors under a bound of bytes: what was used longest ago makes room."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -10,7 +10,7 @@ T = TypeVar("T")
 class Memo(Generic[T]):
     """Values by key with their sizes; the least recently used are evicted.
 
-    A value that is larger than the whole bound is not kept; `num_refused` counts these.
+    A value that is larger than the whole bound is not kept.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -18,7 +18,6 @@ class Memo(Generic[T]):
         self.held_bytes = 0
         self.peak_bytes = 0
         self.num_evicted = 0
-        self.num_refused = 0
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -38,7 +37,6 @@ class Memo(Generic[T]):
         if old is not None:
             self.held_bytes -= old[1]
         if size_bytes > self.limit_bytes:
-            self.num_refused += 1
             return
         while self.held_bytes + size_bytes > self.limit_bytes:
             _, (_, size) = self._values.popitem(last=False)
@@ -47,9 +45,3 @@ class Memo(Generic[T]):
         self._values[key] = (value, size_bytes)
         self.held_bytes += size_bytes
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
-
-    def touch(self, keys: Iterable[Hashable]) -> None:
-        """Count these as used just now, in their order."""
-        for key in keys:
-            if key in self._values:
-                self._values.move_to_end(key)

@@ -106,13 +106,6 @@ def strategy_named(name: str) -> Strategy:
     Raises:
         BadInput: there is none of that name.
     """
-    if name == "ema":
-        raise BadInput(
-            "the run keeps no moving average of its optimizer steps",
-            where="--select.strategy",
-            got=name,
-            hint="`snapshot-ema` is the moving average over its snapshots",
-        )
     if name not in STRATEGIES:
         raise BadInput(
             "unknown selection strategy", where="--select.strategy", got=name, expected=", ".join(STRATEGIES)

@@ -13,7 +13,7 @@ from redheart.data.prepare import Prepared
 from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated
 from redheart.evaluate.calibration_fit import fit
 from redheart.evaluate.holdout_log import CONFIRM, SELECT, open_confirm, read_openings
-from redheart.evaluate.prediction import predict_rows, rows_with
+from redheart.evaluate.prediction import predict_rows
 from redheart.evaluate.reliability import calibration_scores, reliability_bins, share_losses
 from redheart.evaluate.results import CalibrationResult, MethodResult
 from redheart.report.calibration_section import draw_reliability
@@ -105,7 +105,7 @@ def _verdict(candidate: str, gain: Gain) -> str:
 def _labelled(prepared: Prepared, part: str) -> tuple[np.ndarray, np.ndarray]:
     columns = prepared.inventory.columns("emotion")
     rows = prepared.split[part]
-    rows = rows[rows_with(prepared.mask_NT[rows][:, columns])]
+    rows = rows[prepared.mask_NT[rows][:, columns].all(1)]
     targets_NC = prepared.values_NT[rows][:, columns].astype(np.float64)
     least = _LEAST_RECORDS if part == SELECT else 2
     if len(rows) < least:

@@ -17,7 +17,7 @@ from redheart.data.features import FeatureCache
 from redheart.data.loader import epoch_order, load_batch
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
-from redheart.evaluate.prediction import predict_rows, predictor_losses, rows_with
+from redheart.evaluate.prediction import predict_rows, predictor_losses
 from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
@@ -106,7 +106,7 @@ class EmotionLearner:
         means = {name: float(np.nanmean(losses)) for name, losses in losses_N.items() if not np.isnan(losses).all()}
         tasks = {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
         columns = self._prepared.inventory.columns("emotion")
-        labelled = rows_with(self._prepared.mask_NT[rows][:, columns])
+        labelled = self._prepared.mask_NT[rows][:, columns].all(1)
         found = {}
         if labelled.any():
             logits_NC = outputs["heads.emotion"][labelled]

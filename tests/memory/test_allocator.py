@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redheart.core.units import MIB
-from redheart.memory.allocator import CachingAllocator, OutOfMemory, rounded_bytes, segment_bytes
+from redheart.memory.allocator import CachingAllocator, rounded_bytes, segment_bytes
 
 
 @pytest.mark.parametrize(("size", "rounded"), [(0, 512), (1, 512), (512, 512), (513, 1024), (MIB + 1, MIB + 512)])
@@ -72,15 +72,6 @@ def test_fragments_do_not_serve_a_larger_request() -> None:
     card.free(parts[2])
     card.malloc(8 * MIB)
     assert card.reserved_bytes == 40 * MIB
-
-
-def test_limit_gives_free_segments_back_before_it_refuses() -> None:
-    card = CachingAllocator(limit_bytes=64 * MIB)
-    card.free(card.malloc(40 * MIB))
-    card.malloc(60 * MIB)
-    assert card.reserved_bytes == 60 * MIB
-    with pytest.raises(OutOfMemory):
-        card.malloc(6 * MIB)
 
 
 @given(st.lists(st.tuples(st.integers(1, 30 * MIB), st.integers(0, 9)), max_size=60))

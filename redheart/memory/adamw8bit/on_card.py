@@ -13,8 +13,6 @@ from redheart.memory.adamw8bit.kernel import StepScalars
 class CardKernel(Chunked):
     """The functions of `Kernel` for tensors of a device; bitsandbytes has them for the CPU as well."""
 
-    name = "bitsandbytes"
-
     def update8(
         self,
         scalars: StepScalars,
@@ -55,7 +53,3 @@ class CardKernel(Chunked):
     def sum_squares(self, grad: Tensor) -> float:
         """See `Kernel.sum_squares`."""
         return float(torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2)
-
-    def add(self, total: Tensor, addend: Tensor) -> None:
-        """See `Kernel.add`."""
-        total.add_(addend)
