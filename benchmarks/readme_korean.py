@@ -107,6 +107,9 @@ SENTENCES = {
     "SURD R2": "SURD R2",
     "No baseline does better in any of the tasks. {rest}": "어느 과제에서도 더 나은 기준 모델이 없습니다. {rest}",
     "Better than the recommended model: {which}. {rest}": "권장된 모델보다 나은 것: {which}. {rest}",
+    "At the end of {epochs} epochs the validation loss is {each} above its lowest (seeds {first} to {last}). {rest}": (
+        "{epochs} 에포크가 끝났을 때 검증 손실은 가장 낮았던 값보다 {each} 높습니다(시드 {first}~{last}). {rest}"
+    ),
     "No evidence of gain of the crossover over the best single snapshot in any of {seeds} seeds (on unseen records "
     "{each}). {rest}": (
         "교차 결합이 가장 좋은 단일 스냅샷보다 낫다는 증거는 시드 {seeds}개 가운데 어디에서도 나오지 않았습니다"

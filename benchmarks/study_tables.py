@@ -164,6 +164,14 @@ def verdict(found: dict[int, Found]) -> str:
     return f"Evidence of gain {what} in {len(better)} of {len(gains)} seeds (on unseen records {each})."
 
 
+def ends(found: dict[int, Found]) -> str:
+    """The sentence on overfitting: how far validation losses had risen at the end since they were lowest."""
+    losses = [[epoch["val_loss"] for epoch in study["result"]["epochs"]] for study in found.values()]
+    rises = ", ".join(f"{100 * (curve[-1] / min(curve) - 1):.2f} %" for curve in losses)
+    last = f"At the end of {len(losses[0])} epochs the validation loss is {rises} above its lowest"
+    return f"{last} (seeds {min(found)} to {max(found)})."
+
+
 def hours(study: Found) -> str:
     """How long sweep and training took by their own clocks."""
     result = study["result"]
@@ -242,12 +250,14 @@ def page() -> str:
         "Written by `benchmarks/study_tables.py --write` from `benchmarks/results/study`; "
         "`benchmarks/study.py RUN --write` puts the results of a finished run there. Intervals are 95 %.",
         f"{run_text(settings)} on {cores_text(first)}: {hours(first)}. {split_text(first)}.",
-        "Regularisation and cycle were chosen on the validation records of seed 0; these overlap with the test records "
-        "of other seeds. The rate that seed 0's sweep found was given to the others.",
+        "Regularisation and cycle were chosen on the validation records of seed 0, the weight of the values and words "
+        "in the features on those of seeds 0 and 1; these overlap with the test records of other seeds. The rate that "
+        "seed 0's sweep found was given to the others.",
         "## The sweep",
         sweep_table(first),
         "## Training",
         epochs_table(first),
+        ends(found),
         "## Modules",
         "Every module predicts on its own, so that it has a validation loss and a best epoch of its own. "
         f"Seed {first_seed}:",
@@ -281,7 +291,7 @@ def short() -> str:
     first_seed, first = next(iter(found.items()))
     made = f"{run_text(first['settings'])} on {cores_text(first)} ({hours(first)})"
     heading = f"{made}, {split_text(first)}. The test split of seed {first_seed}, 95 % intervals:"
-    closing = f"{not_reached(first_seed, first)} {verdict(found)} [All of it](docs/study.md)."
+    closing = f"{not_reached(first_seed, first)} {ends(found)} {verdict(found)} [All of it](docs/study.md)."
     return "\n\n".join([heading, test_table(first_seed, first), closing])
 
 
