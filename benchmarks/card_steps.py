@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace, variant: str) -> dict[str, object]:
     run = dataclasses.replace(
         phases.run_settings(config, data, RATE, epochs=options.epochs), max_steps=options.steps, snapshots=False
     )
-    for name in ("_update_part", "add", "sum_squares"):
+    for name in ("update_part", "add", "sum_squares"):
         setattr(HostAdamW8bit, name, torch.profiler.record_function("host")(getattr(HostAdamW8bit, name)))
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         trace = Path(folder) / "trace.json"

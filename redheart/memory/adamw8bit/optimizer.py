@@ -1,7 +1,7 @@
 """The optimizer: bitsandbytes' state layout, the fused kernel or the chunked fallback behind it."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -70,36 +70,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
         out_bf16: Tensor | None = None,
     ) -> None:
         """One step on one parameter, its gradient scaled on the way and its bf16 copy written in the same pass."""
-        scalars = self._begin(group, parameter, grad_scale)
-        path = CardKernel() if group.get("on_card") else self._backend
-        self._update_part(path, parameter, grad, scalars, slice(0, parameter.numel()), out_bf16)
-
-    @torch.no_grad()
-    def update_in_parts(
-        self,
-        group: dict[str, Any],
-        parameter: Tensor,
-        grad: Tensor,
-        *,
-        grad_scale: float,
-        parts: Iterable[slice],
-        slot: Callable[[int], Tensor],
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """The same step part by part: yields where a part lies and its new weights in bf16, in what `slot` gave.
-
-        Args:
-            group: the parameter's group.
-            parameter: the master weights, (n,) float32.
-            grad: (n,) float32 or bfloat16.
-            grad_scale: every gradient is multiplied by it.
-            parts: of [0, n), each beginning at a multiple of 256.
-            slot: from a number of elements to where their bf16 copy is written.
-        """
-        scalars = self._begin(group, parameter, grad_scale)
-        for part in parts:
-            out_bf16 = slot(part.stop - part.start)
-            self._update_part(self._backend, parameter, grad, scalars, part, out_bf16)
-            yield part, out_bf16
+        scalars = self.begin(group, parameter, grad_scale)
+        self.update_part(group, parameter, grad, scalars, slice(0, parameter.numel()), out_bf16)
 
     def add(self, total: Tensor, addend: Tensor) -> None:
         """Add a gradient, (n,) bfloat16 or float32, to a sum of gradients beside it, (n,) float32."""
@@ -108,8 +80,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
         else:
             total.add_(addend)
 
-    def _begin(self, group: dict[str, Any], parameter: Tensor, grad_scale: float) -> StepScalars:
-        """Count the step, with states at zero before the first."""
+    def begin(self, group: dict[str, Any], parameter: Tensor, grad_scale: float) -> StepScalars:
+        """Count a step on one parameter, with states at zero before the first; what every part of it takes."""
         state = self.state[parameter]
         if not state:
             self._start(state, parameter, group["state_bits"])
@@ -126,15 +98,27 @@ class HostAdamW8bit(torch.optim.Optimizer):
             min_code2=self._min_code2,
         )
 
-    def _update_part(
+    @torch.no_grad()
+    def update_part(
         self,
-        path: Kernel | Chunked,
+        group: dict[str, Any],
         parameter: Tensor,
         grad: Tensor,
         scalars: StepScalars,
         part: slice,
         out_bf16: Tensor | None,
     ) -> None:
+        """The step of a part.
+
+        Args:
+            group: the parameter's group.
+            parameter: the master weights, (n,) float32.
+            grad: (n,) float32 or bfloat16.
+            scalars: of `begin`.
+            part: of [0, n), from a multiple of 256.
+            out_bf16: where the part's new weights are written too.
+        """
+        path = CardKernel() if group.get("on_card") else self._backend
         state = self.state[parameter]
         master, flat_grad = parameter.data.view(-1)[part], grad.reshape(-1)[part]
         first, second = state["state1"].view(-1)[part], state["state2"].view(-1)[part]

@@ -156,14 +156,10 @@ def _step(zero: Any, closure: None = None) -> None:
             out_bf16 = weights if weights.dtype == torch.bfloat16 else None
             optimizer.update(group, master, master.grad, grad_scale=grad_scale, out_bf16=out_bf16)
             continue
-        for part, copy in optimizer.update_in_parts(
-            group,
-            master,
-            master.grad,
-            grad_scale=grad_scale,
-            parts=pieces(master.numel()),
-            slot=to_device.slot,
-        ):
+        scalars = optimizer.begin(group, master, grad_scale)
+        for part in pieces(master.numel()):
+            copy = to_device.slot(part.stop - part.start)
+            optimizer.update_part(group, master, master.grad, scalars, part, copy)
             to_device.send(copy, weights[part])
     if world_size > 1:
         for flat, partitions in zip(zero.bit16_groups_flat, zero.parallel_partitioned_bit16_groups, strict=True):
