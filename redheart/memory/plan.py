@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from heapq import merge
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -168,17 +169,10 @@ class Planner:
         """
         # What cannot fit at any micro-batch is not simulated: 64 micro-batches of 7B parameters take seconds.
         strategies = [strategy for strategy in strategies if self._fixed_bytes(strategy) <= vram_bytes]
-        # The more micro-batches the slower: what is not asked for is not simulated.
-        by_time = merge(
-            *(
-                self._of_size(strategy, number, recompute, cost or self._step_s)
-                for number, strategy in enumerate(strategies)
-                for recompute in ((False, True) if checkpointing is None else (checkpointing,))
-            ),
-            key=lambda item: item[:2],
-        )
         comfort_bytes, fits, least_cost = int(comfort_share * vram_bytes), None, 0.0
-        for step_cost, _, strategy, micro_batch, recompute in by_time:
+        for step_cost, strategy, micro_batch, recompute in self.by_time(
+            strategies, cost or self._step_s, checkpointing
+        ):
             if fits and step_cost > COMFORT_COST * least_cost:
                 break
             limit_bytes = comfort_bytes if fits else vram_bytes
@@ -192,6 +186,20 @@ class Planner:
                 if fits is None and plan.fits:
                     fits, least_cost = plan, step_cost
         return fits
+
+    def by_time(
+        self, strategies: Sequence[StrategySizes], cost: Cost, checkpointing: bool | None
+    ) -> Iterator[tuple[float, StrategySizes, int, bool]]:
+        """Seconds of a step of every configuration, the fastest first: of strategy, micro-batch and checkpointing."""
+
+        def of_sizes(strategy: StrategySizes, recompute: bool) -> Iterator[tuple[float, StrategySizes, int, bool]]:
+            # The more micro-batches the slower: what is not asked for is not simulated.
+            for size in MICRO_BATCHES:
+                if size <= self.workload.effective_batch:
+                    yield cost(strategy, size, recompute), strategy, size, recompute
+
+        recomputes = (False, True) if checkpointing is None else (checkpointing,)
+        return merge(*(of_sizes(item, recompute) for item in strategies for recompute in recomputes), key=itemgetter(0))
 
     def with_share(
         self,
@@ -249,14 +257,6 @@ class Planner:
         """What a pass launches, computes and moves."""
         found, once = (self._trace(micro_batch, recompute, "release") for recompute in (checkpointing, False))
         return PassWork(found.forward, found.backward, found.backward.operators - once.backward.operators)
-
-    def _of_size(
-        self, strategy: StrategySizes, number: int, checkpointing: bool, cost: Cost
-    ) -> Iterator[tuple[float, int, StrategySizes, int, bool]]:
-        """Seconds of a step with every micro-batch, the fastest first, and what they are of."""
-        for micro_batch in MICRO_BATCHES:
-            if micro_batch <= self.workload.effective_batch:
-                yield cost(strategy, micro_batch, checkpointing), number, strategy, micro_batch, checkpointing
 
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
         steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))

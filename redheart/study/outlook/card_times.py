@@ -1,13 +1,11 @@
 """The plan of a card that need not be here: its fastest configuration, how long a run takes, and what comes next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import merge
-from operator import itemgetter
 
 from redheart.core.units import GIB
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import MICRO_BATCHES, Cost, Plan, Planner
+from redheart.memory.plan import Cost, Plan, Planner
 from redheart.memory.step_time import CardClock, StepTime
 
 LANES = {
@@ -69,17 +67,8 @@ def next_best(
         checkpointing: with, without, or either.
         count: how many.
     """
-
-    def of_sizes(strategy: StrategySizes, recompute: bool) -> Iterator[tuple[float, StrategySizes, int, bool]]:
-        # The more micro-batches the slower: what is not asked for is not simulated.
-        for size in MICRO_BATCHES:
-            if size <= planner.workload.effective_batch:
-                yield cost(strategy, size, recompute), strategy, size, recompute
-
-    recomputes = (False, True) if checkpointing is None else (checkpointing,)
-    by_time = merge(*(of_sizes(item, recompute) for item in strategies for recompute in recomputes), key=itemgetter(0))
     found: list[tuple[Plan, float]] = []
-    for step_s, strategy, size, recompute in by_time:
+    for step_s, strategy, size, recompute in planner.by_time(strategies, cost, checkpointing):
         setting = {"micro_batch": size, "checkpointing": recompute, "vram_bytes": chosen.vram_bytes}
         plan, _ = planner.plan(strategy, **setting, is_search=True)  # type: ignore[arg-type]
         if plan.fits and setting_text(plan) != setting_text(chosen):
