@@ -27,7 +27,7 @@ _DECAY = {"weight_decay": 6.0, "feature_dropout": 0.3, "value_weight": 2.0, "cyc
 RECIPES: Mapping[str, Mapping[Preset, Recipe]] = {
     MEASURED: {
         "tiny": Recipe(_DESIGN.settings, "the design's: no study of `tiny` on real records was made"),
-        "small": Recipe(_DECAY, "studies of 60 epochs on 8,858 real records (docs/study.md)"),
+        "small": Recipe(_DECAY, "three seeds of 60 epochs on 8,858 real records (docs/study.md)"),
         "full": Recipe(_DECAY, "that of `small`: no study of `full` was made yet"),
     },
     DESIGN: {"tiny": _DESIGN, "small": _DESIGN, "full": _DESIGN},

@@ -84,4 +84,4 @@ def test_a_client_that_fails_is_told_nothing_more(capsys: pytest.CaptureFixture[
         sink.write({"event": "step", "step": 1, "loss": 1.0})
     sink.close(exit_code=0)
     assert run.calls == 1
-    assert capsys.readouterr().err == "warning: W&B failed and is told nothing more: lost\n"
+    assert capsys.readouterr().err == "warning: W&B failed and is told nothing more: ConnectionResetError: lost\n"
