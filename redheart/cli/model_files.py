@@ -9,7 +9,7 @@ import tyro
 
 from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
 from redheart.core.config import Preset
-from redheart.core.errors import BadInput, names_text
+from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
 
 if TYPE_CHECKING:
     from redheart.model.network import RedHeart
@@ -91,7 +91,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.consolidate import write_modules
     from redheart.snapshots.foreign import open_foreign, problems_against, refuse_problems
     from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
-    from redheart.snapshots.tensor_file import MAX_PROBLEMS, spec_of
+    from redheart.snapshots.tensor_file import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
     model = _expected_model(options)

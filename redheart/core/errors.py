@@ -3,6 +3,9 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+MAX_PROBLEMS = 50
+"""So many tensors are named in one error."""
+
 
 class RedHeartError(Exception):
     """A failure that the user can act on: one message, no traceback.

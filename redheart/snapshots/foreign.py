@@ -8,13 +8,13 @@ from pathlib import Path
 import msgspec
 import torch
 
-from redheart.core.errors import BadInput, listed, names_text
+from redheart.core.errors import MAX_PROBLEMS, BadInput, listed, names_text
 from redheart.core.files import read_json
 from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_empty
 from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
 from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
-from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorReader, Tensors, TensorSpec
+from redheart.snapshots.tensor_file import TensorReader, Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from redheart.core.errors import BadInput, names_text
-from redheart.snapshots.tensor_file import MAX_PROBLEMS, TensorSpec
+from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
+from redheart.snapshots.tensor_file import TensorSpec
 
 WRAPS_ALL = "module."
 """What DistributedDataParallel puts before every name."""

@@ -17,7 +17,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from redheart.core.errors import BadInput, CorruptFile, names_text
+from redheart.core.errors import MAX_PROBLEMS, BadInput, CorruptFile, names_text
 from redheart.core.files import disk_errors, open_output, sha256_file, to_disk
 
 DTYPE_NAMES = {
@@ -46,8 +46,6 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
-MAX_PROBLEMS = 50
-"""So many tensors are named in one error."""
 _MEND = "restore it, or use another snapshot or state"
 
 

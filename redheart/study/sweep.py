@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 
 from redheart.core.config import StudyConfig, SweepConfig, digest
@@ -49,7 +48,7 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
             _run_process(folder, ["--train.learning-rate", repr(rate)])
             trial = finished_trial(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
         trials.append(trial)
-        rows = zip(count(1), trial.train_loss, trial.val_loss, strict=False)
+        rows = [(n, *pair) for n, pair in enumerate(zip(trial.train_loss, trial.val_loss, strict=True), start=1)]
         table = csv_table(("epoch", "train_loss", "val_loss"), rows)
         write_bytes(folder.sweep / f"rate_{rate}.csv", table.encode())
         say(config, "sweep", f"rate {rate}: " + (trial.status if trial.score is None else f"score {trial.score:.5f}"))
