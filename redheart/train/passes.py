@@ -16,7 +16,7 @@ from redheart.train.learner import Learner
 
 
 class Passes:
-    """Of a run; while a micro-batch is computed the learner reads the one that comes next.
+    """Of a run; while a card computes a micro-batch the learner reads the one that comes next.
 
     Args:
         learner: the model and its data.
@@ -54,7 +54,10 @@ class Passes:
                 pending = split(pending, self.micro_batch)
                 continue
             pending = pending[1:]
-            self._learner.read_ahead((pending or self._micro_batches(following) or [following])[0])
+            if self._engine.device.type != "cpu":
+                # On the CPU all cores compute: torch's threads of a reader would take them (steps of `small` are 1.24
+                # times as long then).
+                self._learner.read_ahead((pending or self._micro_batches(following) or [following])[0])
             # Some gradients of a micro-batch may be in the sum and some not.
             with no_second_try(self.too_large("backward pass", number)):
                 self._engine.backward(loss.total, last=not pending)

@@ -1,0 +1,45 @@
+"""What the passes of a step ask of the learner and the engine."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from redheart.train.passes import Passes
+from tests.train.line import Line
+
+
+class Reading(Line):
+    """Notes which rows it is asked to read before they are needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead: list[list[int]] = []
+
+    def read_ahead(self, rows: np.ndarray) -> None:
+        self.ahead.append(rows.tolist())
+
+
+def rows_read_ahead(device: str, following: np.ndarray) -> list[list[int]]:
+    """In a step of four rows, two at a time."""
+    learner = Reading()
+    engine = SimpleNamespace(
+        module=learner.model,
+        device=torch.device(device),
+        rank=0,
+        world_size=1,
+        backward=lambda loss, last: loss.backward(),
+    )
+    passes = Passes(learner, cast(Any, engine), micro_batch=2, on_halved=lambda size: None, draws="")
+    passes.step(1, np.arange(4), following=following)
+    return learner.ahead
+
+
+def test_the_next_micro_batch_is_read_while_a_card_computes() -> None:
+    assert rows_read_ahead("cuda", np.arange(4, 8)) == [[2, 3], [4, 5]]
+    assert rows_read_ahead("cuda", np.arange(0)) == [[2, 3], []]
+
+
+def test_nothing_is_read_ahead_on_the_cpu_whose_cores_all_compute() -> None:
+    assert rows_read_ahead("cpu", np.arange(4, 8)) == []
