@@ -50,7 +50,7 @@ class Learner(Protocol):
     def read_ahead(self, rows: np.ndarray) -> None:
         """Begin to read the rows that `loss` will be asked for next; none where that is not known.
 
-        Not asked on the CPU.
+        Not asked where several threads of the CPU compute.
         """
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:

@@ -1,9 +1,11 @@
 """What the passes of a step ask of the learner and the engine."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 
 from redheart.train.passes import Passes
@@ -36,10 +38,19 @@ def rows_read_ahead(device: str, following: np.ndarray) -> list[list[int]]:
     return learner.ahead
 
 
-def test_the_next_micro_batch_is_read_while_a_card_computes() -> None:
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """With which torch computes meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_the_next_micro_batch_is_read_while_a_card_computes(threads: int) -> None:
     assert rows_read_ahead("cuda", np.arange(4, 8)) == [[2, 3], [4, 5]]
     assert rows_read_ahead("cuda", np.arange(0)) == [[2, 3], []]
 
 
-def test_nothing_is_read_ahead_on_the_cpu_whose_cores_all_compute() -> None:
-    assert rows_read_ahead("cpu", np.arange(4, 8)) == []
+def test_on_the_cpu_it_is_read_only_where_one_thread_computes(threads: int) -> None:
+    assert rows_read_ahead("cpu", np.arange(4, 8)) == ([[2, 3], [4, 5]] if threads == 1 else [])
