@@ -17,7 +17,7 @@ from redheart.train.learner import Learner
 
 
 class Passes:
-    """Of a run; while a micro-batch is computed the learner reads the next, unless all cores compute.
+    """Of a run; while a micro-batch is computed the learner reads the next, unless several threads of the CPU compute.
 
     Args:
         learner: the model and its data.
@@ -55,8 +55,7 @@ class Passes:
                 pending = split(pending, self.micro_batch)
                 continue
             pending = pending[1:]
-            # A thread has a team of torch's threads of its own, which takes the cores that compute: steps of `small` on
-            # two cores are 1.24 times as long then.
+            # A thread has a team of torch's threads of its own, which takes the cores that compute: docs/step.md.
             if self._engine.device.type != "cpu" or torch.get_num_threads() == 1:
                 self._learner.read_ahead((pending or self._micro_batches(following) or [following])[0])
             # Some gradients of a micro-batch may be in the sum and some not.
