@@ -9,20 +9,22 @@ The device holds the model in bf16 and no gradient longer than its backward pass
 little more. The host holds masters in float32, two moments of 8 bits, and the gradients.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, MutableMapping
 from itertools import groupby
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, check_hyper_parameters
 from redheart.memory.offloaded import RING_BYTES, Flat, Offloaded
 from redheart.pipeline.bucket import Bucket, bounded
 
 HYPER_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
+TYPES = (torch.bfloat16, torch.float32)
 _TAKEN: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()
 """The hook of every parameter: a later optimizer takes it over, where an earlier one would take its gradients away."""
 
@@ -44,8 +46,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             weights; call `finish` before anything else reads them. Without it a step is done when `step` returns.
 
     Raises:
-        ValueError: no parameter requires a gradient, there are several ranks, whose gradients nobody would average, or
-            `overlap` without a CUDA device.
+        ValueError: no parameter requires a gradient or one is of another type; a hyper-parameter is out of its range;
+            there are several ranks, whose gradients nobody would average; or `overlap` without a CUDA device.
 
     In a loop of one's own, `transformers.Trainer`, TRL's `SFTTrainer`, Lightning: docs/your-loop.md has the lines.
     """
@@ -64,7 +66,9 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
     ):
         if distributed.is_initialized() and distributed.get_world_size() > 1:
             raise ValueError("OffloadAdamW8bit is for one rank: nothing averages the gradients of several")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_bits": 8})
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        check_hyper_parameters(**defaults)
+        super().__init__(params, defaults | {"state_bits": 8})
         flats = self._flattened()
         self._host = HostAdamW8bit(
             [
@@ -77,7 +81,10 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             for parameter in flat.parameters:
                 if parameter in _TAKEN:
                     _TAKEN[parameter].remove()
-                _TAKEN[parameter] = parameter.register_post_accumulate_grad_hook(self._arrived)
+                _TAKEN[parameter] = parameter.register_post_accumulate_grad_hook(_hook_of(self))
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("OffloadAdamW8bit is bound to its parameters: keep its state_dict() instead of a copy of it")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused once the optimizer is made: buckets and states are laid out then.
@@ -99,6 +106,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         self._group_of: list[int] = []
         for number, group in enumerate(self.param_groups):
             trained = [parameter for parameter in group["params"] if parameter.requires_grad]
+            if others := {str(item.dtype) for item in trained} - {str(dtype) for dtype in TYPES}:
+                raise ValueError(f"parameters are in {', '.join(sorted(others))}, expected bfloat16 or float32")
             for _, of_a_type in groupby(trained, key=lambda parameter: parameter.dtype):
                 for part in bounded(of_a_type):
                     bucket = Bucket(len(flats), f"group {number}", sum(item.numel() for item in part))
@@ -160,9 +169,21 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         own = [len(flat.master) for flat in self._work.flats]
         if sizes not in ([], own) or len(state_dict["param_groups"]) != len(self.param_groups):
             raise ValueError("the state is that of other parameters, or of other groups of them")
+        self._host.load_state_dict(state_dict["host"])
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update(saved)
-        self._host.load_state_dict(state_dict["host"])
         for flat, master in zip(self._work.flats, state_dict["masters"], strict=bool(sizes)):
             flat.master.copy_(master)
             self._work.write_weights(flat, flat.master)
+
+
+def _hook_of(optimizer: OffloadAdamW8bit) -> Callable[[nn.Parameter], None]:
+    """Takes gradients for as long as the optimizer is there: the parameters, which hold the hook, often outlive it."""
+    reference = weakref.ref(optimizer)
+
+    def arrived(parameter: nn.Parameter) -> None:
+        owner = reference()
+        if owner is not None:
+            owner._arrived(parameter)
+
+    return arrived

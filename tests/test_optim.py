@@ -1,10 +1,13 @@
 """The offloaded optimizer in a plain loop: the engine's bits, torch's contract, and nothing lost on the way."""
 
+import copy
 import hashlib
 import json
 import math
+import pickle
 import re
 import sys
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -187,3 +190,61 @@ def test_the_lines_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     done = launch([sys.executable, "loop.py"], cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert float(done.stdout) < 30  # of 64 at first
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_type_that_the_kernel_does_not_read_is_refused(dtype: torch.dtype) -> None:
+    """float16 was read as float32, past its end; float64 never moved."""
+    with pytest.raises(ValueError, match=f"{dtype}, expected bfloat16 or float32"):
+        OffloadAdamW8bit(small_model(dtype).parameters())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1.0}, {"eps": -1e-3}, {"weight_decay": -1.0}, {"betas": (0.9, 1.0)}, {"betas": (1.0, 0.9)}]
+)
+@pytest.mark.parametrize("kind", [OffloadAdamW8bit, HostAdamW8bit])
+def test_hyper_parameters_have_the_ranges_of_torch_s_adamw(kind: type, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        kind(small_model().parameters(), **wrong)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, -1.0])
+def test_a_norm_of_zero_or_less_clips_nothing_as_none_does(max_grad_norm: float) -> None:
+    """A negative one made steps uphill."""
+    weights = []
+    for norm in (None, max_grad_norm):
+        model = small_model()
+        train(model, OffloadAdamW8bit(model.parameters(), max_grad_norm=norm), 3)
+        weights.append(nn.utils.parameters_to_vector(model.parameters()))
+    assert torch.equal(*weights)
+
+
+def test_an_optimizer_of_another_class_finds_the_gradients_once_this_one_is_gone() -> None:
+    model, other = small_model(), small_model()
+    optimizer = OffloadAdamW8bit(model.parameters())
+    loss_of(model).backward()
+    optimizer.step()
+    del optimizer
+    other.load_state_dict(model.state_dict())
+    for trained in (model, other):
+        train(trained, torch.optim.AdamW(trained.parameters(), lr=1e-2), 2)
+    assert torch.equal(*(nn.utils.parameters_to_vector(item.parameters()) for item in (model, other)))
+
+
+def test_a_state_that_is_refused_changes_nothing() -> None:
+    model = small_model()
+    optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-3)
+    train(model, optimizer, 1)
+    state = optimizer.state_dict()
+    state["param_groups"] = [group | {"lr": 9.0} for group in state["param_groups"]]
+    state["host"] = state["host"] | {"param_groups": []}
+    with pytest.raises(ValueError):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_copy_is_refused_where_it_would_be_broken(copied: Callable[[object], object]) -> None:
+    optimizer = OffloadAdamW8bit(small_model().parameters())
+    with pytest.raises(TypeError, match="state_dict"):
+        copied(optimizer)

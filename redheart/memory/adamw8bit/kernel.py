@@ -88,7 +88,7 @@ class Kernel:
                 ctypes.c_int64(master.numel()),
                 _at(master),
                 _at(grad),
-                int(grad.dtype == torch.bfloat16),
+                _is_bf16(grad),
                 *map(_at, (*codes, *absmax)),
                 _at(out_bf16),
             )
@@ -114,7 +114,7 @@ class Kernel:
                 ctypes.c_int64(master.numel()),
                 _at(master),
                 _at(grad),
-                int(grad.dtype == torch.bfloat16),
+                _is_bf16(grad),
                 *map(_at, moments),
                 _at(out_bf16),
             )
@@ -129,7 +129,7 @@ class Kernel:
                 self._threads(num_threads),
                 ctypes.c_int64(grad.numel()),
                 _at(grad),
-                int(grad.dtype == torch.bfloat16),
+                _is_bf16(grad),
                 ctypes.byref(total),
             )
         )
@@ -195,6 +195,13 @@ def load_kernels(path: str) -> tuple[Kernel, ...]:
     library = ctypes.CDLL(path)
     library.redheart_path_name.restype = ctypes.c_char_p
     return tuple(Kernel(library, rank) for rank in range(4) if library.redheart_path_name(rank))
+
+
+def _is_bf16(grad: Tensor) -> int:
+    """Which of the two types that the library reads; any other would be read as float32, past its end."""
+    if grad.dtype not in (torch.bfloat16, torch.float32):
+        raise TypeError(f"a gradient is in {grad.dtype}, expected bfloat16 or float32")
+    return int(grad.dtype == torch.bfloat16)
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:

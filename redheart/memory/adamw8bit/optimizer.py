@@ -27,6 +27,9 @@ class HostAdamW8bit(torch.optim.Optimizer):
     8-bit states are `state1`, `state2` (uint8 codes), `absmax1`, `absmax2` (float32 per 256) and `qmap1`, `qmap2`,
     under bitsandbytes' names, and load into `bitsandbytes.optim.AdamW8bit` and back; 32-bit ones are `state1`,
     `state2` in float32, as there. `kernel` is another path than this machine's fastest.
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
     """
 
     def __init__(
@@ -39,9 +42,18 @@ class HostAdamW8bit(torch.optim.Optimizer):
         min_code2: int = 1,
         kernel: Kernel | None = None,
     ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state_bits": 8})
+        defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        check_hyper_parameters(**defaults)
+        super().__init__(params, defaults | {"state_bits": 8})
         self._min_code2 = min_code2
         self._backend = kernel or backend()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_min_code2": self._min_code2}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._backend = backend()
 
     def leave_a_core(self) -> None:
         """Take one thread less than torch has, for somebody has other work to do meanwhile."""
@@ -137,7 +149,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
             path.update32(scalars, master, flat_grad, moments=(first, second), out_bf16=out_bf16)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state of this class or of `bitsandbytes.optim.AdamW8bit`; tensors are copied in their own dtype.
+        """Take a state of this class or of `bitsandbytes.optim.AdamW8bit`; tensors are copied in their own dtype to
+        their parameter's device.
 
         Raises:
             ValueError: the groups are of another number or size.
@@ -155,7 +168,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
             saved.update(saved.pop(BITSANDBYTES_NESTED, {}))
             if saved:
                 self.state[parameter] = {
-                    name: value.clone() if isinstance(value, Tensor) else value for name, value in saved.items()
+                    name: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+                    for name, value in saved.items()
                 }
 
     def sum_squares(self, grad: Tensor) -> float:
@@ -175,12 +189,26 @@ class HostAdamW8bit(torch.optim.Optimizer):
             state[f"absmax{moment}"] = parameter.new_zeros(blocks)
 
 
+def check_hyper_parameters(*, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    """The ranges of torch's AdamW.
+
+    Raises:
+        ValueError: one is outside.
+    """
+    for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}, expected 0 or more")
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas are {betas}, expected two of at least 0 and below 1")
+
+
 def clip_factor(norm: float, max_norm: float | None) -> float:
     """What every gradient is multiplied by so that their common norm is at most `max_norm`; None or 0 clips nothing.
 
-    The constant keeps the quotient finite; both as in DeepSpeed's `unscale_and_clip_grads`.
+    So does what is negative, as in transformers. The constant keeps the quotient finite, as in DeepSpeed's
+    `unscale_and_clip_grads`.
     """
-    return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+    return min(1.0, max_norm / (norm + 1e-6)) if max_norm is not None and max_norm > 0 else 1.0
 
 
 @cache

@@ -1,10 +1,11 @@
 """The optimizer's states are bitsandbytes' in both directions; small tensors and marked groups stay in float32."""
 
+import pickle
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 
@@ -105,3 +106,24 @@ def test_a_closure_may_run_backward() -> None:
         return loss.item()
 
     assert optimizer.step(closure) == 4.0 and (parameter < 1).all()
+
+
+def test_loaded_states_come_to_their_parameters_wherever_they_were_kept() -> None:
+    """accelerate and `torch.load(map_location="cuda")` hand them over on the device; `meta` stands in for it."""
+    params = parameters()
+    optimizer = HostAdamW8bit(params, **SETTINGS)
+    take_steps(optimizer, 1)
+    other = HostAdamW8bit([nn.Parameter(item.detach().to("meta")) for item in params], **SETTINGS)
+    other.load_state_dict(optimizer.state_dict())
+    tensors = [value for item in other.state.values() for value in item.values() if isinstance(value, Tensor)]
+    assert tensors and {value.device.type for value in tensors} == {"meta"}
+
+
+def test_a_copy_goes_on_with_the_same_bits() -> None:
+    optimizer = HostAdamW8bit(parameters(), **SETTINGS)
+    take_steps(optimizer, 1)
+    copied = pickle.loads(pickle.dumps(optimizer))
+    for each in (optimizer, copied):
+        take_steps(each, 2)
+    for own, other in zip(optimizer.param_groups[0]["params"], copied.param_groups[0]["params"], strict=True):
+        assert torch.equal(own, other)
