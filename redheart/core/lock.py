@@ -15,7 +15,8 @@ def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
     """Hold the lock called `name` of a folder; it ends with the process, however that ends.
 
     Raises:
-        BadInput: another process holds it and `wait` is False; its process number is named.
+        BadInput: another process holds it and `wait` is False; its process number is named. Or the file system has no
+            locks.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +33,13 @@ def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
                 got=f"process {holder}",
                 hint="wait for it, stop it, or choose another --out",
             ) from None
+        except OSError as error:
+            raise BadInput(
+                "the file system cannot lock a folder",
+                where=folder,
+                got=error.strerror,
+                hint="choose another --out, or mount it with locks (NFS: with its lock daemon)",
+            ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

@@ -73,16 +73,18 @@ class Offloaded:
         self._overlaps = overlap is not None
         device = self.flats[0].parameters[0].device
         self._lanes = StreamLanes(device) if self._overlaps else InTurn()
+        largest = max(flat.bucket.elements * flat.dtype.itemsize for flat in self.flats)
+        largest_wire = max(flat.bucket.wire_bytes for flat in self.flats)
         self._pipeline = OffloadStep(
             [flat.bucket for flat in self.flats],
             self._lanes,
-            ring_bytes=ring_bytes or RING_BYTES,
+            # Its slots are of bf16; these of what the parameters are in.
+            ring_bytes=(ring_bytes or RING_BYTES) * largest_wire // largest,
             accumulates=accumulates,
             norm_on_host=not self._overlaps,
             work=self,
         )
         pinned = device.type == "cuda"
-        largest = max(flat.bucket.elements * flat.dtype.itemsize for flat in self.flats)
         self._slots = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(self.num_slots)]
         self._flat_of = {parameter: flat for flat in self.flats for parameter in flat.parameters}
         self._settings: list[dict[str, Any]] = []

@@ -102,9 +102,11 @@ class Planner:
         steps = -(-work.effective_batch // (micro_batch * strategy.ranks))
         entries = ledger(work.sizes, strategy, accumulates=steps > 1)
         kind = "release" if strategy.kind.is_zero else "keep"
-        training = self._trace(micro_batch, checkpointing, kind)
+        # A rank has no more records than its share of the effective batch; validation takes whole micro-batches.
+        records = self._records(strategy, micro_batch)
+        training = self._trace(records, checkpointing, kind)
         validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
-        batch_bytes, model = _tensor_bytes(work.batch(micro_batch)), work.sizes
+        batch_bytes, model = _tensor_bytes(work.batch(records)), work.sizes
         replay = replay_step(
             training, validation, batch_bytes, model=model, strategy=strategy, entries=entries, micro_batches=steps
         )
@@ -195,7 +197,7 @@ class Planner:
         def of_sizes(strategy: StrategySizes, recompute: bool) -> Iterator[tuple[float, StrategySizes, int, bool]]:
             # The more micro-batches the slower: what is not asked for is not simulated.
             for size in MICRO_BATCHES:
-                if size <= self.workload.effective_batch:
+                if size == self._records(strategy, size):
                     yield cost(strategy, size, recompute), strategy, size, recompute
 
         recomputes = (False, True) if checkpointing is None else (checkpointing,)
@@ -226,7 +228,7 @@ class Planner:
             (cost(whole, size, recompute), size, recompute)
             for recompute in ((False, True) if checkpointing is None else (checkpointing,))
             for size in ((micro_batch,) if micro_batch else MICRO_BATCHES)
-            if size <= self.workload.effective_batch
+            if size == self._records(strategy, size) or size == micro_batch
         ]
         for least_s, size, recompute in sorted(ways):
             if best_s <= least_s:
@@ -270,7 +272,11 @@ class Planner:
         if fixed > vram_bytes:
             return fixed
         kind = "release" if strategy.kind.is_zero else "keep"
-        return fixed + self._trace(micro_batch, checkpointing, kind).peak_bytes
+        return fixed + self._trace(self._records(strategy, micro_batch), checkpointing, kind).peak_bytes
+
+    def _records(self, strategy: StrategySizes, micro_batch: int) -> int:
+        """Of a pass in training."""
+        return min(micro_batch, -(-self.workload.effective_batch // strategy.ranks))
 
     def _fixed_bytes(self, strategy: StrategySizes) -> int:
         """What is always there."""

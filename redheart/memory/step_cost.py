@@ -46,7 +46,7 @@ def fused_offload(parameters: int, steps: int, checkpointing: bool, machine: Mac
     """So much of the optimizer on the host, by the pipeline's own order."""
     if not parameters:
         return on_card(parameters, steps, checkpointing)
-    modules = {f"part {number}": parameters // PARTS for number in range(PARTS)}
+    modules = {f"part {number}": max(1, parameters // PARTS) for number in range(PARTS)}
     return simulate(modules, machine, _passes(steps, checkpointing), ring_bytes=RING_BYTES, steps=2).step_s
 
 

@@ -26,7 +26,8 @@ def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
         return peak * (step + 1) / settings.warmup_steps
     fraction = position_of(step, settings, steps_per_epoch=steps_per_epoch)
     height = 1 - fraction if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * fraction))
-    return train.eta_min + height * (peak - train.eta_min)
+    low = min(train.eta_min, peak)
+    return low + height * (peak - low)
 
 
 def position_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:

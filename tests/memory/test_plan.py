@@ -193,3 +193,17 @@ def test_disk_of_full_is_predicted_within_five_per_cent() -> None:
     assert {row["what"] for row in rows} == {"states", "snapshots", "features"}
     for row in rows:
         assert abs(row["error"]) <= 0.05, row
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_pass_in_training_has_no_more_records_than_a_rank_s_share(ranks: int) -> None:
+    """A run with a larger micro-batch is the same run, but for its validation."""
+    _, planner = small_planner(effective_batch=8)
+    sizes = replace(strategy_sizes("zero2_offload_adam8bit"), ranks=ranks)
+    large, share = (
+        planner.plan(sizes, micro_batch=size, checkpointing=False, vram_bytes=8 * GIB)[0] for size in (64, 8 // ranks)
+    )
+    for moment in ("forward", "backward"):
+        assert large.moments[moment].parts == share.moments[moment].parts
+    assert large.accumulation_steps == share.accumulation_steps == 1
+    assert all(size * ranks <= 8 for _, _, size, _ in planner.by_time([sizes], lambda *_: 0.0, None))

@@ -30,3 +30,7 @@ def test_one_decay_rises_evenly_and_falls_over_the_run(decay: str, middle: float
     assert found[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert found[7] == pytest.approx(middle) and found[4:] == sorted(found[4:], reverse=True)
     assert 0.1 < found[-1] < 0.25
+
+
+def test_a_peak_below_the_lowest_rate_stays_where_it_is() -> None:
+    assert rates(TrainConfig(eta_min=1e-6, cycle_epochs=5), 1e-7, range(5)) == [pytest.approx(1e-7)] * 5
