@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
+from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json, refuse_own_input
 from redheart.core.config import Preset
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
 
@@ -94,6 +94,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.tensor_file import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
+    refuse_own_input(options.out, [options.source])
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:
         raise BadInput(

@@ -18,6 +18,7 @@ from torch import Tensor
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
 from redheart.core.folders import new_folder
+from redheart.core.lock import folder_lock
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
 from redheart.snapshots.parts import full_name
@@ -143,7 +144,14 @@ def write_snapshot(
     for leftover in root.glob(f".{folder.name}.*{PARTIAL}"):
         # Of a run that was killed while it wrote this very snapshot.
         shutil.rmtree(leftover, ignore_errors=True)
-    with new_folder(folder, snapshot_contents) as temporary:
+    outputs_name = _OUTPUTS
+    while outputs_name in modules:
+        outputs_name += "_"
+    # Another process may be rewriting the one that this takes the place of.
+    with (
+        folder_lock(root.parent, name="snapshots", wait=True),
+        new_folder(folder, snapshot_contents) as temporary,
+    ):
         manifest = SnapshotManifest(
             epoch=epoch,
             step=step,
@@ -151,10 +159,8 @@ def write_snapshot(
             val_loss=val_loss,
             val_module_loss=val_module_loss,
             train_module_loss=train_module_loss,
-            modules={
-                name: write_tensors(temporary / f"{name}.safetensors", tensors) for name, tensors in modules.items()
-            },
-            outputs=write_tensors(temporary / f"{_OUTPUTS}.safetensors", outputs),
+            modules={name: write_tensors(temporary / f"{name}{SUFFIX}", tensors) for name, tensors in modules.items()},
+            outputs=write_tensors(temporary / f"{outputs_name}{SUFFIX}", outputs),
         )
         earlier = [item for item in snapshot_folders(root) if _epoch(item) < epoch]
         # A broken manifest of old must not end a run.

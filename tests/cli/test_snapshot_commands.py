@@ -125,3 +125,15 @@ def test_bad_requests_are_one_clear_error(
     with pytest.raises(SystemExit) as ended:
         main(["snapshots", *(str(run) if item == "RUN" else item for item in arguments)])
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_import_does_not_take_the_place_of_what_it_reads(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "m.safetensors"
+    main(["snapshots", "consolidate", str(run), "--out", str(source)])
+    before = source.read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["snapshots", "import", str(source), "--out", str(source), "--dtype", "fp32"])
+    assert ended.value.code == 2 and "the output is the input" in capsys.readouterr().err
+    assert source.read_bytes() == before

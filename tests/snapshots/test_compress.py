@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.lock import folder_lock
 from redheart.snapshots import compress
 from redheart.snapshots.compress import compress_snapshots, expand_snapshots
-from redheart.snapshots.module_snapshots import list_snapshots, write_snapshot
+from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, write_snapshot
 from redheart.snapshots.prune import Keep, disk_bytes, prune
+from redheart.snapshots.tensor_file import TensorFile
 
 
 def walk(root: Path, snapshots: int, *, seed: int = 0, first: int = 1) -> Path:
@@ -212,3 +214,23 @@ def test_killed_before_any_file_operation_everything_can_be_read(operation: str,
     result = json.loads(done.stdout)
     assert not result["problems"], result["problems"]
     assert result["kills"] > 20
+
+
+def test_a_snapshot_that_is_written_anew_waits_for_who_rewrites_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between differences and manifest its folder was another one: the weights went, and only the manifest stayed."""
+    root = walk(tmp_path / "snapshots", 4)
+    before, switch, writers = weights(root), compress._switch, []
+
+    def while_training_goes_on(snapshot: Snapshot, entries: dict[str, TensorFile]) -> Snapshot:
+        if not writers:
+            writers.append(threading.Thread(target=walk, args=(root, 4)))
+            writers[0].start()
+            writers[0].join(timeout=0.5)
+        return switch(snapshot, entries)
+
+    monkeypatch.setattr(compress, "_switch", while_training_goes_on)
+    assert compress_snapshots(root)
+    writers[0].join()
+    assert weights(root) == before

@@ -118,11 +118,12 @@ def test_without_links_the_bytes_are_written_again(tmp_path: Path, monkeypatch: 
 def test_what_does_not_fit_is_named_and_nothing_is_left(
     changed: dict[str, Tensor], message: str, blend: Blend, tmp_path: Path
 ) -> None:
-    snapshots = [write(tmp_path / "s", 2), write(tmp_path / "s", 4, {**weights(4), "one": changed})]
+    root = tmp_path / "run" / "s"
+    snapshots = [write(root, 2), write(root, 4, {**weights(4), "one": changed})]
     with pytest.raises(CorruptFile) as caught:
         assemble(tmp_path / "out", choice={"one": blend, "two": single(2)}, snapshots=snapshots, expected=specs())
     assert message in str(caught.value) and "epoch_0004, one" in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["s"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
 def test_a_choice_is_held_against_what_is_there(tmp_path: Path) -> None:

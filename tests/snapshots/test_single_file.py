@@ -108,7 +108,7 @@ def test_states_that_do_not_say_where_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
-    made = write(tmp_path / "s", 2)
+    made = write(tmp_path / "run" / "s", 2)
     with pytest.raises(BadInput, match=r"ends in \.safetensors"):
         consolidated(made, tmp_path / "model.bin", dtype="bf16")
     out = tmp_path / "model.safetensors"
@@ -121,4 +121,4 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         tensors["two.weight"]
     with pytest.raises(CorruptFile, match=r"two\.safetensors"):
         consolidated(made, out, dtype="bf16")
-    assert out.read_bytes() == before and {item.name for item in tmp_path.iterdir()} == {"s", out.name}
+    assert out.read_bytes() == before and {item.name for item in tmp_path.iterdir()} == {"run", out.name}
