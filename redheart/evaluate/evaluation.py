@@ -11,6 +11,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap
 from redheart.core.seeds import stream_seed
 from redheart.data.inventory import Inventory
 from redheart.evaluate import metrics
+from redheart.select.statistics import FEW_RECORDS, LEVEL, students_interval
 
 _RESAMPLES = 1000
 
@@ -121,8 +122,8 @@ def _interval(
     samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], name: str, *, seed: int
 ) -> Estimate:
     """The statistic with its interval; without one where there are too few records, or too few that differ."""
-    value = float(statistic(*samples))
-    if len(samples[0]) < 2:
+    value, number = float(statistic(*samples)), len(samples[0])
+    if number < 2 or np.ptp(samples[0]) == 0:
         return Estimate(value)
     random = np.random.default_rng(stream_seed(seed, "bootstrap", name))
     with warnings.catch_warnings():
@@ -139,4 +140,7 @@ def _interval(
         )
     interval = result.confidence_interval
     low, high = float(interval.low), float(interval.high)
+    if statistic is np.mean and number < FEW_RECORDS:
+        low_t, high_t = students_interval(samples[0], level=LEVEL, freedom=number - 1)
+        low, high = min(low, low_t), max(high, high_t)
     return Estimate(value, low, high) if np.isfinite([low, high]).all() else Estimate(value)

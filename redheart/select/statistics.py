@@ -15,7 +15,7 @@ from redheart.core.errors import BadInput
 _RESAMPLES = 5000
 _ROUNDS = 1000
 LEVEL = 0.95
-_FEW_RECORDS = 30
+FEW_RECORDS = 30
 """Below so many a bootstrap's interval is too narrow: of two records it is the two themselves."""
 _SMALLEST_LOSS = 1e-12
 
@@ -62,6 +62,7 @@ def paired_gain(
     seed: int,
     level: float = LEVEL,
     resamples: int = _RESAMPLES,
+    least_labelled: int | None = None,
 ) -> Gain:
     """Gain in mean loss with a paired BCa interval (Efron 1987) over records.
 
@@ -73,6 +74,7 @@ def paired_gain(
         seed: seed of the bootstrap.
         level: of the interval.
         resamples: of the bootstrap.
+        least_labelled: where a loss is made of several tasks, the records of the one that has the fewest.
 
     Raises:
         BadInput: fewer than two records have a target.
@@ -90,8 +92,9 @@ def paired_gain(
     if not np.isfinite([low, high]).all():
         # BCa is not defined where all resamples lie on one side of the mean, as with a handful of records.
         low, high = _interval(differences_N, "percentile", level=level, resamples=resamples, seed=seed)
-    if len(differences_N) < _FEW_RECORDS:
-        low_t, high_t = _students_interval(differences_N, level=level)
+    fewest = min(len(differences_N), least_labelled or len(differences_N))
+    if fewest < FEW_RECORDS:
+        low_t, high_t = students_interval(differences_N, level=level, freedom=max(1, fewest - 1))
         low, high = min(low, low_t), max(high, high_t)
     return Gain(
         float(differences_N.mean() * scale),
@@ -117,9 +120,10 @@ def _interval(values_N: np.ndarray, method: str, *, level: float, resamples: int
     return found.confidence_interval.low, found.confidence_interval.high
 
 
-def _students_interval(values_N: np.ndarray, *, level: float) -> tuple[float, float]:
+def students_interval(values_N: np.ndarray, *, level: float, freedom: int) -> tuple[float, float]:
+    """Student's interval of a mean by its standard error, with so many degrees of freedom."""
     error = values_N.std(ddof=1) / np.sqrt(len(values_N))
-    low, high = t.interval(level, len(values_N) - 1, loc=values_N.mean(), scale=error)
+    low, high = t.interval(level, freedom, loc=values_N.mean(), scale=error)
     return float(low), float(high)
 
 

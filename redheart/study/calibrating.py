@@ -18,7 +18,7 @@ from redheart.evaluate.reliability import calibration_scores, reliability_bins, 
 from redheart.evaluate.results import CalibrationResult, MethodResult
 from redheart.report.calibration_section import draw_reliability
 from redheart.report.facts import model_digest
-from redheart.select.statistics import Gain, paired_gain
+from redheart.select.statistics import LEVEL, Gain, level_of, paired_gain
 from redheart.study.final import load_assembled, read_crossover
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder
@@ -40,21 +40,30 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     name = crossover.recommended
     model = load_assembled(config, folder, data.prepared.inventory, name, digest=crossover.digests[name])
     labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
-    models = {"calibrated": model_digest(folder.root, name)}
-    if not any(opening.part == CONFIRM and opening.models == models for opening in read_openings(folder.root)):
-        open_confirm(folder.root, data.prepared, models=models)
+    digest = model_digest(folder.root, name)
+    judged = [opening.models.get("calibrated") for opening in read_openings(folder.root) if opening.part == CONFIRM]
+    judged = list(dict.fromkeys(item for item in judged if item))
+    if digest not in judged:
+        open_confirm(folder.root, data.prepared, models={"calibrated": digest})
+        judged.append(digest)
+    level = level_of(judged.index(digest) + 1)
     logits, targets = {}, {}
     for part, (rows, targets[part]) in labelled.items():
         outputs = predict_rows(model, data.features, rows, micro_batch=records_at_once(config))
         logits[part] = outputs["heads.emotion"].astype(np.float64)
-    result = judge(logits, targets, seed=config.seed, model=models["calibrated"])
+    result = judge(logits, targets, seed=config.seed, model=digest, level=level)
     write_sealed(folder.calibration / "calibration.json", result)
     draw_reliability(folder.calibration / "reliability.png", result)
     return result
 
 
 def judge(
-    logits: Mapping[str, np.ndarray], targets: Mapping[str, np.ndarray], *, seed: int, model: str
+    logits: Mapping[str, np.ndarray],
+    targets: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    model: str,
+    level: float = LEVEL,
 ) -> CalibrationResult:
     """Choose a calibration on the select records and compare it with none on the confirm records.
 
@@ -63,6 +72,7 @@ def judge(
         targets: their soft labels.
         seed: of folds and bootstrap.
         model: digest of the model's weights.
+        level: of the interval; see `level_of`.
     """
     fitted: dict[str, Calibration | None] = {"none": None}
     fitted |= {method: fit(method, logits[SELECT], targets[SELECT]) for method in METHODS}
@@ -77,7 +87,7 @@ def judge(
     }
     candidate = min(methods, key=lambda name: methods[name].select_cross_entropy)
     losses = {name: share_losses(shares[name], targets[CONFIRM]) for name in ("none", candidate)}
-    gain = paired_gain(losses["none"], losses[candidate], seed=stream_seed(seed, "calibration gain"))
+    gain = paired_gain(losses["none"], losses[candidate], seed=stream_seed(seed, "calibration gain"), level=level)
     return CalibrationResult(
         model=model,
         num_select=len(targets[SELECT]),
@@ -93,12 +103,11 @@ def judge(
 def _verdict(candidate: str, gain: Gain) -> str:
     if candidate == "none":
         return "No calibration lowers the loss on the select records: predictions stay as the model makes them."
-    figures = f"{gain.percent:+.2f} % [{gain.low:+.2f}, {gain.high:+.2f}] on {gain.num_records} records"
     if gain.is_evidence:
-        return f"Calibration ({candidate}) is better than none: loss lower by {figures}; predictions use it."
+        return f"Calibration ({candidate}) is better than none: loss lower by {gain}; predictions use it."
     return (
         f"No evidence that a calibration is better than none ({candidate}, the best on the select records: loss lower "
-        f"by {figures}): predictions stay as the model makes them."
+        f"by {gain}): predictions stay as the model makes them."
     )
 
 

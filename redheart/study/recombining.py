@@ -114,11 +114,18 @@ def gain_on(
     *,
     level: float = LEVEL,
 ) -> Gain:
-    """Gain of the crossover over the best single snapshot on a part of the records."""
+    """Gain of the crossover over the best single snapshot on a part of the records; those without a target are none."""
     scoring, floors = Scoring(scales), loss_floors(prepared, prepared.split[part])
-    scores = {name: scoring.score_N(losses[name], floors) for name in MODELS}
-    seed = stream_seed(config.seed, "gain", part)
-    return paired_gain(scores["best_single"], scores["crossover"], seed=seed, level=level)
+    labelled_TN = np.stack([~np.isnan(losses["crossover"][name]) for name in scales])
+    counts_T = labelled_TN.sum(1)
+    scores = {name: np.where(labelled_TN.any(0), scoring.score_N(losses[name], floors), np.nan) for name in MODELS}
+    return paired_gain(
+        scores["best_single"],
+        scores["crossover"],
+        seed=stream_seed(config.seed, "gain", part),
+        level=level,
+        least_labelled=int(counts_T[counts_T > 0].min()),
+    )
 
 
 def _task_gains(

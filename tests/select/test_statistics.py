@@ -121,3 +121,14 @@ def test_a_real_difference_survives_the_bootstrap_of_the_choice() -> None:
     scores_CN[3] -= 0.2
     outside, inside = out_of_bag_gain(scores_CN, 1.0 + random.normal(0, 0.1, 400), seed=0)
     assert outside == pytest.approx(20, abs=2) and inside == pytest.approx(outside, abs=0.5)
+
+
+@pytest.mark.parametrize("labelled", [2, 3, 4, 6, 12])
+def test_a_task_with_few_targets_is_evidence_no_more_often_than_it_may_be(labelled: int) -> None:
+    """One task is on all of 60 records and another on few, whose weight is then large."""
+    random, found = np.random.default_rng(labelled), 0
+    for seed in range(200):
+        base_N, noise_N = random.gamma(2.0, 0.5, 60) + 5, random.normal(0, 0.1, 60)
+        noise_N[:labelled] += random.normal(0, 0.1, labelled) * 60 / labelled
+        found += paired_gain(base_N, base_N + noise_N, seed=seed, resamples=300, least_labelled=labelled).is_evidence
+    assert found <= 12

@@ -14,12 +14,13 @@ from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, write_sealed
 from redheart.evaluate.calibration import Calibration
-from redheart.evaluate.holdout_log import CONFIRM, read_openings
+from redheart.evaluate.holdout_log import CONFIRM, open_confirm, read_openings
 from redheart.evaluate.results import CalibrationResult
 from redheart.report.facts import model_digest
 from redheart.study import phases, run_folder
 from redheart.study.calibrating import SELECT, judge, run_calibration
 from redheart.study.final import open_run, read_crossover
+from redheart.study.recombining import MODELS
 
 
 def planted(count: int, temperature: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,3 +100,18 @@ def test_the_test_split_stays_closed_and_few_records_are_refused(run_copy: Path)
     )
     with pytest.raises(BadInput, match="too few records to calibrate"):
         run_calibration(config, folder, few)
+
+
+def test_every_further_model_that_the_confirm_records_judge_has_a_wider_interval(run_copy: Path) -> None:
+    folder, config = run_folder.load(run_copy)
+    data = phases.load_data(config, folder)
+    assert run_calibration(config, folder, data).gain_confirm.level == 0.95
+    open_confirm(folder.root, data.prepared, models={"calibrated": "another"})
+    # One that comes again keeps its place.
+    assert run_calibration(config, folder, data).gain_confirm.level == 0.95
+    crossover = read_crossover(folder)
+    other = next(name for name in MODELS if name != crossover.recommended)
+    write_sealed(folder.select / "crossover.json", msgspec.structs.replace(crossover, recommended=other))
+    assert crossover.digests[other] != crossover.digests[crossover.recommended]
+    assert run_calibration(config, folder, data).gain_confirm.level == 0.9875
+    assert "at 98.8%" in judge(*both(3.0, 0), seed=0, model="x", level=0.9875).verdict
