@@ -129,7 +129,7 @@ class TrainConfig:
     """On the CPU, what the strategies with DeepSpeed compute in; `auto` takes bf16 where the processor has units for
     it and fp32 where it has none. A CUDA device computes in bf16, and `plain` in fp32."""
     num_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """CPU threads per rank; 0 takes the physical cores over the ranks of this host, and one for a model whose
+    """CPU threads per rank; 0 takes the usable cores over the ranks of this host, and one for a model whose
     operators are too small for two."""
     wandb: Literal["auto", "off", "offline", "online"] = "auto"
     """Weights & Biases: `offline` keeps its files in the run's folder, `online` sends. `auto` does what WANDB_MODE
@@ -225,7 +225,7 @@ def resolved(config: StudyConfig) -> StudyConfig:
     Raises:
         BadInput: a value is out of its range or a path cannot be a path; all of them are named.
     """
-    wrong = list(_problems(dataclasses.asdict(config), StudyConfig, ""))
+    wrong = out_of_range(config)
     if not config.sweep.rates or len(set(config.sweep.rates)) < len(config.sweep.rates):
         wrong.append("sweep.rates, expected one or more different rates")
     for name, path in {
@@ -240,6 +240,11 @@ def resolved(config: StudyConfig) -> StudyConfig:
         raise BadInput("settings out of range", where="; ".join(wrong), hint="`redheart run --help` lists all settings")
     micro_batch = config.train.micro_batch or (16 if config.preset == "full" else config.train.effective_batch)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
+
+
+def out_of_range(config: StudyConfig | TrainConfig) -> list[str]:
+    """What is wrong with values that no file or command line has checked: by name, with what is expected."""
+    return list(_problems(dataclasses.asdict(config), type(config), ""))
 
 
 def fingerprint(train: TrainConfig) -> dict[str, object]:

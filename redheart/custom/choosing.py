@@ -8,12 +8,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from torch import nn
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
+from redheart.core.files import read_sealed
 from redheart.core.ranks import launched
 from redheart.core.seeds import stream_seed
 from redheart.custom.learner import LOSS, TensorLearner
+from redheart.custom.training import VALIDATION, ValidationRecords
 from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem
 from redheart.select.statistics import Gain, paired_gain, verdict
@@ -52,7 +55,7 @@ class WholeEvaluator:
         self._evaluations, self._seconds = 0, 0.0
 
     def start(self, choice: Mapping[str, Blend]) -> None:
-        self.losses(choice)
+        """There is nothing to keep of it."""
 
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
         start_s = time.perf_counter()
@@ -69,7 +72,9 @@ class WholeEvaluator:
                 weights = read_module(self._snapshots, name, blend, self._specs[name])
                 with torch.no_grad():
                     for key, tensor in self._parts[name].items():
-                        tensor.copy_(weights[key])
+                        # What is frozen is the same in every snapshot, and here in the type that it came in.
+                        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+                            tensor.copy_(weights[key])
                 self._loaded[name] = blend
 
     def cost(self, modules: object) -> float:
@@ -90,7 +95,7 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
         settings: the strategy; by default the best window of every module, given the others.
 
     Raises:
-        BadInput: there are no snapshots, or there is no such strategy.
+        BadInput: there are no snapshots, they were validated on other records, or there is no such strategy.
         CorruptFile: a snapshot does not match its digests.
         DiskError: the model cannot be written.
     """
@@ -98,6 +103,14 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     snapshots = list_snapshots(folder / "snapshots")
     if not snapshots:
         raise BadInput("there are no snapshots yet", where=folder / "snapshots", hint="train first, with `fit`")
+    # A folder of before this was written has none.
+    known = folder / VALIDATION
+    if known.is_file() and read_sealed(known, ValidationRecords).digests != learner.validation.digest():
+        raise BadInput(
+            "the validation records are not those of the run, or in another order",
+            where=folder,
+            hint="give the learner what `fit` was given: the snapshots' losses are of those",
+        )
     num_records = len(learner.validation)
     select, confirm = np.arange(num_records // 2), np.arange(num_records // 2, num_records)
     evaluator = WholeEvaluator(learner, snapshots, select)

@@ -15,6 +15,7 @@ def found_parts(model: nn.Module) -> list[str]:
     Tied weights are with the first that has them. What holds nothing that is trained is with the rest.
     """
     names = list(_submodules(model, ""))
+    _refuse_what_is_no_file_name(names)
     parts = parts_of(model, names)
     trained = [name for name in names if any(tensor.requires_grad for tensor in parts[name].values())]
     return [name for name, part in parts_of(model, [*trained, REST]).items() if part]
@@ -36,8 +37,9 @@ def checked_parts(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Those of these submodules that hold anything: one whose weights are all tied to an earlier one's does not.
 
     Raises:
-        BadInput: there is no such submodule, or they do not hold every tensor exactly once.
+        BadInput: there is no such submodule, its name is no file's, or they do not hold every tensor exactly once.
     """
+    _refuse_what_is_no_file_name(names)
     known = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in known and name != REST:
@@ -60,3 +62,13 @@ def checked_parts(model: nn.Module, names: Sequence[str]) -> list[str]:
             hint="name submodules that together are the whole model, or leave `modules` out: they are found",
         )
     return [name for name, part in parts.items() if part]
+
+
+def _refuse_what_is_no_file_name(names: Sequence[str]) -> None:
+    if wrong := [name for name in names if "/" in name or "\0" in name]:
+        raise BadInput(
+            "a module is snapshotted into a file of its name, which this one cannot be",
+            where="modules",
+            got=", ".join(map(repr, wrong[:5])),
+            hint="rename it (a key of a ModuleDict), or name the submodule around it in `modules`",
+        )

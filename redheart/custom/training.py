@@ -7,10 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
+import msgspec
 import torch
 
-from redheart.core.config import TrainConfig, digest, fingerprint
+from redheart.core.config import TrainConfig, digest, fingerprint, out_of_range
 from redheart.core.errors import BadInput
+from redheart.core.files import write_sealed
 from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
@@ -27,6 +29,13 @@ from redheart.train.settings import Decay, RunSettings
 
 OF_THE_EMOTION_MODEL = ("dropout", "feature_dropout", "value_weight")
 """Settings that are that model's own."""
+VALIDATION = "validation.json"
+
+
+class ValidationRecords(msgspec.Struct, frozen=True):
+    """What a run is validated on, which its snapshots' stored losses are of."""
+
+    digests: list[str]
 
 
 def fit(
@@ -77,6 +86,8 @@ def fit(
             got=f"learning_rate {rate}, epochs {epochs}, max_steps {max_steps}, decay {decay}",
             expected=f"a learning_rate; epochs or max_steps; of decay {', '.join(get_args(Decay))}",
         )
+    if wrong := out_of_range(config):
+        raise BadInput("settings out of range", where=f"TrainConfig: {'; '.join(wrong)}")
     config = dataclasses.replace(config, micro_batch=_micro_batch(learner, config))
     for name in OF_THE_EMOTION_MODEL:
         if getattr(config, name) != getattr(TrainConfig(), name):
@@ -97,10 +108,14 @@ def fit(
     key = _key(learner, config, rate, folder, more)
     settings = RunSettings(config, epochs, rate, key, decay=decay, warmup_steps=warmup_steps, num_steps=num_steps)
     with together():
-        if launched().is_first and not (folder / "events.jsonl").exists():
-            refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select", "wandb"), what="a run")
+        is_new = launched().is_first and not (folder / "events.jsonl").exists()
+        if is_new:
+            names = ("samples.jsonl", "states", "snapshots", "select", "wandb", VALIDATION)
+            refuse_taken(folder, names, what="a run")
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
             sinks = [*sinks, *_sinks(config, settings, folder)] if launched().is_first else sinks
+            if is_new:
+                write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
             train(learner, settings, folder=folder, sinks=sinks, show_progress=show_progress)
 
 

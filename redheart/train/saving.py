@@ -18,7 +18,7 @@ from redheart.snapshots.states import Progress, clear_leftovers, newest_state, r
 from redheart.train.background import BackgroundWriter
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
-from redheart.train.log.events import Event, EventLog, events_up_to
+from redheart.train.log.events import Event, EventLog, events_up_to, read_events
 
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
@@ -128,6 +128,10 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
     engine.barrier()
     state = newest_state(root)
     if state is None:
+        # A run that was killed before its first state has left its log, and snapshots that a later choice would read.
+        starts = read_events(root.parent / "events.jsonl", "start") if engine.rank == 0 else []
+        if starts and starts[-1].get("key") != run_key:
+            raise _another_run(root.parent, starts[-1].get("key"), run_key)
         return None
     manifest = state.manifest
     if engine.rank == 0:
@@ -139,13 +143,7 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
                 flush=True,
             )
     if manifest.run_key != run_key:
-        raise BadInput(
-            "the folder holds another run",
-            where=state.folder,
-            got=f"run {manifest.run_key}",
-            expected=f"run {run_key}",
-            hint="choose another folder (--out), or go on with the data, weights and settings that it was started with",
-        )
+        raise _another_run(state.folder, manifest.run_key, run_key)
     if engine.rank == 0:
         events = events_up_to(root.parent / "events.jsonl", manifest.progress.events_bytes)
         _say_if_type_changed(engine, events)
@@ -156,6 +154,16 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
         # They know of a longer log than this state, and the log is about to be cut.
         remove_newer(state.folder)
     return manifest.progress
+
+
+def _another_run(where: Path, got: object, expected: str) -> BadInput:
+    return BadInput(
+        "the folder holds another run",
+        where=where,
+        got=f"run {got}",
+        expected=f"run {expected}",
+        hint="choose another folder (--out), or go on with the data, weights and settings that it was started with",
+    )
 
 
 def _say_if_type_changed(engine: Engine, events: Sequence[Event]) -> None:

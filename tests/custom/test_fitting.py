@@ -248,3 +248,67 @@ def test_two_ranks_train_a_model_of_ones_own(tmp_path: Path) -> None:
     assert events(folder, "start")[0]["ranks"] == 2
     assert (folder / "select").is_dir()
     assert [snapshot.epoch for snapshot in list_snapshots(folder / "snapshots")] == [1, 2]
+
+
+def killed_at(epoch: int) -> SimpleNamespace:
+    """An event sink that ends a run there as a kill does, before anything more is written."""
+
+    def write(event: Event) -> None:
+        if event["event"] == "epoch" and event["epoch"] == epoch:
+            raise RuntimeError("killed")
+
+    return SimpleNamespace(wants_past=False, write=write, close=lambda *, exit_code: None)
+
+
+def test_a_run_that_was_killed_before_its_first_state_is_not_another_one_s_beginning(tmp_path: Path) -> None:
+    """Its snapshots would be chosen from beside those of the other."""
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(learner(), PLAIN, tmp_path / "run", epochs=6, learning_rate=1e-2, sinks=[killed_at(3)])
+    assert newest_state(tmp_path / "run/states") is None and list_snapshots(tmp_path / "run/snapshots")
+    with pytest.raises(BadInput, match="another run"):
+        fit(learner(), PLAIN, tmp_path / "run", epochs=6, learning_rate=1e-5)
+    again, whole = learner(), learner()
+    fit(again, PLAIN, tmp_path / "run", epochs=6, learning_rate=1e-2)
+    fit(whole, PLAIN, tmp_path / "whole", epochs=6, learning_rate=1e-2)
+    assert kinds.same(again.model, whole.model)
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "snapshot_every", "cycle_growth", "effective_batch", "micro_batch"])
+def test_settings_out_of_range_are_refused_before_anything_is_trained(name: str, tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {name: -1}
+    with pytest.raises(BadInput, match=name):
+        fit(learner(), dataclasses.replace(PLAIN, **wrong), tmp_path / "run", epochs=1, learning_rate=1e-2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_choice_is_made_on_the_records_that_the_run_was_validated_on(tmp_path: Path) -> None:
+    trained = learner()
+    fit(trained, PLAIN, tmp_path, epochs=2, learning_rate=1e-2)
+    reversed_rows = learner(validation=[item[64:].flip(0) for item in kinds.NUMBERS])
+    with pytest.raises(BadInput, match="in another order"):
+        choose(reversed_rows, tmp_path)
+
+
+def test_frozen_weights_are_left_alone_by_a_choice(tmp_path: Path) -> None:
+    trained = learner(kinds.frozen())
+    before = trained.model.first.weight.clone()
+    assert not torch.equal(before.bfloat16().float(), before)
+    fit(trained, PLAIN, tmp_path, epochs=2, learning_rate=1e-2)
+    choose(trained, tmp_path)
+    assert torch.equal(trained.model.first.weight, before)
+
+
+def test_a_module_may_be_called_as_the_outputs_are(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.outputs = nn.Linear(8, 16), nn.Linear(16, 1)
+
+        def forward(self, inputs_ND: Tensor) -> Tensor:
+            return self.outputs(torch.relu(self.body(inputs_ND))).squeeze(1)
+
+    trained = learner(Named())
+    fit(trained, PLAIN, tmp_path, epochs=2, learning_rate=1e-2)
+    kept = list_snapshots(tmp_path / "snapshots")[-1]
+    assert torch.equal(kept.open_module("outputs")["weight"], trained.model.outputs.weight.bfloat16())
+    choose(trained, tmp_path)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from redheart.core.errors import BadInput
 from redheart.custom.splitting import checked_parts, found_parts
 from redheart.snapshots.parts import REST, full_name, model_tensors, parts_of
 
@@ -46,3 +47,10 @@ def test_tied_weights_train_as_one() -> None:
     with torch.no_grad():
         part.fill_(2.0)
     assert torch.equal(model.lm_head.weight, torch.full_like(part, 2.0))
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_training() -> None:
+    model = nn.ModuleDict({"en/de": nn.Linear(2, 2), "en": nn.Linear(2, 2)})
+    for parts in (lambda: found_parts(model), lambda: checked_parts(model, ["en/de", "en"])):
+        with pytest.raises(BadInput, match="cannot be"):
+            parts()
