@@ -42,10 +42,19 @@ def run(arguments: Sequence[str]) -> None:
 
 def prepare(arguments: Sequence[str]) -> None:
     from redheart.core.config import FeatureConfig
+    from redheart.core.files import is_sealed
     from redheart.data.prepare import prepare as run_prepare
     from redheart.data.scripts import warn_unread
+    from redheart.study.run_folder import RunFolder
 
     options = parse(PrepareOptions, arguments, "prepare")
+    run = options.out.resolve().parent
+    if options.out.resolve() == RunFolder(run).data and is_sealed(RunFolder(run).config):
+        raise BadInput(
+            "the folder holds the records of a run",
+            where=options.out,
+            hint="choose another folder: what was trained on them is judged by them",
+        )
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
     with display_of(options).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)
@@ -136,11 +145,13 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig, Chosen | None]":
     """What a card takes best and why, and the planner's verdict before anything is allocated, if not with `--force`."""
+    from redheart.select.strategies import strategy_named
     from redheart.study.outlook import chosen, planning
     from redheart.study.phases import say
     from redheart.study.preflight import check_run
 
     asked = _study([item for item in arguments if item != "--force"], command)
+    strategy_named(asked.select.strategy)
     taken, found = chosen.on_this_card(asked)
     config = resolved(taken)
     if found:

@@ -101,7 +101,8 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
 
     Args:
         texts: of all records.
-        labels: their targets; those that fewer than ten training records have are not predicted.
+        labels: their targets; those that fewer than ten training records have, or near-duplicates of one alone, are
+            not predicted.
     """
     values_MT, mask_MT = labels.values_NT[labels.train].astype(np.float64), labels.mask_NT[labels.train]
     targets = values_MT.shape[1]
@@ -117,9 +118,11 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
     for group in columns_of_equal_rows(mask_MT, range(targets)):
         columns = np.array(group)
         present = np.flatnonzero(mask_MT[:, columns[0]])
-        if len(present) >= 2 * _FOLDS:
+        group_M = numbered(labels.group_N[labels.train][present])
+        # One group of near-duplicates leaves nothing to fit the other folds on.
+        if len(present) >= 2 * _FOLDS and group_M.any():
             inputs_MV, wanted_MT = weights_MV[present], values_MT[np.ix_(present, columns)]
-            found_MT, strength_T = _out_of_fold(inputs_MV, wanted_MT, numbered(labels.group_N[labels.train][present]))
+            found_MT, strength_T = _out_of_fold(inputs_MV, wanted_MT, group_M)
             ridge = _ridge(inputs_MV, wanted_MT, strength_T)
             coefficients_VT[:, columns] = ridge.coef_.reshape(len(columns), -1).T
             intercept_T[columns] = ridge.intercept_

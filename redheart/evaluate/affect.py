@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 
-_PLEASANT = frozenset({"joy", "trust", "love", "amusement", "gratitude", "happiness"})
-_UNPLEASANT = frozenset({"fear", "sadness", "disgust", "anger"})
+# Plutchik's and Ekman's, and what GoEmotions counts as positive and as negative (Demszky et al. 2020).
+_PLEASANT = """joy trust love amusement gratitude happiness admiration approval caring desire excitement optimism pride
+relief"""
+_UNPLEASANT = """fear sadness disgust anger annoyance disappointment disapproval embarrassment grief nervousness
+remorse"""
+_SIGNS = dict.fromkeys(_PLEASANT.split(), 1.0) | dict.fromkeys(_UNPLEASANT.split(), -1.0)
 
 
 def predicted_affect(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -20,9 +24,8 @@ def predicted_affect(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, floa
             found.setdefault(name.lower(), value)
             found[f"{task}.{name}".lower()] = value
     emotions = {name.lower(): value for name, value in tasks.get("emotion", {}).items()}
-    if emotions.keys() & _PLEASANT and emotions.keys() & _UNPLEASANT:
-        signs = {**dict.fromkeys(_PLEASANT, 1.0), **dict.fromkeys(_UNPLEASANT, -1.0)}
-        found["valence"] = found["faa"] = sum(signs.get(name, 0.0) * value for name, value in emotions.items())
+    if {1.0, -1.0} <= {_SIGNS.get(name) for name in emotions}:
+        found["valence"] = found["faa"] = sum(_SIGNS.get(name, 0.0) * value for name, value in emotions.items())
     if "bentham.intensity" in found:
         found["arousal"] = found["bentham.intensity"]
     return found

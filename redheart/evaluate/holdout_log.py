@@ -30,7 +30,7 @@ def record_opening(root: Path, *, part: str, file: Path, num_records: int, model
     """Append to the run's log, before anything is looked at; all openings so far, this one last."""
     opening = Opening(
         part=part,
-        file=str(file.relative_to(root) if file.is_relative_to(root) else file),
+        file=str(file.relative_to(root)) if file.is_relative_to(root) else file.name,
         num_records=num_records,
         time_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         command=shlex.join(["redheart", *(_shown(argument, root) for argument in sys.argv[1:])]),
@@ -45,10 +45,13 @@ def record_opening(root: Path, *, part: str, file: Path, num_records: int, model
 
 def _shown(argument: str, root: Path) -> str:
     """A run may be given away, and where it lay on this machine is nobody's business."""
-    path = Path(argument)
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value)
     if path.resolve() == root.resolve():
-        return "RUN"
-    return path.name if path.is_absolute() else argument
+        value = "RUN"
+    elif path.is_absolute():
+        value = path.name
+    return f"{option}{equals}{value}"
 
 
 def read_openings(root: Path) -> list[Opening]:

@@ -116,13 +116,18 @@ def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: i
 
     The test split stays closed: what is in it was neither trained nor chosen on.
     """
+    found = Counter(parts_of_texts(prepared, records, text_chars=text_chars))
+    return {part: found[part] for part in prepared.split if found[part]}
+
+
+def parts_of_texts(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> list[str | None]:
+    """The part of a run's split that a text of every record is in; None for a new one, or one of the test split."""
 
     def identity(record: Record) -> str:
         return folded(input_text(record, text_chars=text_chars))
 
     part_of = {identity(prepared.records[row]): part for part, rows in prepared.split.items() for row in rows}
-    found = Counter(part_of.get(identity(record)) for record in records)
-    return {part: found[part] for part in prepared.split if found[part]}
+    return [part_of.get(identity(record)) for record in records]
 
 
 def seen_text(seen: Mapping[str, int], *, num_records: int) -> str | None:

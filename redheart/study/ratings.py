@@ -16,6 +16,7 @@ from redheart.evaluate.holdout_log import CONFIRM, SELECT
 from redheart.evaluate.rank_correlation import Correlation, correlate
 from redheart.predict.texts import read_texts
 from redheart.study import run_folder
+from redheart.study.evaluating import parts_of_texts
 from redheart.study.final import open_run
 
 
@@ -39,8 +40,9 @@ def rate(
     Args:
         root: the run's folder.
         csv: the table.
-        texts: the texts that its ids mean; without it they are records of the run, of its validation split only:
-            what was trained on would flatter the model, and the test split is opened by `evaluate` alone.
+        texts: the texts that its ids mean, of which those that the run was trained on are left out: they would
+            flatter the model. Without it they are records of the run, of its validation split only: the test split is
+            opened by `evaluate` alone.
         encoder: where the run's encoder lies now, if that is not where it was.
         device: where the texts are predicted.
 
@@ -56,8 +58,10 @@ def rate(
             "no text of the table can be predicted",
             where=csv,
             got=f"ids such as {table.ids[0]}",
-            expected="ids of the file of --texts" if texts else "ids of the run's validation records",
-            hint="give the texts with --texts FILE",
+            expected="ids of texts in the file of --texts that the run was not trained on"
+            if texts
+            else "ids of the run's validation records",
+            hint="give texts with --texts FILE that the run was not trained on",
         )
     found = predictor.predict(list(records.values()))
     affects = {prediction.id: predicted_affect(prediction.tasks) for prediction in found}
@@ -94,13 +98,14 @@ def _measure(
 
 def _known_texts(root: Path, table: RatingTable, texts: Path | None) -> dict[str, Record]:
     wanted = set(table.ids)
+    folder, config = run_folder.load(root)
+    prepared = load_prepared(folder.data)
     if texts:
         found = [record for record in read_texts(texts) if record.id in wanted]
         twice = [name for name, count in Counter(record.id for record in found).items() if count > 1]
         if twice:
             raise BadInput("an id stands for several texts", where=texts, got=", ".join(twice[:10]))
-        return {record.id: record for record in found}
-    folder, _ = run_folder.load(root)
-    prepared = load_prepared(folder.data)
+        parts = parts_of_texts(prepared, found, text_chars=config.features.text_chars)
+        return {record.id: record for record, part in zip(found, parts, strict=True) if part != "train"}
     rows = np.concatenate([prepared.split[part] for part in (SELECT, CONFIRM)])
     return {prepared.records[row].id: prepared.records[row] for row in rows if prepared.records[row].id in wanted}

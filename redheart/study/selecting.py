@@ -15,7 +15,7 @@ from redheart.core.files import canonical_json, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.core.units import MIB
 from redheart.data.prepare import Prepared
-from redheart.evaluate.holdout_log import SELECT
+from redheart.evaluate.holdout_log import CONFIRM, SELECT
 from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
@@ -118,7 +118,17 @@ def selection_problem(snapshots: list[Snapshot], prepared: Prepared) -> Selectio
     losses: dict[str, list[np.ndarray]] = {}
     for snapshot in snapshots:
         # The rows of the outputs are the select records, then the confirm records.
-        outputs = {name: tensor.numpy()[: len(rows)] for name, tensor in snapshot.load_outputs().items()}
+        outputs = {name: tensor.numpy() for name, tensor in snapshot.load_outputs().items()}
+        for stored in outputs.values():
+            if len(stored) != len(rows) + len(prepared.split[CONFIRM]):
+                raise BadInput(
+                    "the run's records are not those that it was trained on",
+                    where=prepared.folder,
+                    got=f"{len(rows) + len(prepared.split[CONFIRM])} validation records",
+                    expected=f"{len(stored)}, as in {snapshot.folder.name}",
+                    hint="restore the folder from a copy, or begin a new run",
+                )
+        outputs = {name: stored[: len(rows)] for name, stored in outputs.items()}
         for name, losses_N in predictor_losses(outputs, prepared, rows).items():
             losses.setdefault(name, []).append(losses_N)
     # A task without any target has no mean loss in the manifest.

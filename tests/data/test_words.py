@@ -112,3 +112,13 @@ def test_the_digest_is_of_the_training_records() -> None:
     # The numbers of groups are nothing but names.
     assert replace(LABELS, group_N=7 * LABELS.group_N[::-1]).digest == LABELS.digest
     assert replace(LABELS, group_N=LABELS.group_N // 2).digest != LABELS.digest
+
+
+def test_a_target_of_near_duplicates_of_one_text_alone_is_not_predicted() -> None:
+    """All of them are in one fold, which leaves no record to fit on."""
+    mask_NT = LABELS.mask_NT.copy()
+    mask_NT[12:, 1] = False
+    group_N = np.maximum(np.arange(len(TEXTS)), 11)
+    fit, _ = fit_words(TEXTS, replace(LABELS, mask_NT=mask_NT, group_N=group_N))
+    expected, _ = fit_words(TEXTS, replace(LABELS, mask_NT=mask_NT & [True, False, False], group_N=group_N))
+    assert fit.weights_VT.shape == expected.weights_VT.shape

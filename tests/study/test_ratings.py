@@ -91,3 +91,21 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     except BadInput:
         return
     assert len(table.ids) == len(table.subjects) == len(next(iter(table.values.values())))
+
+
+def test_texts_that_were_trained_on_are_left_out_wherever_they_come_from(finished_run: Path, tmp_path: Path) -> None:
+    prepared = load_prepared(finished_run / "data")
+    trained = [prepared.records[row].text for row in prepared.split["train"][:3]]
+    texts = [*trained, *(f"I was glad {index} times" for index in range(5))]
+    (tmp_path / "t.json").write_text(json.dumps([{"id": f"t{i}", "text": text} for i, text in enumerate(texts)]))
+    (tmp_path / "r.csv").write_text("id,subject,arousal\n" + "".join(f"t{i},s,{i}\n" for i in range(len(texts))))
+    found = rate(finished_run, tmp_path / "r.csv", texts=tmp_path / "t.json")
+    assert (found.num_texts, found.num_rows_left_out) == (5, 3)
+
+
+def test_all_emotions_of_goemotions_that_have_a_sign_make_the_valence() -> None:
+    valence = {
+        name: predicted_affect({"emotion": {name: 0.8, "neutral": 0.2, "joy": 0.0, "anger": 0.0}})["valence"]
+        for name in ("grief", "remorse", "admiration", "relief", "surprise")
+    }
+    assert valence == {"grief": -0.8, "remorse": -0.8, "admiration": 0.8, "relief": 0.8, "surprise": 0.0}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from launching import LAUNCHERS, PYTHON, SMALL, WHOLE_STUDY, environment, launch, redheart, weights_digest
 
+from redheart.cli import main
 from redheart.train.log.events import all_events
 
 
@@ -93,6 +94,7 @@ def test_leftovers_of_launchers_change_nothing_and_are_named_once(unbroken: dict
             "zero9",
         ),
         (("run", "--features.encoder", "/no/such/encoder"), 2, "the encoder cannot be loaded"),
+        (("run", "--select.strategy", "coordinat", "--train.learning-rate", "1e-3"), 2, "unknown selection strategy"),
         (("run", "--features.seq-len-tokens", "513"), 2, "sequence length"),
         (("run", "--features.seq-len-tokens", "0"), 2, "features.seq_len_tokens = 0"),
         (("run", "--config", "none.toml"), 2, "configuration file not found"),
@@ -119,6 +121,15 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     other = redheart("train", *SMALL, "--seed", 1, "--train.strategy", "plain", "--out", tmp_path / "run")
     assert other.returncode == 2 and "seed was 0, is 1" in other.stderr
+
+
+def test_the_records_of_a_run_are_not_prepared_anew(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run_copy / "data" / "manifest.json").read_bytes()
+    (run_copy / "one.json").write_text('[{"id": "a", "text": "b"}]')
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", str(run_copy / "one.json"), "--out", str(run_copy / "data")])
+    assert ended.value.code == 2 and "holds the records of a run" in capsys.readouterr().err
+    assert (run_copy / "data" / "manifest.json").read_bytes() == before
 
 
 def test_help_is_quick() -> None:
