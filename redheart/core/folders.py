@@ -4,6 +4,7 @@ One rule: what is replaced or removed holds nothing but what this program wrote 
 manifest that lies there. Everything else is refused before work starts, with the names of what is in the way.
 """
 
+import glob
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from redheart.core.errors import BadInput, CorruptFile, names_text
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, is_sealed, real_path, temporary_path
 
+REPLACED = f".replaced{PARTIAL}"
+"""How the name of a folder ends while another one takes its place."""
 Contents = Callable[[Path], Collection[str]]
 """From a folder to the names of what this program wrote into it, as its manifest there says; it raises `BadInput` or
 `CorruptFile` where there is no manifest of this purpose."""
@@ -118,12 +121,13 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
         DiskError: the disk is full, read-only or over its quota.
     """
     path = real_path(path)
+    with disk_errors(path.parent):
+        _put_back(path.parent, glob.escape(path.name))
     refuse_foreign(path, contents)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         temporary.mkdir()
-        replaced: Path | None = None
         try:
             yield temporary
             for entry in sorted(temporary.rglob("*")):
@@ -131,21 +135,44 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
             fsync_path(temporary)
             # What came while it was written stays as well.
             refuse_foreign(path, contents)
-            names: tuple[str, ...] = ()
             if path.exists():
                 shutil.copymode(path, temporary)
-                replaced, names = temporary_path(path), tuple(os.listdir(path))
-                path.rename(replaced)
-            temporary.rename(path)
-            fsync_path(path.parent)
-            if replaced is not None:
-                remove_leftovers(replaced)
-                remove_names(replaced, names)
+            take_place(temporary, path)
         except BaseException:
-            if replaced is not None and replaced.exists() and not path.exists():
-                replaced.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def take_place(made: Path, path: Path) -> None:
+    """Give a folder that is whole its name; what had the name is removed, and has it again if this is cut off.
+
+    The caller has made sure that nothing but this program's own is there.
+    """
+    replaced = path.with_name(f".{path.name}{REPLACED}")
+    names: tuple[str, ...] = ()
+    if path.exists():
+        names = tuple(os.listdir(path))
+        if replaced.exists():
+            # A killed removal's.
+            shutil.rmtree(replaced)
+        path.rename(replaced)
+    try:
+        made.rename(path)
+    except BaseException:
+        _put_back(path.parent, glob.escape(path.name))
+        raise
+    fsync_path(path.parent)
+    if replaced.exists():
+        remove_leftovers(replaced)
+        remove_names(replaced, names)
+
+
+def _put_back(folder: Path, name: str) -> None:
+    """Give folders their names again whose places others were about to take and did not; `name` may be a pattern."""
+    for replaced in folder.glob(f".{name}{REPLACED}"):
+        path = folder / replaced.name.removeprefix(".").removesuffix(REPLACED)
+        if not path.exists():
+            replaced.rename(path)
 
 
 def remove_names(folder: Path, names: Iterable[str]) -> None:
@@ -158,11 +185,13 @@ def remove_names(folder: Path, names: Iterable[str]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files and folders that killed processes left in a folder.
+    """Remove the unfinished files and folders that killed processes left in a folder; one that was about to be replaced
+    is put back.
 
     The caller holds the lock under which they are written: what another process is still writing looks the same.
     """
     with disk_errors(folder):
+        _put_back(folder, "*")
         for item in folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
-from redheart.core.folders import new_folder
+from redheart.core.folders import REPLACED, new_folder
 from redheart.core.lock import folder_lock
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
@@ -143,7 +143,8 @@ def write_snapshot(
     folder = root / f"epoch_{epoch:04d}"
     for leftover in root.glob(f".{folder.name}.*{PARTIAL}"):
         # Of a run that was killed while it wrote this very snapshot.
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not leftover.name.endswith(REPLACED):
+            shutil.rmtree(leftover, ignore_errors=True)
     outputs_name = _OUTPUTS
     while outputs_name in modules:
         outputs_name += "_"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, read_json, read_sealed, write_json, write_sealed
-from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names
+from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names, take_place
 from redheart.snapshots.tensor_file import (
     TensorFile,
     TensorReader,
@@ -36,8 +36,6 @@ from redheart.snapshots.tensor_file import (
 KEPT_STATES = 2
 MANIFEST = "manifest.json"
 _STEP = f"step_{'[0-9]' * 8}"
-_REPLACED = f".replaced{PARTIAL}"
-"""How the name of a state ends while another one of its step takes its place."""
 _NAMES = re.compile(r"manifest\.json|rank_\d+\.(?:safetensors|json)")
 
 
@@ -143,40 +141,11 @@ def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
         verify(temporary, entry)
     fsync_path(temporary)
     # The last step of an epoch may have a state already, from before the epoch was counted.
-    replaced = temporary.with_name(f".{folder.name}{_REPLACED}")
-    shutil.rmtree(replaced, ignore_errors=True)
     refuse_foreign(folder, _contents)
-    try:
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-    except BaseException:
-        _put_back(folder.parent)
-        raise
-    fsync_path(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    take_place(temporary, folder)
     remove_newer(folder)
     for old in state_folders(folder.parent)[:-KEPT_STATES]:
         remove_names(old, _contents(old))
-
-
-def _put_back(root: Path) -> None:
-    """Give a state its name again whose place another one was about to take and did not."""
-    for replaced in root.glob(f".{_STEP}{_REPLACED}"):
-        folder = root / replaced.name.removeprefix(".").removesuffix(_REPLACED)
-        if not folder.exists():
-            replaced.rename(folder)
-
-
-def clear_leftovers(root: Path) -> None:
-    """Remove what a killed run left unfinished below `root`; a state that it was about to replace stays.
-
-    Raises:
-        DiskError: the folder cannot be written to.
-    """
-    with disk_errors(root):
-        _put_back(root)
-    remove_leftovers(root)
 
 
 def remove_newer(folder: Path) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.folders import remove_leftovers
 from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.parts import kept_type, parts_of
-from redheart.snapshots.states import Progress, clear_leftovers, newest_state, remove_newer, write_state
+from redheart.snapshots.states import Progress, newest_state, remove_newer, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
@@ -124,7 +125,7 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
         DiskError: the folder cannot be written to.
     """
     if engine.rank == 0:
-        clear_leftovers(root)
+        remove_leftovers(root)
     engine.barrier()
     state = newest_state(root)
     if state is None:

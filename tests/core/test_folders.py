@@ -1,5 +1,6 @@
 """A folder is replaced if it holds nothing but what this program wrote there, and appears whole or not at all."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -204,3 +205,28 @@ def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path)
     remove_leftovers(tmp_path)
     left = sorted(item.name for item in tmp_path.iterdir())
     assert left == [".download.partial", ".kept", ".lock", "kept", "kept.partial", f"mine{PARTIAL}"]
+
+
+def test_a_folder_whose_place_was_about_to_be_taken_comes_back_after_a_kill(tmp_path: Path) -> None:
+    """Both were hidden then, and the next cleaning removed them."""
+    run = tmp_path / "run"
+
+    def killed_between_the_renames() -> None:
+        rename = Path.rename
+        Path.rename = lambda path, target: os._exit(9) if target == run else rename(path, target)  # type: ignore
+        make(run, b="two")
+
+    def kill() -> None:
+        process = multiprocessing.get_context("fork").Process(target=killed_between_the_renames)
+        process.start()
+        process.join()
+        assert process.exitcode == 9 and not run.exists()
+
+    make(run, a="one")
+    before = tree(tmp_path)
+    kill()
+    remove_leftovers(tmp_path)
+    assert tree(tmp_path) == before
+    kill()
+    make(run, c="three")
+    assert set(tree(run)) == {"c", "manifest.json"}
