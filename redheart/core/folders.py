@@ -4,7 +4,6 @@ One rule: what is replaced or removed holds nothing but what this program wrote 
 manifest that lies there. Everything else is refused before work starts, with the names of what is in the way.
 """
 
-import glob
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -16,6 +15,7 @@ from redheart.core.files import PARTIAL, disk_errors, fsync_path, is_sealed, rea
 
 REPLACED = f".replaced{PARTIAL}"
 """How the name of a folder ends while another one takes its place."""
+_LONGEST_NAME = 255
 Contents = Callable[[Path], Collection[str]]
 """From a folder to the names of what this program wrote into it, as its manifest there says; it raises `BadInput` or
 `CorruptFile` where there is no manifest of this purpose."""
@@ -121,8 +121,8 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
         DiskError: the disk is full, read-only or over its quota.
     """
     path = real_path(path)
-    with disk_errors(path.parent):
-        _put_back(path.parent, glob.escape(path.name))
+    with disk_errors(path):
+        _put_back(path)
     refuse_foreign(path, contents)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def take_place(made: Path, path: Path) -> None:
 
     The caller has made sure that nothing but this program's own is there.
     """
-    replaced = path.with_name(f".{path.name}{REPLACED}")
+    replaced = _replaced_path(path)
     names: tuple[str, ...] = ()
     if path.exists():
         names = tuple(os.listdir(path))
@@ -159,20 +159,27 @@ def take_place(made: Path, path: Path) -> None:
     try:
         made.rename(path)
     except BaseException:
-        _put_back(path.parent, glob.escape(path.name))
+        _put_back(path)
         raise
     fsync_path(path.parent)
     if replaced.exists():
-        remove_leftovers(replaced)
-        remove_names(replaced, names)
+        # Half removed it must not come back.
+        removed = replaced.rename(temporary_path(path))
+        remove_leftovers(removed)
+        remove_names(removed, names)
 
 
-def _put_back(folder: Path, name: str) -> None:
-    """Give folders their names again whose places others were about to take and did not; `name` may be a pattern."""
-    for replaced in folder.glob(f".{name}{REPLACED}"):
-        path = folder / replaced.name.removeprefix(".").removesuffix(REPLACED)
-        if not path.exists():
-            replaced.rename(path)
+def _replaced_path(path: Path) -> Path:
+    name = f".{path.name}{REPLACED}"
+    # Where that is longer than a name can be, a folder does not come back after a kill.
+    return path.with_name(name) if len(os.fsencode(name)) <= _LONGEST_NAME else temporary_path(path)
+
+
+def _put_back(path: Path) -> None:
+    """Give a folder its name again whose place another one was about to take and did not."""
+    replaced = _replaced_path(path)
+    if replaced.exists() and not path.exists():
+        replaced.rename(path)
 
 
 def remove_names(folder: Path, names: Iterable[str]) -> None:
@@ -191,7 +198,8 @@ def remove_leftovers(folder: Path) -> None:
     The caller holds the lock under which they are written: what another process is still writing looks the same.
     """
     with disk_errors(folder):
-        _put_back(folder, "*")
+        for replaced in folder.glob(f".*{REPLACED}"):
+            _put_back(folder / replaced.name.removeprefix(".").removesuffix(REPLACED))
         for item in folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from torch import nn
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
@@ -72,8 +71,8 @@ class WholeEvaluator:
                 weights = read_module(self._snapshots, name, blend, self._specs[name])
                 with torch.no_grad():
                     for key, tensor in self._parts[name].items():
-                        # What is frozen is the same in every snapshot, and here in the type that it came in.
-                        if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
+                        # What was frozen has the type here that it came in, with more digits than a snapshot's.
+                        if not torch.equal(tensor.to(weights[key].dtype), weights[key].to(tensor.device)):
                             tensor.copy_(weights[key])
                 self._loaded[name] = blend
 

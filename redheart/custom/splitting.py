@@ -15,9 +15,9 @@ def found_parts(model: nn.Module) -> list[str]:
     Tied weights are with the first that has them. What holds nothing that is trained is with the rest.
     """
     names = list(_submodules(model, ""))
-    _refuse_what_is_no_file_name(names)
     parts = parts_of(model, names)
     trained = [name for name in names if any(tensor.requires_grad for tensor in parts[name].values())]
+    _refuse_what_is_no_file_name(trained)
     return [name for name, part in parts_of(model, [*trained, REST]).items() if part]
 
 

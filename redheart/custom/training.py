@@ -12,7 +12,7 @@ import torch
 
 from redheart.core.config import TrainConfig, digest, fingerprint, out_of_range
 from redheart.core.errors import BadInput
-from redheart.core.files import write_sealed
+from redheart.core.files import is_sealed, write_sealed
 from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
@@ -110,8 +110,9 @@ def fit(
     with together():
         is_new = launched().is_first and not (folder / "events.jsonl").exists()
         if is_new:
-            names = ("samples.jsonl", "states", "snapshots", "select", "wandb", VALIDATION)
-            refuse_taken(folder, names, what="a run")
+            # A try that ended before it had a log has left that.
+            own = () if is_sealed(folder / VALIDATION) else (VALIDATION,)
+            refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select", "wandb", *own), what="a run")
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
             sinks = [*sinks, *_sinks(config, settings, folder)] if launched().is_first else sinks
             if is_new:

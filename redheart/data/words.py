@@ -162,6 +162,8 @@ def _out_of_fold(inputs_MV: Any, values_MT: np.ndarray, group_M: np.ndarray) -> 
     found_SMT = np.zeros((len(_STRENGTHS), *values_MT.shape))
     for fold in range(_FOLDS):
         held_M = fold_M == fold
+        if not held_M.any():
+            continue
         for index, strength in enumerate(_STRENGTHS):
             ridge = _ridge(inputs_MV[~held_M], values_MT[~held_M], strength)
             found_SMT[index, held_M] = ridge.predict(inputs_MV[held_M]).reshape(-1, values_MT.shape[1])

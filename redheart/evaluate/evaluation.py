@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import numpy as np
 from scipy.special import softmax
-from scipy.stats import DegenerateDataWarning, bootstrap
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap
 
 from redheart.core.seeds import stream_seed
 from redheart.data.inventory import Inventory
@@ -121,9 +121,17 @@ def _mean_r_squared(predictions_NO: np.ndarray, targets_NO: np.ndarray, mask_NO:
 def _interval(
     samples: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray], name: str, *, seed: int
 ) -> Estimate:
-    """The statistic with its interval; without one where there are too few records, or too few that differ."""
+    """The statistic with its interval; without one where there are too few records, or too few that differ.
+
+    A mean over a handful of records has the wider of this and Student's, a share of hits Wilson's.
+    """
     value, number = float(statistic(*samples)), len(samples[0])
-    if number < 2 or np.ptp(samples[0]) == 0:
+    if number < 2:
+        return Estimate(value)
+    if statistic is np.mean and (number < FEW_RECORDS or np.ptp(samples[0]) == 0) and np.isin(samples[0], (0, 1)).all():
+        share = binomtest(round(samples[0].sum()), number).proportion_ci(LEVEL, method="wilson")
+        return Estimate(value, float(share.low), float(share.high))
+    if np.ptp(samples[0]) == 0:
         return Estimate(value)
     random = np.random.default_rng(stream_seed(seed, "bootstrap", name))
     with warnings.catch_warnings():
@@ -142,5 +150,6 @@ def _interval(
     low, high = float(interval.low), float(interval.high)
     if statistic is np.mean and number < FEW_RECORDS:
         low_t, high_t = students_interval(samples[0], level=LEVEL, freedom=number - 1)
-        low, high = min(low, low_t), max(high, high_t)
+        # All of these are sizes: none is below zero.
+        low, high = min(low, max(0.0, low_t)), max(high, high_t)
     return Estimate(value, low, high) if np.isfinite([low, high]).all() else Estimate(value)

@@ -46,6 +46,8 @@ def record_opening(root: Path, *, part: str, file: Path, num_records: int, model
 def _shown(argument: str, root: Path) -> str:
     """A run may be given away, and where it lay on this machine is nobody's business."""
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if not value:
+        return argument
     path = Path(value)
     if path.resolve() == root.resolve():
         value = "RUN"

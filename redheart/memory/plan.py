@@ -106,9 +106,9 @@ class Planner:
         records = self._records(strategy, micro_batch)
         training = self._trace(records, checkpointing, kind)
         validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
-        batch_bytes, model = _tensor_bytes(work.batch(records)), work.sizes
+        batch_bytes = _tensor_bytes(work.batch(records)), _tensor_bytes(work.batch(micro_batch))
         replay = replay_step(
-            training, validation, batch_bytes, model=model, strategy=strategy, entries=entries, micro_batches=steps
+            training, validation, batch_bytes, model=work.sizes, strategy=strategy, entries=entries, micro_batches=steps
         )
         worst = max(replay.moments, key=lambda name: replay.moments[name].reserved_bytes)
         reserved = replay.moments[worst].reserved_bytes

@@ -79,7 +79,7 @@ class _Card:
 def replay_step(
     training: Trace,
     validation: Trace | None,
-    batch_bytes: int,
+    batch_bytes: tuple[int, int],
     *,
     model: ModelSizes,
     strategy: StrategySizes,
@@ -91,7 +91,7 @@ def replay_step(
     Args:
         training: trace of one micro-batch with gradients; released as they are complete by ZeRO.
         validation: trace of one micro-batch without gradients; None leaves it and the curve out, for a quick look.
-        batch_bytes: inputs of a micro-batch on the device.
+        batch_bytes: inputs of a micro-batch on the device, in training and in validation.
         micro_batches: per step; more than two behave as two do.
     """
     card = _Card(model, strategy, entries)
@@ -101,13 +101,13 @@ def replay_step(
         gradients: list[Held] = []
         parts = min(micro_batches, 2)
         for part in range(parts):
-            _micro_batch(card, training, batch_bytes, gradients, is_last=part == parts - 1)
+            _micro_batch(card, training, batch_bytes[0], gradients, is_last=part == parts - 1)
         _step(card)
         card.give(*gradients)
         card.is_recording = False
         if validation is not None:
             card.moment = "validation"
-            batch = card.take(batch_bytes, "batch")
+            batch = card.take(batch_bytes[1], "batch")
             card.give(*_play(card, validation.events), batch)
     card.moment = "save"
     # A snapshot copies the weights tensor by tensor to the host; on the device it takes nothing.

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,11 +148,7 @@ def write_snapshot(
     outputs_name = _OUTPUTS
     while outputs_name in modules:
         outputs_name += "_"
-    # Another process may be rewriting the one that this takes the place of.
-    with (
-        folder_lock(root.parent, name="snapshots", wait=True),
-        new_folder(folder, snapshot_contents) as temporary,
-    ):
+    with ExitStack() as until_it_is_there, new_folder(folder, snapshot_contents) as temporary:
         manifest = SnapshotManifest(
             epoch=epoch,
             step=step,
@@ -163,6 +159,8 @@ def write_snapshot(
             modules={name: write_tensors(temporary / f"{name}{SUFFIX}", tensors) for name, tensors in modules.items()},
             outputs=write_tensors(temporary / f"{outputs_name}{SUFFIX}", outputs),
         )
+        # Another process may be rewriting the one that this takes the place of.
+        until_it_is_there.enter_context(folder_lock(root.parent, name="snapshots", wait=True))
         earlier = [item for item in snapshot_folders(root) if _epoch(item) < epoch]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):

@@ -14,12 +14,13 @@ from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.folders import remove_leftovers
 from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
+from redheart.snapshots.module_snapshots import snapshot_folders
 from redheart.snapshots.parts import kept_type, parts_of
 from redheart.snapshots.states import Progress, newest_state, remove_newer, write_state
 from redheart.train.background import BackgroundWriter
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
-from redheart.train.log.events import Event, EventLog, events_up_to, read_events
+from redheart.train.log.events import Event, EventLog, events_behind, events_up_to
 
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
@@ -129,10 +130,11 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
     engine.barrier()
     state = newest_state(root)
     if state is None:
-        # A run that was killed before its first state has left its log, and snapshots that a later choice would read.
-        starts = read_events(root.parent / "events.jsonl", "start") if engine.rank == 0 else []
-        if starts and starts[-1].get("key") != run_key:
-            raise _another_run(root.parent, starts[-1].get("key"), run_key)
+        if engine.rank == 0 and snapshot_folders(root.parent / "snapshots"):
+            # Of a run that was killed before its first state: a choice would read them beside this one's.
+            keys = [event.get("key") for event in events_behind(root.parent / "events.jsonl") if "key" in event]
+            if keys and keys[-1] != run_key:
+                raise _another_run(root.parent, keys[-1], run_key)
         return None
     manifest = state.manifest
     if engine.rank == 0:

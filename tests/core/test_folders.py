@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from redheart.core.errors import BadInput, CorruptFile, DiskError
 from redheart.core.files import PARTIAL, read_sealed, write_sealed
 from redheart.core.folders import Contents, new_folder, refuse_foreign, refuse_taken, remove_leftovers, remove_names
+from redheart.core.lock import folder_lock
 
 
 def contents(folder: Path) -> set[str]:
@@ -230,3 +232,18 @@ def test_a_folder_whose_place_was_about_to_be_taken_comes_back_after_a_kill(tmp_
     kill()
     make(run, c="three")
     assert set(tree(run)) == {"c", "manifest.json"}
+
+
+def test_a_name_may_be_as_long_as_a_name_can_be(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        make(tmp_path / ("n" * 255), a=text)
+    assert tree(tmp_path)["n" * 255 + "/a"] == b"two" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_lock_ends_with_its_block_whoever_was_forked_in_it(tmp_path: Path) -> None:
+    with folder_lock(tmp_path, name="run", wait=False):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(20,))
+        child.start()
+    with folder_lock(tmp_path, name="run", wait=False):
+        child.kill()
+        child.join()

@@ -312,3 +312,20 @@ def test_a_module_may_be_called_as_the_outputs_are(tmp_path: Path) -> None:
     kept = list_snapshots(tmp_path / "snapshots")[-1]
     assert torch.equal(kept.open_module("outputs")["weight"], trained.model.outputs.weight.bfloat16())
     choose(trained, tmp_path)
+
+
+def test_a_try_that_ended_before_it_had_a_log_is_no_other_run(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="zero9"):
+        fit(learner(), dataclasses.replace(PLAIN, strategy="zero9"), tmp_path / "run", epochs=1, learning_rate=1e-2)
+    fit(learner(), PLAIN, tmp_path / "run", epochs=1, learning_rate=1e-2)
+
+
+def test_a_choice_brings_back_frozen_weights_that_a_learner_does_not_have(tmp_path: Path) -> None:
+    trained = learner(kinds.frozen())
+    before = trained.model.first.weight.clone()
+    fit(trained, PLAIN, tmp_path, epochs=2, learning_rate=1e-2)
+    other = learner(kinds.frozen())
+    with torch.no_grad():
+        other.model.first.weight.zero_()
+    choose(other, tmp_path)
+    assert torch.equal(other.model.first.weight, before.bfloat16().float())

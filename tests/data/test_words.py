@@ -114,11 +114,12 @@ def test_the_digest_is_of_the_training_records() -> None:
     assert replace(LABELS, group_N=LABELS.group_N // 2).digest != LABELS.digest
 
 
-def test_a_target_of_near_duplicates_of_one_text_alone_is_not_predicted() -> None:
-    """All of them are in one fold, which leaves no record to fit on."""
+@pytest.mark.parametrize("groups", range(1, 7))
+def test_a_target_of_near_duplicates_of_few_texts_has_no_fold_without_a_record(groups: int) -> None:
+    """Of one text alone nothing is left to fit on, and it is not predicted."""
     mask_NT = LABELS.mask_NT.copy()
     mask_NT[12:, 1] = False
-    group_N = np.maximum(np.arange(len(TEXTS)), 11)
+    group_N = np.where(np.arange(len(TEXTS)) < 12, np.arange(len(TEXTS)) % groups, np.arange(len(TEXTS)))
     fit, _ = fit_words(TEXTS, replace(LABELS, mask_NT=mask_NT, group_N=group_N))
-    expected, _ = fit_words(TEXTS, replace(LABELS, mask_NT=mask_NT & [True, False, False], group_N=group_N))
-    assert fit.weights_VT.shape == expected.weights_VT.shape
+    without, _ = fit_words(TEXTS, replace(LABELS, mask_NT=mask_NT & [True, False, False], group_N=group_N))
+    assert (fit.weights_VT.shape == without.weights_VT.shape) == (groups == 1)

@@ -103,10 +103,13 @@ def test_a_handful_of_records_has_values_and_no_interval_that_is_no_number() -> 
 
 def test_intervals_of_few_records_are_those_of_so_few() -> None:
     """A bootstrap of three hits of three is certain, and of five values it covers 82 % where it says 95."""
-    assert _interval((np.ones(3),), np.mean, "hits", seed=0) == Estimate(1.0)
+    hits = _interval((np.ones(3),), np.mean, "hits", seed=0)
+    assert hits.low is not None and hits.low < 0.5 and hits.high == 1.0
+    assert _interval((np.full(3, 0.3),), np.mean, "loss", seed=0) == Estimate(0.3)
+    assert _interval((np.array([0.1, 0.2, 1.5]),), np.mean, "loss", seed=0).low == 0.0
     random, covered = np.random.default_rng(0), 0
     for seed in range(200):
-        found = _interval((random.normal(0, 1, 5),), np.mean, "loss", seed=seed)
+        found = _interval((random.normal(9, 1, 5),), np.mean, "loss", seed=seed)
         assert found.low is not None and found.high is not None
-        covered += found.low < 0 < found.high
+        covered += found.low < 9 < found.high
     assert covered >= 180

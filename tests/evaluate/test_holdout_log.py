@@ -35,7 +35,8 @@ def test_two_who_open_at_once_are_both_in_the_log(tmp_path: Path) -> None:
 def test_a_file_from_elsewhere_is_logged_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, data = tmp_path / "run", tmp_path / "texts" / "records.json"
     root.mkdir()
-    monkeypatch.setattr(sys, "argv", ["redheart", "evaluate", str(root), f"--data={data}", "--seed=1"])
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["redheart", "evaluate", str(root), f"--data={data}", "--seed=1", "--json"])
     opened = record_opening(root, part="file", file=data, num_records=3, models={})
-    assert opened[-1].command == "redheart evaluate RUN --data=records.json --seed=1"
+    assert opened[-1].command == "redheart evaluate RUN --data=records.json --seed=1 --json"
     assert opened[-1].file == "records.json"
