@@ -17,7 +17,7 @@ ELSEWHERE = {
     "make run DATA=records.json.gz PRESET=full OUT=runs/full": "the real thing: hours on a card",
     ".venv/bin/redheart demo RUN": "tests/predict/test_server.py",
     ".venv/bin/redheart snapshots import CHECKPOINT --out model.safetensors": "tests/snapshots/test_foreign.py",
-    "wandb sweep launch/sweep.yaml": "tests/study/test_wandb_sweep.py",
+    ". .venv/bin/activate && wandb sweep launch/sweep.yaml": "tests/study/test_wandb_sweep.py",
     ".venv/bin/python -m pytest": "what runs this",
     ".venv/bin/python -m pytest -m long": "by hand, results in benchmarks/results",
 }

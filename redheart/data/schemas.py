@@ -131,7 +131,7 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
             where=path,
             got=(", ".join(map(str, first)) or "no key") if isinstance(first, dict) else type(first).__name__,
             expected=f"records with `id`, `text` and at least one of {known}",
-            hint="see the README's section on data",
+            hint="see the README's section on records",
         )
     marks = Counter(mark for value in objects for mark in _marks(value))
     usual: Schema = "distribution" if marks["distribution"] >= max(1, marks["documented"]) else "documented"
@@ -188,10 +188,11 @@ def _collect(
     num_invalid = 0
     for row in rows:
         record, found = convert(row)
-        if record is not None and record.id in first_seen:
+        has_id = record is not None and not any(problem.field == "id" for problem in found)
+        if record is not None and has_id and record.id in first_seen:
             expected = f"an id of its own (first at {first_seen[record.id]})"
             found = [*found, Problem(row.where, record.id, "id", repr(record.id), expected)]
-        elif record is not None:
+        elif record is not None and not found:
             first_seen[record.id] = row.where
         if found or record is None:
             problems += found
@@ -245,6 +246,9 @@ def _labelled(fields: _Fields, value: dict[str, object]) -> tuple[float | None, 
         fields.wrong("label", label, f"an integer from 0 to {len(EMOTIONS) - 1}")
     if isinstance(named, dict):
         fields.number("emotions.intensity", named.get("intensity"))
+        if shares := [key for key in named if str(key).lower() in EMOTIONS]:
+            order = ", ".join(EMOTIONS)
+            fields.wrong("emotions", ", ".join(shares), f"as a distribution a list of seven shares: {order}")
         for key in ("primary", "secondary"):
             name = named.get(key)
             if name in (None, ""):

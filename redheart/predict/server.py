@@ -3,6 +3,7 @@
 import html
 import json
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
@@ -78,7 +79,11 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
                 self._fail(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
                 return
             length = self.headers.get("Content-Length", "")
-            if not length.isdecimal() or int(length) > _MAX_BYTES:
+            # Python refuses to read numbers of thousands of digits.
+            if not length.isdecimal() or len(length) > 9 or int(length) > _MAX_BYTES:
+                if length.isdecimal() and len(length) <= 9:
+                    # Who is still sending does not read an answer.
+                    self._drop(int(length))
                 self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {_MAX_BYTES} bytes, and say how many")
                 return
             try:
@@ -107,12 +112,18 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
         def _fail(self, status: HTTPStatus, message: str) -> None:
             self._answer(status, json.dumps({"error": message}).encode(), "application/json")
 
+        def _drop(self, count: int) -> None:
+            while count > 0 and (found := self.rfile.read(min(count, _MAX_BYTES))):
+                count -= len(found)
+
         def _answer(self, status: HTTPStatus, content: bytes, kind: str) -> None:
             self.send_response(status)
             for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+            # Who has left while a text was predicted wants no answer any more.
+            with suppress(ConnectionError):
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
             """Nothing is logged: texts are people's own."""

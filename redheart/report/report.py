@@ -110,7 +110,7 @@ def _sweep(out: Path, trials: list[Trial]) -> str:
     if not trials:
         return MISSING
     rows = [[f"{trial.rate:g}", "–" if trial.score is None else f"{trial.score:.5f}", trial.status] for trial in trials]
-    scored = [(trial.rate, trial.score) for trial in trials if trial.score is not None]
+    scored = sorted((trial.rate, trial.score) for trial in trials if trial.score is not None)
     draw_lines(
         out / "figures" / "sweep.png",
         {"score": ([rate for rate, _ in scored], [score for _, score in scored])},

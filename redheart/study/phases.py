@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from redheart.study.outlook import timings
 from redheart.study.outlook.chosen import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.device.graphs import LENGTH_STEP
-from redheart.train.log.events import EventSink, all_events, num_epochs
+from redheart.train.log.events import Event, EventSink, all_events, num_epochs, watched_events
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.progress import overfit_text
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
@@ -136,12 +137,18 @@ def run_training(
         expected=expected(config, chosen, ranks=ranks, num_validation=num_validation),
         chosen=chosen,
     )
+    log = folder.train / "events.jsonl"
+    before = _last_start(watched_events(log))
     train_at(config, data, settings, folder.train, name=folder.root.name, show_progress=show_progress)
     if is_first_rank():
-        events = all_events(folder.train / "events.jsonl")
+        events = all_events(log)
+        start = _last_start(events)
+        # What another process took may have been on another machine, or in other micro-batches.
+        own = events[events.index(start) :] if start and start != before else []
+        has_halved = any(event["event"] == "out_of_memory" for event in own)
         found = timings.measured_step(
             config,
-            [event for event in events if event["event"] == "step"],
+            [] if has_halved else [event for event in own if event["event"] == "step"],
             ranks=ranks,
             epoch_end_s=events[-1].get("epoch_end_s"),
             num_validation=num_validation,
@@ -152,6 +159,10 @@ def run_training(
         warning = overfit_text(epochs) if epochs else None
         if show_progress and warning:
             say(config, "overfit", warning)
+
+
+def _last_start(events: Sequence[Event]) -> Event | None:
+    return next((event for event in reversed(events) if event["event"] == "start"), None)
 
 
 def best_rate(folder: RunFolder) -> float:

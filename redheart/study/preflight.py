@@ -1,6 +1,7 @@
 """Before a run allocates anything: device memory where there is a card, host memory and disk everywhere."""
 
 import dataclasses
+from pathlib import Path
 
 from redheart.core.config import GENERATED, StudyConfig
 from redheart.core.errors import DoesNotFit
@@ -9,6 +10,7 @@ from redheart.core.ranks import launched
 from redheart.core.units import GIB
 from redheart.data.features import record_bytes
 from redheart.data.prepare import Manifest
+from redheart.data.records import count_records
 from redheart.memory.host import host_memory, max_file_bytes
 from redheart.memory.host_disk import cpu_host_parts, disk_parts, host_parts
 from redheart.memory.ledger import ledger
@@ -104,11 +106,11 @@ def _on_cpu(config: StudyConfig) -> tuple[dict[str, int], dict[str, int], int]:
 
 
 def _num_records(config: StudyConfig) -> int:
-    """Records of the run, as far as that is known before a file is read; else those of the real data set."""
+    """Records of the run, as far as that is known before they are prepared."""
     if config.data == GENERATED:
         return config.prepare.num_generated
     manifest = RunFolder(config.out).data / "manifest.json"
-    return read_sealed(manifest, Manifest).read if manifest.is_file() else planning.NUM_RECORDS
+    return read_sealed(manifest, Manifest).read if manifest.is_file() else count_records(Path(config.data))
 
 
 def _refuse(what: str, wanted_bytes: int, there_bytes: int, there: str, *, hint: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -64,10 +64,10 @@ class RunFolder:
 
 
 @contextmanager
-def claimed(config: StudyConfig) -> Iterator[RunFolder]:
+def claimed(config: StudyConfig, *, decides: Collection[str] = ("epochs", "select")) -> Iterator[RunFolder]:
     """A run's folder, started with a configuration or recognised as this configuration's, for this run alone.
 
-    The first rank holds the folder's lock inside the block, for the others of its run.
+    The first rank holds the folder's lock inside the block, for the others of its run. `decides` is as in `start`.
 
     Raises:
         BadInput: another run works in the folder, it was started with other settings, which are named, or it holds
@@ -79,7 +79,10 @@ def claimed(config: StudyConfig) -> Iterator[RunFolder]:
     # Before the lock, which is a file too.
     check(config)
     with folder_lock(config.out, name="run", wait=False):
-        yield start(config)
+        folder = start(config, decides=decides)
+        for part in (folder.sweep, folder.select, folder.evaluation, folder.report):
+            remove_leftovers(part)
+        yield folder
 
 
 @contextmanager
@@ -132,16 +135,22 @@ def check(config: StudyConfig) -> SavedConfig | None:
     return old
 
 
-def start(config: StudyConfig) -> RunFolder:
+def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:
     """Write the configuration into a run's folder, or recognise it as this configuration's.
+
+    Args:
+        config: resolved.
+        decides: of `epochs` and `select`, what a run that is there takes from this; else it keeps its own.
 
     Raises:
         BadInput: as `check`.
     """
     folder = RunFolder(config.out)
     old = check(config)
-    for part in (folder.sweep, folder.select, folder.evaluation, folder.report):
-        remove_leftovers(part)
+    if old:
+        before = _decoded(old)
+        kept = {name: getattr(before, name) for name in ("epochs", "select") if name not in decides}
+        config = dataclasses.replace(config, **kept)  # type: ignore[arg-type]
     write_sealed(folder.config, _saved(config, folder, old))
     return folder
 

@@ -18,7 +18,7 @@ from redheart.core.text import read_content, read_text
 from redheart.data.generator import generate
 from redheart.data.prepare import load_prepared, prepare
 from redheart.data.rating_table import read_ratings
-from redheart.data.records import Malformed, read_rows, text_lines
+from redheart.data.records import Malformed, count_records, read_rows, text_lines
 from redheart.data.schemas import Parsed, parse_rows
 from redheart.predict.texts import read_texts
 
@@ -246,3 +246,11 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
         assert [record.text for record in read_texts(pipe)] == ["fine"]
         writer.join()
         pipe.unlink()
+
+
+@pytest.mark.parametrize("disguise", DISGUISES)
+def test_records_are_counted_before_they_are_read(disguise: str, tmp_path: Path) -> None:
+    records, _ = generate(30, seed=0)
+    path = tmp_path / "r.json"
+    path.write_bytes(DISGUISES[disguise](json.dumps(records)))
+    assert count_records(path) == len(read_rows(path)[1])

@@ -311,3 +311,21 @@ def test_file_order_does_not_change_the_split(tmp_path: Path) -> None:
         prepare(tmp_path / f"{name}.json", out=tmp_path / name, config=PrepareConfig(), seed=0)
     assert load_prepared(tmp_path / "a").records == load_prepared(tmp_path / "b").records
     assert (tmp_path / "a" / "split.json").read_bytes() == (tmp_path / "b" / "split.json").read_bytes()
+
+
+def test_a_distribution_as_an_object_is_not_dropped_without_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(
+        json.dumps([{"id": "a", "text": "b", "emotions": {"joy": 0.7, "trust": 0.3}, "regret_factor": 0.4}])
+    )
+    (problem,) = parse(path).problems
+    assert problem.field == "emotions" and "a list of seven shares: joy, " in problem.expected
+
+
+def test_an_id_belongs_to_the_first_good_record_and_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"id": "x", "text": "", "label": 1}, {"id": "x", "text": "b", "label": 2}]))
+    parsed = parse(path)
+    assert [record.text for record in parsed.records] == ["b"] and len(parsed.problems) == 1
+    path.write_text(json.dumps([{"id": number, "text": "b", "label": 2} for number in range(4)]))
+    assert [problem.field for problem in parse(path).problems] == ["id"] * 4

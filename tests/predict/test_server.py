@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -131,3 +133,20 @@ def test_the_page_shows_what_is_answered(is_ok: bool, warning: str | None) -> No
     emotion = ["emotion", ["<i>", "75%", "75.0 %"], ["joy", "25%", "25.0 %"]]
     assert found["rows"] == ([emotion, ["regret", ["regret_factor", "50%", "0.50"]]] if is_ok else [])
     assert found["error"] == ((warning or "") if is_ok else "a text is empty")
+
+
+def test_who_sends_too_much_or_leaves_is_no_trouble(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    status, content, _ = ask(address + "/predict", b" " * 3_000_000, JSON)
+    assert status == 413 and b"at most" in content
+    host, port = address.removeprefix("http://").split(":")
+    head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(f"{head}{'9' * 5000}\r\n\r\n".encode())
+        assert b" 413 " in client.recv(100)
+    with socket.create_connection((host, int(port))) as client:
+        body = json.dumps({"text": "gone before the answer"})
+        client.sendall(f"{head}{len(body)}\r\n\r\n{body}".encode())
+        # A reset instead of an end, as a closed tab sends it.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert ask(address + "/predict", json.dumps({"text": "still there"}).encode(), JSON)[0] == 200
+    assert "Traceback" not in capfd.readouterr().err

@@ -151,17 +151,19 @@ def test_features_are_counted_for_the_records_that_a_run_is_known_to_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config(tmp_path / "run")
+    unread = tmp_path / "unread.jsonl"
+    unread.write_text('{"id": "a", "text": "b"}\n' * 200_000)
     said = {}
-    for data in ("generated", "unread.json"):
+    for data in ("generated", str(unread)):
         with monkeypatch.context() as patched, pytest.raises(DoesNotFit) as refusal:
             patched.setattr(planning, "free_disk_bytes", lambda path: 0)
             check_run(dataclasses.replace(settings, data=data))
         said[data] = float(str(refusal.value.expected).split()[0]) * GIB
-    more = (planning.NUM_RECORDS - settings.prepare.num_generated) * record_bytes(settings.features)
-    assert said["unread.json"] - said["generated"] == pytest.approx(more, abs=0.01 * GIB)
+    more = (200_000 - settings.prepare.num_generated) * record_bytes(settings.features)
+    assert said[str(unread)] - said["generated"] == pytest.approx(more, abs=0.01 * GIB)
     settings = dataclasses.replace(settings, prepare=PrepareConfig(num_generated=60))
     phases.open_data(dataclasses.replace(settings, features=FeatureConfig("hash", 8)), run_folder.start(settings))
-    read = dataclasses.replace(settings, data="unread.json")
+    read = dataclasses.replace(settings, data=str(unread))
     assert preflight._num_records(read) == 60
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from redheart.core.config import FeatureConfig, StudyConfig, SweepConfig, TrainConfig, resolved
+from redheart.core.config import FeatureConfig, SelectConfig, StudyConfig, SweepConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown, write_sealed
 from redheart.data.generator import generate
@@ -158,3 +158,16 @@ def test_a_run_from_before_a_setting_was_there_goes_on_with_its_default(finished
     assert read_sealed(run / "config.json", run_folder.SavedConfig).config == {**saved.config, "out": str(run)}
     with pytest.raises(BadInput, match=r"train.value_weight was 1.0, is 2.0"):
         run_folder.start(dataclasses.replace(config, train=dataclasses.replace(config.train, value_weight=2.0)))
+
+
+def test_a_trial_keeps_what_the_run_decided_and_what_others_are_writing(project: Path) -> None:
+    rates = SweepConfig(rates=(1e-4, 2e-4))
+    with run_folder.claimed(study(sweep=rates, epochs=6, select=SelectConfig(strategy="window"))) as folder:
+        half = folder.select / ".final.x.redheart-partial"
+        half.mkdir(parents=True)
+        run_folder.start(study(sweep=rates, epochs=60))
+        assert half.is_dir()
+    with run_folder.claimed(study(sweep=rates, epochs=9), decides=("epochs",)):
+        assert not half.exists()
+    _, config = run_folder.load(project / "run")
+    assert config.epochs == 9 and config.select.strategy == "window"

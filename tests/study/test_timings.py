@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolved
+from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.units import GIB
+from redheart.study import phases, run_folder
 from redheart.study.outlook import planning, timings
 from redheart.study.outlook.plan_output import time_text
 from redheart.train.device.compute_type import type_name
@@ -119,3 +120,24 @@ def test_a_store_that_cannot_be_used_leaves_times_unknown_and_nothing_else(
     assert found is not None
     timings.remember(found)
     assert planning.answer(CONFIG, vram_bytes=8 * GIB, micro_batch=8).plan.step_s is None
+
+
+def test_what_another_process_trained_is_not_this_ones_time(tmp_path: Path, empty_store: Path) -> None:
+    """A finished run that came from a faster machine, or was trained in other micro-batches."""
+    config = resolved(
+        StudyConfig(
+            out=tmp_path / "run",
+            epochs=2,
+            prepare=PrepareConfig(num_generated=300),
+            features=FeatureConfig("hash", 8),
+            train=TrainConfig(strategy="plain", learning_rate=1e-3, effective_batch=32),
+        )
+    )
+    folder = run_folder.start(config)
+    data = phases.open_data(config, folder)
+    phases.run_training(config, folder, data, show_progress=False)
+    assert empty_store.is_file()
+    empty_store.unlink()
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
+    phases.run_training(other, folder, data, show_progress=False)
+    assert not empty_store.exists()
