@@ -72,7 +72,7 @@ def sweep(arguments: Sequence[str]) -> None:
         # As `redheart run` has it. The trials would be started for a run without a rate, which this one is not.
         phases.say(config, "sweep", f"learning rate {config.train.learning_rate} is given: nothing to search for")
         return
-    with run_folder.claimed(config, decides=()) as folder:
+    with run_folder.claimed(config, decides=_typed(arguments)) as folder:
         data = phases.open_data(config, folder, display=Display(config.train.progress))
         phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
 
@@ -84,9 +84,15 @@ def train(arguments: Sequence[str]) -> None:
     _note_ranks()
     with together():
         config, chosen = _checked_study(_without_local_rank(arguments), "train")
-        with run_folder.claimed(config, decides=("epochs",)) as folder:
+        with run_folder.claimed(config, decides=("epochs", *_typed(arguments))) as folder:
             data = phases.open_data(config, folder, display=Display(config.train.progress))
             phases.run_training(config, folder, data, show_progress=True, chosen=chosen)
+
+
+def _typed(arguments: Sequence[str]) -> list[str]:
+    """What a run that is there takes from these arguments, because it stands in them."""
+    names = [item.removeprefix("--").partition("=")[0].partition(".")[0] for item in arguments]
+    return ["epochs", "select"] if "config" in names else [name for name in ("epochs", "select") if name in names]
 
 
 def trial(arguments: Sequence[str]) -> None:

@@ -159,7 +159,8 @@ def take_place(made: Path, path: Path) -> None:
     try:
         made.rename(path)
     except BaseException:
-        _put_back(path)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
         raise
     fsync_path(path.parent)
     if replaced.exists():

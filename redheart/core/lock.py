@@ -41,9 +41,13 @@ def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
                 hint="choose another --out, or mount it with locks (NFS: with its lock daemon)",
             ) from error
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+        owner = os.getpid()
+        os.pwrite(descriptor, str(owner).encode(), 0)
+        try:
+            yield
+        finally:
+            # A process that was forked meanwhile has the descriptor too, and does not let go for this one.
+            if os.getpid() == owner:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
-        # A process that was forked meanwhile has the descriptor too.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
@@ -71,8 +72,7 @@ class WholeEvaluator:
                 weights = read_module(self._snapshots, name, blend, self._specs[name])
                 with torch.no_grad():
                     for key, tensor in self._parts[name].items():
-                        # What was frozen has the type here that it came in, with more digits than a snapshot's.
-                        if not torch.equal(tensor.to(weights[key].dtype), weights[key].to(tensor.device)):
+                        if not _is_frozen_same(tensor, weights[key]):
                             tensor.copy_(weights[key])
                 self._loaded[name] = blend
 
@@ -83,6 +83,12 @@ class WholeEvaluator:
     def work(self) -> Work:
         each_s = self._seconds / max(1, self._evaluations)
         return Work(self._evaluations, self._seconds, each_s, 0, 0, 0)
+
+
+def _is_frozen_same(tensor: Tensor, kept: Tensor) -> bool:
+    """Whether a weight was not trained, and a snapshot holds it rounded: here it has the type that it came in."""
+    is_frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+    return is_frozen and torch.equal(tensor.to(kept.dtype), kept.to(tensor.device))
 
 
 def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | None = None) -> Chosen:

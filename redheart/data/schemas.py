@@ -145,7 +145,7 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
         own = tuple(metrics) if isinstance(metrics, dict) else ()
         surd = SURD if schema == "documented" else own
         record, problems = _object(row, schema, surd)
-        if record is not None:
+        if record is not None and not problems:
             shapes.setdefault(record.id, (schema, surd))
         return record, problems
 

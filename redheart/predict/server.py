@@ -17,6 +17,7 @@ from redheart.predict.predictor import Predictor, as_record
 
 HOST = "127.0.0.1"
 _MAX_BYTES = 1 << 20
+_DROPPED_BYTES = 16 << 20
 _HEADERS = {
     # The page may run its own lines and ask this server; nothing from elsewhere, whatever a text contains.
     "Content-Security-Policy": (
@@ -60,6 +61,11 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 60
 
+        def handle(self) -> None:
+            # Who has left, while sending or before the answer, wants none any more.
+            with suppress(ConnectionError, TimeoutError):
+                super().handle()
+
         def do_GET(self) -> None:
             if self._is_foreign():
                 return
@@ -81,10 +87,8 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
             length = self.headers.get("Content-Length", "")
             # Python refuses to read numbers of thousands of digits.
             if not length.isdecimal() or len(length) > 9 or int(length) > _MAX_BYTES:
-                if length.isdecimal() and len(length) <= 9:
-                    # Who is still sending does not read an answer.
-                    self._drop(int(length))
                 self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {_MAX_BYTES} bytes, and say how many")
+                self._drop(min(int(length[:9] or 0) if length.isdecimal() else 0, _DROPPED_BYTES))
                 return
             try:
                 question = msgspec.json.decode(self.rfile.read(int(length)), type=Question)
@@ -112,18 +116,17 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
         def _fail(self, status: HTTPStatus, message: str) -> None:
             self._answer(status, json.dumps({"error": message}).encode(), "application/json")
 
-        def _drop(self, count: int) -> None:
-            while count > 0 and (found := self.rfile.read(min(count, _MAX_BYTES))):
-                count -= len(found)
+        def _drop(self, num_bytes: int) -> None:
+            """Read on for a while: who is still sending into a closed connection does not see the answer."""
+            while num_bytes > 0 and (found := self.rfile.read1(min(num_bytes, _MAX_BYTES))):
+                num_bytes -= len(found)
 
         def _answer(self, status: HTTPStatus, content: bytes, kind: str) -> None:
             self.send_response(status)
             for name, value in {**_HEADERS, "Content-Type": kind, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
-            # Who has left while a text was predicted wants no answer any more.
-            with suppress(ConnectionError):
-                self.end_headers()
-                self.wfile.write(content)
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *_: Any) -> None:
             """Nothing is logged: texts are people's own."""

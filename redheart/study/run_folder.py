@@ -20,6 +20,8 @@ from redheart.snapshots.states import newest_progress
 
 DATA, ENCODER = "data", "features.encoder"
 """What a run is made from and may lie elsewhere later."""
+_OPEN = ("epochs", "select")
+"""What may be another in a run that is there."""
 FIRST_RANK_S = 600
 """Seconds that other ranks wait for the first one, which asks the planner before it starts a run."""
 
@@ -64,7 +66,7 @@ class RunFolder:
 
 
 @contextmanager
-def claimed(config: StudyConfig, *, decides: Collection[str] = ("epochs", "select")) -> Iterator[RunFolder]:
+def claimed(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> Iterator[RunFolder]:
     """A run's folder, started with a configuration or recognised as this configuration's, for this run alone.
 
     The first rank holds the folder's lock inside the block, for the others of its run. `decides` is as in `start`.
@@ -77,7 +79,7 @@ def claimed(config: StudyConfig, *, decides: Collection[str] = ("epochs", "selec
         yield _started_by_first_rank(RunFolder(config.out))
         return
     # Before the lock, which is a file too.
-    check(config)
+    check(config, decides=decides)
     with folder_lock(config.out, name="run", wait=False):
         folder = start(config, decides=decides)
         for part in (folder.sweep, folder.select, folder.evaluation, folder.report):
@@ -99,7 +101,7 @@ def opened(
         yield folder, config
 
 
-def check(config: StudyConfig) -> SavedConfig | None:
+def check(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> SavedConfig | None:
     """Whether a run of this configuration may work in its folder; what was saved there before, None in a new one.
 
     Raises:
@@ -124,7 +126,7 @@ def check(config: StudyConfig) -> SavedConfig | None:
         )
     progress = newest_progress(folder.states)
     done = progress.epoch if progress else 0
-    if done > config.epochs:
+    if done > config.epochs and "epochs" in decides:
         raise BadInput(
             "the run has trained more epochs already",
             where=folder.root,
@@ -146,10 +148,10 @@ def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:
         BadInput: as `check`.
     """
     folder = RunFolder(config.out)
-    old = check(config)
+    old = check(config, decides=decides)
     if old:
         before = _decoded(old)
-        kept = {name: getattr(before, name) for name in ("epochs", "select") if name not in decides}
+        kept = {name: getattr(before, name) for name in _OPEN if name not in decides}
         config = dataclasses.replace(config, **kept)  # type: ignore[arg-type]
     write_sealed(folder.config, _saved(config, folder, old))
     return folder

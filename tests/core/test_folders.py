@@ -1,5 +1,6 @@
 """A folder is replaced if it holds nothing but what this program wrote there, and appears whole or not at all."""
 
+import errno
 import multiprocessing
 import os
 import time
@@ -39,19 +40,22 @@ def test_a_folder_appears_whole_or_not_at_all_and_replaces_its_like(tmp_path: Pa
     assert set(tree(tmp_path)) == {"run/c", "run/manifest.json"}
 
 
-def test_a_folder_that_is_not_replaced_is_still_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "run", a="one")
+@pytest.mark.parametrize("name", ["run", "n" * 250])
+def test_a_folder_that_is_not_replaced_is_still_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / name, a="one")
     before, rename = tree(tmp_path), Path.rename
 
     def renamed(path: Path, target: Path) -> Path:
         # The new one takes the place that the old one has left.
-        if target == tmp_path / "run" and (path / "b").exists():
+        if target == tmp_path / name and (path / "b").exists():
             raise KeyboardInterrupt
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", renamed)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "run", b="two")
+        make(tmp_path / name, b="two")
     assert tree(tmp_path) == before
 
 
@@ -247,3 +251,12 @@ def test_a_lock_ends_with_its_block_whoever_was_forked_in_it(tmp_path: Path) -> 
     with folder_lock(tmp_path, name="run", wait=False):
         child.kill()
         child.join()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(BadInput, match="cannot lock"), folder_lock(tmp_path, name="run", wait=False):
+        pass

@@ -327,5 +327,13 @@ def test_an_id_belongs_to_the_first_good_record_and_is_one_problem(tmp_path: Pat
     path.write_text(json.dumps([{"id": "x", "text": "", "label": 1}, {"id": "x", "text": "b", "label": 2}]))
     parsed = parse(path)
     assert [record.text for record in parsed.records] == ["b"] and len(parsed.problems) == 1
+    good = {"text": "b", "emotions": [1, 0, 0, 0, 0, 0, 0]}
+    rows = [{"id": "x", "text": "", "surd_metrics": {"a": 0.1, "b": 0.9}}, {**good, "id": "x"}]
+    for metrics, expected in (({"b": 0.2, "a": 0.7}, {"a": 0.7, "b": 0.2}), ({}, {})):
+        rows[1]["surd_metrics"] = metrics
+        path.write_text(json.dumps(rows))
+        parsed = parse(path)
+        found = dict(zip(parsed.inventory.task("surd").targets, parsed.records[0].targets["surd"], strict=True))
+        assert {name: value for name, value in found.items() if value is not None} == expected
     path.write_text(json.dumps([{"id": number, "text": "b", "label": 2} for number in range(4)]))
     assert [problem.field for problem in parse(path).problems] == ["id"] * 4

@@ -144,9 +144,14 @@ def test_who_sends_too_much_or_leaves_is_no_trouble(address: str, capfd: pytest.
         client.sendall(f"{head}{'9' * 5000}\r\n\r\n".encode())
         assert b" 413 " in client.recv(100)
     with socket.create_connection((host, int(port))) as client:
-        body = json.dumps({"text": "gone before the answer"})
-        client.sendall(f"{head}{len(body)}\r\n\r\n{body}".encode())
-        # A reset instead of an end, as a closed tab sends it.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(f"{head}5000000\r\n\r\n".encode())
+        # Who asks first whether to send so much is not kept waiting.
+        assert b" 413 " in client.recv(100)
+    body = json.dumps({"text": "gone before the answer"})
+    for sent in (body, body[:9]):
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(f"{head}{len(body)}\r\n\r\n{sent}".encode())
+            # A reset instead of an end, as a closed tab sends it.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert ask(address + "/predict", json.dumps({"text": "still there"}).encode(), JSON)[0] == 200
     assert "Traceback" not in capfd.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from redheart.cli.study import _typed
 from redheart.core.config import FeatureConfig, SelectConfig, StudyConfig, SweepConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown, write_sealed
@@ -118,10 +119,10 @@ def test_a_shorter_run_than_was_trained_is_refused_before_anything_changes(finis
     before = (run / "config.json").read_bytes()
     for epochs in (1, 3):
         with pytest.raises(BadInput, match="4 or more"):
-            run_folder.start(dataclasses.replace(config, epochs=epochs))
+            run_folder.start(dataclasses.replace(config, epochs=epochs), decides=["epochs"])
     assert (run / "config.json").read_bytes() == before
     for epochs in (4, 7):
-        run_folder.start(dataclasses.replace(config, epochs=epochs))
+        run_folder.start(dataclasses.replace(config, epochs=epochs), decides=["epochs"])
 
 
 def test_a_run_in_a_folder_of_another_encoding_is_reported(finished_run: Path, tmp_path: Path) -> None:
@@ -167,6 +168,8 @@ def test_a_trial_keeps_what_the_run_decided_and_what_others_are_writing(project:
         half.mkdir(parents=True)
         run_folder.start(study(sweep=rates, epochs=60))
         assert half.is_dir()
+    assert _typed(["--data", "x", "--sweep.epochs", "3", "--select.strategy=window"]) == ["select"]
+    assert _typed(["--config", "f"]) == ["epochs", "select"] and _typed(["--epochs=3"]) == ["epochs"]
     with run_folder.claimed(study(sweep=rates, epochs=9), decides=("epochs",)):
         assert not half.exists()
     _, config = run_folder.load(project / "run")
