@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redheart.core.config import SelectConfig
+from redheart.core.config import SelectConfig, digest
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed
+from redheart.core.files import read_sealed, write_sealed
 from redheart.core.ranks import launched
 from redheart.core.seeds import stream_seed
 from redheart.custom.learner import LOSS, TensorLearner
 from redheart.custom.training import VALIDATION, ValidationRecords
 from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem
-from redheart.select.statistics import Gain, paired_gain, verdict
+from redheart.select.statistics import Gain, level_of, paired_gain, verdict
 from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
 from redheart.snapshots.blend import Blend, single
 from redheart.snapshots.consolidate import assemble, module_specs, read_module
@@ -37,6 +37,12 @@ class Chosen(msgspec.Struct, frozen=True):
     verdict: str
     folder: Path
     """The model that the verdict recommends: `redheart.snapshots.consolidate.load_assembly` reads it."""
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """Digests of the choices that the confirm records have judged, in their order."""
+
+    choices: list[str]
 
 
 class WholeEvaluator:
@@ -94,6 +100,8 @@ def _is_frozen_same(tensor: Tensor, kept: Tensor) -> bool:
 def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | None = None) -> Chosen:
     """Choose windows of snapshots for every module and assemble the model that is the better founded one.
 
+    Each further choice that the same records judge has a wider interval; see `level_of`.
+
     Args:
         learner: as it was trained; afterwards its model holds the recommended weights, in float32.
         folder: where `fit` has left its snapshots.
@@ -123,7 +131,12 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": dict(spot.modules)}
     judge = WholeEvaluator(learner, snapshots, confirm)
     losses = {name: judge.losses(choice)[LOSS] for name, choice in models.items()}
-    gain = paired_gain(losses["best_single"], losses["chosen"], seed=stream_seed(learner.seed, "gain", "confirm"))
+    gain = paired_gain(
+        losses["best_single"],
+        losses["chosen"],
+        seed=stream_seed(learner.seed, "gain", "confirm"),
+        level=level_of(_place(folder / "select" / "judged.json", models)),
+    )
     recommended = "chosen" if gain.is_evidence else "best_single"
     out = folder / "select" / recommended
     judge.load(models[recommended])
@@ -132,6 +145,17 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
         assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
     said = verdict(gain, candidate="choice per module", reference="best single snapshot")
     return Chosen(spot, gain, said, out)
+
+
+def _place(path: Path, models: Mapping[str, Mapping[str, Blend]]) -> int:
+    """The place of a choice among those that the confirm records have judged, from 1; one that comes again keeps it."""
+    judged = read_sealed(path, Judged).choices if path.is_file() else []
+    choice = digest(msgspec.to_builtins(models))
+    if choice not in judged:
+        judged.append(choice)
+        if launched().is_first:
+            write_sealed(path, Judged(judged))
+    return judged.index(choice) + 1
 
 
 def _problem(snapshots: list[Snapshot], learner: TensorLearner, num_select: int) -> SelectionProblem:

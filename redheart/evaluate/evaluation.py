@@ -11,6 +11,7 @@ from scipy.stats import DegenerateDataWarning, binomtest, bootstrap
 from redheart.core.seeds import stream_seed
 from redheart.data.inventory import Inventory
 from redheart.evaluate import metrics
+from redheart.evaluate.reliability import calibration_scores
 from redheart.select.statistics import FEW_RECORDS, LEVEL, students_interval
 
 _RESAMPLES = 1000
@@ -65,11 +66,11 @@ def _distribution(logits_NC: np.ndarray, targets_NC: np.ndarray, *, seed: int) -
         "brier": metrics.brier(logits_NC, targets_NC),
     }
     found = {name: _interval((values,), np.mean, name, seed=seed) for name, values in per_record.items()}
-    confidence_N = softmax(logits_NC, axis=1).max(1)
     found["macro_f1"] = Estimate(metrics.macro_f1(logits_NC, targets_NC))
-    found["ece"] = Estimate(metrics.calibration_error(confidence_N, per_record["accuracy"]))
-    floor = metrics.calibration_floor(confidence_N, seed=stream_seed(seed, "ece floor"))
-    found["ece_noise_floor"] = Estimate(floor)
+    shares_NC = softmax(logits_NC.astype(np.float64), axis=1)
+    calibration = calibration_scores(shares_NC, targets_NC, seed=stream_seed(seed, "ece floor"))
+    for name in ("ece", "ece_noise_floor", "ece_argmax"):
+        found[name] = Estimate(getattr(calibration, name))
     return found
 
 

@@ -49,20 +49,6 @@ def brier(logits_NC: np.ndarray, targets_NC: np.ndarray) -> np.ndarray:
     return values
 
 
-def calibration_error(confidence_N: np.ndarray, hits_N: np.ndarray, *, bins: int = ECE_BINS) -> float:
-    """Expected calibration error over equal-width bins of the confidence (Guo et al. 2017)."""
-    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_N, weights=confidence_N - hits_N, minlength=bins)
-    return float(np.abs(gaps).sum() / len(hits_N))
-
-
-def calibration_floor(confidence_N: np.ndarray, *, seed: int, draws: int = 200) -> float:
-    """The mean calibration error that a perfectly calibrated model would show with these confidences."""
-    random = np.random.default_rng(seed)
-    hits_RN = random.random((draws, len(confidence_N))) < confidence_N
-    return float(np.mean([calibration_error(confidence_N, row.astype(np.float64)) for row in hits_RN]))
-
-
 def macro_f1(logits_NC: np.ndarray, targets_NC: np.ndarray) -> float:
     """Mean F1 over the classes that occur among the targets' arg-maxes."""
     predicted_N, true_N = logits_NC.argmax(1), targets_NC.argmax(1)

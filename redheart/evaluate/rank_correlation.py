@@ -3,6 +3,10 @@
 Subjects use a scale each in their own way, so rows of different subjects are never ranked together where every subject
 has rated enough texts. Correlations are combined as Fisher's z = artanh(rho), whose sampling variance for Spearman's
 rho is 1.06 / (n - 3) (Fieller, Hartley and Pearson 1957).
+
+Subjects who rate the same texts and agree with each other repeat whatever the prediction has in common with them by
+chance. So both are samples: the variance is that of subjects, and what that of texts is more than each text of each
+subject has by itself (two-way clusters, Cameron, Gelbach and Miller 2011; Clark 1973).
 """
 
 import math
@@ -17,6 +21,8 @@ _VARIANCE = 1.06
 _LEVEL, _POWER = 0.95, 0.8
 # artanh(1) is infinite; a perfect correlation of few texts must not be worth more than all other subjects together.
 _LARGEST = 0.999
+_TEXT_GROUPS = 25
+"""Of texts that the jackknife leaves out in turn."""
 
 
 class Correlation(msgspec.Struct, frozen=True):
@@ -39,13 +45,16 @@ class Correlation(msgspec.Struct, frozen=True):
     by_subject: dict[str, float]
 
 
-def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequence[str]) -> Correlation | None:
+def correlate(
+    predicted: Sequence[float], rated: Sequence[float], subjects: Sequence[str], texts: Sequence[str] | None = None
+) -> Correlation | None:
     """Combine the correlations of all subjects; None where there is too little to correlate.
 
     Args:
         predicted: the prediction for the text of every row.
         rated: the value that the subject gave it.
         subjects: who.
+        texts: of which text; None where no two subjects have rated the same.
     """
     predicted_N, rated_N, subject_N = np.asarray(predicted), np.asarray(rated), np.asarray(subjects)
     names = [str(name) for name in np.unique(subject_N)]
@@ -74,10 +83,14 @@ def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequ
     else:
         # Subjects are a sample: the interval is that of their mean, with their own spread in it. Few texts allow few
         # correlations, and subjects that happen to share one are no more certain than their texts make them.
-        planned = math.sqrt(float(sampling_S.mean()) / num)
-        error = max(float(z_S.std(ddof=1)) / math.sqrt(num), planned)
-        quantile, power = float(t.ppf((1 + _LEVEL) / 2, num - 1)), float(t.ppf(_POWER, num - 1))
-        p_value = 2 * float(t.sf(abs(z_S.mean()) / error, num - 1))
+        planned, freedom = float(sampling_S.mean()) / num, num - 1
+        variance = max(float(z_S.var(ddof=1)) / num, planned)
+        if texts is not None:
+            of_texts, groups = _variance_of_texts(predicted_N, rated_N, subject_N, np.asarray(texts), list(found))
+            variance, freedom = variance + max(0.0, of_texts - planned), min(num, groups) - 1
+        error = math.sqrt(variance)
+        quantile, power = float(t.ppf((1 + _LEVEL) / 2, freedom)), float(t.ppf(_POWER, freedom))
+        p_value = 2 * float(t.sf(abs(z_S.mean()) / error, freedom))
     mean = float(z_S.mean())
     return Correlation(
         rho=math.tanh(mean),
@@ -91,3 +104,21 @@ def correlate(predicted: Sequence[float], rated: Sequence[float], subjects: Sequ
         detectable_rho=math.tanh((quantile + power) * error),
         by_subject={name: rho for name, (rho, _) in found.items()},
     )
+
+
+def _variance_of_texts(
+    predicted_N: np.ndarray, rated_N: np.ndarray, subject_N: np.ndarray, text_N: np.ndarray, names: Sequence[str]
+) -> tuple[float, int]:
+    """Jackknife variance of the mean z over groups of texts, and how many groups there are."""
+    _, index_N = np.unique(text_N, return_inverse=True)
+    groups = min(int(index_N.max()) + 1, _TEXT_GROUPS)
+    means = []
+    for group in range(groups):
+        rhos = []
+        for name in names:
+            rows = (subject_N == name) & (index_N % groups != group)
+            if rows.sum() > 2 and np.ptp(predicted_N[rows]) > 0 and np.ptp(rated_N[rows]) > 0:
+                rhos.append(float(spearmanr(predicted_N[rows], rated_N[rows]).statistic))
+        if rhos:
+            means.append(float(np.arctanh(np.clip(rhos, -_LARGEST, _LARGEST)).mean()))
+    return (groups - 1) * float(np.var(means)), groups

@@ -39,7 +39,10 @@ def limitations(facts: RunFacts) -> str:
         found.append("No comparison on unseen records has been made yet.")
     better = better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines) if evaluation else {}
     if better:
-        found.append(f"On the test split these do better than the recommended model: {names_by_task(better)}.")
+        found.append(
+            f"On the test split these have better values than the recommended model: {names_by_task(better)}; "
+            "whether by more than chance was not examined."
+        )
     if facts.calibration is None:
         found.append("Whether the confidence means what it says has not been examined.")
     if facts.calibration and facts.calibration.calibration is None:

@@ -31,8 +31,10 @@ def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) 
     ]
     if spot.selection.percent_out_of_bag is not None:
         parts.append(
-            f"The choice itself bootstrapped, its gain is {spot.selection.percent_out_of_bag:+.2f} % on the records "
-            f"that were left out and {spot.selection.percent_in_bag:+.2f} % on those that it was made on."
+            "Bootstrapped, the last choice among the models that the search had found on these records gains "
+            f"{spot.selection.percent_out_of_bag:+.2f} % on the records that were left out and "
+            f"{spot.selection.percent_in_bag:+.2f} % on those that it was made on; "
+            "the search's own optimism is in both."
         )
     if spot.swaps:
         rows = [
@@ -102,7 +104,7 @@ def crossover_section(crossover: Crossover | None, spot: SweetSpot | None) -> st
 def openings_section(openings: Sequence[Opening]) -> str:
     """Every look at records that are kept for a verdict."""
     if not openings:
-        return "Neither the confirm records nor the test split have been looked at."
+        return "No model was compared with another on the confirm records or the test split."
     rows = [
         [
             opening.part,
@@ -144,7 +146,7 @@ def sweet_spot_lines(spot: SweetSpot, *, bests: str | None) -> list[str]:
     lines += ["", f"{spot.strategy} by {spot.level}: {spot.num_candidates} models compared; {work_text(spot)}"]
     lines.append(f"gain over the best single snapshot, on the records of the choice: {selection.gain}")
     if selection.percent_out_of_bag is not None:
-        lines.append(f"the same with the choice itself bootstrapped: {selection.percent_out_of_bag:+.2f} %")
+        lines.append(f"the same with the last choice bootstrapped: {selection.percent_out_of_bag:+.2f} %")
     for swap in spot.swaps[:_SHOWN_LINES]:
         if swap.percent > 0:
             lines.append(
@@ -185,7 +187,8 @@ def crossover_lines(crossover: Crossover) -> list[str]:
 
 def _notes(crossover: Crossover) -> list[str]:
     found = []
-    if crossover.shrinkage is not None:
+    # A share of what may be nothing is nothing to be said.
+    if crossover.shrinkage is not None and crossover.gain_confirm.is_evidence and crossover.gain_select.is_evidence:
         found.append(f"{crossover.shrinkage:.0%} of the gain on the select records is there on the confirm records.")
     if crossover.num_judged > 1:
         found.append(

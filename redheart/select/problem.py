@@ -47,6 +47,11 @@ class SelectionProblem:
             ]
         )
 
+    @cached_property
+    def labelled_TN(self) -> np.ndarray:
+        """Whether a record has a target of a task that is scored."""
+        return self.scoring.labelled_TN({name: self.losses_EN[name][0] for name in self.scoring.scales})
+
     @property
     def best_epoch(self) -> int:
         """The best single snapshot."""

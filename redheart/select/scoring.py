@@ -39,6 +39,10 @@ class Scoring:
         assert total_N is not None, "no final predictor has a loss"
         return total_N
 
+    def labelled_TN(self, losses: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Whether a record has a target of a task that is scored."""
+        return np.stack([~np.isnan(losses[name]) for name in self.scales])
+
 
 def scoring_of(
     losses_EN: Mapping[str, np.ndarray], floors: Mapping[str, np.ndarray], finals: tuple[str, ...]

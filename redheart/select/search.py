@@ -102,7 +102,7 @@ class Search:
         """Evaluate the model at hand with other weights in one unit, and log it."""
         before_N = self.scores_N(current)
         gains_N = before_N - self.scores_N({**current, **dict.fromkeys(members, blend)}, base=current)
-        swap = Swap(unit, blend, float(gains_N.mean()), z_of(gains_N))
+        swap = Swap(unit, blend, float(gains_N.mean()), z_of(gains_N[self.problem.labelled_TN.any(0)]))
         self.swaps.append(swap)
         return swap
 

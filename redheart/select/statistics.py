@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, norm, t
+from scipy.stats import DegenerateDataWarning, bootstrap, t
 
 from redheart.core.errors import BadInput
 
@@ -105,6 +105,32 @@ def paired_gain(
     )
 
 
+def scored_gain(
+    reference_N: np.ndarray, candidate_N: np.ndarray, labelled_TN: np.ndarray, *, seed: int, level: float = LEVEL
+) -> Gain:
+    """`paired_gain` of scores that are means over tasks; records without a target are none.
+
+    Args:
+        reference_N: score of the reference on every record.
+        candidate_N: score of the candidate.
+        labelled_TN: whether a record has a target of a task.
+        seed: seed of the bootstrap.
+        level: of the interval.
+
+    Raises:
+        BadInput: fewer than two records have a target.
+    """
+    counts_T = labelled_TN.sum(1)
+    has_any_N = labelled_TN.sum(0) > 0
+    return paired_gain(
+        np.where(has_any_N, reference_N, np.nan),
+        np.where(has_any_N, candidate_N, np.nan),
+        seed=seed,
+        level=level,
+        least_labelled=int(counts_T[counts_T > 0].min(initial=len(has_any_N))),
+    )
+
+
 def _interval(values_N: np.ndarray, method: str, *, level: float, resamples: int, seed: int) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)
@@ -137,9 +163,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
-def one_sided_p(z: float) -> float:
-    """Chance of a mean gain this many standard errors above zero, or more, where there is none."""
-    return float(norm.sf(z))
+def one_sided_p(z: float, num_records: int) -> float:
+    """Chance of a mean gain this many standard errors above zero, or more, where there is none (Student's)."""
+    return float(t.sf(z, max(1, num_records - 1)))
 
 
 def out_of_bag_gain(

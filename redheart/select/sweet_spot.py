@@ -10,7 +10,7 @@ from redheart.core.seeds import stream_seed
 from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem, UnitChoice
 from redheart.select.search import Evaluator, Search, Swap
-from redheart.select.statistics import Gain, holm, one_sided_p, out_of_bag_gain, paired_gain, percent_of
+from redheart.select.statistics import Gain, holm, one_sided_p, out_of_bag_gain, percent_of, scored_gain
 from redheart.select.strategies import BASELINES, strategy_named
 from redheart.snapshots.blend import Blend
 
@@ -50,8 +50,9 @@ class Selection(msgspec.Struct, frozen=True):
 
     gain: Gain
     percent_out_of_bag: float | None
-    """Gain of the best candidate of a resample on the records that it left out: without the optimism of having chosen.
-    None where the strategy has evaluated no candidates."""
+    """Gain of the best candidate of a resample on the records that it left out: without the optimism of the last choice
+    among the candidates, which the search itself had found on all these records. None where the strategy has evaluated
+    no candidates."""
     percent_in_bag: float | None
     """Its gain on the resample itself."""
 
@@ -113,14 +114,14 @@ def find_sweet_spot(
     candidates_CN = search.candidate_scores_CN if search.num_candidates else None
     reference_N = search.scores_N(search.best_single)
     chosen_N = search.scores_N(choice.modules)
-    outside = inside = None
+    outside, inside, labelled_TN = None, None, problem.labelled_TN
     if candidates_CN is not None:
         outside, inside = out_of_bag_gain(candidates_CN, reference_N, seed=stream_seed(seed, "out of bag"))
     baselines = {}
     for name in BASELINES:
         modules = strategy_named(name)(search).modules
-        baselines[name] = paired_gain(
-            reference_N, search.scores_N(modules), seed=stream_seed(seed, "gain", "baseline", name)
+        baselines[name] = scored_gain(
+            reference_N, search.scores_N(modules), labelled_TN, seed=stream_seed(seed, "gain", "baseline", name)
         )
     units = problem.units(settings.level)
     return SweetSpot(
@@ -138,9 +139,11 @@ def find_sweet_spot(
         evaluations_naive=search.naive,
         work=evaluator.work,
         selection=Selection(
-            paired_gain(reference_N, chosen_N, seed=stream_seed(seed, "gain", "val_select")), outside, inside
+            scored_gain(reference_N, chosen_N, labelled_TN, seed=stream_seed(seed, "gain", "val_select")),
+            outside,
+            inside,
         ),
-        swaps=_tried(search.swaps, reference_N),
+        swaps=_tried(search.swaps, reference_N, labelled_TN),
         baselines=baselines,
         computed_in=computed_in,
     )
@@ -151,8 +154,10 @@ def _spot(members: tuple[str, ...], unit: UnitChoice) -> GroupSpot:
     return GroupSpot(members, unit.blend, unit.reason, scores)
 
 
-def _tried(swaps: list[Swap], reference_N: np.ndarray) -> list[TriedSwap]:
-    adjusted = holm([one_sided_p(swap.z) for swap in swaps])
+def _tried(swaps: list[Swap], reference_N: np.ndarray, labelled_TN: np.ndarray) -> list[TriedSwap]:
+    counts_T = labelled_TN.sum(1)
+    fewest = int(counts_T[counts_T > 0].min(initial=labelled_TN.shape[1]))
+    adjusted = holm([one_sided_p(swap.z, fewest) for swap in swaps])
     scale = percent_of(reference_N)
     found = [
         TriedSwap(swap.unit, swap.blend, swap.gain * scale, swap.z if np.isfinite(swap.z) else None, p)

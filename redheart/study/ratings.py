@@ -85,15 +85,14 @@ def rate(
 def _measure(
     name: str, table: RatingTable, rows: list[int], affects: dict[str, dict[str, float]]
 ) -> Correlation | None:
-    triples = [
-        (affects[table.ids[row]][name], value, table.subjects[row])
+    rated = [
+        (affects[table.ids[row]][name], value, table.subjects[row], table.ids[row])
         for row in rows
         if (value := table.values[name][row]) is not None
     ]
-    if not triples:
+    if not rated:
         return None
-    predicted, rated, subjects = zip(*triples, strict=True)
-    return correlate(predicted, rated, subjects)
+    return correlate(*zip(*rated, strict=True))
 
 
 def _known_texts(root: Path, table: RatingTable, texts: Path | None) -> dict[str, Record]:

@@ -15,7 +15,7 @@ from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.evaluate.results import Crossover
 from redheart.model.network import task_of
 from redheart.select.scoring import Scoring
-from redheart.select.statistics import LEVEL, Gain, level_of, paired_gain, verdict
+from redheart.select.statistics import LEVEL, Gain, level_of, paired_gain, scored_gain, verdict
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import single
 from redheart.snapshots.consolidate import assemble, link_folder
@@ -116,15 +116,13 @@ def gain_on(
 ) -> Gain:
     """Gain of the crossover over the best single snapshot on a part of the records; those without a target are none."""
     scoring, floors = Scoring(scales), loss_floors(prepared, prepared.split[part])
-    labelled_TN = np.stack([~np.isnan(losses["crossover"][name]) for name in scales])
-    counts_T = labelled_TN.sum(1)
-    scores = {name: np.where(labelled_TN.any(0), scoring.score_N(losses[name], floors), np.nan) for name in MODELS}
-    return paired_gain(
+    scores = {name: scoring.score_N(losses[name], floors) for name in MODELS}
+    return scored_gain(
         scores["best_single"],
         scores["crossover"],
+        scoring.labelled_TN(losses["crossover"]),
         seed=stream_seed(config.seed, "gain", part),
         level=level,
-        least_labelled=int(counts_T[counts_T > 0].min()),
     )
 
 

@@ -331,3 +331,13 @@ def test_a_choice_brings_back_frozen_weights_that_a_learner_does_not_have(tmp_pa
         other.model.first.weight.zero_()
     choose(other, tmp_path)
     assert torch.equal(other.model.first.weight, before.bfloat16().float())
+
+
+def test_every_further_choice_has_a_wider_interval_and_one_that_comes_again_keeps_its(tmp_path: Path) -> None:
+    trained = learner()
+    fit(trained, PLAIN, tmp_path, epochs=3, learning_rate=1e-2)
+    levels = {}
+    for strategy in ("last-k", "window", "last-k"):
+        settings = SelectConfig(strategy=strategy, level="module", map_epochs=0)
+        levels[strategy] = choose(trained, tmp_path, settings=settings).gain_confirm.level
+    assert levels == {"last-k": 0.95, "window": 0.975}

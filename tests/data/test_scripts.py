@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unicodedata import normalize
 
 import msgspec
 import pytest
@@ -61,7 +62,7 @@ def test_a_text_has_the_script_of_its_letters(text: str, script: str | None) -> 
 @given(st.text(st.characters()))
 def test_no_text_fails_and_the_hash_encoder_reads_them_all(text: str) -> None:
     script = foreign_script(text)
-    assert script is None or (script and script != "Latin" and any(map(str.isalpha, text)))
+    assert script is None or (script and script != "Latin" and any(map(str.isalpha, normalize("NFKC", text))))
     assert HashEncoder().unread([text]) == [None]
 
 

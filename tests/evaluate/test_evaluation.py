@@ -45,11 +45,20 @@ def test_ties_count_for_any_of_the_tied_classes() -> None:
     assert metrics.hits(logits_NC, targets_NC, tie_tolerant=True).tolist() == [1, 0]
 
 
-def test_calibration_error_by_hand_and_its_floor() -> None:
-    confidence_N = np.array([0.9, 0.9, 0.6, 0.6])
-    assert metrics.calibration_error(confidence_N, np.array([1.0, 1, 1, 0])) == pytest.approx(0.5 * 0.1 + 0.5 * 0.1)
-    confidence_N = np.random.default_rng(0).uniform(0.3, 1, 984)
-    assert 0.02 < metrics.calibration_floor(confidence_N, seed=0) < 0.05
+def test_a_model_that_repeats_soft_labels_is_calibrated() -> None:
+    """Held against the arg-max it was off by .6, thirty times the floor that stood beside it."""
+    inventory = make_inventory()
+    targets_NT = np.zeros((200, inventory.num_targets))
+    columns = inventory.columns("emotion")
+    targets_NT[:, columns] = np.random.default_rng(0).dirichlet(np.full(7, 3.0), 200)
+    mask_NT = np.zeros(targets_NT.shape, dtype=bool)
+    mask_NT[:, columns] = True
+    predictions = {task.name: np.zeros((200, len(task.targets))) for task in inventory.tasks}
+    predictions["emotion"] = np.log(targets_NT[:, columns])
+    found = evaluate_predictions(predictions, targets_NT, mask_NT, inventory)
+    emotion = found.tasks["emotion"]
+    assert emotion["ece"].value == pytest.approx(0, abs=1e-12) == emotion["ece_noise_floor"].value
+    assert emotion["ece_argmax"].value > 0.5
 
 
 def test_evaluation_masks_what_is_absent_and_brackets_its_values() -> None:

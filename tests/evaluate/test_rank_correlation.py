@@ -86,3 +86,22 @@ def test_valence_is_pleasant_less_unpleasant() -> None:
     assert found["valence"] == found["faa"] == pytest.approx(0.2)
     assert found["arousal"] == 0.7 and found["surprise"] == 0.2 and found["surd.surprise"] == 0.9
     assert "valence" not in predicted_affect({"emotion": {"yes": 0.5, "no": 0.5}})
+
+
+def test_raters_who_agree_with_each_other_are_not_so_many_witnesses() -> None:
+    """What a prediction shares by chance with a consensus on twelve texts, every rater repeats: .4 were "found"."""
+    random, hits = np.random.default_rng(4), 0
+    subjects, texts = np.repeat([f"s{index}" for index in range(10)], 12), np.tile(np.arange(12).astype(str), 10)
+    for _ in range(60):
+        consensus, noise = random.normal(size=12), random.normal(size=(10, 12))
+        hits += (
+            correlate(  # type: ignore[union-attr]
+                np.tile(random.normal(size=12), 10), (consensus + noise).ravel(), subjects, texts
+            ).p_value
+            < 0.05
+        )
+    # 3 expected; 9 is more than three standard errors above.
+    assert hits <= 9
+    consensus = np.arange(12.0)
+    followed = correlate(np.tile(consensus, 10), (consensus + random.normal(size=(10, 12))).ravel(), subjects, texts)
+    assert followed is not None and followed.p_value < 0.01

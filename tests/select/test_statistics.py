@@ -97,7 +97,9 @@ def test_holm_only_raises_and_keeps_the_order(p_values: list[float]) -> None:
 
 
 def test_p_values_are_one_sided() -> None:
-    assert one_sided_p(0.0) == 0.5 and one_sided_p(1.6449) == pytest.approx(0.05, abs=1e-4)
+    assert one_sided_p(0.0, 4) == 0.5 and one_sided_p(1.6449, 10**6) == pytest.approx(0.05, abs=1e-4)
+    # Student's table: 2.353 with three degrees of freedom.
+    assert one_sided_p(2.353, 4) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_bootstrapping_the_choice_takes_most_of_its_optimism_away() -> None:
