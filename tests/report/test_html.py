@@ -38,7 +38,8 @@ class Page(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        # `<br />` is told as a start and an end.
+        assert tag in self.VOID or self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
