@@ -122,7 +122,7 @@ def new_folder(path: Path, contents: Contents | None) -> Iterator[Path]:
     """
     path = real_path(path)
     with disk_errors(path):
-        _put_back(path)
+        _put_back(_replaced_path(path), path)
     refuse_foreign(path, contents)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +159,7 @@ def take_place(made: Path, path: Path) -> None:
     try:
         made.rename(path)
     except BaseException:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
+        _put_back(replaced, path)
         raise
     fsync_path(path.parent)
     if replaced.exists():
@@ -176,9 +175,8 @@ def _replaced_path(path: Path) -> Path:
     return path.with_name(name) if len(os.fsencode(name)) <= _LONGEST_NAME else temporary_path(path)
 
 
-def _put_back(path: Path) -> None:
+def _put_back(replaced: Path, path: Path) -> None:
     """Give a folder its name again whose place another one was about to take and did not."""
-    replaced = _replaced_path(path)
     if replaced.exists() and not path.exists():
         replaced.rename(path)
 
@@ -200,7 +198,7 @@ def remove_leftovers(folder: Path) -> None:
     """
     with disk_errors(folder):
         for replaced in folder.glob(f".*{REPLACED}"):
-            _put_back(folder / replaced.name.removeprefix(".").removesuffix(REPLACED))
+            _put_back(replaced, folder / replaced.name.removeprefix(".").removesuffix(REPLACED))
         for item in folder.glob(f".*{PARTIAL}"):
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 

@@ -120,15 +120,20 @@ def scored_gain(
     Raises:
         BadInput: fewer than two records have a target.
     """
-    counts_T = labelled_TN.sum(1)
     has_any_N = labelled_TN.sum(0) > 0
     return paired_gain(
         np.where(has_any_N, reference_N, np.nan),
         np.where(has_any_N, candidate_N, np.nan),
         seed=seed,
         level=level,
-        least_labelled=int(counts_T[counts_T > 0].min(initial=len(has_any_N))),
+        least_labelled=fewest_labelled(labelled_TN),
     )
+
+
+def fewest_labelled(labelled_TN: np.ndarray) -> int:
+    """Records with a target of the task that has the fewest, of those that have any."""
+    counts_T = labelled_TN.sum(1)
+    return int(counts_T[counts_T > 0].min(initial=labelled_TN.shape[1]))
 
 
 def _interval(values_N: np.ndarray, method: str, *, level: float, resamples: int, seed: int) -> tuple[float, float]:

@@ -10,7 +10,15 @@ from redheart.core.seeds import stream_seed
 from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem, UnitChoice
 from redheart.select.search import Evaluator, Search, Swap
-from redheart.select.statistics import Gain, holm, one_sided_p, out_of_bag_gain, percent_of, scored_gain
+from redheart.select.statistics import (
+    Gain,
+    fewest_labelled,
+    holm,
+    one_sided_p,
+    out_of_bag_gain,
+    percent_of,
+    scored_gain,
+)
 from redheart.select.strategies import BASELINES, strategy_named
 from redheart.snapshots.blend import Blend
 
@@ -155,9 +163,7 @@ def _spot(members: tuple[str, ...], unit: UnitChoice) -> GroupSpot:
 
 
 def _tried(swaps: list[Swap], reference_N: np.ndarray, labelled_TN: np.ndarray) -> list[TriedSwap]:
-    counts_T = labelled_TN.sum(1)
-    fewest = int(counts_T[counts_T > 0].min(initial=labelled_TN.shape[1]))
-    adjusted = holm([one_sided_p(swap.z, fewest) for swap in swaps])
+    adjusted = holm([one_sided_p(swap.z, fewest_labelled(labelled_TN)) for swap in swaps])
     scale = percent_of(reference_N)
     found = [
         TriedSwap(swap.unit, swap.blend, swap.gain * scale, swap.z if np.isfinite(swap.z) else None, p)

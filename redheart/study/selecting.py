@@ -115,20 +115,21 @@ def expected_specs(config: StudyConfig, prepared: Prepared) -> Specs:
 def selection_problem(snapshots: list[Snapshot], prepared: Prepared) -> SelectionProblem:
     """The select records' losses at every snapshot, from the outputs that training has stored with it."""
     rows = prepared.split[SELECT]
+    num_validation = len(rows) + len(prepared.split[CONFIRM])
     losses: dict[str, list[np.ndarray]] = {}
     for snapshot in snapshots:
         # The rows of the outputs are the select records, then the confirm records.
-        outputs = {name: tensor.numpy() for name, tensor in snapshot.load_outputs().items()}
-        for stored in outputs.values():
-            if len(stored) != len(rows) + len(prepared.split[CONFIRM]):
-                raise BadInput(
-                    "the run's records are not those that it was trained on",
-                    where=prepared.folder,
-                    got=f"{len(rows) + len(prepared.split[CONFIRM])} validation records",
-                    expected=f"{len(stored)}, as in {snapshot.folder.name}",
-                    hint="restore the folder from a copy, or begin a new run",
-                )
-        outputs = {name: stored[: len(rows)] for name, stored in outputs.items()}
+        stored = snapshot.load_outputs()
+        num_stored = len(next(iter(stored.values())))
+        if num_stored != num_validation:
+            raise BadInput(
+                "the run's records are not those that it was trained on",
+                where=prepared.folder,
+                got=f"{num_validation} validation records",
+                expected=f"{num_stored}, as in {snapshot.folder.name}",
+                hint="restore the folder from a copy, or begin a new run",
+            )
+        outputs = {name: tensor.numpy()[: len(rows)] for name, tensor in stored.items()}
         for name, losses_N in predictor_losses(outputs, prepared, rows).items():
             losses.setdefault(name, []).append(losses_N)
     # A task without any target has no mean loss in the manifest.
