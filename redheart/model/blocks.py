@@ -139,8 +139,13 @@ class AttentionPool(nn.Module):
         self.attention = Attention(width, heads=heads, context_width=context_width)
 
     def forward(self, context_BNC: Tensor, *, bias_B11N: Tensor | None = None) -> Tensor:
+        attention = self.attention
+        if asks_few(context_BNC, queries=len(self.queries) * attention.heads, width=self.queries.shape[1]):
+            query_HQK = attention.query(self.queries).unflatten(-1, (attention.heads, -1)).transpose(0, 1)
+            mixed_BHQK = ask(query_HQK, attention.key.weight, attention.value.weight, context_BNC, bias_B11N)
+            return self.queries + attention.out(mixed_BHQK.transpose(1, 2).flatten(2))
         queries_BQD = self.queries.expand(context_BNC.shape[0], -1, -1)
-        return queries_BQD + self.attention(queries_BQD, context_BNC, bias_B11N=bias_B11N)
+        return queries_BQD + attention(queries_BQD, context_BNC, bias_B11N=bias_B11N)
 
 
 def pooled(pools: Sequence[AttentionPool], context_BNC: Tensor, *, bias_B11N: Tensor) -> Tensor:
@@ -148,15 +153,42 @@ def pooled(pools: Sequence[AttentionPool], context_BNC: Tensor, *, bias_B11N: Te
     attentions = [pool.attention for pool in pools]
     heads = len(pools) * attentions[0].heads
     query_PD = torch.cat([pool.attention.query(pool.queries) for pool in pools])
-    query_BHQK = query_PD.view(1, heads, 1, -1).expand(len(context_BNC), -1, -1, -1)
-    key_BHNK, value_BHNK = (
-        functional.linear(context_BNC, torch.cat(weights)).unflatten(-1, (heads, -1)).transpose(1, 2)
-        for weights in ([item.key.weight for item in attentions], [item.value.weight for item in attentions])
-    )
-    mixed_BHQK = attend(query_BHQK, key_BHNK, value_BHNK, bias_B11N)
+    key_DC = torch.cat([item.key.weight for item in attentions])
+    value_DC = torch.cat([item.value.weight for item in attentions])
+    if asks_few(context_BNC, queries=heads, width=len(key_DC)):
+        mixed_BHQK = ask(query_PD.view(heads, 1, -1), key_DC, value_DC, context_BNC, bias_B11N)
+    else:
+        query_BHQK = query_PD.view(1, heads, 1, -1).expand(len(context_BNC), -1, -1, -1)
+        key_BHNK, value_BHNK = (
+            functional.linear(context_BNC, weight_DC).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for weight_DC in (key_DC, value_DC)
+        )
+        mixed_BHQK = attend(query_BHQK, key_BHNK, value_BHNK, bias_B11N)
     mixed_PBD = mixed_BHQK.reshape(len(context_BNC), len(pools), -1).transpose(0, 1)
     out_PDD = torch.stack([item.out.weight for item in attentions])
     return (torch.cat([pool.queries for pool in pools])[:, None] + mixed_PBD @ out_PDD.mT).transpose(0, 1)
+
+
+def asks_few(context_BNC: Tensor, *, queries: int, width: int) -> bool:
+    """Whether `ask` is the shorter way: fewer queries of all heads than channels. On a card it was never measured."""
+    return context_BNC.device.type == "cpu" and queries < width
+
+
+def ask(query_HQK: Tensor, key_DC: Tensor, value_DC: Tensor, context_BNC: Tensor, bias_B11N: Tensor | None) -> Tensor:
+    """Attention of queries that are the same for every record, (B, H, Q, K), without keys and values of the context.
+
+    By associativity, q (W x) = (q W) x: the key map is taken to the few queries, the value map to the few that were
+    read (as in DeepSeek-AI 2024, multi-head latent attention). Equal to `attend` but for rounding.
+    """
+    heads, queries, head_width = query_HQK.shape
+    asked_HQC = (query_HQK * head_width**-0.5) @ key_DC.unflatten(0, (heads, -1))
+    scores_BHQN = (context_BNC @ asked_HQC.flatten(0, 1).T).transpose(1, 2).unflatten(1, (heads, -1))
+    if bias_B11N is not None:
+        scores_BHQN = scores_BHQN + bias_B11N
+    read_BHQC = (scores_BHQN.softmax(-1).flatten(1, 2) @ context_BNC).unflatten(1, (heads, -1))
+    # A head's records side by side: as a batched product of records the value map would be spread over all of them.
+    mixed_HXK = read_BHQC.transpose(0, 1).flatten(1, 2) @ value_DC.unflatten(0, (heads, -1)).mT
+    return mixed_HXK.unflatten(1, (-1, queries)).transpose(0, 1)
 
 
 class Layer(nn.Module):
