@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from redheart.core.config import SelectConfig, digest
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed, write_sealed
+from redheart.core.files import read_sealed
 from redheart.core.ranks import launched
 from redheart.core.seeds import stream_seed
 from redheart.custom.learner import LOSS, TensorLearner
 from redheart.custom.training import VALIDATION, ValidationRecords
+from redheart.evaluate.holdout_log import confirm_place
 from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem
 from redheart.select.statistics import Gain, level_of, paired_gain, verdict
@@ -37,12 +38,6 @@ class Chosen(msgspec.Struct, frozen=True):
     verdict: str
     folder: Path
     """The model that the verdict recommends: `redheart.snapshots.consolidate.load_assembly` reads it."""
-
-
-class Judged(msgspec.Struct, frozen=True):
-    """Digests of the choices that the confirm records have judged, in their order."""
-
-    choices: list[str]
 
 
 class WholeEvaluator:
@@ -129,13 +124,15 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
     evaluator = WholeEvaluator(learner, snapshots, select)
     spot = find_sweet_spot(_problem(snapshots, learner, len(select)), evaluator, settings, seed=learner.seed)
     models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": dict(spot.modules)}
+    digests = {name: digest(msgspec.to_builtins(choice)) for name, choice in models.items()}
+    place = confirm_place(folder, judged="chosen", models=digests, num_records=len(confirm), file=known)
     judge = WholeEvaluator(learner, snapshots, confirm)
     losses = {name: judge.losses(choice)[LOSS] for name, choice in models.items()}
     gain = paired_gain(
         losses["best_single"],
         losses["chosen"],
         seed=stream_seed(learner.seed, "gain", "confirm"),
-        level=level_of(_place(folder / "select" / "judged.json", models)),
+        level=level_of(place),
     )
     recommended = "chosen" if gain.is_evidence else "best_single"
     out = folder / "select" / recommended
@@ -145,17 +142,6 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
         assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
     said = verdict(gain, candidate="choice per module", reference="best single snapshot")
     return Chosen(spot, gain, said, out)
-
-
-def _place(path: Path, models: Mapping[str, Mapping[str, Blend]]) -> int:
-    """The place of a choice among those that the confirm records have judged, from 1; one that comes again keeps it."""
-    judged = read_sealed(path, Judged).choices if path.is_file() else []
-    choice = digest(msgspec.to_builtins(models))
-    if choice not in judged:
-        judged.append(choice)
-        if launched().is_first:
-            write_sealed(path, Judged(judged))
-    return judged.index(choice) + 1
 
 
 def _problem(snapshots: list[Snapshot], learner: TensorLearner, num_select: int) -> SelectionProblem:

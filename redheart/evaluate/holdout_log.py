@@ -12,6 +12,7 @@ import msgspec
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.lock import folder_lock
+from redheart.core.ranks import launched
 from redheart.data.prepare import Prepared
 from redheart.data.split import TEST
 from redheart.evaluate.results import Opening
@@ -81,6 +82,24 @@ def open_test(root: Path, prepared: Prepared, *, models: Mapping[str, str]) -> P
     return replace(prepared, split=split)
 
 
-def open_confirm(root: Path, prepared: Prepared, *, models: Mapping[str, str]) -> None:
-    """Log that the confirm records are looked at."""
-    record_opening(root, part=CONFIRM, file=root / RECORDS, num_records=len(prepared.split[CONFIRM]), models=models)
+def confirm_place(
+    root: Path, *, judged: str, models: Mapping[str, str], num_records: int, file: Path | None = None
+) -> int:
+    """The place of a choice among those that the confirm records have judged, from 1.
+
+    A new one is logged before anything is looked at; one that comes again keeps its place, and so its verdict.
+
+    Args:
+        root: the run.
+        judged: which of `models` is the choice; those that were judged under this name are counted.
+        models: digests of all that the records are shown to, by name.
+        num_records: how many confirm records there are.
+        file: where they lie, by default the run's own.
+    """
+    openings = [opening.models for opening in read_openings(root) if opening.part == CONFIRM]
+    choices = list(dict.fromkeys(shown[judged] for shown in openings if judged in shown))
+    if models[judged] not in choices:
+        choices.append(models[judged])
+        if launched().is_first:
+            record_opening(root, part=CONFIRM, file=file or root / RECORDS, num_records=num_records, models=models)
+    return choices.index(models[judged]) + 1

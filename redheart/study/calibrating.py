@@ -12,7 +12,7 @@ from redheart.core.seeds import stream_seed
 from redheart.data.prepare import Prepared
 from redheart.evaluate.calibration import METHODS, Calibration, Method, calibrated
 from redheart.evaluate.calibration_fit import fit
-from redheart.evaluate.holdout_log import CONFIRM, SELECT, open_confirm, read_openings
+from redheart.evaluate.holdout_log import CONFIRM, SELECT, confirm_place
 from redheart.evaluate.prediction import predict_rows
 from redheart.evaluate.reliability import calibration_scores, reliability_bins, share_losses
 from redheart.evaluate.results import CalibrationResult, MethodResult
@@ -41,12 +41,10 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     model = load_assembled(config, folder, data.prepared.inventory, name, digest=crossover.digests[name])
     labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
     digest = model_digest(folder.root, name)
-    judged = [opening.models.get("calibrated") for opening in read_openings(folder.root) if opening.part == CONFIRM]
-    judged = list(dict.fromkeys(item for item in judged if item))
-    if digest not in judged:
-        open_confirm(folder.root, data.prepared, models={"calibrated": digest})
-        judged.append(digest)
-    level = level_of(judged.index(digest) + 1)
+    num_records = len(data.prepared.split[CONFIRM])
+    level = level_of(
+        confirm_place(folder.root, judged="calibrated", models={"calibrated": digest}, num_records=num_records)
+    )
     logits, targets = {}, {}
     for part, (rows, targets[part]) in labelled.items():
         outputs = predict_rows(model, data.features, rows, micro_batch=records_at_once(config))

@@ -10,7 +10,7 @@ from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.seeds import stream_seed
 from redheart.data.prepare import Prepared
-from redheart.evaluate.holdout_log import CONFIRM, SELECT, open_confirm, read_openings
+from redheart.evaluate.holdout_log import CONFIRM, SELECT, confirm_place
 from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.evaluate.results import Crossover
 from redheart.model.network import task_of
@@ -67,9 +67,13 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
             expected=f"{spot.selection.gain.percent:+.4f} %",
             hint="snapshots or features have changed since; run `redheart sweet-spot RUN` again",
         )
-    num_judged = _open_confirm(folder, data, digests)
+    # The best single snapshot beside itself needs no judge.
+    num_judged = 1
+    if digests["crossover"] != digests["best_single"]:
+        num_records = len(data.prepared.split[CONFIRM])
+        num_judged = confirm_place(folder.root, judged="crossover", models=digests, num_records=num_records)
     confirm = _losses(config, folder, data, CONFIRM, digests)
-    level = level_of(max(1, num_judged))
+    level = level_of(num_judged)
     gain_confirm = gain_on(CONFIRM, config, data.prepared, spot.scales, confirm, level=level)
     crossover = Crossover(
         strategy=spot.strategy,
@@ -137,19 +141,3 @@ def _task_gains(
             seed = stream_seed(config.seed, "gain", CONFIRM, name)
             gains[task_of(name)] = paired_gain(above["best_single"], above["crossover"], seed=seed, level=level)
     return gains
-
-
-def _open_confirm(folder: RunFolder, data: StudyData, digests: dict[str, str]) -> int:
-    """Log that the confirm records are looked at; the place of this choice among those that they have judged.
-
-    A choice that comes again keeps its place, and so its verdict.
-    """
-    openings = [opening.models for opening in read_openings(folder.root) if opening.part == CONFIRM]
-    judged = list(dict.fromkeys(models["crossover"] for models in openings if "crossover" in models))
-    if digests["crossover"] in judged:
-        return judged.index(digests["crossover"]) + 1
-    # The best single snapshot beside itself needs no judge.
-    if digests["crossover"] == digests["best_single"]:
-        return len(judged)
-    open_confirm(folder.root, data.prepared, models=digests)
-    return len(judged) + 1

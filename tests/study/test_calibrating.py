@@ -14,7 +14,7 @@ from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, write_sealed
 from redheart.evaluate.calibration import Calibration
-from redheart.evaluate.holdout_log import CONFIRM, open_confirm, read_openings
+from redheart.evaluate.holdout_log import CONFIRM, confirm_place, read_openings
 from redheart.evaluate.results import CalibrationResult
 from redheart.report.facts import model_digest
 from redheart.study import phases, run_folder
@@ -106,7 +106,8 @@ def test_every_further_model_that_the_confirm_records_judge_has_a_wider_interval
     folder, config = run_folder.load(run_copy)
     data = phases.load_data(config, folder)
     assert run_calibration(config, folder, data).gain_confirm.level == 0.95
-    open_confirm(folder.root, data.prepared, models={"calibrated": "another"})
+    models, num_records = {"calibrated": "another"}, len(data.prepared.split[CONFIRM])
+    assert confirm_place(folder.root, judged="calibrated", models=models, num_records=num_records) == 2
     # One that comes again keeps its place.
     assert run_calibration(config, folder, data).gain_confirm.level == 0.95
     crossover = read_crossover(folder)

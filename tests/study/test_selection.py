@@ -218,7 +218,7 @@ def test_an_evaluation_recommends_what_the_crossover_recommends(tmp_path: Path) 
 def test_the_confirm_records_count_their_choices_and_the_test_split_opens_once(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise)
     # A choice that comes again keeps its place, and so its verdict.
-    turns = (("coordinate", 1), ("uniform", 2), ("coordinate", 1), ("design", 3), ("best-single", 3))
+    turns = (("coordinate", 1), ("uniform", 2), ("coordinate", 1), ("design", 3), ("best-single", 1))
     verdicts: dict[str, str] = {}
     for strategy, place in turns:
         spot_of(run, strategy=strategy)
