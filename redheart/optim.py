@@ -77,6 +77,7 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             ]
         )
         self._work = Offloaded(flats, self._host, max_grad_norm=max_grad_norm, ring_bytes=ring_bytes, overlap=overlap)
+        self._types = {parameter: parameter.dtype for flat in flats for parameter in flat.parameters}
         for flat in flats:
             for parameter in flat.parameters:
                 if parameter in _TAKEN:
@@ -114,13 +115,19 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
                     master = nn.Parameter(torch.empty(bucket.elements))
                     flats.append(Flat(bucket, part, master, weights=list(part)))
                     self._group_of.append(number)
-        if not flats:
-            raise ValueError("no parameter requires a gradient")
+        if not any(flat.bucket.elements for flat in flats):
+            raise ValueError("no parameter with elements requires a gradient")
         return flats
 
     def _arrived(self, parameter: nn.Parameter) -> None:
         grad, parameter.grad = parameter.grad, None
-        self._work.arrived(parameter, grad)  # type: ignore[arg-type]
+        assert grad is not None
+        if grad.is_sparse:
+            raise ValueError("OffloadAdamW8bit takes no sparse gradients: make the embedding with sparse=False")
+        if grad.dtype != self._types[parameter]:
+            was = str(self._types[parameter]).removeprefix("torch.")
+            raise ValueError(f"a parameter is no longer in {was}: make the optimizer after the model is cast")
+        self._work.arrived(parameter, grad)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -129,6 +136,13 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Trained is what was laid out; torch's optimizers look at every step.
+        if any(
+            parameter.requires_grad != (parameter in self._types)
+            for group in self.param_groups
+            for parameter in group["params"]
+        ):
+            raise ValueError("what requires a gradient has changed since the optimizer was made: make a new one")
         if not self._host.state:
             # Not before: weights may be loaded after the optimizer is made.
             self._work.use_weights()
@@ -165,6 +179,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             ValueError: it is that of other parameters.
         """
         self.finish()
+        if "masters" not in state_dict:
+            raise ValueError("the state is that of another optimizer, expected one of OffloadAdamW8bit")
         sizes = [len(master) for master in state_dict["masters"]]
         own = [len(flat.master) for flat in self._work.flats]
         if sizes not in ([], own) or len(state_dict["param_groups"]) != len(self.param_groups):

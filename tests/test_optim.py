@@ -171,6 +171,34 @@ def test_what_is_frozen_or_unused_is_left_alone_or_counts_as_zero() -> None:
         OffloadAdamW8bit(model["frozen"].parameters())
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_what_is_frozen_or_trained_later_is_refused_at_the_step(is_trained: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+    model[0].requires_grad_(is_trained)
+    optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-2)
+    model[0].requires_grad_(not is_trained)
+    before = [item.detach().clone() for item in model.parameters()]
+    model(torch.ones(4, 8)).sum().backward()
+    with pytest.raises(ValueError, match="make a new one"):
+        optimizer.step()
+    assert all(torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+def test_gradients_that_it_cannot_take_are_told_by_name() -> None:
+    sparse = nn.Embedding(8, 4, sparse=True)
+    optimizer = OffloadAdamW8bit(sparse.parameters())
+    with pytest.raises(ValueError, match="sparse=False"):
+        sparse(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="another optimizer"):
+        optimizer.load_state_dict(torch.optim.AdamW(sparse.parameters()).state_dict())
+    model = nn.Linear(4, 1).bfloat16()
+    optimizer = OffloadAdamW8bit(model.parameters())
+    with pytest.raises(ValueError, match="no longer in bfloat16"):
+        model.float()(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(ValueError, match="no parameter with elements"):
+        OffloadAdamW8bit([nn.Parameter(torch.empty(0))])
+
+
 def test_one_flat_parameter_has_the_bits_of_the_host_optimizer() -> None:
     random = torch.Generator().manual_seed(3)
     weights, grads = torch.randn(10_000, generator=random), torch.randn(3, 10_000, generator=random)

@@ -66,7 +66,8 @@ class TensorLearner:
         self.train = Records(train, where="train", collate=collate)
         self.validation = Records(validation, where="validation", collate=collate)
         self._modules = found_parts(model) if modules is None else checked_parts(model, modules)
-        sparse = [name for name, item in model.named_modules() if getattr(item, "sparse", False)]
+        embeddings = [item for item in model.named_modules() if isinstance(item[1], nn.Embedding | nn.EmbeddingBag)]
+        sparse = [name for name, item in embeddings if item.sparse]
         if sparse:
             raise BadInput(
                 "sparse gradients are not supported", where="model", got=", ".join(sparse), expected="sparse=False"

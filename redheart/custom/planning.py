@@ -14,6 +14,7 @@ from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
 from redheart.train.choice import sizes_of
+from redheart.train.device.held_types import tables
 from redheart.train.zero.groups import parameter_groups
 
 
@@ -35,7 +36,15 @@ def plan(
         BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors.
     """
     sizes = sizes_of(config, config.strategy)
-    module = _on_meta(learner.model, sizes.kind.card_dtype).train()
+    try:
+        module = _on_meta(learner.model, sizes.kind.card_dtype).train()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(
+            "the model cannot be copied without its contents",
+            where=type(learner.model).__name__,
+            got=one_line(error),
+            hint="name a micro_batch in the configuration: then `fit` needs no plan",
+        ) from error
     example = learner.train.batch(learner.train.longest())
 
     def batch(size: int) -> Batch:
@@ -62,6 +71,7 @@ def plan(
             snapshots=-(-epochs // config.snapshot_every),
             snapshot_output_bytes=4 * len(learner.validation),
             feature_bytes=0,
+            is_affine=False,
         )
     )
     micro_batch = micro_batch or config.micro_batch
@@ -107,6 +117,8 @@ def set_checkpointing(model: Any) -> None:
 def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with parameters in a type and without contents; tied ones stay tied, frozen ones frozen."""
     held: dict[int, object] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
+    if dtype == torch.bfloat16:
+        held |= {id(table): table.detach().to("meta", dtype) for part in model.modules() for table in tables(part)}
     for item in model.parameters():
         kind = dtype if item.is_floating_point() else item.dtype
         held[id(item)] = nn.Parameter(item.detach().to("meta", kind), requires_grad=item.requires_grad)

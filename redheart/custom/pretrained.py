@@ -15,7 +15,7 @@ from redheart.custom import planning
 from redheart.data.hub_encoder import reaches_hub
 
 Inputs = dict[str, Tensor]
-WHAT_LIBRARIES_RAISE = (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError)
+WHAT_LIBRARIES_RAISE = (AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
 """At a configuration that does not make a model, and at a model that looks at values, of which `meta` has none."""
 
 
@@ -90,6 +90,8 @@ def inputs(module: Any, records: int, *, seq_len_tokens: int) -> Inputs:
     config = module.config
     is_per_record = re.search("(Sequence|Image)Classification", type(module).__name__)
     labels = empty(records) if is_per_record else empty(records, seq_len_tokens)
+    if is_per_record and config.problem_type == "multi_label_classification":
+        labels = empty(records, config.num_labels, dtype=torch.float)
     if module.main_input_name == "pixel_values":
         return {"pixel_values": empty(records, *_image_shape(config), dtype=module.dtype), "labels": labels}
     tokens = {name: empty(records, seq_len_tokens) for name in ("input_ids", "attention_mask")}

@@ -72,7 +72,8 @@ def plan_pretrained(
         BadInput: the configuration or an option cannot be planned for.
     """
     config = pretrained.read_config(source)
-    positions = getattr(config, "max_position_embeddings", None)
+    # XLNet says -1 of any number.
+    positions = max(0, getattr(config, "max_position_embeddings", None) or 0)
     if not 1 <= seq_len_tokens <= (positions or seq_len_tokens):
         limit = f"1 to {positions}" if positions else "1 or more"
         raise BadInput("out of range", where="--seq-len", got=seq_len_tokens, expected=limit)

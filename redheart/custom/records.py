@@ -6,6 +6,8 @@ list of dicts or tuples, a `torch.utils.data.Dataset`, a `datasets.Dataset`, or 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -87,24 +89,27 @@ class Records:
         if self._collate:
             made = self._collate(items)
         elif isinstance(items[0], Mapping) and IDS in items[0]:
-            made = _side_by_side({name: [torch.as_tensor(item[name]) for item in items] for name in items[0]})
+            made = _side_by_side(
+                {name: _of_one_type([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
+            )
         else:
             made = default_collate(items)
         made = dict(made) if isinstance(made, Mapping) else made
         return (made,) if isinstance(made, Tensor) else tuple(made) if isinstance(made, list) else made
 
     def longest(self) -> np.ndarray:
-        """The number of a record that takes the most room, for a plan, (1,); of a dataset among its first rows."""
+        """The numbers of the records that take the most room in some column, for a plan; of a dataset among its first.
+
+        Every column is padded to its own longest, and these may be of different records.
+        """
         if self._columns is not None:
-            lengths = [[len(item) for item in column] for column in self._columns.values() if isinstance(column, list)]
-            return np.array([int(np.sum(lengths, axis=0).argmax()) if lengths else 0])
+            uneven = [column for column in self._columns.values() if isinstance(column, list)]
+            return np.unique([int(np.argmax([len(item) for item in column])) for column in uneven] or [0])
         from torch.utils._pytree import tree_leaves
 
-        sizes = [
-            sum(item.numel() for item in tree_leaves(self.batch(np.array([row]))) if isinstance(item, Tensor))
-            for row in range(min(len(self), SCANNED_ROWS))
-        ]
-        return np.array([int(np.argmax(sizes))])
+        rows = [tree_leaves(self.batch(np.array([row]))) for row in range(min(len(self), SCANNED_ROWS))]
+        sizes = [[item.numel() for item in leaves if isinstance(item, Tensor)] for leaves in rows]
+        return np.unique([int(np.argmax(of_leaf)) for of_leaf in zip_longest(*sizes, fillvalue=0)])
 
     def digest(self) -> list[str]:
         """What identifies the records: the bytes of columns; of a dataset its fingerprint, or its class and length."""
@@ -154,7 +159,7 @@ def _column(values: Any, *, where: str, name: object) -> Column:
             return [item.clone() for item in values.unbind()] if values.is_nested else values.detach()
         if isinstance(values, np.ndarray) and values.dtype != object:
             return _tensor(values)
-        items = [_tensor(item) for item in values]
+        items = _of_one_type([_tensor(item) for item in values])
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(
             "a column of the records is not made of numbers",
@@ -173,6 +178,12 @@ def _column(values: Any, *, where: str, name: object) -> Column:
             expected="shapes that differ in the first dimension alone",
         )
     return items
+
+
+def _of_one_type(items: list[Tensor]) -> list[Tensor]:
+    """In the type that holds all of them; an empty list says nothing of its own."""
+    kind = reduce(torch.promote_types, {item.dtype for item in items if item.numel()} or {items[0].dtype})
+    return [item.to(kind) for item in items]
 
 
 def _tensor(value: Any) -> Tensor:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from redheart.core.config import TrainConfig, digest, fingerprint, out_of_range
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, one_line
 from redheart.core.files import is_sealed, write_sealed
 from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
@@ -20,6 +22,7 @@ from redheart.custom.learner import RunShape, TensorLearner
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.snapshots.states import newest_progress
+from redheart.train.draws import drawn
 from redheart.train.log.events import EventSink, num_epochs
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
@@ -94,6 +97,7 @@ def fit(
             raise BadInput(
                 "a setting of the emotion model", where=f"TrainConfig.{name}", hint="set it in your model or loss"
             )
+    _refuse_batches_of_one(learner, config)
     if config.checkpointing:
         set_checkpointing(learner.model)
     learner.run = RunShape(config.micro_batch, config.effective_batch, max_steps)
@@ -125,6 +129,30 @@ def _micro_batch(learner: TensorLearner, config: TrainConfig) -> int:
         return config.micro_batch or config.effective_batch
     card = torch.cuda.get_device_properties(launched().local_rank)
     return plan(learner, config, vram_bytes=card.total_memory).micro_batch
+
+
+def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
+    """Refuse a micro-batch of one record where batch norms need two, before an epoch is spent on what comes before."""
+    num_records, micro_batch = len(learner.train), config.micro_batch
+    sizes = (min(config.effective_batch, num_records), num_records % config.effective_batch)
+    has_one = any(size and (micro_batch == 1 or size % micro_batch == 1) for size in sizes)
+    if not has_one or not any(isinstance(item, _BatchNorm) for item in learner.model.modules()):
+        return
+    one = np.arange(1)
+    kept = {buffer: buffer.clone() for buffer in learner.model.buffers()}
+    try:
+        with torch.no_grad():
+            drawn(lambda: learner.loss(learner.model.train(), one, step_rows=one), "one record")
+    except ValueError as error:
+        raise BadInput(
+            "a micro-batch would be of one record, which the model does not take in training",
+            got=f"{num_records} records, effective batch {config.effective_batch}, micro-batch {micro_batch}: "
+            + one_line(error),
+            hint="choose another effective_batch or micro_batch, or leave a record out",
+        ) from error
+    finally:
+        for buffer, value in kept.items():
+            buffer.data.copy_(value)
 
 
 def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[EventSink]:

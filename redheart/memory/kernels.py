@@ -103,8 +103,11 @@ def replaced(kernels: Kernels | None) -> Iterator[None]:
     attention, rms_norm = functional.scaled_dot_product_attention, functional.rms_norm
 
     def chosen_attention(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *others: Any, **named: Any
     ) -> Tensor:
+        if query.ndim != 4:
+            # No fused kernel takes it.
+            return attention(query, key, value, attn_mask, *others, **named)  # type: ignore[no-any-return]
         return kernels.attention(query, key, value, attn_mask)
 
     def chosen_norm(states: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Tensor:

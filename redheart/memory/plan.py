@@ -299,7 +299,11 @@ class Planner:
     def _from_two(self, key: tuple[int, bool, str]) -> Trace:
         micro_batch, checkpointing, kind = key
         known = {batch: self._trace(batch, checkpointing, kind) for batch in (2, 3)}
-        # A module whose operators depend on the batch is traced at the batch itself.
+        # A module whose operators or sizes depend otherwise on the batch is traced at the batch itself.
+        if not self.workload.is_affine:
+            at_five = at_batch(known, 5)
+            if at_five is None or at_five.events != self._traced((5, checkpointing, kind)).events:
+                return self._traced(key)
         return at_batch(known, micro_batch) or self._traced(key)
 
     def _traced(self, key: tuple[int, bool, str]) -> Trace:

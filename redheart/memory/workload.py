@@ -27,6 +27,8 @@ class Workload:
     feature_bytes: int
     log_bytes: int = 0
     kernels: Kernels = CUDA
+    is_affine: bool = True
+    """Whether every tensor's size is known to be affine in the number of records; else it is tried."""
 
 
 def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
@@ -38,4 +40,5 @@ def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Model
         tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
         tuple(int(group["state_bits"]) for group in groups),
         tuple(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad),
+        {name: buffer.nbytes for name, buffer in module.named_buffers()},
     )

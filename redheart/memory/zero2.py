@@ -14,7 +14,7 @@ from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, each
 ZERO = "stage_1_and_2.py"
 HELD = "single_partition_of_fp32_groups"
 """DeepSpeed's name of the masters; `.grad` of it holds their gradients."""
-SHARED = "redheart/train/engine.py, _let_weights_be_masters"
+SHARED = "redheart/train/zero/startup.py, let_weights_be_masters"
 INIT = f"{ZERO}, __init__"
 GIVEN_UP = f"{INIT}; given up by {SHARED}"
 

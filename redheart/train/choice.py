@@ -79,6 +79,8 @@ def choose(
         found = fastest(planner_in(torch.bfloat16), offered)
         name = found.strategy if found else TrainConfig().strategy
     sizes = sizes_of(train, name, ranks=ranks)
+    # A strategy that was not named need not be one whose optimizer can be divided.
+    shares = shares and (train.strategy != "auto" or sizes.kind.takes_share)
     check_switches(sizes.kind, replace(train, card_share=1.0 if shares else train.card_share), ranks=ranks)
     planner = planner_in(sizes.kind.card_dtype)
     clock = clock_of(planner)

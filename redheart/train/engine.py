@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +28,14 @@ from redheart.snapshots.states import ParameterPlace
 from redheart.train.device.compute_type import compute_type
 from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs
-from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
+from redheart.train.device.held_types import hold_beside_bf16, in_float32
 from redheart.train.hooks import remembered_hooks
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 from redheart.train.zero import pipelined_step
 from redheart.train.zero.groups import parameter_groups, parameter_places
 from redheart.train.zero.optimizer_state import held_bytes, load_buffers, load_tensors, tensors_of
 from redheart.train.zero.repartition import Repartitioned
+from redheart.train.zero.startup import leave_gradients, let_weights_be_masters, send_weights, start_group_of_one
 
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
@@ -192,7 +194,7 @@ class ZeroEngine:
         world_size = ranks.world_size
         set_threads(module, config, ranks.local_world_size)
         if world_size == 1:
-            _start_group_of_one()
+            start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
         deepspeed_settings = deepspeed_config(strategy, config)
         if compute_type(config) == torch.float32:
@@ -206,7 +208,8 @@ class ZeroEngine:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVES_TIMEOUT)],
         )
         optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
-        prepared, _ = accelerator.prepare(module, optimizer)
+        with mock.patch.object(deepspeed.DeepSpeedEngine, "_broadcast_model", send_weights):
+            prepared, _ = accelerator.prepare(module, optimizer)
         AcceleratorState._reset_state(reset_partial_state=True)
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise BadInput(
@@ -219,9 +222,9 @@ class ZeroEngine:
         self._pipeline: Offloaded | None = None
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
-            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = _leave_gradients
+            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = leave_gradients
         if strategy.home == "host" and self._zero.dtype == torch.float32:
-            _let_weights_be_masters(self._zero)
+            let_weights_be_masters(self._zero)
         accumulates = config.micro_batch * world_size < config.effective_batch
         if config.pipeline:
             self._pipeline = pipelined_step.install(self._zero, module, accumulates=accumulates)
@@ -236,7 +239,7 @@ class ZeroEngine:
         elif config.graphs:
             print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
         if self._zero.dtype == torch.bfloat16:
-            let_norms_compute_in_float32(module)
+            hold_beside_bf16(module)
         self.module, self._model = prepared, module
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets
@@ -302,23 +305,6 @@ class ZeroEngine:
         self._put_hooks_back()
 
 
-def _let_weights_be_masters(zero: Any) -> None:
-    """Hold float32 weights on the CPU once: DeepSpeed keeps masters and a copy on their way back to a device too.
-
-    Of 12 bytes per parameter 4 are left, and its copies after a step are of a tensor to itself.
-    """
-    rank = torch.distributed.get_rank()
-    for index, weights in enumerate(zero.parallel_partitioned_bit16_groups):
-        zero.single_partition_of_fp32_groups[index].data = weights[rank].data
-        zero.param_buffer_of_bit16_for_cpu_offload_groups[index] = weights[rank].data
-    # It holds views of the masters for its checkpoints, which would keep the replaced ones alive.
-    zero._link_all_hp_params()
-
-
-def _leave_gradients(*_: object, **__: object) -> None:
-    """What one rank has to do to gradients for which several meet."""
-
-
 def _fix_kernels(*, deterministic: bool) -> None:
     """Let a CUDA device compute by the kernels that the planner counts, the same bits at every call if asked to."""
     # The only workspace but a tiny one for which torch believes cuBLAS to be deterministic.
@@ -340,10 +326,3 @@ def _set_up_environment(ranks: Ranks) -> None:
     os.environ.update(ranks.as_variables())
     # Left over in a shell under MPI it ends DeepSpeed, which holds it against the other.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
-
-
-def _start_group_of_one() -> None:
-    """One rank has nobody to talk to: it needs no port, and NCCL would hold half a GiB of the card for it."""
-    if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

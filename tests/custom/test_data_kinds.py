@@ -1,5 +1,6 @@
 """Every kind of data that people have becomes a batch, or is refused at once with what to do."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,28 @@ def test_a_batch_is_padded_to_its_own_longest_record_and_a_plan_takes_the_longes
     assert records.longest().tolist() == Records(Rows(TEXTS), where="train").longest().tolist() == [2]
 
 
+def test_a_plan_takes_the_longest_of_every_column() -> None:
+    records = Records({"inputs": [[1] * 9, [1]], "answers": [[1], [1] * 8]}, where="train")
+    assert [item.shape[1] for item in (records.batch(records.longest())[name] for name in ("inputs", "answers"))] == [
+        records.batch(np.array([0, 1]))[name].shape[1] for name in ("inputs", "answers")
+    ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[[[1, 2], [0.5, 0.7, 0.1], [3, 4, 5]]], [{"input_ids": row} for row in ([1, 2], [0.5, 0.7, 0.1], [3, 4, 5])]],
+)
+def test_whole_and_broken_numbers_of_a_column_stay_what_they_are(given: Any) -> None:
+    batch = Records(given, where="train").batch(np.array([0, 1]))
+    values = batch["input_ids"] if isinstance(batch, dict) else batch[0]
+    assert values.tolist() == pytest.approx(np.array([[1, 2, 0], [0.5, 0.7, 0.1]]))
+
+
+def test_an_empty_record_says_nothing_of_the_others_type() -> None:
+    batch = Records({"input_ids": [[], [1, 2]]}, where="train").batch(np.array([0, 1]))
+    assert batch["input_ids"].tolist() == [[0, 0], [1, 2]] and batch["input_ids"].dtype == torch.int64
+
+
 def test_an_error_without_a_text_is_told_too() -> None:
     def fail(_: object) -> None:
         raise ValueError
@@ -165,3 +188,5 @@ def test_a_wrong_name_and_sparse_gradients_are_refused_with_a_hint() -> None:
     assert "leave `modules` out" in str(refusal.value)
     with pytest.raises(BadInput, match="sparse"):
         made(nn.Sequential(nn.Embedding(4, 2, sparse=True)))
+    # A module may be called so.
+    made(nn.Sequential(OrderedDict(sparse=nn.Linear(2, 1))))

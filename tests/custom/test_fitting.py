@@ -341,3 +341,78 @@ def test_every_further_choice_has_a_wider_interval_and_one_that_comes_again_keep
         settings = SelectConfig(strategy=strategy, level="module", map_epochs=0)
         levels[strategy] = choose(trained, tmp_path, settings=settings).gain_confirm.level
     assert levels == {"last-k": 0.95, "window": 0.975}
+
+
+class Table(kinds.Perceptron):
+    """With what models of a tutorial have: a table in float32 that is added, and a scalar that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 16))
+        self.register_buffer("frequencies", torch.linspace(0, 1, 16), persistent=False)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, inputs_ND: Tensor) -> Tensor:
+        hidden = self.first(inputs_ND.to(self.first.weight.dtype)) + self.table
+        return self.last(hidden).squeeze(1) * self.scale
+
+
+@pytest.mark.parametrize("strategy", ["plain", "zero2_offload_adam8bit"])
+def test_tables_and_scalars_are_trained_beside_by_every_strategy(strategy: str, tmp_path: Path) -> None:
+    trained = learner(Table())
+    config = dataclasses.replace(PLAIN, strategy=strategy, micro_batch=16)
+    assert plan(trained, config, vram_bytes=8 << 30).fits
+    fit(trained, config, tmp_path, epochs=2, learning_rate=1e-2)
+    assert float(trained.model.scale) != 1 and trained.model.frequencies.dtype == torch.float32
+    assert choose(trained, tmp_path).spot.modules
+
+
+def test_a_batch_of_one_record_under_batch_norms_is_refused_before_the_first_epoch(tmp_path: Path) -> None:
+    model = kinds.Perceptron(nn.BatchNorm1d(16))
+    before = {name: item.clone() for name, item in model.state_dict().items()}
+    one_more = learner(model, train=kinds.part(kinds.NUMBERS, slice(33)))
+    with pytest.raises(BadInput, match="micro-batch would be of one record"):
+        fit(one_more, PLAIN, tmp_path / "run", epochs=1, learning_rate=1e-2)
+    assert not (tmp_path / "run").exists()
+    assert all(torch.equal(item, before[name]) for name, item in model.state_dict().items())
+    fit(one_more, dataclasses.replace(PLAIN, effective_batch=11), tmp_path / "run", epochs=1, learning_rate=1e-2)
+
+
+class LateInteraction(nn.Module):
+    """A loss over all pairs of a batch: its memory grows with the square of the records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(8, 8)
+
+    def forward(self, states_BSD: Tensor) -> Tensor:
+        states_BSD = self.map(states_BSD)
+        return torch.einsum("asd,btd->abst", states_BSD, states_BSD).amax(-1).mean(-1).logsumexp(-1)
+
+
+def test_a_pass_whose_memory_is_not_affine_in_the_batch_is_traced_at_its_batch() -> None:
+    states = [torch.randn(64, 32, 8)]
+    trained = TensorLearner(LateInteraction(), lambda model, batch: model(*batch), train=states, validation=states)
+    peaks = {}
+    for size in (8, 16, 32):
+        config = TrainConfig(strategy="plain", effective_batch=size, micro_batch=size)
+        found = plan(trained, config, vram_bytes=80 << 30)
+        peaks[size] = found.peak_bytes
+    assert peaks[32] - peaks[16] > 3 * (peaks[16] - peaks[8])
+
+
+def test_buffers_are_planned_on_the_card_the_host_and_the_disk() -> None:
+    model = kinds.Perceptron()
+    few = plan(learner(model), PLAIN, vram_bytes=8 << 30, epochs=4)
+    model.register_buffer("bank", torch.zeros(1 << 28, device="meta"))
+    many = plan(learner(model), PLAIN, vram_bytes=8 << 30, epochs=4)
+    assert many.peak_bytes - few.peak_bytes == pytest.approx(1 << 30, rel=0.01)
+    # Three states, four snapshots and one being written.
+    assert many.disk_bytes - few.disk_bytes == 8 << 30
+
+
+def test_attention_of_torch_s_own_modules_is_planned() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    states = [torch.randn(64, 4, 8)]
+    trained = TensorLearner(layer, lambda model, batch: model(*batch).mean((1, 2)), train=states, validation=states)
+    assert plan(trained, TrainConfig(effective_batch=8), vram_bytes=8 << 30).fits

@@ -16,6 +16,9 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.ranks import read_ranks
 from redheart.train import engine
+from redheart.train.strategy import strategy_named
+from redheart.train.zero.groups import parameter_groups
+from redheart.train.zero.optimizer_state import load_tensors, tensors_of
 
 SCRIPT = Path(__file__).with_name("engine_steps.py")
 COMPILED = pytest.param("zero2_offload_adam32", marks=pytest.mark.long)
@@ -39,6 +42,29 @@ def test_offloaded_steps_follow_the_plain_ones(strategy: str) -> None:
         # bf16 weights and activations against float32: three significant digits.
         assert ours["loss"] == pytest.approx(reference["loss"], rel=3e-3)
         assert ours["grad_norm"] == pytest.approx(reference["grad_norm"], rel=3e-2)
+
+
+@pytest.mark.long
+def test_deepspeed_s_optimizer_goes_on_from_a_state_with_the_bits_of_an_unbroken_run() -> None:
+    def optimizer_of(weights: torch.Tensor) -> torch.optim.Optimizer:
+        groups = parameter_groups(torch.nn.ParameterList([weights.clone()]), weight_decay=0.01)
+        return strategy_named("zero2_offload_adam32").optimizer(groups, TrainConfig())
+
+    def steps(optimizer: torch.optim.Optimizer, numbers: range) -> list[torch.Tensor]:
+        masters = [item for group in optimizer.param_groups for item in group["params"]]
+        for number in numbers:
+            for master in masters:
+                master.grad = torch.randn(master.shape, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+        return masters
+
+    weights, module = torch.randn(64, 64), torch.nn.Module()
+    whole, first, second = (optimizer_of(weights) for _ in range(3))
+    expected = steps(whole, range(40))
+    kept = {name: item.clone() for name, item in tensors_of(steps(first, range(21)), first, module)}
+    load_tensors([item for group in second.param_groups for item in group["params"]], second, kept)
+    for ours, unbroken in zip(steps(second, range(21, 40)), expected, strict=True):
+        assert torch.equal(ours, unbroken)
 
 
 @pytest.mark.parametrize("strategy", ["zero2_offload_adam8bit", COMPILED])

@@ -1,6 +1,7 @@
 """What a resume state holds of an engine as plain tensors by name: masters, optimizer states, buffers; out and in."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,20 @@ def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensor
             is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
             state[key] = int(tensors[name]) if is_step_count else tensors[name].to(master.device)
         optimizer.state[master] = state
+    _count_powers(optimizer, max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0))
+
+
+def _count_powers(optimizer: Any, steps: int) -> None:
+    """Let DeepSpeedCPUAdam hold its powers of beta after so many steps, which no state has.
+
+    It multiplies them from step to step, and where the number of the step jumps takes `pow`, of other last bits.
+    """
+    native: Any = getattr(optimizer, "ds_opt_adam", None)
+    if native is None:
+        return
+    group, none = optimizer.param_groups[0], [torch.empty(0)] * 4
+    for step in range(1, steps + 1):
+        native.adam_update(optimizer.opt_id, step, 0.0, *group["betas"], group["eps"], 0.0, True, *none)  # type: ignore[attr-defined]
 
 
 def load_buffers(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
