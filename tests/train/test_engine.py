@@ -53,18 +53,23 @@ def test_deepspeed_s_optimizer_goes_on_from_a_state_with_the_bits_of_an_unbroken
     def steps(optimizer: torch.optim.Optimizer, numbers: range) -> list[torch.Tensor]:
         masters = [item for group in optimizer.param_groups for item in group["params"]]
         for number in numbers:
+            optimizer.param_groups[0]["lr"] = 1e-3
             for master in masters:
                 master.grad = torch.randn(master.shape, generator=torch.Generator().manual_seed(number))
             optimizer.step()
         return masters
 
     weights, module = torch.randn(64, 64), torch.nn.Module()
-    whole, first, second = (optimizer_of(weights) for _ in range(3))
-    expected = steps(whole, range(40))
-    kept = {name: item.clone() for name, item in tensors_of(steps(first, range(21)), first, module)}
-    load_tensors([item for group in second.param_groups for item in group["params"]], second, kept)
-    for ours, unbroken in zip(steps(second, range(21, 40)), expected, strict=True):
-        assert torch.equal(ours, unbroken)
+    expected = steps(optimizer_of(weights), range(200))
+    first, kept = optimizer_of(weights), []
+    for start in range(0, 180, 20):
+        tensors = tensors_of(steps(first, range(start, start + 20)), first, module)
+        kept.append({name: item.clone() for name, item in tensors})
+    for number, state in enumerate(kept, 1):
+        again = optimizer_of(weights)
+        load_tensors([item for group in again.param_groups for item in group["params"]], again, state)
+        for ours, unbroken in zip(steps(again, range(20 * number, 200)), expected, strict=True):
+            assert torch.equal(ours, unbroken), f"after {20 * number} steps"
 
 
 @pytest.mark.parametrize("strategy", ["zero2_offload_adam8bit", COMPILED])
