@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput
 from redheart.custom.records import IDS, LABELS, MASK, NO_LABEL, Batch
+from redheart.train.draws import generators_kept
 
 RecordLosses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
 
@@ -30,7 +31,7 @@ def check_takes_batch(record_losses: RecordLosses, model: nn.Module, batch: Batc
     hook = model.register_forward_pre_hook(stop)
     try:
         # What is drawn on the way must not move the caller's own draws.
-        with torch.random.fork_rng():
+        with generators_kept():
             record_losses(model, batch)
     except _Reached:
         pass

@@ -23,7 +23,7 @@ from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.snapshots.states import newest_progress
 from redheart.train.draws import drawn
-from redheart.train.log.events import EventSink, num_epochs
+from redheart.train.log.events import EventSink
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
 from redheart.train.loop import train
@@ -161,7 +161,7 @@ def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[Eve
         folder=folder,
         name=folder.name,
         config={**dataclasses.asdict(config), "peak_learning_rate": settings.peak_learning_rate},
-        is_finished=num_epochs(folder / "events.jsonl") >= settings.epochs,
+        epochs=settings.epochs,
     )
     lines: list[EventSink] = [JsonLines()] if config.progress == "json" else []
     return [*lines, tracker] if tracker else lines

@@ -152,7 +152,7 @@ def _training(out: Path, facts: RunFacts) -> str:
         ["optimizer steps", str(last["step"])],
         ["computed in", computed_in(compute_types)],
         ["time of training, minutes", f"{seconds / 60:.1f}"],
-        ["records a second, last epoch", f"{last['samples_per_s']:.1f}"],
+        ["records a second, last epoch", f"{last['samples_per_s']:.1f}" if last["samples_per_s"] else "none"],
         ["peak host memory, GiB", f"{max(e['host_rss_peak_bytes'] for e in epochs) / GIB:.2f}"],
         *_planned(events),
         ["validation loss, best", f"{best['val_loss']:.4f} after epoch {best['epoch']}"],

@@ -161,7 +161,7 @@ def write_snapshot(
         )
         # Another process may be rewriting the one that this takes the place of.
         until_it_is_there.enter_context(folder_lock(root.parent, name="snapshots", wait=True))
-        earlier = [item for item in snapshot_folders(root) if _epoch(item) < epoch]
+        earlier = [item for item in snapshot_folders(root) if snapshot_epoch(item) < epoch]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):
             link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
@@ -216,10 +216,11 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 def snapshot_folders(root: Path) -> list[Path]:
     """Folders of all snapshots below `root`, by epoch."""
-    return sorted((item for item in root.glob("epoch_*") if _NAME.fullmatch(item.name)), key=_epoch)
+    return sorted((item for item in root.glob("epoch_*") if _NAME.fullmatch(item.name)), key=snapshot_epoch)
 
 
-def _epoch(folder: Path) -> int:
+def snapshot_epoch(folder: Path) -> int:
+    """The epoch that a snapshot's folder is named after."""
     return int(folder.name.removeprefix("epoch_"))
 
 

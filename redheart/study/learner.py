@@ -3,15 +3,13 @@
 Shape suffixes: B batch, T target columns, O targets of a task, N records.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redheart.core.seeds import stream_seed
 from redheart.data.ahead import Ahead
 from redheart.data.features import FeatureCache
 from redheart.data.loader import epoch_order, load_batch
@@ -47,7 +45,6 @@ class EmotionLearner:
     ) -> None:
         self.model: nn.Module = model
         self._outputs = model.dims.outputs
-        self._drops = model.dims.dropout > 0 or model.dims.feature_dropout > 0
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
         self._module_names = module_names(model)
@@ -67,8 +64,7 @@ class EmotionLearner:
             tensor.to(next(self.model.parameters()).device, non_blocking=self._pinned)
             for tensor in (*batch, task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs))
         )
-        with self._dropout_stream(rows):
-            predictions = module(features_BSD, mask_BS)
+        predictions = module(features_BSD, mask_BS)
         terms = multitask_loss(
             predictions,
             targets_BT,
@@ -117,16 +113,6 @@ class EmotionLearner:
                 "accuracy_tie": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=True).mean()),
             }
         return Validation(total_loss(means, value_weight=self._value_weight), tasks, means, found, outputs)
-
-    @contextmanager
-    def _dropout_stream(self, rows: np.ndarray) -> Iterator[None]:
-        """Dropout drawn from the rows and their order, which no two epochs share: a resumed run draws the same."""
-        if not self._drops:
-            yield
-            return
-        with torch.random.fork_rng():
-            torch.manual_seed(stream_seed(self._seed, "dropout", *rows.tolist()))
-            yield
 
 
 def total_loss(means: dict[str, float], *, value_weight: float = 1.0) -> float:

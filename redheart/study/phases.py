@@ -29,7 +29,7 @@ from redheart.study.outlook import timings
 from redheart.study.outlook.chosen import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.device.graphs import LENGTH_STEP
-from redheart.train.log.events import Event, EventSink, all_events, num_epochs, watched_events
+from redheart.train.log.events import Event, EventSink, all_events, watched_events
 from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.progress import overfit_text
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
@@ -258,7 +258,7 @@ def event_sinks(
         folder=out,
         name=name,
         config={**described, "peak_learning_rate": settings.peak_learning_rate, "run_epochs": settings.epochs},
-        is_finished=num_epochs(out / "events.jsonl") >= settings.epochs,
+        epochs=settings.epochs,
     )
     if tracker and show_progress:
         say(config, "wandb", tracker.where)

@@ -62,6 +62,7 @@ def run(
         if old.key == settings.key:
             return old
     start_trial(folder, ["--range-test"])
+    remove_states(_folder(folder) / "states")
     steps = read_events(_folder(folder) / "events.jsonl", "step")
     rates, losses = [event["learning_rate"] for event in steps], [event["loss"] for event in steps]
     found = judge(settings.key, rates, losses, candidates=config.sweep.rates)
@@ -91,8 +92,6 @@ def train_ramp(config: StudyConfig, folder: RunFolder, data: StudyData, *, show_
             remove_states(out / "states")
             (out / "events.jsonl").unlink(missing_ok=True)
         train_at(config, data, _settings(config, data), out, name=name, show_progress=show_progress)
-        if is_first_rank():
-            remove_states(out / "states")
 
 
 def trial_lock(out: Path) -> AbstractContextManager[None]:
@@ -140,7 +139,8 @@ def smoothed(losses: Sequence[float | None]) -> list[float]:
 def _settings(config: StudyConfig, data: StudyData) -> RunSettings:
     low, high = min(config.sweep.rates) / BELOW, max(config.sweep.rates) * ABOVE
     steps = config.sweep.range_test_steps
-    settings = run_settings(config, data, high, epochs=steps)
+    steps_per_epoch = -(-len(data.prepared.split["train"]) // config.train.effective_batch)
+    settings = run_settings(config, data, high, epochs=-(-steps // steps_per_epoch))
     key = digest({"run": settings.key, "low": low, "steps": steps, "candidates": config.sweep.rates})
     return dataclasses.replace(settings, key=key, snapshots=False, max_steps=steps, ramp_from=low)
 

@@ -16,6 +16,7 @@ from redheart.core.files import is_sealed, read_sealed, write_sealed
 from redheart.core.folders import found_again, refuse_taken, remove_leftovers, seen_from
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
+from redheart.snapshots.module_snapshots import snapshot_epoch, snapshot_folders
 from redheart.snapshots.states import newest_progress
 
 DATA, ENCODER = "data", "features.encoder"
@@ -124,8 +125,7 @@ def check(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> SavedConf
             got="; ".join(changed),
             hint="choose another --out, or repeat the settings that the run was started with",
         )
-    progress = newest_progress(folder.states)
-    done = progress.epoch if progress else 0
+    done = _epochs_begun(folder, asked=config.epochs, before=before.epochs)
     if done > config.epochs and "epochs" in decides:
         raise BadInput(
             "the run has trained more epochs already",
@@ -135,6 +135,20 @@ def check(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> SavedConf
             hint="give that many, or choose another --out for a shorter run",
         )
     return old
+
+
+def _epochs_begun(folder: RunFolder, *, asked: int, before: int) -> int:
+    """Epochs that a run has trained or begun, the snapshots behind its newest state among them.
+
+    One that was as good as done with so many as are asked for now has no snapshot of the last of them where more were
+    asked for before: it counts one more.
+    """
+    progress = newest_progress(folder.states)
+    kept = [snapshot_epoch(item) for item in snapshot_folders(folder.snapshots)]
+    trained = progress.epoch + (progress.step_in_epoch > 0) if progress else 0
+    if progress and progress.epoch == asked < before and asked not in kept:
+        trained = asked + 1
+    return max([trained, *kept])
 
 
 def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:

@@ -47,6 +47,8 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
         if trial is None:
             _run_process(folder, ["--train.learning-rate", repr(rate)])
             trial = finished_trial(config.sweep, rate, out, key=trial_key) or _diverged(rate, out)
+        # A diverged one's, and those of one that was killed behind its last epoch.
+        remove_states(out / "states")
         trials.append(trial)
         rows = [(n, *pair) for n, pair in enumerate(zip(trial.train_loss, trial.val_loss, strict=True), start=1)]
         table = csv_table(("epoch", "train_loss", "val_loss"), rows)

@@ -1,6 +1,7 @@
 """Random draws of a pass (dropout, noise in a loss) that follow from names alone: no generator is part of a state."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
@@ -15,7 +16,11 @@ def drawn(work: Callable[[], T], *names: object) -> T:
 
     Afterwards they are as before.
     """
-    cards = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(cards):
+    with generators_kept():
         torch.manual_seed(stream_seed(0, *names))
         return work()
+
+
+def generators_kept() -> AbstractContextManager[None]:
+    """Torch's generators are afterwards as before; those of other cards are not touched, which would need a context."""
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])

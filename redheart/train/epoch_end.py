@@ -100,7 +100,8 @@ def epoch_event(learner: Learner, epoch: TrainedEpoch, validation: Validation, *
         "grad_norm": epoch.at.grad_norm,
         "learning_rate": epoch.learning_rate,
         "cycle_position": epoch.cycle_position,
-        "samples_per_s": round(epoch.records / epoch.seconds, 2),
+        # Of one that goes on behind its last step there is none.
+        "samples_per_s": round(epoch.records / epoch.seconds, 2) if epoch.records else None,
         "epoch_s": round(epoch.seconds, 2),
         "validation_s": round(validation_s, 2),
         "host_rss_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

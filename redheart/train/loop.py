@@ -187,6 +187,7 @@ class _Run:
         steps = epochs * self._steps_per_epoch - self.at.step_in_epoch
         if self.settings.max_steps is not None:
             steps = min(steps, self.settings.max_steps - self.at.step)
+            epochs = min(epochs, (self.at.step_in_epoch + steps) // self._steps_per_epoch)
         return {"steps": steps, "epochs": epochs}
 
     def is_at_step_limit(self) -> bool:

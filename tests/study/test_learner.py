@@ -33,25 +33,6 @@ def loss_of(learner: EmotionLearner, rows: np.ndarray) -> float:
     return float(learner.loss(learner.model, rows, step_rows=rows).total.detach())
 
 
-@pytest.mark.parametrize("kind", ["dropout", "feature_dropout"])
-def test_dropout_follows_from_the_rows_and_leaves_the_global_stream_alone(
-    data: tuple[Prepared, FeatureCache], kind: str
-) -> None:
-    rows = np.arange(8)
-    learner = learner_of(data, **{kind: 0.3})
-    torch.manual_seed(1)
-    first = loss_of(learner, rows)
-    after = torch.rand(1)
-    torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), after)
-    assert loss_of(learner, rows) == first
-    assert loss_of(learner_of(data), rows) != first
-    # The same rows in another order, as in another epoch, draw other units; without dropout only sums are reordered.
-    turned = rows[::-1].copy()
-    assert abs(loss_of(learner, turned) - first) > 1e-4
-    assert abs(loss_of(learner_of(data), turned) - loss_of(learner_of(data), rows)) < 1e-5
-
-
 def test_values_weigh_as_asked_in_training_and_validation(data: tuple[Prepared, FeatureCache]) -> None:
     rows = np.arange(8)
     losses = [loss_of(learner_of(data, value_weight=weight), rows) for weight in (1, 2, 3)]

@@ -15,6 +15,7 @@ from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown, write_sealed
 from redheart.data.generator import generate
 from redheart.report.report import make_report
+from redheart.snapshots.states import MANIFEST, Progress, StateManifest
 from redheart.study import run_folder
 from redheart.study.phases import open_data
 
@@ -174,3 +175,36 @@ def test_a_trial_keeps_what_the_run_decided_and_what_others_are_writing(project:
         assert not half.exists()
     _, config = run_folder.load(project / "run")
     assert config.epochs == 9 and config.select.strategy == "window"
+
+
+@pytest.mark.parametrize(
+    ("state", "snapshots", "asked", "expected"),
+    [
+        # Snapshots lie behind the newest state, and before the first one.
+        ((3, 0), (2, 4, 8), 3, 8),
+        (None, (2, 4), 3, 4),
+        # The state holds a part of the fourth epoch; or the end of the third, which was not the last and has none.
+        ((3, 4), (2,), 3, 4),
+        ((3, 0), (2,), 3, 4),
+        # What was asked for before is what is asked for now, or its last epoch wants only its end.
+        ((2, 5), (2,), 3, None),
+        ((3, 0), (2, 3), 3, None),
+        ((3, 0), (2,), 4, None),
+    ],
+)
+def test_fewer_epochs_than_a_run_has_begun_are_refused(
+    project: Path, state: tuple[int, int] | None, snapshots: tuple[int, ...], asked: int, expected: int | None
+) -> None:
+    folder = run_folder.start(study(epochs=60))
+    for epoch in snapshots:
+        (folder.snapshots / f"epoch_{epoch:04d}").mkdir(parents=True)
+    if state:
+        (folder.states / "step_00000001").mkdir(parents=True)
+        progress = Progress(*state, 1, {}, {}, 0, None, 0)
+        write_sealed(folder.states / "step_00000001" / MANIFEST, StateManifest(progress, "key", []))
+    if expected is None:
+        run_folder.check(study(epochs=asked))
+        return
+    with pytest.raises(BadInput, match="more epochs already") as refusal:
+        run_folder.check(study(epochs=asked))
+    assert refusal.value.expected == f"{expected} or more"

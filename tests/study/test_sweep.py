@@ -49,7 +49,8 @@ def test_a_sweep_that_cannot_be_is_refused(sweep: SweepConfig) -> None:
 
 def test_one_diverges_the_other_wins_and_a_second_call_repeats_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = ("sweep", *TINY, "--sweep.rates", "1e3", "1.23456789e-4", "--out", run)
+    # With states at every step, so that the diverged one has left some.
+    arguments = ("sweep", *TINY, "--sweep.rates", "1e3", "1.23456789e-4", "--train.state-every-steps", 1, "--out", run)
     done = redheart(*arguments)
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "sweep" / "sweep.json").read_text())

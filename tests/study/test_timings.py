@@ -141,3 +141,16 @@ def test_what_another_process_trained_is_not_this_ones_time(tmp_path: Path, empt
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
     phases.run_training(other, folder, data, show_progress=False)
     assert not empty_store.exists()
+
+
+@pytest.mark.parametrize("has_halved", [False, True])
+def test_a_step_of_a_halved_micro_batch_is_not_remembered_as_the_whole_one_s(
+    has_halved: bool, empty_store: Path
+) -> None:
+    sink = timings.Remembering(CONFIG, ranks=1)
+    if has_halved:
+        sink.write({"event": "out_of_memory", "step": 0, "micro_batch": 4})
+    for step in STEPS:
+        sink.write({"event": "step", **step})
+    sink.write({"event": "estimate_check"})
+    assert empty_store.exists() is not has_halved

@@ -35,7 +35,7 @@ def test_an_unknown_mode_is_refused_by_name() -> None:
 
 
 def test_off_touches_nothing(tmp_path: Path) -> None:
-    assert open_wandb("off", folder=tmp_path / "run", name="run", config={}) is None
+    assert open_wandb("off", folder=tmp_path / "run", name="run", config={}, epochs=1) is None
     assert not list(tmp_path.iterdir())
 
 

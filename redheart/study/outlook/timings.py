@@ -113,14 +113,18 @@ class Remembering:
     def __init__(self, config: StudyConfig, *, ranks: int):
         self._config, self._ranks = config, ranks
         self._steps: list[Mapping[str, object]] = []
+        self._has_halved = False
 
     def write(self, event: Mapping[str, object]) -> None:
-        if event["event"] == "step" and len(self._steps) <= CHECK_STEPS:
+        if event["event"] == "out_of_memory":
+            # From here on it is no longer this configuration's micro-batch.
+            self._has_halved = True
+        elif event["event"] == "step" and len(self._steps) <= CHECK_STEPS:
             self._steps.append(event)
-        elif event["event"] == "estimate_check" and (
-            found := measured_step(self._config, self._steps, ranks=self._ranks)
-        ):
-            remember(found)
+        elif event["event"] == "estimate_check" and not self._has_halved:
+            found = measured_step(self._config, self._steps, ranks=self._ranks)
+            if found:
+                remember(found)
 
     def close(self, *, exit_code: int) -> None:
         """Nothing is open."""

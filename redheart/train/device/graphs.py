@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from redheart.train.draws import generators_kept
+
 SEGMENT_ELEMENTS = 1 << 26
 """Largest segment: 128 MiB of gradients leave while the next one is computed."""
 MAX_SHAPES = 2
@@ -151,7 +153,7 @@ class Graphs:
             self._before_capture()
         try:
             # Warming up draws random numbers, which the pass is not to miss.
-            with torch.random.fork_rng():
+            with generators_kept():
                 samples = tuple(call.samples(next(module.parameters()).device) for module, call in chosen)
                 graphs = self._make(bare, samples, allow_unused_input=True)
         except RuntimeError as error:

@@ -17,6 +17,8 @@ from redheart.core.cache import cache_folder, is_writable, temporary_private_fol
 from redheart.core.errors import BadInput, extra, one_line
 from redheart.core.files import read_json, write_json
 from redheart.core.units import GIB
+from redheart.snapshots.states import newest_progress
+from redheart.train.log.events import num_epochs
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "redheart"
@@ -115,9 +117,7 @@ class WandbSink:
             _warn(f"W&B failed and is told nothing more: {one_line(error)}")
 
 
-def open_wandb(
-    mode: Mode, *, folder: Path, name: str, config: Mapping[str, object], is_finished: bool = False
-) -> WandbSink | None:
+def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, object], epochs: int) -> WandbSink | None:
     """Start or go on with the W&B run of a folder; None where W&B is off or cannot even be started.
 
     Args:
@@ -125,7 +125,7 @@ def open_wandb(
         folder: where the training writes; W&B's files go into `folder/wandb`.
         name: what W&B calls a new run.
         config: what it lists as the run's settings.
-        is_finished: nothing will follow, so a W&B run that was told everything already is left alone.
+        epochs: of the training: behind their end nothing follows, and a W&B run that was told everything is left alone.
 
     Raises:
         BadInput: it is not installed, or online without a key; said at once instead of after the run.
@@ -146,7 +146,7 @@ def open_wandb(
     known = read_json(path, RunId).id if path.is_file() else None
     # An agent gives every trial its id, which W&B reads itself.
     given = os.environ.get("WANDB_RUN_ID")
-    if is_finished and known and given in (None, known):
+    if known and given in (None, known) and _is_finished(folder, epochs):
         return None
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -184,6 +184,12 @@ def open_wandb(
     write_json(path, RunId(run.id))
     where = run.url if mode == "online" and run.url else f"offline; `wandb sync {Path(run.dir).parent}` sends it"
     return WandbSink(run, wants_past=run.id != known, where=where)
+
+
+def _is_finished(folder: Path, epochs: int) -> bool:
+    """Whether a training in a folder is at its end: by its newest state, from which it would go on, or by its log."""
+    progress = newest_progress(folder / "states")
+    return (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs
 
 
 def _warn(text: str) -> None:
