@@ -94,7 +94,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.tensor_file import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
-    refuse_own_input(options.out, [options.source])
+    refuse_own_input(options.out, [options.source, *options.source.rglob("*")])
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:
         raise BadInput(

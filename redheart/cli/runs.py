@@ -118,6 +118,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         found = evaluating.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
         if warning := evaluating.seen_text(found.seen, num_records=found.num_records):
             print(f"warning: {warning}", file=sys.stderr)
+        if found.is_before_calibration:
+            print("note: the figures are of the model before its calibration", file=sys.stderr)
         print_json(found, options.json)
 
 

@@ -88,7 +88,11 @@ def _values(
         found[f"mae.{name}"] = _interval((np.abs(pair[0] - pair[1]),), np.mean, name, seed=seed)
     if found:
         shown = [index for index, name in enumerate(names) if f"r2.{name}" in found]
-        found["r2"] = _mean_r_squared(predictions_NO[:, shown], targets_NO[:, shown], mask_NO[:, shown], seed=seed)
+        found["r2"] = (
+            found[f"r2.{names[shown[0]]}"]
+            if len(shown) == 1
+            else _mean_r_squared(predictions_NO[:, shown], targets_NO[:, shown], mask_NO[:, shown], seed=seed)
+        )
     return found
 
 

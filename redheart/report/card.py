@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 
-from redheart.report.facts import RunFacts
+from redheart.report.facts import RunFacts, before_calibration
 from redheart.report.limitations import limitations
 from redheart.report.tables import code, comparison_table, markdown_table, plain
 
@@ -78,7 +78,5 @@ def _results(facts: RunFacts) -> str:
     if evaluation is None:
         return "Not evaluated."
     models = {"this model": evaluation.models[evaluation.recommended], **evaluation.baselines}
-    before = (
-        " They are of the model before its calibration." if facts.calibration and facts.calibration.calibration else ""
-    )
+    before = before_calibration(facts)
     return f"Values with bootstrap intervals at 95 % over records.{before}\n\n" + comparison_table(models)

@@ -77,7 +77,14 @@ def read_facts(root: Path) -> RunFacts:
 
 def model_digest(root: Path, name: str) -> str:
     """What tells an assembled model from others: the digest of its manifest, which names every file's digest."""
-    return sha256_file(root / "select" / name / "manifest.json")
+    path = root / "select" / name / "manifest.json"
+    return sha256_file(path) if path.is_file() else "no model"
+
+
+def before_calibration(facts: RunFacts) -> str:
+    """What the figures of a run's evaluation need said where its predictions are calibrated."""
+    is_kept = facts.calibration and facts.calibration.calibration
+    return " They are of the model before its calibration." if is_kept else ""
 
 
 def _if_there(path: Path, kind: type[T]) -> T | None:

@@ -83,13 +83,18 @@ def render(text: str, *, folder: Path) -> str:
         if opening.type != "heading_open":
             continue
         if opening.tag == "h1":
-            title = inline.content
+            title = _text(inline)
         elif opening.tag == "h2":
             anchor = f"section-{len(sections) + 1}"
             opening.attrSet("id", anchor)
-            sections.append({"anchor": anchor, "name": inline.content})
+            sections.append({"anchor": anchor, "name": _text(inline)})
     body = parser.renderer.render(tokens, parser.options, {})
     return Template(_PAGE, autoescape=True).render(title=title, sections=sections, body=body)
+
+
+def _text(inline: Token) -> str:
+    """Without the marks of Markdown."""
+    return "".join(child.content for child in inline.children or ())
 
 
 def _figure(token: Token, folder: Path) -> str:

@@ -26,8 +26,8 @@ def limitations(facts: RunFacts) -> str:
         found.append(f"{unread}.")
     if manifest.schema == "distribution":
         found.append(
-            "The labels were made by a language model and nobody has checked them against people: the figures say how "
-            "well it is repeated, not how people felt."
+            "Who made the labels is not known here. If a language model did, and nobody has checked them against "
+            "people, the figures say how well it is repeated, not how people felt."
         )
     if manifest.schema == "goemotions":
         found.append("Only emotions are labelled; what has no label was not trained and is not predicted.")

@@ -9,13 +9,14 @@ from redheart.core.files import write_bytes
 from redheart.core.recipes import followed, recipe_of
 from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
+from redheart.data.split import TEST
 from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
 from redheart.report.best_epochs import spot_text
 from redheart.report.calibration_section import calibration_section
-from redheart.report.facts import RunFacts, read_facts
+from redheart.report.facts import RunFacts, before_calibration, read_facts
 from redheart.report.figures import draw_lines
 from redheart.report.html import write_html
 from redheart.report.latex import write_tables
@@ -59,7 +60,7 @@ def make_report(root: Path) -> Path:
         "## Crossover",
         crossover_section(facts.crossover, facts.spot),
         "## Test split",
-        _test(evaluation),
+        _test(evaluation, facts),
         "## Calibration",
         calibration_section(out, facts.calibration),
         "## Records that were opened",
@@ -197,14 +198,17 @@ def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
 
 
-def _test(evaluation: EvaluationResult | None) -> str:
+def _test(evaluation: EvaluationResult | None, facts: RunFacts) -> str:
+    looks = sum(opening.part == TEST for opening in facts.openings)
     if evaluation is None:
-        return MISSING
+        return "Opened for an earlier choice; the present one has not been evaluated." if looks else MISSING
     gain = evaluation.gain_test
+    when = "before this split was opened"
+    if looks > 1:
+        when = f"while this split has been opened {looks} times, first for an earlier choice"
     return (
-        "Values with 95 % bootstrap intervals over records.\n\n"
+        f"Values with 95 % bootstrap intervals over records.{before_calibration(facts)}\n\n"
         + comparison_table({**evaluation.models, **evaluation.baselines})
         + f"\n\nLoss of the crossover against the best single snapshot: lower by {gain.percent:+.2f} % "
-        f"[{gain.low:+.2f}, {gain.high:+.2f}]. Recommended on the confirm half, before this split was opened: "
-        f"`{evaluation.recommended}`."
+        f"[{gain.low:+.2f}, {gain.high:+.2f}]. Recommended on the confirm half, {when}: `{evaluation.recommended}`."
     )

@@ -20,9 +20,10 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     """Text between code marks, whatever is in it."""
+    text = " ".join(text.split())
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     space = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
+    return f"{fence}{space}{text}{space}{fence}"
 
 
 def estimate_text(estimate: Estimate | None) -> str:

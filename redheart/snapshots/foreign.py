@@ -123,18 +123,20 @@ def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, found.together)
 
 
-def _named(kind: str, tensors: Tensors, where: Path, part: str, expected: Collection[str]) -> Foreign:
+def _named(
+    kind: str, tensors: Tensors, where: Path, part: str, expected: Collection[str], *, is_model: bool = False
+) -> Foreign:
     """Tensors that lie side by side, with no parts and in no order of the model's."""
     if part:
         raise BadInput("only a file of torch.save has parts", where=where, got=f"--part {part}")
-    names = model_names(tensors.specs, expected=expected)
+    names = model_names(tensors.specs, expected=expected, is_model=is_model)
     places = {name: (tensors, key) for name, key in keys_by_name(names, where).items()}
     return Foreign(kind, Tensors.joined(places), list(names.strays), names.prefix)
 
 
 def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
     if is_zero_folder(folder):
-        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, part, expected)
+        return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, part, expected, is_model=True)
     for name in _WHOLE:
         path, index = folder / name, folder / f"{name}{_INDEX_SUFFIX}"
         if len(several := sorted(folder.glob(f"{path.stem}*{path.suffix}"))) > 1 and not index.is_file():

@@ -102,16 +102,17 @@ class Part:
         inner = [part.weights() for part in self.parts.values() if not part.is_training]
         holds_flat = [any(part.is_flat for part in found) for found in inner]
         if any(holds_flat):
-            # Beside the only `state_dict` in what is kept of a training, matrices are statistics, else weights.
+            # Beside the only `state_dict` in what is kept of a training, matrices are statistics, but for a layer's.
             is_alone = self.keeps_training and sum(holds_flat) == 1
             groups = zip(inner, holds_flat, strict=True)
-            return [part for found, flat in groups for part in found if flat or (part.has_matrices and not is_alone)]
+            return [part for found, flat in groups for part in found if flat or part.is_layer(is_alone=is_alone)]
         own = (key for key, tensor in self.tensors.items() if not _is_beside_weights(key, tensor))
         return [self] if any(own) else [part for found in inner for part in found]
 
-    @property
-    def has_matrices(self) -> bool:
-        return any(len(spec_or_empty(tensor).shape) > 1 for _, tensor in self.all_tensors())
+    def is_layer(self, *, is_alone: bool) -> bool:
+        """Whether it may be the `state_dict` of a single layer, whose names have no dots."""
+        has_matrices = any(len(spec_or_empty(tensor).shape) > 1 for _, tensor in self.all_tensors())
+        return has_matrices and ("weight" in self.tensors or not is_alone)
 
 
 @dataclass(frozen=True)

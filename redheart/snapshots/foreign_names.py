@@ -44,7 +44,11 @@ class Names:
 
 
 def model_names(
-    specs: Mapping[str, TensorSpec], *, prefixes: Sequence[str] = (WRAPS_ALL,), expected: Collection[str] = ()
+    specs: Mapping[str, TensorSpec],
+    *,
+    prefixes: Sequence[str] = (WRAPS_ALL,),
+    expected: Collection[str] = (),
+    is_model: bool = False,
 ) -> Names:
     """The model's own names.
 
@@ -52,12 +56,14 @@ def model_names(
         specs: types and shapes by name in the source, in its order.
         prefixes: what may be taken from before all names.
         expected: the names that there should be; where given they decide what is taken away.
+        is_model: nothing lies among the weights that is none, whatever it is called.
     """
     plain = {key: ".".join(word for word in key.split(".") if word not in _RESERVED) for key in specs}
     unknown = {key: name for key, name in plain.items() if name not in expected}
-    strays = _of_optimizer(plain.values(), unknown)
-    strays |= {key for key, name in unknown.items() if _is_number_of_training(name, specs[key])}
-    of_losses = {key for key, name in unknown.items() if _is_of_losses(name, specs[key])}
+    doubtful = {} if is_model else unknown
+    strays = _of_optimizer(plain.values(), doubtful)
+    strays |= {key for key, name in doubtful.items() if _is_number_of_training(name, specs[key])}
+    of_losses = {key for key, name in doubtful.items() if _is_of_losses(name, specs[key])}
     dotted = [name for key, name in plain.items() if "." in name and key not in strays | of_losses]
     single = {key for key, name in unknown.items() if "." not in name} - strays
     prefix = _expected_prefix(dotted, expected)

@@ -53,10 +53,15 @@ def open_zero(folder: Path) -> Tensors:
             expected=f"{len(groups)} groups, as in the optimizer's files",
         )
     places = _places(folder, shapes, groups, paddings)
-    shared = model.get("shared_params")
-    if isinstance(shared, Mapping):
-        places |= {str(name): places[str(first)] for name, first in shared.items() if str(first) in places}
     others = _others(model, weights)
+    # A tensor of several names is named once in the lists above: tied weights, or a module that is called twice.
+    firsts = {_memory(weights[name]): name for name in (*places, *others) if name in weights}
+    for name in weights.keys() - places.keys() - others.keys():
+        first = firsts.get(_memory(weights[name]))
+        if first in places:
+            places[name] = places[first]
+        elif first is not None:
+            others[name] = weights[name]
     if missing := [name for name in weights if name not in places and name not in others]:
         raise CorruptFile("a parameter has no masters", where=f"{folder}, {missing[0]}", got=f"{len(missing)} such")
     if extra := [name for name in places if name not in weights]:
@@ -160,6 +165,11 @@ def _others(model: Mapping[str, object], weights: Mapping[str, Tensor]) -> dict[
     named = [model.get(key) for key in ("buffer_names", "frozen_param_shapes")]
     names = [str(name) for part in named if isinstance(part, list | Mapping) for name in part]
     return {name: weights[name] for name in names if name in weights}
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """What two names of one tensor have in common."""
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _tag_folder(folder: Path) -> Path:

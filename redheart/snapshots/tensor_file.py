@@ -266,6 +266,10 @@ class TensorReader(Tensors):
                     got=f"{item}, bytes {first} to {last}",
                     expected=f"{size} bytes within the {end} behind the header",
                 )
+        places = sorted(item.data_offsets for item in slices.values())
+        ends = [0, *(last for _, last in places)]
+        if [first for first, _ in places] != ends[:-1] or ends[-1] != end:
+            raise CorruptFile("tensors of a file overlap, or bytes of it belong to none", where=path)
         self._slices = slices
         specs = {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
         super().__init__(specs, self._whole)

@@ -24,7 +24,7 @@ from redheart.evaluate.holdout_log import open_test, record_opening
 from redheart.evaluate.prediction import predictor_losses
 from redheart.evaluate.results import EvaluationResult
 from redheart.model.dims import TASKS
-from redheart.study.final import outputs_of, read_crossover, run_features
+from redheart.study.final import calibration_of, outputs_of, read_crossover, run_features
 from redheart.study.phases import StudyData
 from redheart.study.recombining import FINAL, MODELS, gain_on
 from redheart.study.run_folder import RunFolder
@@ -37,6 +37,8 @@ class FileEvaluation(msgspec.Struct, frozen=True):
     tasks: dict[str, dict[str, Estimate]]
     seen: dict[str, int]
     """Records of the file that the encoder cannot tell from one that the run was trained or chosen on, by part."""
+    is_before_calibration: bool
+    """Whether the run's predictions are calibrated; these figures are of the model without."""
 
 
 def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> EvaluationResult:
@@ -95,13 +97,14 @@ def evaluate_file(
         display=display,
     )
     crossover = read_crossover(folder)
+    is_calibrated = calibration_of(folder, crossover.recommended) is not None
     digests = {FINAL: crossover.digests[crossover.recommended]}
     record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
     rows_N = np.arange(len(records))
     outputs = outputs_of(config, folder, inventory, FINAL, features, rows_N, digest=digests[FINAL])
     found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
     seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
-    return FileEvaluation(found.num_records, found.tasks, seen)
+    return FileEvaluation(found.num_records, found.tasks, seen, is_calibrated)
 
 
 def _evaluation(

@@ -23,6 +23,7 @@ from redheart.model.ledger import module_names
 from redheart.model.network import build
 from redheart.snapshots.consolidate import load_assembly, write_modules
 from redheart.snapshots.foreign import open_foreign, problems_against
+from redheart.snapshots.foreign_names import model_names
 from redheart.snapshots.single_file import write_model
 from redheart.snapshots.tensor_file import TensorSpec, spec_of
 
@@ -59,6 +60,28 @@ def test_real_deepspeed_folders_give_the_masters_that_deepspeed_gathers(deepspee
         tmp_path / "m.safetensors", found.tensors, dtype=torch.bfloat16, source=deepspeed_folder, provenance={}
     )
     assert same(open_foreign(Path(written.file)).tensors, {name: item.bfloat16() for name, item in expected.items()})
+
+
+def test_a_deepspeed_folder_names_tied_weights_once(deepspeed_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "zero"
+    shutil.copytree(deepspeed_folder / "zero", folder)
+    path = folder / "global_step2" / "mp_rank_00_model_states.pt"
+    content, frozen = torch.load(path, weights_only=False), torch.randn(3, 2)
+    trained = content["module"]["backbone.project.weight"]
+    content["module"] |= {"twice.weight": trained, "embedding.weight": frozen, "out.weight": frozen}
+    content["frozen_param_shapes"] = {"embedding.weight": frozen.shape}
+    content["shared_params"] = {"out.weight": "embedding.weight"}
+    torch.save(content, path)
+    found = open_foreign(folder).tensors
+    assert torch.equal(found["out.weight"], frozen) and torch.equal(found["embedding.weight"], frozen)
+    assert torch.equal(found["twice.weight"], found["backbone.project.weight"])
+    assert found.specs["twice.weight"].dtype == torch.float32
+
+
+def test_what_deepspeed_trained_is_the_model_s_whatever_it_is_called() -> None:
+    specs = {name: TensorSpec(torch.float32, (1,)) for name in ("layer.weight", "log_loss_scale", "time_step")}
+    assert set(model_names(specs, is_model=True).by_key) == set(specs)
+    assert model_names(specs).strays
 
 
 def test_deepspeed_folders_that_do_not_hold_together_are_refused(deepspeed_folder: Path, tmp_path: Path) -> None:

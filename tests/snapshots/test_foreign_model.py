@@ -69,6 +69,7 @@ LIGHTNING = {
         ({"model": WEIGHTS, "criterion": {"weight": torch.ones(7)}, "epoch": 1}, ["criterion"]),
         ({"model": WEIGHTS, "rng": {"cpu": BYTES, "cuda": [BYTES]}, "ema": {"decay": SCORE}}, ["rng", "ema"]),
         ((WEIGHTS, OPTIMIZER), ["1"]),
+        ({"net": WEIGHTS, "history": {"accuracy": torch.ones(9, 2)}, "optimizer": OPTIMIZER}, None),
         ({"models": [WEIGHTS], "epoch": 3}, []),
         ({**WEIGHTS, "optimizer": OPTIMIZER, "epoch": torch.tensor(3)}, ["epoch", "optimizer"]),
         ({"best_score": SCORE, **WEIGHTS}, ["best_score"]),
@@ -266,6 +267,23 @@ def test_names_in_a_safetensors_file_are_its_own_but_for_what_no_model_can_be_ca
     assert set(found.tensors.specs) == set(WEIGHTS) and found.ignored == ["n_averaged"]
     with pytest.raises(BadInput, match="has parts"):
         open_foreign(path, part="model")
+
+
+def test_a_head_of_one_layer_beside_an_encoder_is_a_part_of_the_model(tmp_path: Path) -> None:
+    found = opened({"epoch": 3, "encoder": WEIGHTS, "classifier": LINEAR, "optimizer": OPTIMIZER}, tmp_path)
+    assert {name for name in found.tensors.specs if name.startswith("classifier")} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    assert found.ignored == ["optimizer"]
+
+
+def test_a_file_of_the_folder_that_is_imported_is_not_overwritten(tmp_path: Path) -> None:
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        main(["snapshots", "import", str(tmp_path), "--out", str(tmp_path / "model.safetensors"), "--dtype", "bf16"])
+    assert end.value.code == 2 and (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_the_command_says_what_it_took_and_what_it_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

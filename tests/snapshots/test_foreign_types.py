@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from redheart.cli import main
@@ -155,6 +155,20 @@ def test_a_header_that_lies_is_a_damaged_file_in_words(entry: dict[str, object],
     with pytest.raises(CorruptFile) as refusal:
         TensorReader(path)
     assert "_Slice" not in str(refusal.value) and "layer" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "size"), [((0, 8), (0, 8), 16), ((0, 8), (8, 16), 20), ((0, 8), (9, 17), 17)]
+)
+def test_tensors_that_overlap_and_bytes_of_none_are_a_damaged_file(
+    first: tuple[int, int], second: tuple[int, int], size: int, tmp_path: Path
+) -> None:
+    a, b = ({"dtype": "F32", "shape": [2], "data_offsets": place} for place in (first, second))
+    path = raw_file(tmp_path / "model.safetensors", {"a": a, "b": b}, size)
+    with pytest.raises(CorruptFile, match="overlap"):
+        TensorReader(path)
+    with pytest.raises(SafetensorError, match="header"):
+        load_file(path)
 
 
 @settings(max_examples=200)
