@@ -18,7 +18,7 @@ from record import write_result
 from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
 from redheart.data.encoders import Encoder, open_encoder
-from redheart.data.features import encode_texts
+from redheart.data.encoding import encode_texts
 from redheart.data.generator import generate
 from redheart.data.input_text import input_text
 from redheart.data.inventory import make_inventory

@@ -161,7 +161,9 @@ def _prune(arguments: Sequence[str]) -> None:
         made = "are whole now; `redheart snapshots compress` makes them small again"
         what = made if found.is_done else "would be made whole first"
         print(f"whole    {', '.join(map(str, found.rewritten))} held differences to those and {what}")
-    if found.bytes_after is None:
+    if not found.removed:
+        print("nothing was changed")
+    elif found.bytes_after is None:
         print("nothing was changed: --yes removes them")
     else:
         print(f"{found.bytes_before / MB:.2f} MB are now {found.bytes_after / MB:.2f} MB")

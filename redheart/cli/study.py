@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import tyro
 
 from redheart.cli.options import Flag, display_of, parse, print_json, spelled_out
-from redheart.core.config import RECIPE, PrepareConfig, Preset, StudyConfig, load_toml, read_toml, resolved
+from redheart.core.config import GENERATED, RECIPE, PrepareConfig, Preset, StudyConfig, load_toml, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 from redheart.core.ranks import launched
@@ -85,6 +85,9 @@ def train(arguments: Sequence[str]) -> None:
     with together():
         config, chosen = _checked_study(_without_local_rank(arguments), "train")
         with run_folder.claimed(config, decides=("epochs", *_typed(arguments))) as folder:
+            if config.train.learning_rate is None:
+                # Before minutes of features.
+                phases.best_rate(folder)
             data = phases.open_data(config, folder, display=Display(config.train.progress))
             phases.run_training(config, folder, data, show_progress=True, chosen=chosen)
 
@@ -168,6 +171,8 @@ def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig
         config, line = check_run(config)
         say(config, "plan", line)
     planning.forget_traces()
+    if config.data == GENERATED:
+        say(config, "prepare", "no --data is given: the records are generated")
     return config, found
 
 

@@ -44,7 +44,7 @@ class PrepareConfig:
     keep_duplicates: bool = False
     """Keep near-duplicates (a cluster never crosses the split) instead of dropping all but the first."""
     skip_invalid: bool = False
-    """Drop malformed records into `invalid.jsonl` instead of refusing the file."""
+    """Drop malformed records instead of refusing the file; `invalid.jsonl` says what is wrong with each."""
     num_generated: Count = 600
     """Number of records that the generator makes when no file is given."""
 

@@ -43,6 +43,9 @@ _DISK_ERRNOS = {
     errno.EPERM: "no permission to write here",
 }
 
+_FREE_SPACE = "free some space or choose another folder"
+_DISK_HINTS = {errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE}
+
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -57,7 +60,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise DiskError(
             f"cannot write: {_DISK_ERRNOS.get(error.errno, str(error.strerror).lower())}",
             where=path,
-            hint="free some space or choose another folder, then run the same command again; nothing was lost",
+            hint=f"{_DISK_HINTS.get(error.errno or 0, 'choose another folder')}, then run the same command again; "
+            "nothing was lost",
         ) from error
 
 

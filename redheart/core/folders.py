@@ -190,16 +190,18 @@ def remove_names(folder: Path, names: Iterable[str]) -> None:
             folder.rmdir()
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, names: Iterable[str] = ("*",)) -> None:
     """Remove the unfinished files and folders that killed processes left in a folder; one that was about to be replaced
     is put back.
 
     The caller holds the lock under which they are written: what another process is still writing looks the same.
+    `names` are of those that are written under it, where others are not.
     """
     with disk_errors(folder):
-        for replaced in folder.glob(f".*{REPLACED}"):
+        for replaced in [item for name in names for item in folder.glob(f".{name}{REPLACED}")]:
             _put_back(replaced, folder / replaced.name.removeprefix(".").removesuffix(REPLACED))
-        for item in folder.glob(f".*{PARTIAL}"):
+        endings = (PARTIAL, f".*{PARTIAL}")
+        for item in {item for name in names for ending in endings for item in folder.glob(f".{name}{ending}")}:
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
 

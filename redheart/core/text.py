@@ -56,7 +56,7 @@ def read_content(path: Path, *, what: str = "file") -> bytes:
         return content
     if b"\n" not in content:
         content = content.replace(b"\r", b"\n")
-    return re.sub(rb"\r+(?=\n|\Z)", b"", content)
+    return re.sub(rb"(?<!\r)\r+(?=\n|\Z)", b"", content)
 
 
 def decode(content: bytes, path: Path, *, what: str = "file") -> str:

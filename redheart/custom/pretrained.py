@@ -41,7 +41,9 @@ def read_config(source: str) -> Any:
             where="--model",
             got=f"{source} ({one_line(error)})",
             expected="a folder with a config.json, or a hub id",
-            hint="the hub does not answer from here: fetch config.json elsewhere and give its folder"
+            hint="give the folder that the file lies in"
+            if Path(source).is_file()
+            else "the hub does not answer from here: fetch config.json elsewhere and give its folder"
             if is_offline
             else None,
         ) from error

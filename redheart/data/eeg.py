@@ -118,10 +118,26 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
             got=", ".join(raw.ch_names[:40]),
             hint="rename the channels to the names of the 10-20 system",
         )
+    eeg_names = {raw.ch_names[index] for index in mne.pick_types(raw.info, eeg=True, exclude=())}
+    if not {_LEFT, _RIGHT} <= eeg_names:
+        raise BadInput(
+            "F3 and F4 are not marked as channels of EEG",
+            where=name,
+            got=", ".join(raw.get_channel_types([_LEFT, _RIGHT])),
+            hint="set their types with `raw.set_channel_types` and save the recording again",
+        )
+    low_hz, high_hz = _PASS_HZ
+    half_rate_hz = raw.info["sfreq"] / 2
+    if half_rate_hz <= ALPHA_HZ[1]:
+        expected = f"more than {2 * ALPHA_HZ[1]:g} Hz"
+        raise BadInput(
+            "the recording is sampled too slowly", where=name, got=f"{2 * half_rate_hz:g} Hz", expected=expected
+        )
     if raw.n_times < EPOCH_S * raw.info["sfreq"]:
         raise _too_short(name)
     raw = raw.copy().set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
-    raw.filter(*_PASS_HZ, verbose="error")
+    # What lies above half the rate is not in it.
+    raw.filter(low_hz, high_hz if high_hz < half_rate_hz else None, verbose="error")
     raw = _without_eyes(mne, raw)
     if reference == "average":
         raw.set_eeg_reference("average", verbose="error")
@@ -145,6 +161,8 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
                 hint="use --reference average",
             ) from error
     epochs = mne.make_fixed_length_epochs(raw, duration=EPOCH_S, overlap=OVERLAP_S, preload=True, verbose="error")
+    if not len(epochs):
+        raise _too_short(name)
     low, high = ALPHA_HZ
     spectrum = epochs.compute_psd(
         method="welch",

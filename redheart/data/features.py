@@ -1,8 +1,8 @@
 """Token features of a data set, computed once and memory-mapped.
 
 A cache lies in a folder named by the digest of everything that decides its content (encoder weights, texts, cut,
-sequence length, format), so a stale cache cannot be opened. It is made chunk by chunk; a killed run goes on after
-the last whole chunk.
+sequence length, format), so a stale cache cannot be opened. It is made chunk by chunk, in the files that it will have;
+a killed run goes on after the last whole chunk.
 
 A narrow encoder's cache holds token states 384 wide and a summary of every record; the summaries are projected to the
 other 384 when the cache is opened, by a fit on the training records that lies beside it (see `summary`).
@@ -17,23 +17,21 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from safetensors.numpy import load, save
 
 from redheart.core.config import FEATURE_WIDTH, Device, FeatureConfig, digest
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     disk_errors,
-    read_checked,
     read_sealed,
     sha256_file,
     write_bytes,
-    write_checked,
     write_sealed,
 )
 from redheart.core.folders import new_folder, remove_leftovers, remove_names
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
-from redheart.data.encoders import MINILM_LAYERS, Encoded, Encoder, average_to, open_encoder
+from redheart.data.encoders import MINILM_LAYERS, Encoded, Encoder, open_encoder
+from redheart.data.encoding import STATES, SUMMARIES, UNFINISHED, encode_into
 from redheart.data.input_text import input_text
 from redheart.data.records import Record
 from redheart.data.scripts import counted
@@ -41,8 +39,7 @@ from redheart.data.summary import SummaryFit, load_fit, load_or_fit
 from redheart.data.words import WORDS_WIDTH, Labels
 
 _FORMAT = 2
-_CHUNK_RECORDS = 256
-_FILES = ("states.f16", "summaries.f32", "offsets.i64")
+_FILES = (STATES, SUMMARIES, "offsets.i64")
 
 
 class FeatureManifest(msgspec.Struct, frozen=True):
@@ -93,16 +90,6 @@ class FeatureCache:
 
     def __len__(self) -> int:
         return len(self.offsets_N) - 1
-
-
-def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int) -> list[Encoded]:
-    """Token states of texts, (S, W) float16 each, S at most `seq_len_tokens`, and their summaries, float32."""
-    # Beyond float16 they become infinite, which is refused with the record's number.
-    with np.errstate(over="ignore"):
-        return [
-            Encoded(average_to(item.states_SW, seq_len_tokens).astype(np.float16), item.summary_L.astype(np.float32))
-            for item in encoder.encode(texts)
-        ]
 
 
 def widened(encoded: Encoded, text: str, fit: SummaryFit | None) -> np.ndarray:
@@ -192,19 +179,17 @@ def _encoded_folder(
     def key_with(encoder: str) -> str:
         return digest({"format": _FORMAT, "encoder": encoder, "texts": texts, "tokens": config.seq_len_tokens})
 
-    if identity is not None and (root / key_with(identity) / "manifest.json").exists():
-        return root / key_with(identity)
-    encoder = open_encoder(config.encoder, identity=identity, device=device)
-    key = key_with(encoder.identity)
-    folder, chunk_folder = root / key, root / f"{key}.partial"
-    if not (folder / "manifest.json").exists():
-        chunks = _encode_chunks(encoder, texts, config=config, folder=chunk_folder, display=display)
-        unread = counted(encoder.unread(texts))
-        _assemble(chunks, folder=folder, key=key, encoder=encoder, config=config, unread=unread)
-    # Also where a killed run had the cache whole and the chunks still there.
-    remove_leftovers(chunk_folder)
-    remove_names(chunk_folder, [path.name for path in chunk_folder.glob("*.chunk")])
-    return folder
+    key = None if identity is None else key_with(identity)
+    if key is None or not (root / key / "manifest.json").exists():
+        encoder = open_encoder(config.encoder, identity=identity, device=device)
+        key = key_with(encoder.identity)
+        if not (root / key / "manifest.json").exists():
+            _write_features(encoder, texts, config=config, folder=root / key, key=key, display=display)
+    # Also where a killed run had the cache whole and this still there.
+    partial = _partial(root / key)
+    remove_leftovers(partial)
+    remove_names(partial, UNFINISHED)
+    return root / key
 
 
 def known_manifest(root: Path) -> FeatureManifest | None:
@@ -213,7 +198,7 @@ def known_manifest(root: Path) -> FeatureManifest | None:
     Raises:
         BadInput: they are of several encoders.
     """
-    found = [read_sealed(path, FeatureManifest) for path in sorted(root.glob("*/manifest.json"))]
+    found = [read_sealed(path, FeatureManifest) for path in sorted(root.glob("[!.]*/manifest.json"))]
     encoders = sorted({manifest.encoder for manifest in found})
     if len(encoders) > 1:
         raise BadInput(
@@ -255,7 +240,9 @@ def open_features(
             hint = f"remove the folder {folder}; it will be computed again"
             raise CorruptFile("the feature cache is damaged", where=path, got=actual, expected=expected, hint=hint)
     states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
-    summaries_NL = np.fromfile(summaries, dtype=np.float32).reshape(manifest.num_records, manifest.summary_width)
+    summaries_NL = np.zeros((manifest.num_records, 0), dtype=np.float32)
+    if manifest.summary_width:
+        summaries_NL = np.memmap(summaries, np.float32, mode="r", shape=(manifest.num_records, manifest.summary_width))
     has_words = False
     if manifest.summary_width == 0:
         key, pooled_NP = manifest.key, np.zeros((manifest.num_records, 0), dtype=np.float16)
@@ -274,72 +261,31 @@ def open_features(
     return FeatureCache(manifest, key, states_RW, offsets_N, pooled_NP, has_words, summaries_NL)
 
 
-def _encode_chunks(
-    encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, display: Display
-) -> list[Path]:
-    paths = []
-    with display.track("features", len(texts), unit="records") as advance:
-        for start in range(0, len(texts), _CHUNK_RECORDS):
-            path = folder / f"{start:08d}.chunk"
-            paths.append(path)
-            chunk = texts[start : start + _CHUNK_RECORDS]
-            if read_checked(path) is None:
-                rows = encode_texts(encoder, chunk, seq_len_tokens=config.seq_len_tokens)
-                _refuse_non_finite(rows, encoder, start)
-                # One chunk is one file: the lengths, the summaries, all states, and the digest of these.
-                lengths = np.array([len(row.states_SW) for row in rows], dtype=np.int64)
-                summaries_NL = np.stack([row.summary_L for row in rows])
-                states_RW = np.concatenate([row.states_SW for row in rows])
-                write_checked(path, save({"lengths": lengths, "summaries": summaries_NL, "states": states_RW}))
-            advance(len(chunk))
-    return paths
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
 
 
-def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) -> None:
-    wrong = [start + index for index, row in enumerate(rows) if not all(np.isfinite(part).all() for part in row)]
-    if wrong:
-        raise BadInput(
-            "the encoder gives states that are no numbers in float16",
-            where=f"--features.encoder {encoder.identity}",
-            got=f"record {wrong[0]} of the prepared ones" + (f" and {len(wrong) - 1} near it" if wrong[1:] else ""),
-            hint="choose another encoder, or load its weights anew",
-        )
-
-
-def _assemble(
-    chunks: list[Path],
-    *,
-    folder: Path,
-    key: str,
-    encoder: Encoder,
-    config: FeatureConfig,
-    unread: dict[str, int],
+def _write_features(
+    encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, key: str, display: Display
 ) -> None:
-    lengths = []
+    chunks = encode_into(_partial(folder), encoder, texts, seq_len_tokens=config.seq_len_tokens, display=display)
+    lengths = [length for chunk in chunks for length in chunk.lengths]
     with new_folder(folder, feature_contents) as temporary, disk_errors(folder):
         states, summaries, offsets = (temporary / name for name in _FILES)
-        with states.open("wb") as states_file, summaries.open("wb") as summaries_file:
-            for chunk in chunks:
-                content = read_checked(chunk)
-                if content is None:
-                    raise CorruptFile("a chunk of the feature cache changed on the disk", where=chunk, hint="run again")
-                tensors = load(content)
-                lengths.append(tensors["lengths"])
-                states_file.write(tensors["states"].tobytes())
-                summaries_file.write(tensors["summaries"].tobytes())
-        offsets_N = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
-        write_bytes(offsets, offsets_N.tobytes())
+        for path in (states, summaries):
+            (_partial(folder) / path.name).rename(path)
+        write_bytes(offsets, np.cumsum([0, *lengths], dtype=np.int64).tobytes())
         manifest = FeatureManifest(
             key=key,
             encoder=encoder.identity,
             seq_len_tokens=config.seq_len_tokens,
-            num_records=len(offsets_N) - 1,
-            num_states=int(offsets_N[-1]),
-            state_width=tensors["states"].shape[1],
-            summary_width=tensors["summaries"].shape[1],
+            num_records=len(lengths),
+            num_states=sum(lengths),
+            state_width=states.stat().st_size // (2 * sum(lengths)),
+            summary_width=summaries.stat().st_size // (4 * len(lengths)),
             states_sha256=sha256_file(states),
             offsets_sha256=sha256_file(offsets),
             summaries_sha256=sha256_file(summaries),
-            unread=unread,
+            unread=counted(encoder.unread(texts)),
         )
         write_sealed(temporary / "manifest.json", manifest)

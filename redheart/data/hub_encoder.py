@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redheart.core.config import FEATURE_WIDTH
 from redheart.core.errors import BadInput
@@ -46,6 +46,11 @@ class HubModel:
             config, tokenizer = self._model.config, self._tokenizer
             self.width = int(config.hidden_size)
             self.max_tokens = int(getattr(config, "max_position_embeddings", _MAX_TOKENS))
+            # RoBERTa and its kin count positions from behind the padding's number.
+            tables = [getattr(module, "position_embeddings", None) for module in self._model.modules()]
+            padded = [item for item in tables if isinstance(item, nn.Embedding) and item.padding_idx is not None]
+            beyond = [item.num_embeddings - item.padding_idx - 1 for item in padded if item.padding_idx is not None]
+            self.max_tokens = min([self.max_tokens, *beyond])
             # A model of pictures, or one with a decoder, can be read and fails at its first text.
             token_11 = torch.zeros(1, 1, dtype=torch.int64)
             with torch.inference_mode():
@@ -133,10 +138,15 @@ def _first_of(tokenizer: Any, *names: str, label: str) -> int:
 
 
 def _weights_digest(model: Any) -> str:
-    folder = Path(str(model.config._name_or_path))
-    weights = folder / "model.safetensors"
-    if weights.is_file():
-        return sha256_file(weights)[:16]
+    """The same of a hub id and of a folder with its files."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, file = str(model.config._name_or_path), "model.safetensors"
+    weights: object = Path(name) / file
+    if not Path(name).is_dir():
+        weights = try_to_load_from_cache(name, file, revision=getattr(model.config, "_commit_hash", None))
+    if isinstance(weights, str | Path) and Path(weights).is_file():
+        return sha256_file(Path(weights))[:16]
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().cpu().view(torch.uint8).numpy().tobytes())

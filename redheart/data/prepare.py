@@ -151,7 +151,7 @@ def prepare(
         raise BadInput(
             f"{len(parsed.problems)} problems in {parsed.num_invalid} records{listed(parsed.problems)}",
             where=source,
-            hint="correct the records, or drop them with --prepare.skip-invalid (they are kept in invalid.jsonl)",
+            hint="correct the records, or drop them with --prepare.skip-invalid: invalid.jsonl keeps what is wrong",
         )
     if not parsed.records:
         raise BadInput("no record is left", where=source, got=f"{parsed.num_invalid} malformed records")

@@ -85,13 +85,15 @@ def known_suffix(path: Path, known: Sequence[str]) -> str:
     """
     name = path.name.lower().removesuffix(".gz")
     suffix = Path(name).suffix
+    if path.is_dir():
+        raise BadInput("a folder stands where a file is read", where=path, hint="give the file that lies in it")
     if suffix not in known:
         raise BadInput(
             "unknown kind of file",
             where=path,
             got=suffix or "no suffix",
             expected=", ".join(f"{item}[.gz]" for item in known),
-            hint="convert or rename the file",
+            hint="convert it; a `.jsonl` has one object a line",
         )
     return suffix
 

@@ -50,7 +50,9 @@ class _Fields:
 
     def __init__(self, row: Row, value: dict[str, object]):
         self._where, self._value = row.where, value
-        self.id = value["id"] if isinstance(value.get("id"), str) else "?"
+        # Without one it is called by its place.
+        given = row.where if value.get("id") is None else value["id"]
+        self.id = given if isinstance(given, str) else "?"
         self.problems: list[Problem] = []
 
     def wrong(self, field: str, got: object, expected: str) -> None:
@@ -130,7 +132,7 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
             "no known schema fits the records",
             where=path,
             got=(", ".join(map(str, first)) or "no key") if isinstance(first, dict) else type(first).__name__,
-            expected=f"records with `id`, `text` and at least one of {known}",
+            expected=f"records with `text` and at least one of {known}",
             hint="see the README's section on records",
         )
     marks = Counter(mark for value in objects for mark in _marks(value))
@@ -209,7 +211,8 @@ def _object(row: Row, schema: Schema, surd: tuple[str, ...]) -> tuple[Record | N
     if not isinstance(row.value, dict):
         return None, [Problem(row.where, "?", "record", type(row.value).__name__, "an object")]
     value, fields = row.value, _Fields(row, row.value)
-    fields.text("id", required=True)
+    if value.get("id") is not None:
+        fields.text("id", required=True)
     for name, item in (("record", value), *value.items()):
         if isinstance(item, RepeatedKeys):
             fields.wrong(name, "a key that stands twice", "every key once")

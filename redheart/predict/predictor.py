@@ -14,7 +14,8 @@ from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
 from redheart.core.text import is_unicode
 from redheart.data.encoders import Encoder
-from redheart.data.features import encode_texts, widened
+from redheart.data.encoding import encode_texts
+from redheart.data.features import widened
 from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
 from redheart.data.loader import pad, split

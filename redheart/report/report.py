@@ -91,7 +91,8 @@ def _data(manifest: Manifest) -> str:
     rows = [[name, str(getattr(manifest, name))] for name in names]
     text = markdown_table(["", "records"], rows)
     tasks = [[task.name, task.kind, ", ".join(map(plain, task.targets))] for task in manifest.inventory.tasks]
-    text += "\n\n" + markdown_table(["task", "kind", "targets"], tasks)
+    text += "\n\nTargets that no training record has are not trained and not predicted.\n\n"
+    text += markdown_table(["task", "kind", "targets"], tasks)
     if manifest.best_reachable is not None:
         text += (
             "\n\nThe records are generated; no model can reach an emotion cross-entropy below "

@@ -10,8 +10,9 @@ import numpy as np
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, listed
 from redheart.core.files import read_sealed, write_sealed
+from redheart.core.folders import remove_names
 from redheart.core.progress import SILENT, Display
-from redheart.data.features import make_features
+from redheart.data.features import feature_contents, make_features
 from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Manifest, Prepared, load_prepared, target_arrays
@@ -96,6 +97,10 @@ def evaluate_file(
         device=config.device,
         display=display,
     )
+    # One file's features are kept, for another look at it.
+    for other in sorted((folder.evaluation / "features").glob("[!.]*/manifest.json")):
+        if other.parent.name != features.manifest.key:
+            remove_names(other.parent, feature_contents(other.parent))
     crossover = read_crossover(folder)
     is_calibrated = calibration_of(folder, crossover.recommended) is not None
     digests = {FINAL: crossover.digests[crossover.recommended]}

@@ -59,8 +59,8 @@ def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
     with folder_lock(folder.root, name="data", wait=True):
         source = source_path(config)
         if is_first_rank():
-            # The other ranks write nothing here without this lock.
-            remove_leftovers(folder.root)
+            # Others write what is no part of the run, such as predictions, without this lock.
+            remove_leftovers(folder.root, folder.parts)
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
         with (display if is_first_rank() else SILENT).working("prepare"):
@@ -177,7 +177,7 @@ def best_rate(folder: RunFolder) -> float:
             "no learning rate",
             where="--train.learning-rate",
             expected="a number, or the result of a sweep in the run's folder",
-            hint="give --train.learning-rate 1e-4, or run `redheart sweep` first",
+            hint=f"give --train.learning-rate 1e-4, or run `redheart sweep --run {folder.root}` first",
         )
     return read_sealed(path, Sweep).best_rate
 

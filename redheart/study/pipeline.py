@@ -67,7 +67,7 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
         shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
         say(config, "evaluate", f"{evaluation.recommended}: {shown}")
         path = make_report(folder.root)
-        say(config, "report", str(path))
+        say(config, "report", f"{path.with_suffix('.html')}, {path.name} beside it")
     return path
 
 

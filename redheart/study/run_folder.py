@@ -123,7 +123,8 @@ def check(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> SavedConf
             "this folder holds a run with other settings",
             where=folder.root,
             got="; ".join(changed),
-            hint="choose another --out, or repeat the settings that the run was started with",
+            hint="choose another --out, or repeat the settings that the run was started with, as "
+            f"--run {folder.root} does",
         )
     done = _epochs_begun(folder, asked=config.epochs, before=before.epochs)
     if done > config.epochs and "epochs" in decides:

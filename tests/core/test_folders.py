@@ -10,7 +10,15 @@ import pytest
 
 from redheart.core.errors import BadInput, CorruptFile, DiskError
 from redheart.core.files import PARTIAL, read_sealed, write_sealed
-from redheart.core.folders import Contents, new_folder, refuse_foreign, refuse_taken, remove_leftovers, remove_names
+from redheart.core.folders import (
+    REPLACED,
+    Contents,
+    new_folder,
+    refuse_foreign,
+    refuse_taken,
+    remove_leftovers,
+    remove_names,
+)
 from redheart.core.lock import folder_lock
 
 
@@ -211,6 +219,15 @@ def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path)
     remove_leftovers(tmp_path)
     left = sorted(item.name for item in tmp_path.iterdir())
     assert left == [".download.partial", ".kept", ".lock", "kept", "kept.partial", f"mine{PARTIAL}"]
+
+
+def test_where_others_write_only_leftovers_of_given_names_are_removed(tmp_path: Path) -> None:
+    names = [f".data.x{PARTIAL}", f".config.json.y{PARTIAL}", f".data.jsonl.z{PARTIAL}", f".out.jsonl.z{PARTIAL}"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / f".data{REPLACED}").mkdir()
+    remove_leftovers(tmp_path, ("data", "config.json"))
+    assert {item.name for item in tmp_path.iterdir()} == {"data", names[-1]}
 
 
 def test_a_folder_whose_place_was_about_to_be_taken_comes_back_after_a_kill(tmp_path: Path) -> None:

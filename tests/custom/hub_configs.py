@@ -125,6 +125,6 @@ def tiny(name: str) -> object:
 
 def write(folder: Path, **config: object) -> str:
     """A folder with a config.json."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)

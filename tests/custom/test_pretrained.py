@@ -179,7 +179,7 @@ def test_the_page_shows_what_is_printed(
 ) -> None:
     page = (ROOT / "docs" / "plan-any-model.md").read_text()
     command, shown = re.findall(r"```text\n\$ redheart ([^\n]*)\n(.*?)```", page, flags=re.S)[0]
-    hub_configs.write(tmp_path / "Qwen3-0.6B", **MODELS["Qwen3-0.6B"][1])
+    hub_configs.write(tmp_path / "Qwen" / "Qwen3-0.6B", **MODELS["Qwen3-0.6B"][1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "88")
     main(command.split())

@@ -171,6 +171,22 @@ def test_mne_recordings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         measure_file(tmp_path / "a.nonsense", subject=None, reference="none")
 
 
+def test_recordings_at_the_edge_of_what_can_be_measured() -> None:
+    mne = pytest.importorskip("mne")
+    raw = recording(mne, np.exp(PLANTED))
+    # Below twice the filter's upper edge there is nothing above it to take away.
+    slow = raw.copy().resample(64, verbose="error")
+    assert measure(slow, name="a", subject="s", reference="none").faa == pytest.approx(PLANTED, abs=0.1)
+    with pytest.raises(BadInput, match="too slowly"):
+        measure(raw.copy().resample(24, verbose="error"), name="a", subject="s", reference="none")
+    spoilt = raw.copy().set_annotations(mne.Annotations([0], [60], ["BAD_all"]))
+    with pytest.raises(BadInput, match="too short"):
+        measure(spoilt, name="a", subject="s", reference="none")
+    unmarked = raw.copy().set_channel_types(dict.fromkeys(("F3", "F4"), "misc"), verbose="error")
+    with pytest.raises(BadInput, match="not marked"):
+        measure(unmarked, name="a", subject="s", reference="none")
+
+
 def test_mne_takes_blinks_out(tmp_path: Path) -> None:
     mne = pytest.importorskip("mne")
     raw = recording(mne, np.exp(PLANTED))

@@ -1,6 +1,7 @@
 """Features are cached, resumed, exact; batches are seekable."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import (
     BertModel,
     BertTokenizerFast,
     PreTrainedConfig,
+    RobertaConfig,
     T5Config,
 )
 
@@ -21,8 +23,9 @@ from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.data import minilm
 from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open_encoder
+from redheart.data.encoding import STATES, SUMMARIES
 from redheart.data.features import make_features, open_features
-from redheart.data.hub_encoder import HubModel
+from redheart.data.hub_encoder import HubModel, _weights_digest
 from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
 from redheart.data.prepare import load_prepared, prepare
 from redheart.data.summary import POOLED_WIDTH
@@ -85,14 +88,35 @@ def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", killed)
     with pytest.raises(KeyboardInterrupt):
         make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT)
-    assert len(list(partial.iterdir())) == 1
-    monkeypatch.setattr("redheart.data.encoders.HashEncoder.encode", encode)
-    (chunk,) = partial.iterdir()
-    content = bytearray(chunk.read_bytes())
-    content[len(content) // 2] ^= 1
-    chunk.write_bytes(bytes(content))
-    resumed = make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT)
-    assert np.array_equal(resumed.states_RW, whole) and not partial.exists()
+    left, states = tmp_path / "left", (partial / STATES).read_bytes()
+    shutil.copytree(partial, left)
+    damaged = bytearray(states)
+    damaged[len(damaged) // 2] ^= 1
+    # As it was left, with half of a further chunk behind it, damaged, cut, gone, or without a note that can be read.
+    for change, encoded in (
+        ({}, [len(records) - 256]),
+        ({STATES: states + states[:99]}, [len(records) - 256]),
+        ({STATES: bytes(damaged)}, [256, len(records) - 256]),
+        ({STATES: states[:-1]}, [256, len(records) - 256]),
+        ({SUMMARIES: None}, [256, len(records) - 256]),
+        ({"progress.json": b"{}"}, [256, len(records) - 256]),
+    ):
+        shutil.rmtree(tmp_path / "other")
+        shutil.copytree(left, partial)
+        for name, content in change.items():
+            (partial / name).unlink()
+            if content is not None:
+                (partial / name).write_bytes(content)
+        calls.clear()
+        monkeypatch.setattr(
+            "redheart.data.encoders.HashEncoder.encode", lambda s, t: calls.append(len(t)) or encode(s, t)
+        )
+        resumed = make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT)
+        assert np.array_equal(resumed.states_RW, whole) and not partial.exists() and calls == encoded
+    # A run that was killed between the cache and the end of what it was made from; its encoder is known by then.
+    shutil.copytree(left, partial)
+    make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT, identity=cache.manifest.encoder)
+    assert not partial.exists() and calls == encoded
 
     for name in ("states.f16", "offsets.i64", "summaries.f32", "manifest.json"):
         content = (folder / name).read_bytes()
@@ -178,6 +202,33 @@ def test_so_is_a_model_with_a_decoder(config: PreTrainedConfig, said: str, tmp_p
     AutoModel.from_config(config).save_pretrained(make_encoder(tmp_path / "enc"))
     with pytest.raises(BadInput, match=rf"cannot be loaded\n.*\n.*{said}"):
         open_encoder(str(tmp_path / "enc"))
+
+
+def test_positions_that_begin_behind_the_padding_s_leave_a_shorter_window(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=31,
+        hidden_size=768,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=8,
+        max_position_embeddings=20,
+        pad_token_id=1,
+    )
+    AutoModel.from_config(config).save_pretrained(make_encoder(tmp_path / "enc"))
+    encoder = open_encoder(str(tmp_path / "enc"))
+    assert [len(item.states_SW) for item in encoder.encode(["a " * 17, "b " * 200])] == [17, 200]
+
+
+def test_an_encoder_is_the_same_by_hub_id_and_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    revision = "0" * 40
+    snapshot = tmp_path / "hub" / "models--me--enc" / "snapshots" / revision
+    snapshot.parent.mkdir(parents=True)
+    make_encoder(snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = AutoModel.from_pretrained(snapshot)
+    by_folder = _weights_digest(model)
+    model.config._name_or_path, model.config._commit_hash = "me/enc", revision
+    assert _weights_digest(model) == by_folder
 
 
 @pytest.mark.parametrize(

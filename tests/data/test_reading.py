@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,11 @@ def test_records_are_counted_before_they_are_read(disguise: str, tmp_path: Path)
     path = tmp_path / "r.json"
     path.write_bytes(DISGUISES[disguise](json.dumps(records)))
     assert count_records(path) == len(read_rows(path)[1])
+
+
+def test_many_ends_of_lines_in_a_line_are_read_in_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a" + b"\r" * 400_000 + b"x\n")
+    start_s = time.perf_counter()
+    assert len(read_text(path)) == 400_003
+    assert time.perf_counter() - start_s < 5

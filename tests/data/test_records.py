@@ -61,6 +61,12 @@ def test_goemotions_rows_with_several_classes_share_the_weight(tmp_path: Path) -
     assert second.targets["regret"] == (None,)
 
 
+def test_a_record_without_an_id_is_called_by_its_place(tmp_path: Path) -> None:
+    rows = [{"text": "one", "label": 0}, {"id": "b", "text": "two", "label": 1}, {"id": None, "text": "x", "label": 2}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [record.id for record in parse(tmp_path / "a.jsonl").records] == ["line 1", "b", "line 3"]
+
+
 FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"id": ""}, "id"),
     ({"id": 5}, "id"),

@@ -28,7 +28,7 @@ def labels(count: int, train: np.ndarray) -> Labels:
 
 
 def projected(train_NL: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    mean_L, projection_LP = fit_projection(train_NL, width=WIDTH)
+    mean_L, projection_LP = fit_projection(train_NL, np.arange(len(train_NL)), width=WIDTH)
     return SummaryFit("a", mean_L, projection_LP).apply(np.concatenate([train_NL, *others]), [])
 
 
@@ -69,7 +69,7 @@ def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> 
     assert np.array_equal(first_NP[train, :WIDTH], found_NP[train, :WIDTH])
     assert np.array_equal(first_NP[train, WIDTH:], fit_words(texts(50), fitted_on)[1])
     assert not np.array_equal(first_NP[train, WIDTH:], found_NP[train, WIDTH:])
-    mean_L, projection_LP = fit_projection(summaries(50)[train], width=WIDTH)
+    mean_L, projection_LP = fit_projection(summaries(50), train, width=WIDTH)
     fit = load_fit(path)
     assert np.array_equal(fit.mean_L, mean_L) and np.array_equal(fit.projection_LP, projection_LP) and fit.key == "a"
     # Kept: what is handed over is not even looked at.
@@ -90,7 +90,7 @@ def test_without_words_all_pooled_numbers_are_the_layers(tmp_path: Path) -> None
     found_NP = load_or_fit(path, "a", summaries(50), texts(50), labels(50, train), reads_words=False)
     fit = load_fit(path)
     assert fit.words is None and np.array_equal(found_NP, fit.apply(summaries(50), []))
-    mean_L, projection_LP = fit_projection(summaries(50)[train], width=POOLED_WIDTH)
+    mean_L, projection_LP = fit_projection(summaries(50), train, width=POOLED_WIDTH)
     assert np.array_equal(fit.mean_L, mean_L) and np.array_equal(fit.projection_LP, projection_LP)
 
 

@@ -18,7 +18,8 @@ from redheart.cli import main
 from redheart.core.config import FeatureConfig
 from redheart.core.errors import BadInput
 from redheart.data.encoders import HashEncoder, open_encoder
-from redheart.data.features import encode_texts, make_features, widened
+from redheart.data.encoding import encode_texts
+from redheart.data.features import make_features, widened
 from redheart.data.prepare import load_prepared
 from redheart.data.scripts import foreign_script
 from redheart.data.summary import load_fit

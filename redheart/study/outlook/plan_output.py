@@ -46,12 +46,12 @@ def print_plan(answer: Answer) -> None:
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
     if not plan.fits:
-        console.print(Text(nearest_text(answer)))
+        console.print(Text(nearest_text(answer, prefix="--")))
 
 
 def verdict(plan: Plan) -> tuple[str, str]:
     """Whether it fits, and by how much."""
-    budget, margin = f"{plan.vram_bytes / GIB:g} GiB", (plan.vram_bytes - plan.upper_bytes) / GIB
+    budget, margin = f"{plan.vram_bytes / GIB:.4g} GiB", (plan.vram_bytes - plan.upper_bytes) / GIB
     if plan.fits:
         return "fits", f"{budget} with {margin:.2f} GiB to spare"
     return "does not fit", f"{budget}: {-margin:.2f} GiB too much"
@@ -80,7 +80,10 @@ def time_text(plan: Plan) -> str:
     import torch
 
     if plan.step_s is None or plan.run_s is None:
-        why = plan.time_basis or "this machine has not taken such steps yet; `redheart train` measures them"
+        why = "this machine has not taken such steps yet; a training measures them"
+        if not torch.cuda.is_available():
+            why = "there is no card here; --card NAME simulates one"
+        why = plan.time_basis or why
         return f"unknown: {why}"
     if not torch.cuda.is_available():
         return f"unknown for a card; without one a step takes {plan.step_s:.2f} s here (measured: {plan.time_basis})"
@@ -122,7 +125,7 @@ def plan_fields(answer: Answer) -> dict[str, object]:
     if answer.on_card:
         # It is this plan.
         del fields["on_card"]["plan"]
-    fields["hint"] = None if answer.plan.fits else nearest_text(answer)
+    fields["hint"] = None if answer.plan.fits else nearest_text(answer, prefix="--")
     return fields
 
 

@@ -192,20 +192,20 @@ def refuse_unless_fits(found: Answer) -> None:
             where=f"strategy {plan.strategy}, micro-batch {plan.micro_batch}, at {plan.peak_moment}",
             got=f"predicted {plan.peak_bytes / GIB:.2f} GiB, upper bound {plan.upper_bytes / GIB:.2f} GiB",
             expected=f"at most {plan.vram_bytes / GIB:.2f} GiB",
-            hint=nearest_text(found),
+            hint=nearest_text(found, prefix="--train."),
         )
 
 
-def nearest_text(found: Answer) -> str:
-    """The change that makes a refused run fit, as options."""
+def nearest_text(found: Answer, *, prefix: str) -> str:
+    """The change that makes a refused run fit, as options that begin with `--train.`, or as `plan` has them."""
     nearest = found.nearest
     if found.hint:
         return found.hint
     if nearest is None:
-        return "no strategy fits this card at this length; take a smaller --features.seq-len-tokens or a smaller preset"
-    recompute = " --train.checkpointing True" if nearest.checkpointing else ""
+        return "no strategy fits this card; take a smaller --preset"
+    recompute = f" {prefix}checkpointing" + (" True" if prefix == "--train." else "") if nearest.checkpointing else ""
     return (
-        f"this fits: --train.strategy {nearest.strategy} --train.micro-batch {nearest.micro_batch}{recompute} "
+        f"this fits: {prefix}strategy {nearest.strategy} {prefix}micro-batch {nearest.micro_batch}{recompute} "
         f"({nearest.peak_bytes / GIB:.2f} GiB, at most {nearest.upper_bytes / GIB:.2f} GiB)"
     )
 
