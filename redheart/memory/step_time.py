@@ -15,8 +15,9 @@ from redheart.memory.cards import Card
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import Planner
 from redheart.memory.step_cost import UPDATE_32_S, traffic_bytes
+from redheart.pipeline.bucket import WIRE_BYTES
 from redheart.pipeline.clock import pipelined
-from redheart.pipeline.in_turn import WIRE_BYTES, PassWork, Rates, in_turn
+from redheart.pipeline.in_turn import PassWork, Rates, in_turn
 
 
 class Range(NamedTuple):

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from redheart.pipeline.bucket import BUCKET_ELEMENTS, Bucket, cut
-from redheart.pipeline.in_turn import NORM_OF_SUMS_SHARE, WIRE_BYTES, PassWork, Rates, computed_s
+from redheart.pipeline.bucket import BUCKET_ELEMENTS, WIRE_BYTES, Bucket, cut
+from redheart.pipeline.in_turn import NORM_OF_SUMS_SHARE, PassWork, Rates, computed_s
 from redheart.pipeline.lanes import Lane, Task, Wait
 from redheart.pipeline.step import OffloadStep
 

@@ -8,8 +8,7 @@ takes what arrives; the norm, the update and the copies back follow when the pas
 from dataclasses import dataclass
 from typing import NamedTuple
 
-WIRE_BYTES = 2
-"""Of an element on the bus: gradients leave and weights return in bf16."""
+from redheart.pipeline.bucket import WIRE_BYTES
 
 
 class Counts(NamedTuple):

@@ -43,7 +43,10 @@ class _Step(ctypes.Structure):
 
 
 class Kernel:
-    """One instruction-set path of the compiled library; without a number of threads it takes torch's."""
+    """One instruction-set path of the compiled library.
+
+    It works in torch's number of threads or one of its own, on which no result depends.
+    """
 
     def __init__(self, library: ctypes.CDLL, rank: int, num_threads: int | None = None):
         self._library, self._rank, self._num_threads = library, rank, num_threads
@@ -63,7 +66,6 @@ class Kernel:
         absmax: tuple[Tensor, Tensor],
         qmaps: tuple[Tensor, Tensor],
         out_bf16: Tensor | None = None,
-        num_threads: int | None = None,
     ) -> None:
         """One step in place.
 
@@ -75,13 +77,12 @@ class Kernel:
             absmax: of each block of 256, (ceil(n / 256),) float32 each.
             qmaps: bitsandbytes' signed and unsigned dynamic maps, (256,) float32 each.
             out_bf16: where the new weights are also written, (n,) bfloat16.
-            num_threads: torch's number if not given; the result does not depend on it.
         """
         step = _scalars(scalars)
         self._check(
             self._library.redheart_adamw8bit(
                 self._rank,
-                self._threads(num_threads),
+                self._threads(),
                 ctypes.byref(step),
                 _at(qmaps[0]),
                 _at(qmaps[1]),
@@ -102,14 +103,13 @@ class Kernel:
         *,
         moments: tuple[Tensor, Tensor],
         out_bf16: Tensor | None = None,
-        num_threads: int | None = None,
     ) -> None:
         """The same step with float32 moments, (n,) each."""
         step = _scalars(scalars)
         self._check(
             self._library.redheart_adamw32(
                 self._rank,
-                self._threads(num_threads),
+                self._threads(),
                 ctypes.byref(step),
                 ctypes.c_int64(master.numel()),
                 _at(master),
@@ -120,13 +120,13 @@ class Kernel:
             )
         )
 
-    def sum_squares(self, grad: Tensor, *, num_threads: int | None = None) -> float:
+    def sum_squares(self, grad: Tensor) -> float:
         """Sum of squares in double precision, the same for any number of threads."""
         total = ctypes.c_double()
         self._check(
             self._library.redheart_sum_squares(
                 self._rank,
-                self._threads(num_threads),
+                self._threads(),
                 ctypes.c_int64(grad.numel()),
                 _at(grad),
                 _is_bf16(grad),
@@ -135,28 +135,13 @@ class Kernel:
         )
         return total.value
 
-    def add(self, total: Tensor, addend: Tensor, *, num_threads: int | None = None) -> None:
+    def add(self, total: Tensor, addend: Tensor) -> None:
         """Add (n,) bfloat16 to (n,) float32 in place, without the float32 copy that torch makes of an addend."""
-        threads = self._threads(num_threads)
+        threads = self._threads()
         self._library.redheart_add_bf16(threads, ctypes.c_int64(total.numel()), _at(total), _at(addend))
 
-    def quantise(self, values: Tensor, qmap: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (n,) uint8 and absmax per block, float32, of float32 values."""
-        codes = torch.empty(values.numel(), dtype=torch.uint8)
-        absmax = torch.empty(-(-values.numel() // BLOCK))
-        self._check(
-            self._library.redheart_quantise(
-                self._rank,
-                _at(qmap),
-                int(bool(qmap[0] < 0)),
-                ctypes.c_int64(values.numel()),
-                *map(_at, (values, codes, absmax)),
-            )
-        )
-        return codes, absmax
-
-    def _threads(self, asked: int | None) -> int:
-        return asked or self._num_threads or torch.get_num_threads()
+    def _threads(self) -> int:
+        return self._num_threads or torch.get_num_threads()
 
     def _check(self, status: int) -> None:
         assert status == 0, f"this processor does not run the path {self.name}"

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not kernels() or not Path("/proc/self/task").is_
 
 def sum_squares(seed: int, num_threads: int = THREADS) -> float:
     grad = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
-    return kernels()[-1].sum_squares(grad, num_threads=num_threads)
+    return kernels()[-1].with_threads(num_threads).sum_squares(grad)
 
 
 def num_threads() -> int:

@@ -49,15 +49,12 @@
 namespace redheart {
 namespace {
 
-const Path kPortable = {"portable", portable::update_blocks, portable::update32, portable::quantise_blocks,
-                        portable::sum_squares};
+const Path kPortable = {"portable", portable::update_blocks, portable::update32, portable::sum_squares};
 #if defined(__x86_64__)
-const Path kAvx2 = {"avx2", avx2::update_blocks, avx2_generic::update32, avx2::quantise_blocks,
-                    avx2_generic::sum_squares};
-const Path kAvx512 = {"avx512", avx512::update_blocks, avx512_generic::update32, avx512::quantise_blocks,
-                      avx512_generic::sum_squares};
+const Path kAvx2 = {"avx2", avx2::update_blocks, avx2_generic::update32, avx2_generic::sum_squares};
+const Path kAvx512 = {"avx512", avx512::update_blocks, avx512_generic::update32, avx512_generic::sum_squares};
 const Path kAvx512Bf16 = {"avx512_bf16", avx512_bf16::update_blocks, avx512_generic::update32,
-                          avx512_bf16::quantise_blocks, avx512_generic::sum_squares};
+                          avx512_generic::sum_squares};
 
 bool has_vbmi() {
     return __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -204,24 +201,6 @@ void redheart_add_bf16(int num_threads, std::int64_t n, float* sum, const std::u
         const std::ptrdiff_t begin = task * kAddElements, end = begin + kAddElements < n ? begin + kAddElements : n;
         for (std::ptrdiff_t i = begin; i < end; ++i) sum[i] += portable::from_bf16(addend[i]);
     });
-}
-
-// Codes and absmax of n values, the last block filled up with zeros.
-int redheart_quantise(int rank, const float* values, int is_signed, std::int64_t n, const float* x,
-                      std::uint8_t* codes, float* absmax) {
-    const Path* path = path_of_rank(rank);
-    if (!path) return 1;
-    const Map map = make_map(values, is_signed != 0);
-    const std::ptrdiff_t whole = n / kBlock, rest = n % kBlock;
-    path->quantise(map, x, codes, absmax, whole);
-    if (rest) {
-        alignas(64) float room[kBlock] = {};
-        alignas(64) std::uint8_t room_codes[kBlock];
-        std::memcpy(room, x + whole * kBlock, sizeof(float) * rest);
-        path->quantise(map, room, room_codes, absmax + whole, 1);
-        std::memcpy(codes + whole * kBlock, room_codes, rest);
-    }
-    return 0;
 }
 
 }  // extern "C"

@@ -198,21 +198,6 @@ AVX2_ENTRY void update_blocks(const Step& step, const Map& map1, const Map& map2
     else update_blocks_of<false>(step, map1, map2, at, count);
 }
 
-AVX2_ENTRY void quantise_blocks(const Map& map, const float* x, std::uint8_t* codes, float* absmax,
-                                std::ptrdiff_t count) {
-    alignas(32) float room[kBlock];
-    for (; count > 0; --count, x += kBlock, codes += kBlock, ++absmax) {
-        __m256i largest = _mm256_setzero_si256();
-        for (int i = 0; i < kBlock; i += 8) {
-            const __m256 values = _mm256_loadu_ps(x + i);
-            _mm256_store_ps(room + i, values);
-            largest = _mm256_max_epu32(largest, magnitude_bits(values));
-        }
-        if (map.is_signed) quantise_block<true>(map, room, largest_of(largest), 0, codes, absmax);
-        else quantise_block<false>(map, room, largest_of(largest), 0, codes, absmax);
-    }
-}
-
 #undef AVX2
 #undef AVX2_ENTRY
 

@@ -251,30 +251,6 @@ AVX512_ENTRY void update_blocks(const Step& step, const Map& map1, const Map& ma
     else update_blocks_of<false>(step, map1, map2, at, count);
 }
 
-template <bool kSigned>
-AVX512 void quantise_blocks_of(const Map& map, const float* x, std::uint8_t* codes, float* absmax,
-                               std::ptrdiff_t count) {
-    alignas(64) float room[kBlock];
-    for (std::ptrdiff_t block = 0; block < count; ++block) {
-        __m512i largest = _mm512_setzero_si512();
-        for (int i = 0; i < kBlock; i += 16) {
-            const __m512 values = _mm512_loadu_ps(x + block * kBlock + i);
-            _mm512_store_ps(room + i, values);
-            largest = _mm512_max_epu32(largest, magnitude_bits(values));
-        }
-        const Scale scale = scale_of(largest);
-        absmax[block] = scale.absmax;
-        for (int i = 0; i < kBlock; i += 64)
-            quantise64<kSigned>(map, room + i, scale, 0, codes + block * kBlock + i);
-    }
-}
-
-AVX512_ENTRY void quantise_blocks(const Map& map, const float* x, std::uint8_t* codes, float* absmax,
-                                  std::ptrdiff_t count) {
-    if (map.is_signed) quantise_blocks_of<true>(map, x, codes, absmax, count);
-    else quantise_blocks_of<false>(map, x, codes, absmax, count);
-}
-
 #undef AVX512
 #undef AVX512_ENTRY
 

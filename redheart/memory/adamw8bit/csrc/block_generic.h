@@ -129,18 +129,6 @@ TARGET static void update32(const Step& step, float* master, const void* grad, b
     }
 }
 
-TARGET static void quantise_blocks(const Map& map, const float* x, std::uint8_t* codes, float* absmax,
-                                   std::ptrdiff_t count) {
-    for (std::ptrdiff_t block = 0; block < count; ++block, x += kBlock, codes += kBlock) {
-        std::uint32_t largest = 0;
-        for (int i = 0; i < kBlock; ++i) {
-            const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, x[i]) & 0x7fffffffu;
-            largest = bits > largest ? bits : largest;
-        }
-        quantise_block(map, x, largest, codes, absmax + block);
-    }
-}
-
 // The square of a float is exact in double; 32 running sums in a fixed order make the result the same everywhere.
 TARGET static double sum_squares(const void* grad, bool grad_is_bf16, std::ptrdiff_t n) {
     constexpr int kSums = 32;

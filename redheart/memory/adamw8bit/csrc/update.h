@@ -37,14 +37,12 @@ struct Blocks {
 using UpdateBlocks = void (*)(const Step&, const Map& map1, const Map& map2, const Blocks&, std::ptrdiff_t count);
 using Update32 = void (*)(const Step&, float* master, const void* grad, bool grad_is_bf16, float* m, float* v,
                           std::uint16_t* out_bf16, std::ptrdiff_t n);
-using QuantiseBlocks = void (*)(const Map&, const float* x, std::uint8_t* codes, float* absmax, std::ptrdiff_t count);
 using SumSquares = double (*)(const void* grad, bool grad_is_bf16, std::ptrdiff_t n);
 
 struct Path {
     const char* name;
     UpdateBlocks update;
     Update32 update32;
-    QuantiseBlocks quantise;
     SumSquares sum_squares;
 };
 
