@@ -210,6 +210,6 @@ def _test(evaluation: EvaluationResult | None, facts: RunFacts) -> str:
     return (
         f"Values with 95 % bootstrap intervals over records.{before_calibration(facts)}\n\n"
         + comparison_table({**evaluation.models, **evaluation.baselines})
-        + f"\n\nLoss of the crossover against the best single snapshot: lower by {gain.percent:+.2f} % "
+        + f"\n\nGain of the crossover over the best single snapshot, of the loss: {gain.percent:+.2f} % "
         f"[{gain.low:+.2f}, {gain.high:+.2f}]. Recommended on the confirm half, {when}: `{evaluation.recommended}`."
     )

@@ -104,8 +104,8 @@ def _verdict(candidate: str, gain: Gain) -> str:
     if gain.is_evidence:
         return f"Calibration ({candidate}) is better than none: loss lower by {gain}; predictions use it."
     return (
-        f"No evidence that a calibration is better than none ({candidate}, the best on the select records: loss lower "
-        f"by {gain}): predictions stay as the model makes them."
+        f"No evidence that a calibration is better than none ({candidate}, the best on the select records: gain "
+        f"{gain}): predictions stay as the model makes them."
     )
 
 
