@@ -73,6 +73,7 @@ def sweep(arguments: Sequence[str]) -> None:
         phases.say(config, "sweep", f"learning rate {config.train.learning_rate} is given: nothing to search for")
         return
     with run_folder.claimed(config, decides=_typed(arguments)) as folder:
+        _say_source(config)
         data = phases.open_data(config, folder, display=Display(config.train.progress))
         phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
 
@@ -88,8 +89,17 @@ def train(arguments: Sequence[str]) -> None:
             if config.train.learning_rate is None:
                 # Before minutes of features.
                 phases.best_rate(folder)
+            _say_source(config)
             data = phases.open_data(config, folder, display=Display(config.train.progress))
             phases.run_training(config, folder, data, show_progress=True, chosen=chosen)
+
+
+def _say_source(config: StudyConfig) -> None:
+    """Who forgot --data would take made-up records for their own; machines find it in the configuration."""
+    from redheart.study.phases import say
+
+    if config.data == GENERATED and config.train.progress == "bar" and launched().is_first:
+        say(config, "prepare", "no --data is given: the records are generated")
 
 
 def _typed(arguments: Sequence[str]) -> list[str]:
@@ -171,8 +181,6 @@ def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig
         config, line = check_run(config)
         say(config, "plan", line)
     planning.forget_traces()
-    if config.data == GENERATED:
-        say(config, "prepare", "no --data is given: the records are generated")
     return config, found
 
 

@@ -23,4 +23,4 @@ def drawn(work: Callable[[], T], *names: object) -> T:
 
 def generators_kept() -> AbstractContextManager[None]:
     """Torch's generators are afterwards as before; those of other cards are not touched, which would need a context."""
-    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else [])
+    return torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else [])

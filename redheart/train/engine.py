@@ -203,12 +203,16 @@ class ZeroEngine:
         self._put_hooks_back = remembered_hooks(module)
         # A process's first Accelerator decides for all later ones otherwise, of another run or of the user's own.
         AcceleratorState._reset_state(reset_partial_state=True)
-        accelerator = Accelerator(
-            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_settings),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVES_TIMEOUT)],
-        )
         optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
-        with mock.patch.object(deepspeed.DeepSpeedEngine, "_broadcast_model", send_weights):
+        # It notes in the environment that it uses DeepSpeed, which a later one of the user's own would obey.
+        with (
+            mock.patch.dict(os.environ),
+            mock.patch.object(deepspeed.DeepSpeedEngine, "_broadcast_model", send_weights),
+        ):
+            accelerator = Accelerator(
+                deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_settings),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVES_TIMEOUT)],
+            )
             prepared, _ = accelerator.prepare(module, optimizer)
         AcceleratorState._reset_state(reset_partial_state=True)
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):

@@ -1,6 +1,7 @@
 """What a notebook does with one's own model: runs after each other, every setting, every schedule, losses by tokens."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -362,7 +363,10 @@ def test_tables_and_scalars_are_trained_beside_by_every_strategy(strategy: str, 
     trained = learner(Table())
     config = dataclasses.replace(PLAIN, strategy=strategy, micro_batch=16)
     assert plan(trained, config, vram_bytes=8 << 30).fits
+    before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE")}
     fit(trained, config, tmp_path, epochs=2, learning_rate=1e-2)
+    # A Trainer of the user's own would take DeepSpeed for it.
+    assert {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE")} == before
     assert float(trained.model.scale) != 1 and trained.model.frequencies.dtype == torch.float32
     assert choose(trained, tmp_path).spot.modules
 

@@ -176,7 +176,7 @@ def test_nothing_but_our_own_lines_reaches_the_terminal(tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     words = [line.split()[0] for line in lines]
     # How long it will take is said at once where it is known from runs before.
-    assert words[0] == "plan" and words[-2:] == ["epoch", "time"] and set(words) == {"plan", "time", "epoch"}
+    assert words[0] == "plan" and words[-2:] == ["epoch", "time"] and set(words) == {"plan", "prepare", "time", "epoch"}
 
 
 def test_json_lines_are_all_that_machines_get(tmp_path: Path) -> None:
