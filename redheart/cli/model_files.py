@@ -89,12 +89,13 @@ def consolidate(arguments: Sequence[str]) -> None:
 def import_model(arguments: Sequence[str]) -> None:
     from redheart.model.ledger import module_names
     from redheart.snapshots.consolidate import write_modules
-    from redheart.snapshots.foreign import open_foreign, problems_against, refuse_problems
+    from redheart.snapshots.foreign import READ_NAMES, open_foreign, problems_against, refuse_problems
     from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
     from redheart.snapshots.tensor_file import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
-    refuse_own_input(options.out, [options.source, *options.source.rglob("*")])
+    inside = [item for name in READ_NAMES for item in options.source.glob(name)]
+    refuse_own_input(options.out, [options.source, *inside])
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:
         raise BadInput(

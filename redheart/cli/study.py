@@ -85,10 +85,10 @@ def train(arguments: Sequence[str]) -> None:
     _note_ranks()
     with together():
         config, chosen = _checked_study(_without_local_rank(arguments), "train")
+        if config.train.learning_rate is None:
+            # Before minutes of features, and before a folder is given these settings.
+            phases.best_rate(run_folder.RunFolder(config.out))
         with run_folder.claimed(config, decides=("epochs", *_typed(arguments))) as folder:
-            if config.train.learning_rate is None:
-                # Before minutes of features.
-                phases.best_rate(folder)
             _say_source(config)
             data = phases.open_data(config, folder, display=Display(config.train.progress))
             phases.run_training(config, folder, data, show_progress=True, chosen=chosen)

@@ -200,7 +200,7 @@ def remove_leftovers(folder: Path, names: Iterable[str] = ("*",)) -> None:
     with disk_errors(folder):
         for replaced in [item for name in names for item in folder.glob(f".{name}{REPLACED}")]:
             _put_back(replaced, folder / replaced.name.removeprefix(".").removesuffix(REPLACED))
-        endings = (PARTIAL, f".*{PARTIAL}")
+        endings = (PARTIAL, f".{'[0-9a-f]' * 8}{PARTIAL}")
         for item in {item for name in names for ending in endings for item in folder.glob(f".{name}{ending}")}:
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 

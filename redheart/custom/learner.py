@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, names_text, one_line
 from redheart.core.seeds import stream_seed
 from redheart.custom.losses import RecordLosses, check_takes_batch
 from redheart.custom.records import Batch, Collate, Records
@@ -164,13 +164,29 @@ class TensorLearner:
         found = np.concatenate(done, axis=1)
         return found[0], found[1] if len(found) > 1 else None
 
+    def _refuse_mixture(self, error: RuntimeError) -> None:
+        """Say what an error of torch's is about, where buffers in float32 have met weights in bf16."""
+        types = {parameter.dtype for parameter in self.model.parameters()}
+        tables = [name for name, item in self.model.named_buffers() if item.dtype == torch.float32]
+        if "dtype" in str(error) and tables and torch.bfloat16 in types:
+            raise BadInput(
+                "tensors of two types meet in the model: weights are in bf16, buffers stay as they are",
+                where=names_text(tables),
+                got=one_line(error),
+                hint="turn a buffer where it is used, as in `self.table.to(inputs.dtype)`, or train with `plain`",
+            ) from error
+
     def _batch(self, records: Records, rows: np.ndarray) -> Batch:
         device = next(self.model.parameters()).device
         batch: Batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
         return batch
 
     def _losses(self, module: nn.Module, records: Records, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        losses = self.record_losses(module, self._batch(records, rows))
+        try:
+            losses = self.record_losses(module, self._batch(records, rows))
+        except RuntimeError as error:
+            self._refuse_mixture(error)
+            raise
         sums_B, counts_B = losses if isinstance(losses, tuple) else (losses, None)
         for found in (sums_B, counts_B):
             if found is not None and found.shape != (len(rows),):

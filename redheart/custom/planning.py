@@ -14,7 +14,6 @@ from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
 from redheart.train.choice import sizes_of
-from redheart.train.device.held_types import tables
 from redheart.train.zero.groups import parameter_groups
 
 
@@ -117,8 +116,6 @@ def set_checkpointing(model: Any) -> None:
 def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy with parameters in a type and without contents; tied ones stay tied, frozen ones frozen."""
     held: dict[int, object] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
-    if dtype == torch.bfloat16:
-        held |= {id(table): table.detach().to("meta", dtype) for part in model.modules() for table in tables(part)}
     for item in model.parameters():
         kind = dtype if item.is_floating_point() else item.dtype
         held[id(item)] = nn.Parameter(item.detach().to("meta", kind), requires_grad=item.requires_grad)

@@ -182,6 +182,8 @@ def _column(values: Any, *, where: str, name: object) -> Column:
 
 def _of_one_type(items: list[Tensor]) -> list[Tensor]:
     """In the type that holds all of them; an empty list says nothing of its own."""
+    if not items:
+        return items
     kind = reduce(torch.promote_types, {item.dtype for item in items if item.numel()} or {items[0].dtype})
     return [item.to(kind) for item in items]
 

@@ -97,10 +97,10 @@ def fit(
             raise BadInput(
                 "a setting of the emotion model", where=f"TrainConfig.{name}", hint="set it in your model or loss"
             )
+    learner.run = RunShape(config.micro_batch, config.effective_batch, max_steps)
     _refuse_batches_of_one(learner, config)
     if config.checkpointing:
         set_checkpointing(learner.model)
-    learner.run = RunShape(config.micro_batch, config.effective_batch, max_steps)
     steps_per_epoch = -(-len(learner.train) // config.effective_batch)
     if max_steps:
         epochs = min(epochs or max_steps, -(-max_steps // steps_per_epoch))
@@ -116,7 +116,8 @@ def fit(
         if is_new:
             # A try that ended before it had a log has left that.
             own = () if is_sealed(folder / VALIDATION) else (VALIDATION,)
-            refuse_taken(folder, ("samples.jsonl", "states", "snapshots", "select", "wandb", *own), what="a run")
+            taken = ("samples.jsonl", "states", "snapshots", "select", "openings.json", "wandb", *own)
+            refuse_taken(folder, taken, what="a run")
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
             sinks = [*sinks, *_sinks(config, settings, folder)] if launched().is_first else sinks
             if is_new:
@@ -132,14 +133,18 @@ def _micro_batch(learner: TensorLearner, config: TrainConfig) -> int:
 
 
 def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
-    """Refuse a micro-batch of one record where batch norms need two, before an epoch is spent on what comes before."""
+    """Refuse a micro-batch of one record where batch norms need two, before an epoch is spent on what comes before.
+
+    Of several ranks and of a limited number of steps it is found out when it comes.
+    """
     num_records, micro_batch = len(learner.train), config.micro_batch
     sizes = (min(config.effective_batch, num_records), num_records % config.effective_batch)
     has_one = any(size and (micro_batch == 1 or size % micro_batch == 1) for size in sizes)
-    if not has_one or not any(isinstance(item, _BatchNorm) for item in learner.model.modules()):
+    is_known = launched().world_size == 1 and learner.run.max_steps is None
+    if not has_one or not is_known or not any(isinstance(item, _BatchNorm) for item in learner.model.modules()):
         return
     one = np.arange(1)
-    kept = {buffer: buffer.clone() for buffer in learner.model.buffers()}
+    kept = [(part, name, item, item.clone()) for part in learner.model.modules() for name, item in _own_buffers(part)]
     try:
         with torch.no_grad():
             drawn(lambda: learner.loss(learner.model.train(), one, step_rows=one), "one record")
@@ -151,8 +156,13 @@ def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
             hint="choose another effective_batch or micro_batch, or leave a record out",
         ) from error
     finally:
-        for buffer, value in kept.items():
-            buffer.data.copy_(value)
+        for part, name, item, value in kept:
+            item.data.copy_(value)
+            part._buffers[name] = item
+
+
+def _own_buffers(part: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return list(part.named_buffers(recurse=False))
 
 
 def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[EventSink]:

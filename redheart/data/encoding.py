@@ -7,15 +7,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import disk_errors, read_sealed, to_disk, write_sealed
+from redheart.core.errors import BadInput
+from redheart.core.files import disk_errors, to_disk
 from redheart.core.progress import Display
 from redheart.data.encoders import Encoded, Encoder, average_to
 
 STATES, SUMMARIES = "states.f16", "summaries.f32"
-_PROGRESS = "progress.json"
-UNFINISHED = (STATES, SUMMARIES, _PROGRESS)
-"""What lies in the folder meanwhile."""
+NOTE = "chunks.jsonl"
+"""What of them is whole, a `Chunk` a line."""
 _CHUNK_RECORDS = 256
 
 
@@ -27,13 +26,7 @@ class Chunk(msgspec.Struct, frozen=True):
     states_bytes: int
     summaries_bytes: int
     sha256: str
-    """Of the states and the summaries behind them."""
-
-
-class _Progress(msgspec.Struct, frozen=True):
-    """How far features have come."""
-
-    chunks: list[Chunk]
+    """Of the states, the summaries and the lengths, one behind the other."""
 
 
 def encode_texts(encoder: Encoder, texts: Sequence[str], *, seq_len_tokens: int) -> list[Encoded]:
@@ -57,47 +50,63 @@ def encode_into(
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    chunks = _whole_chunks(folder)
+        chunks = _whole_chunks(folder)
+        for name, size in (
+            (STATES, sum(chunk.states_bytes for chunk in chunks)),
+            (SUMMARIES, sum(chunk.summaries_bytes for chunk in chunks)),
+            (NOTE, sum(len(_line(chunk)) for chunk in chunks)),
+        ):
+            with (folder / name).open("ab") as file:
+                file.truncate(size)
     first = sum(len(chunk.lengths) for chunk in chunks)
-    with (
-        disk_errors(folder),
-        (folder / STATES).open("ab") as states,
-        (folder / SUMMARIES).open("ab") as summaries,
-        display.track("features", len(texts), unit="records") as advance,
-    ):
-        states.truncate(sum(chunk.states_bytes for chunk in chunks))
-        summaries.truncate(sum(chunk.summaries_bytes for chunk in chunks))
+    with display.track("features", len(texts), unit="records") as advance:
         advance(first)
         for start in range(first, len(texts), _CHUNK_RECORDS):
             rows = encode_texts(encoder, texts[start : start + _CHUNK_RECORDS], seq_len_tokens=seq_len_tokens)
             _refuse_non_finite(rows, encoder, start)
-            parts = b"".join(row.states_SW.tobytes() for row in rows), b"".join(row.summary_L.tobytes() for row in rows)
-            for file, part in zip((states, summaries), parts, strict=True):
-                file.write(part)
-                to_disk(file)
+            states = b"".join(row.states_SW.tobytes() for row in rows)
+            summaries = b"".join(row.summary_L.tobytes() for row in rows)
             lengths = [len(row.states_SW) for row in rows]
-            chunks.append(Chunk(lengths, len(parts[0]), len(parts[1]), hashlib.sha256(b"".join(parts)).hexdigest()))
-            write_sealed(folder / _PROGRESS, _Progress(chunks))
+            chunk = Chunk(lengths, len(states), len(summaries), _sha256(states, summaries, lengths))
+            with disk_errors(folder):
+                # Noted when they are on the disk.
+                for name, content in ((STATES, states), (SUMMARIES, summaries), (NOTE, _line(chunk))):
+                    with (folder / name).open("ab") as file:
+                        file.write(content)
+                        to_disk(file)
+            chunks.append(chunk)
             advance(len(rows))
     return chunks
 
 
 def _whole_chunks(folder: Path) -> list[Chunk]:
     """Chunks that a killed run has left, up to the first that is not as it was written."""
-    states, summaries = (folder / name for name in (STATES, SUMMARIES))
-    # Without a readable note of them, or without their files, there are none.
-    try:
-        chunks = read_sealed(folder / _PROGRESS, _Progress).chunks
-    except (BadInput, CorruptFile):
-        return []
-    if not states.is_file() or not summaries.is_file():
-        return []
-    with states.open("rb") as states_file, summaries.open("rb") as summaries_file:
-        for number, chunk in enumerate(chunks):
-            content = states_file.read(chunk.states_bytes) + summaries_file.read(chunk.summaries_bytes)
-            if hashlib.sha256(content).hexdigest() != chunk.sha256:
-                return chunks[:number]
+    paths = [folder / name for name in (STATES, SUMMARIES, NOTE)]
+    chunks: list[Chunk] = []
+    if not all(path.is_file() for path in paths):
+        return chunks
+    with paths[0].open("rb") as states, paths[1].open("rb") as summaries, paths[2].open("rb") as note:
+        for line in note:
+            try:
+                chunk = msgspec.json.decode(line, type=Chunk)
+            except msgspec.DecodeError:
+                break
+            parts = states.read(chunk.states_bytes), summaries.read(chunk.summaries_bytes)
+            if line != _line(chunk) or _sha256(*parts, chunk.lengths) != chunk.sha256:
+                break
+            chunks.append(chunk)
     return chunks
+
+
+def _line(chunk: Chunk) -> bytes:
+    return msgspec.json.encode(chunk) + b"\n"
+
+
+def _sha256(states: bytes, summaries: bytes, lengths: Sequence[int]) -> str:
+    content = hashlib.sha256(states)
+    content.update(summaries)
+    content.update(np.array(lengths, dtype=np.int64).tobytes())
+    return content.hexdigest()
 
 
 def _refuse_non_finite(rows: Sequence[Encoded], encoder: Encoder, start: int) -> None:

@@ -11,6 +11,7 @@ Shape suffixes: N records, R states of all records one after the other, S tokens
 encoder, L summary numbers, P 384.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,15 @@ from redheart.core.files import (
     disk_errors,
     read_sealed,
     sha256_file,
+    temporary_path,
     write_bytes,
     write_sealed,
 )
-from redheart.core.folders import new_folder, remove_leftovers, remove_names
+from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names, take_place
 from redheart.core.lock import folder_lock
 from redheart.core.progress import SILENT, Display
 from redheart.data.encoders import MINILM_LAYERS, Encoded, Encoder, open_encoder
-from redheart.data.encoding import STATES, SUMMARIES, UNFINISHED, encode_into
+from redheart.data.encoding import NOTE, STATES, SUMMARIES, encode_into
 from redheart.data.input_text import input_text
 from redheart.data.records import Record
 from redheart.data.scripts import counted
@@ -40,6 +42,8 @@ from redheart.data.words import WORDS_WIDTH, Labels
 
 _FORMAT = 2
 _FILES = (STATES, SUMMARIES, "offsets.i64")
+_MADE = re.compile(r"[0-9a-f]{16}(\.partial)?")
+"""Names of the folders that are made here."""
 
 
 class FeatureManifest(msgspec.Struct, frozen=True):
@@ -186,10 +190,22 @@ def _encoded_folder(
         if not (root / key / "manifest.json").exists():
             _write_features(encoder, texts, config=config, folder=root / key, key=key, display=display)
     # Also where a killed run had the cache whole and this still there.
-    partial = _partial(root / key)
-    remove_leftovers(partial)
-    remove_names(partial, UNFINISHED)
+    _remove_partial(root / key)
     return root / key
+
+
+def forget_others(root: Path, key: str) -> None:
+    """Remove all features below `root` but those of a key, whole or not; who has them open can read them to the end.
+
+    Raises:
+        DiskError: they cannot be removed.
+    """
+    with folder_lock(root, name="features", wait=True), disk_errors(root):
+        for other in root.iterdir():
+            if _MADE.fullmatch(other.name) and not other.name.startswith(key):
+                # Half removed it is known by its name, and the next start ends it.
+                other.rename(temporary_path(other))
+        remove_leftovers(root)
 
 
 def known_manifest(root: Path) -> FeatureManifest | None:
@@ -217,7 +233,7 @@ def feature_contents(folder: Path) -> set[str]:
         BadInput: it has no manifest.
     """
     read_sealed(folder / "manifest.json", FeatureManifest)
-    return {"manifest.json", *_FILES}
+    return {"manifest.json", *_FILES, NOTE}
 
 
 def open_features(
@@ -265,15 +281,25 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.partial")
 
 
+def _remove_partial(folder: Path) -> None:
+    partial = _partial(folder)
+    remove_leftovers(partial)
+    # Files of chunks are earlier versions'.
+    remove_names(partial, ("manifest.json", *_FILES, NOTE, *(path.name for path in partial.glob("*.chunk"))))
+
+
 def _write_features(
     encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, key: str, display: Display
 ) -> None:
-    chunks = encode_into(_partial(folder), encoder, texts, seq_len_tokens=config.seq_len_tokens, display=display)
+    partial = _partial(folder)
+    if any(partial.glob("*.chunk")):
+        _remove_partial(folder)
+    chunks = encode_into(partial, encoder, texts, seq_len_tokens=config.seq_len_tokens, display=display)
     lengths = [length for chunk in chunks for length in chunk.lengths]
-    with new_folder(folder, feature_contents) as temporary, disk_errors(folder):
-        states, summaries, offsets = (temporary / name for name in _FILES)
-        for path in (states, summaries):
-            (_partial(folder) / path.name).rename(path)
+    states, summaries, offsets = (partial / name for name in _FILES)
+    unread = counted(encoder.unread(texts))
+    with disk_errors(folder):
+        remove_leftovers(partial)
         write_bytes(offsets, np.cumsum([0, *lengths], dtype=np.int64).tobytes())
         manifest = FeatureManifest(
             key=key,
@@ -286,6 +312,9 @@ def _write_features(
             states_sha256=sha256_file(states),
             offsets_sha256=sha256_file(offsets),
             summaries_sha256=sha256_file(summaries),
-            unread=counted(encoder.unread(texts)),
+            unread=unread,
         )
-        write_sealed(temporary / "manifest.json", manifest)
+        write_sealed(partial / "manifest.json", manifest)
+        refuse_foreign(folder, feature_contents)
+        take_place(partial, folder)
+        (folder / NOTE).unlink()

@@ -27,14 +27,16 @@ class _Openings(msgspec.Struct, frozen=True):
     openings: list[Opening]
 
 
-def record_opening(root: Path, *, part: str, file: Path, num_records: int, models: Mapping[str, str]) -> list[Opening]:
+def record_opening(
+    root: Path, *, part: str, file: Path, num_records: int, models: Mapping[str, str], command: str | None = None
+) -> list[Opening]:
     """Append to the run's log, before anything is looked at; all openings so far, this one last."""
     opening = Opening(
         part=part,
         file=str(file.relative_to(root)) if file.is_relative_to(root) else file.name,
         num_records=num_records,
         time_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=shlex.join(["redheart", *(_shown(argument, root) for argument in sys.argv[1:])]),
+        command=command or shlex.join(["redheart", *(_shown(argument, root) for argument in sys.argv[1:])]),
         models=dict(models),
     )
     # A labelled file may be judged while the run itself goes on.
@@ -83,7 +85,13 @@ def open_test(root: Path, prepared: Prepared, *, models: Mapping[str, str]) -> P
 
 
 def confirm_place(
-    root: Path, *, judged: str, models: Mapping[str, str], num_records: int, file: Path | None = None
+    root: Path,
+    *,
+    judged: str,
+    models: Mapping[str, str],
+    num_records: int,
+    file: Path | None = None,
+    command: str | None = None,
 ) -> int:
     """The place of a choice among those that the confirm records have judged, from 1.
 
@@ -95,11 +103,13 @@ def confirm_place(
         models: digests of all that the records are shown to, by name.
         num_records: how many confirm records there are.
         file: where they lie, by default the run's own.
+        command: what was started; by default this program with its arguments.
     """
     openings = [opening.models for opening in read_openings(root) if opening.part == CONFIRM]
     choices = list(dict.fromkeys(shown[judged] for shown in openings if judged in shown))
     if models[judged] not in choices:
         choices.append(models[judged])
         if launched().is_first:
-            record_opening(root, part=CONFIRM, file=file or root / RECORDS, num_records=num_records, models=models)
+            file = file or root / RECORDS
+            record_opening(root, part=CONFIRM, file=file, num_records=num_records, models=models, command=command)
     return choices.index(models[judged]) + 1

@@ -58,7 +58,9 @@ def _host_moments(
     start = {entry.name: entry.total_bytes for entry in host if entry.life == "always" and entry.attribute != "state"}
     start |= {entry.name: entry.total_bytes for entry in host if entry.life == "init_all" and entry.total_bytes}
     # The float32 weights of the module are gone before the first master exists.
-    start = _larger(start, {"weights at the start": 4 * work.sizes.total + sum(work.sizes.buffers.values())})
+    start = _larger(
+        start, {"weights at the start": 4 * work.sizes.total + (sum(work.sizes.buffers) if has_device else 0)}
+    )
     step = {entry.name: max(entry.each_bytes, default=0) for entry in host if entry.life == "step"}
     return process | start, process | kept | step
 
@@ -77,9 +79,8 @@ def disk_parts(
     """
     named = held_bytes(entries)
     masters = strategy.ranks * named.get("single_partition_of_fp32_groups", 0) or 4 * work.sizes.trained
-    buffer_bytes = sum(work.sizes.buffers.values())
-    state = masters + strategy.ranks * (named.get("state", 0) + buffer_bytes)
-    snapshot = 2 * work.sizes.total + buffer_bytes + work.snapshot_output_bytes
+    state = masters + strategy.ranks * (named.get("state", 0) + sum(work.sizes.buffers))
+    snapshot = 2 * work.sizes.total + work.sizes.kept_buffer_bytes + work.snapshot_output_bytes
     # Every WINDOW-th stays whole, the newest, and the one before it until it is compressed.
     whole = min(work.snapshots, -(-work.snapshots // COMPRESSION_WINDOW) + 2) if compressed else work.snapshots
     headers = NAMED_TENSOR_BYTES * len(list(work.module.parameters()))

@@ -3,8 +3,8 @@
 What a strategy is lies in one file of `redheart/train/strategies/`; here is what such a file is made of.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,8 +36,10 @@ class ModelSizes:
     """Bits of a moment that every group asks for."""
     frozen: tuple[int, ...] = ()
     """Elements of every parameter that is not trained: it has weights, and no gradient, master or states."""
-    buffers: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of every buffer, by name."""
+    buffers: tuple[int, ...] = ()
+    """Bytes of every buffer."""
+    kept_buffer_bytes: int = 0
+    """Of those that a checkpoint holds."""
 
     @property
     def total(self) -> int:
@@ -135,8 +137,7 @@ def ledger(model: ModelSizes, strategy: StrategySizes, *, accumulates: bool) -> 
     entries = strategy.kind.ledger(model, strategy, accumulates)
     weights = each(strategy.weight_bytes, model.frozen)
     entries.append(Entry("frozen weights", "device", "parameter", "always", weights, "torch.nn.Module.to"))
-    buffers = tuple(model.buffers.values())
-    entries.append(Entry("buffers", "device", "parameter", "always", buffers, "torch.nn.Module.to"))
+    entries.append(Entry("buffers", "device", "parameter", "always", model.buffers, "torch.nn.Module.to"))
     if strategy.graph_shapes:
         sizes = each(strategy.weight_bytes * strategy.graph_shapes, model.parameters.values())
         source = "redheart/train/device/graphs.py: torch.cuda.make_graphed_callables, static_grad_inputs"

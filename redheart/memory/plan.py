@@ -301,8 +301,9 @@ class Planner:
         known = {batch: self._trace(batch, checkpointing, kind) for batch in (2, 3)}
         # A module whose operators or sizes depend otherwise on the batch is traced at the batch itself.
         if not self.workload.is_affine:
-            at_five = at_batch(known, 5)
-            if at_five is None or at_five.events != self._traced((5, checkpointing, kind)).events:
+            five, expected = (5, checkpointing, kind), at_batch(known, 5)
+            self._traces[five] = self._traces.get(five) or self._traced(five)
+            if expected is None or expected.events != self._traces[five].events:
                 return self._traced(key)
         return at_batch(known, micro_batch) or self._traced(key)
 

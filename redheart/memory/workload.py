@@ -34,11 +34,13 @@ class Workload:
 def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
     """Names and sizes of the parameters that are trained and of their optimizer groups (`params`, `state_bits`)."""
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    kept = module.state_dict().keys()
     names = {id(parameter): name for name, parameter in trained.items()}
     return ModelSizes(
         {name: parameter.numel() for name, parameter in trained.items()},
         tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
         tuple(int(group["state_bits"]) for group in groups),
         tuple(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad),
-        {name: buffer.nbytes for name, buffer in module.named_buffers()},
+        tuple(buffer.nbytes for buffer in module.buffers()),
+        sum(buffer.nbytes for name, buffer in module.named_buffers() if name in kept),
     )

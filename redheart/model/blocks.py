@@ -178,7 +178,8 @@ def ask(query_HQK: Tensor, key_DC: Tensor, value_DC: Tensor, context_BNC: Tensor
     """Attention of queries that are the same for every record, (B, H, Q, K), without keys and values of the context.
 
     By associativity, q (W x) = (q W) x: the key map is taken to the few queries, the value map to the few that were
-    read (as in DeepSeek-AI 2024, multi-head latent attention). Equal to `attend` but for rounding.
+    read (as in DeepSeek-AI 2024, multi-head latent attention). Equal to `attend` but for rounding, and for records
+    without a token, which are NaN.
     """
     heads, queries, head_width = query_HQK.shape
     asked_HQC = (query_HQK * head_width**-0.5) @ key_DC.unflatten(0, (heads, -1))

@@ -200,13 +200,16 @@ def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
 
 
 def _test(evaluation: EvaluationResult | None, facts: RunFacts) -> str:
-    looks = sum(opening.part == TEST for opening in facts.openings)
+    judged = [opening.models for opening in facts.openings if opening.part == TEST]
+    own = facts.crossover.digests if facts.crossover else None
     if evaluation is None:
-        return "Opened for an earlier choice; the present one has not been evaluated." if looks else MISSING
+        if own in judged:
+            return "Opened for this choice, whose evaluation was cut off."
+        return "Opened for an earlier choice; the present one has not been evaluated." if judged else MISSING
     gain = evaluation.gain_test
     when = "before this split was opened"
-    if looks > 1:
-        when = f"while this split has been opened {looks} times, first for an earlier choice"
+    if any(models != own for models in judged):
+        when = "after this split had been opened for another choice"
     return (
         f"Values with 95 % bootstrap intervals over records.{before_calibration(facts)}\n\n"
         + comparison_table({**evaluation.models, **evaluation.baselines})

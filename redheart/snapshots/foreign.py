@@ -18,6 +18,8 @@ from redheart.snapshots.tensor_file import TensorReader, Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"
+READ_NAMES = ("model*.safetensors", "pytorch_model*.bin", "*_states.pt", "*/*_states.pt")
+"""Patterns of the files in a folder that weights are read from."""
 
 
 class _Index(msgspec.Struct, frozen=True):

@@ -10,9 +10,8 @@ import numpy as np
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, listed
 from redheart.core.files import read_sealed, write_sealed
-from redheart.core.folders import remove_names
 from redheart.core.progress import SILENT, Display
-from redheart.data.features import feature_contents, make_features
+from redheart.data.features import forget_others, make_features
 from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Manifest, Prepared, load_prepared, target_arrays
@@ -23,9 +22,10 @@ from redheart.evaluate.baselines import fit_baselines
 from redheart.evaluate.evaluation import Estimate, Evaluation, evaluate_predictions
 from redheart.evaluate.holdout_log import open_test, record_opening
 from redheart.evaluate.prediction import predictor_losses
-from redheart.evaluate.results import EvaluationResult
+from redheart.evaluate.results import CalibrationResult, EvaluationResult
 from redheart.model.dims import TASKS
-from redheart.study.final import calibration_of, outputs_of, read_crossover, run_features
+from redheart.report.facts import model_digest
+from redheart.study.final import outputs_of, read_crossover, run_features
 from redheart.study.phases import StudyData
 from redheart.study.recombining import FINAL, MODELS, gain_on
 from redheart.study.run_folder import RunFolder
@@ -97,12 +97,14 @@ def evaluate_file(
         device=config.device,
         display=display,
     )
-    # One file's features are kept, for another look at it.
-    for other in sorted((folder.evaluation / "features").glob("[!.]*/manifest.json")):
-        if other.parent.name != features.manifest.key:
-            remove_names(other.parent, feature_contents(other.parent))
+    # One file's are kept, for another look at it.
+    forget_others(folder.evaluation / "features", features.manifest.key)
     crossover = read_crossover(folder)
-    is_calibrated = calibration_of(folder, crossover.recommended) is not None
+    stored = folder.calibration / "calibration.json"
+    kept = read_sealed(stored, CalibrationResult) if stored.is_file() else None
+    # One of another model is nobody's.
+    is_own = kept is not None and kept.model == model_digest(folder.root, crossover.recommended)
+    is_calibrated = kept is not None and is_own and kept.calibration is not None
     digests = {FINAL: crossover.digests[crossover.recommended]}
     record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
     rows_N = np.arange(len(records))

@@ -60,7 +60,7 @@ def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
         source = source_path(config)
         if is_first_rank():
             # Others write what is no part of the run, such as predictions, without this lock.
-            remove_leftovers(folder.root, folder.parts)
+            remove_leftovers(folder.root, [name for name in folder.parts if name != folder.holdout_log.name])
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
         with (display if is_first_rank() else SILENT).working("prepare"):

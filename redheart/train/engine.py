@@ -28,7 +28,7 @@ from redheart.snapshots.states import ParameterPlace
 from redheart.train.device.compute_type import compute_type
 from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs
-from redheart.train.device.held_types import hold_beside_bf16, in_float32
+from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
 from redheart.train.hooks import remembered_hooks
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 from redheart.train.zero import pipelined_step
@@ -243,7 +243,7 @@ class ZeroEngine:
         elif config.graphs:
             print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
         if self._zero.dtype == torch.bfloat16:
-            hold_beside_bf16(module)
+            let_norms_compute_in_float32(module)
         self.module, self._model = prepared, module
         self.places = parameter_places(
             module, self._zero.round_robin_bit16_groups, self._zero.round_robin_bit16_offsets

@@ -222,12 +222,13 @@ def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path: Path)
 
 
 def test_where_others_write_only_leftovers_of_given_names_are_removed(tmp_path: Path) -> None:
-    names = [f".data.x{PARTIAL}", f".config.json.y{PARTIAL}", f".data.jsonl.z{PARTIAL}", f".out.jsonl.z{PARTIAL}"]
+    ours = [f".data.0123abcd{PARTIAL}", f".config.json.89abcdef{PARTIAL}"]
+    names = [*ours, f".data.jsonl.0123abcd{PARTIAL}", f".out.jsonl.0123abcd{PARTIAL}"]
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / f".data{REPLACED}").mkdir()
     remove_leftovers(tmp_path, ("data", "config.json"))
-    assert {item.name for item in tmp_path.iterdir()} == {"data", names[-1]}
+    assert {item.name for item in tmp_path.iterdir()} == {"data", *names[2:]}
 
 
 def test_a_folder_whose_place_was_about_to_be_taken_comes_back_after_a_kill(tmp_path: Path) -> None:

@@ -347,27 +347,36 @@ def test_every_further_choice_has_a_wider_interval_and_one_that_comes_again_keep
 class Table(kinds.Perceptron):
     """With what models of a tutorial have: a table in float32 that is added, and a scalar that is trained."""
 
-    def __init__(self) -> None:
+    def __init__(self, turned: torch.dtype | None) -> None:
         super().__init__()
         self.register_buffer("table", torch.linspace(0, 1, 16))
-        self.register_buffer("frequencies", torch.linspace(0, 1, 16), persistent=False)
-        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("passes", torch.zeros(()))
+        self.scale, self._turned = nn.Parameter(torch.tensor(1.0)), turned
 
     def forward(self, inputs_ND: Tensor) -> Tensor:
-        hidden = self.first(inputs_ND.to(self.first.weight.dtype)) + self.table
+        self.passes += self.training / 1024
+        table = self.table.to(self._turned or self.table.dtype)
+        hidden = self.first(inputs_ND.to(self.first.weight.dtype)) + table
         return self.last(hidden).squeeze(1) * self.scale
 
 
+def test_a_table_in_float32_that_meets_weights_in_bf16_is_named(tmp_path: Path) -> None:
+    config = dataclasses.replace(PLAIN, strategy="zero2_offload_adam8bit", compute_type="bf16")
+    with pytest.raises(BadInput, match=r"two types meet(.|\n)*table(.|\n)*to\(inputs.dtype\)"):
+        fit(learner(Table(None)), config, tmp_path / "run", epochs=1, learning_rate=1e-2)
+
+
 @pytest.mark.parametrize("strategy", ["plain", "zero2_offload_adam8bit"])
-def test_tables_and_scalars_are_trained_beside_by_every_strategy(strategy: str, tmp_path: Path) -> None:
-    trained = learner(Table())
-    config = dataclasses.replace(PLAIN, strategy=strategy, micro_batch=16)
+def test_counters_and_scalars_are_kept_and_trained_by_every_strategy(strategy: str, tmp_path: Path) -> None:
+    trained = learner(Table(torch.bfloat16 if strategy != "plain" else None))
+    config = dataclasses.replace(PLAIN, strategy=strategy, micro_batch=16, compute_type="bf16")
     assert plan(trained, config, vram_bytes=8 << 30).fits
     before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE")}
     fit(trained, config, tmp_path, epochs=2, learning_rate=1e-2)
     # A Trainer of the user's own would take DeepSpeed for it.
     assert {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE")} == before
-    assert float(trained.model.scale) != 1 and trained.model.frequencies.dtype == torch.float32
+    # Held in bf16 it would stand still at a fourth.
+    assert float(trained.model.scale) != 1 and float(trained.model.passes) == 8 / 1024
     assert choose(trained, tmp_path).spot.modules
 
 

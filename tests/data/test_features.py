@@ -21,10 +21,10 @@ from transformers import (
 
 from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.data import minilm
+from redheart.data import features, minilm
 from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open_encoder
-from redheart.data.encoding import STATES, SUMMARIES
-from redheart.data.features import make_features, open_features
+from redheart.data.encoding import NOTE, STATES, SUMMARIES
+from redheart.data.features import forget_others, make_features, open_features
 from redheart.data.hub_encoder import HubModel, _weights_digest
 from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
 from redheart.data.prepare import load_prepared, prepare
@@ -64,6 +64,24 @@ def test_averaging_reads_every_state_once() -> None:
         assert len(averaged) == 5 and counts.sum() == length and counts.min() >= 1
 
 
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_of_all_features_those_of_a_key_are_left(tmp_path: Path) -> None:
+    prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=40), seed=0)
+    records, root = load_prepared(tmp_path / "data").records, tmp_path / "features"
+    first = make_features(records[:10], config=HASHED, root=root, fit=NO_FIT)
+    kept = make_features(records, config=HASHED, root=root, fit=NO_FIT)
+    expected = np.array(first.states_RW)
+    (root / f"{'0' * 16}.partial").mkdir()
+    (root / "mine").mkdir()
+    forget_others(root, kept.manifest.key)
+    assert {item.name for item in root.iterdir()} == {kept.manifest.key, "mine", ".redheart-features.lock"}
+    # Who has them open reads them to the end.
+    assert np.array_equal(first.states_RW, expected)
+
+
 def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=300), seed=0)
     records = load_prepared(tmp_path / "data").records
@@ -99,7 +117,8 @@ def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest
         ({STATES: bytes(damaged)}, [256, len(records) - 256]),
         ({STATES: states[:-1]}, [256, len(records) - 256]),
         ({SUMMARIES: None}, [256, len(records) - 256]),
-        ({"progress.json": b"{}"}, [256, len(records) - 256]),
+        ({NOTE: b"{}\n"}, [256, len(records) - 256]),
+        ({NOTE: (partial / NOTE).read_bytes()[:-1]}, [256, len(records) - 256]),
     ):
         shutil.rmtree(tmp_path / "other")
         shutil.copytree(left, partial)
@@ -113,10 +132,22 @@ def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest
         )
         resumed = make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT)
         assert np.array_equal(resumed.states_RW, whole) and not partial.exists() and calls == encoded
+    # Whatever ends it behind the last chunk: nothing is encoded again, and what an earlier version left is gone.
+    for step in ("write_bytes", "write_sealed", "take_place"):
+        root = tmp_path / step
+        (root / partial.name).mkdir(parents=True)
+        (root / partial.name / "00000000.chunk").touch()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(features, step, interrupt)
+            make_features(records, config=HASHED, root=root, fit=NO_FIT)
+        calls.clear()
+        assert np.array_equal(make_features(records, config=HASHED, root=root, fit=NO_FIT).states_RW, whole)
+        assert calls == [] and {item.name for item in root.iterdir()} == {folder.name, ".redheart-features.lock"}
+        assert {item.name for item in (root / folder.name).iterdir()} == {item.name for item in folder.iterdir()}
     # A run that was killed between the cache and the end of what it was made from; its encoder is known by then.
     shutil.copytree(left, partial)
     make_features(records, config=HASHED, root=tmp_path / "other", fit=NO_FIT, identity=cache.manifest.encoder)
-    assert not partial.exists() and calls == encoded
+    assert not partial.exists() and calls == []
 
     for name in ("states.f16", "offsets.i64", "summaries.f32", "manifest.json"):
         content = (folder / name).read_bytes()

@@ -38,7 +38,7 @@ def test_a_killed_run_blocks_nobody_and_its_leftovers_go(unbroken_plain: Path, t
     first.communicate()
     assert (run / ".redheart-run.lock").read_text() == str(first.pid)
     left = [
-        run / f".data.x{PARTIAL}",
+        run / f".data.0123abcd{PARTIAL}",
         run / "features" / f".key.x{PARTIAL}",
         run / "train" / "states" / f".step_00000002{PARTIAL}",
         run / "train" / "snapshots" / f".epoch_0002.x{PARTIAL}",

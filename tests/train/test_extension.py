@@ -1,6 +1,7 @@
 """A killed compilation of an operator is not waited for, a living one is, and neither goes without a word."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,24 @@ def test_the_lock_of_a_killed_owner_is_not_waited_for(root: Path, capsys: pytest
         assert build_as_torch_does() == "built"
     assert capsys.readouterr().err == ""
     assert shared.exists(), "not ours: another program may be building there"
+
+
+def test_a_compiler_that_outlived_its_owner_is_waited_for(root: Path, tmp_path: Path) -> None:
+    with building(OP):
+        folder = Path(_get_build_directory(OP, False))
+    compiler = shutil.copy(shutil.which("sleep") or "", tmp_path / "cc1plus")
+    process = subprocess.Popen([compiler, "1"], cwd=folder)
+    # A shell that somebody left in the folder builds nothing.
+    idle = subprocess.Popen(["sleep", "60"], cwd=folder)
+    reaper = threading.Thread(target=process.wait)
+    reaper.start()
+    try:
+        with building(OP):
+            assert process.poll() == 0
+    finally:
+        idle.kill()
+        idle.wait()
+        reaper.join()
 
 
 def test_another_process_of_ours_is_waited_for(

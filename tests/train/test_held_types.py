@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from redheart.train.device.held_types import hold_beside_bf16, in_float32
+from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
 from redheart.train.hooks import remembered_hooks
 
 
@@ -24,7 +24,7 @@ def test_a_norm_computes_in_float32_under_bf16_weights_until_it_is_let_go() -> N
     with pytest.raises(RuntimeError, match="BFloat16"):
         model(inputs)
     put_back = remembered_hooks(model)
-    hold_beside_bf16(model)
+    let_norms_compute_in_float32(model)
     found = model(inputs)
     assert torch.equal(found, reference(inputs.float()).bfloat16())
     assert torch.equal(model[0].running_var, reference[0].running_var) and model[0].running_var.dtype == torch.float32

@@ -18,26 +18,15 @@ def in_float32(module: nn.Module) -> nn.Module:
     return module
 
 
-def hold_beside_bf16(module: nn.Module) -> None:
-    """Hold buffers as weights in bf16 need them, which DeepSpeed casts alone.
+def let_norms_compute_in_float32(module: nn.Module) -> None:
+    """Let norms with running statistics compute in float32 under weights in bf16, as those statistics are kept.
 
-    Tables in float32 become bf16, as by `module.bfloat16()`: torch multiplies no mixture. Those that no checkpoint
-    holds stay, such as rotary frequencies, which their modules cast themselves. So do the running statistics of norms,
-    which stand still in bf16 under a momentum of 0.01: these norms compute in float32.
+    Torch has no kernel for such a mixture, and statistics in bf16 stand still under a momentum of 0.01.
     """
-    for item in module.modules():
-        for buffer in tables(item):
-            buffer.data = buffer.data.bfloat16()
-        if isinstance(item, _NormBase) and item.running_mean is not None:
-            item.register_forward_pre_hook(_widen)
-            item.register_forward_hook(_narrow, always_call=True)
-
-
-def tables(module: nn.Module) -> list[Tensor]:
-    """A module's own buffers, no norm's, that are held in the type of its weights."""
-    own = {name: item for name, item in module.named_buffers(recurse=False) if item.dtype == torch.float32}
-    kept = module._non_persistent_buffers_set
-    return [] if isinstance(module, _NormBase) else [item for name, item in own.items() if name not in kept]
+    for norm in module.modules():
+        if isinstance(norm, _NormBase) and norm.running_mean is not None:
+            norm.register_forward_pre_hook(_widen)
+            norm.register_forward_hook(_narrow, always_call=True)
 
 
 def _widen(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

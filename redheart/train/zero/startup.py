@@ -1,5 +1,6 @@
 """What DeepSpeed is made to do otherwise when an engine starts."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -14,10 +15,17 @@ def start_group_of_one() -> None:
 
 
 def send_weights(engine: Any) -> None:
-    """Give every rank the first one's weights, as `DeepSpeedEngine._broadcast_model` does, which takes no scalars."""
-    for parameter in engine.module.parameters() if distributed.get_world_size() > 1 else ():
-        values = parameter.data if parameter.ndim else parameter.data[None]
-        distributed.broadcast(values.view(torch.uint8), 0)
+    """Give every rank the first one's weights and buffers.
+
+    `DeepSpeedEngine._broadcast_model` sends parameters alone, and none that is a scalar or does not lie in a row.
+    """
+    if distributed.get_world_size() == 1:
+        return
+    for tensor in chain(engine.module.parameters(), engine.module.buffers()):
+        if tensor.numel():
+            values = tensor.data.contiguous().view(-1)
+            distributed.broadcast(values.view(torch.uint8), 0)
+            tensor.data.copy_(values.view(tensor.shape))
 
 
 def let_weights_be_masters(zero: Any) -> None:
