@@ -31,6 +31,8 @@ SAME_WORK = {
     "train.weight-decay": "0.01",
     "train.feature-dropout": "0",
     "train.value-weight": "1",
+    "train.cycle-epochs": "20",
+    "train.cycle-growth": "2",
     "train.micro-batch": "64",
     "train.sample-every-s": "0",
     "train.wandb": "off",
