@@ -144,7 +144,11 @@ def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
     if not has_one or not is_known or not any(isinstance(item, _BatchNorm) for item in learner.model.modules()):
         return
     one = np.arange(1)
-    kept = [(part, name, item, item.clone()) for part in learner.model.modules() for name, item in _own_buffers(part)]
+    kept = [
+        (part, name, item, item.clone())
+        for part in learner.model.modules()
+        for name, item in part.named_buffers(recurse=False)
+    ]
     try:
         with torch.no_grad():
             drawn(lambda: learner.loss(learner.model.train(), one, step_rows=one), "one record")
@@ -159,10 +163,6 @@ def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
         for part, name, item, value in kept:
             item.data.copy_(value)
             part._buffers[name] = item
-
-
-def _own_buffers(part: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return list(part.named_buffers(recurse=False))
 
 
 def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[EventSink]:
