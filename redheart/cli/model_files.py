@@ -91,7 +91,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.consolidate import write_modules
     from redheart.snapshots.foreign import READ_NAMES, open_foreign, problems_against, refuse_problems
     from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
-    from redheart.snapshots.tensor_file import spec_of
+    from redheart.snapshots.tensors import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
     inside = [item for name in READ_NAMES for item in options.source.glob(name)]

@@ -17,16 +17,8 @@ from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
 from redheart.snapshots.parts import full_name, kept_type, model_tensors, parts_of
 from redheart.snapshots.single_file import in_type
-from redheart.snapshots.tensor_file import (
-    SUFFIX,
-    TensorFile,
-    Tensors,
-    TensorSpec,
-    check_specs,
-    copy_into,
-    open_tensors,
-    write_tensors,
-)
+from redheart.snapshots.tensor_file import SUFFIX, TensorFile, open_tensors, write_tensors
+from redheart.snapshots.tensors import Tensors, TensorSpec, check_specs, copy_into
 
 Specs = Mapping[str, Mapping[str, TensorSpec]]
 """Types and shapes of all tensors, by module and name within it."""

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors
-from redheart.snapshots.tensor_file import Delta, TensorFile, Tensors, TensorSpec, read_header
+from redheart.snapshots.tensor_file import Delta, TensorFile, read_header
+from redheart.snapshots.tensors import Tensors, TensorSpec
 
 SUFFIX = ".delta"
 LEVEL = 1

@@ -14,7 +14,8 @@ from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_emp
 from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
 from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
-from redheart.snapshots.tensor_file import TensorReader, Tensors, TensorSpec
+from redheart.snapshots.tensor_file import TensorReader
+from redheart.snapshots.tensors import Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"

@@ -18,7 +18,7 @@ from torch import Tensor
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
 from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, Names, words
 from redheart.snapshots.safe_load import InertArray
-from redheart.snapshots.tensor_file import TensorSpec, spec_of
+from redheart.snapshots.tensors import TensorSpec, spec_of
 
 MAX_DEPTH = 64
 MAX_ENTRIES = 1_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
-from redheart.snapshots.tensor_file import TensorSpec
+from redheart.snapshots.tensors import TensorSpec
 
 WRAPS_ALL = "module."
 """What DistributedDataParallel puts before every name."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.snapshots.safe_load import Inert, load_torch_file, refuse_unwritable
 from redheart.snapshots.states import pieces
-from redheart.snapshots.tensor_file import Tensors, TensorSpec, spec_of
+from redheart.snapshots.tensors import Tensors, TensorSpec, spec_of
 
 _LATEST = "latest"
 _MODEL = "mp_rank_00_model_states.pt"

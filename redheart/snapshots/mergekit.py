@@ -17,7 +17,8 @@ from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, checked_module
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.parts import full_name
-from redheart.snapshots.tensor_file import Tensors, write_tensors
+from redheart.snapshots.tensor_file import write_tensors
+from redheart.snapshots.tensors import Tensors
 
 _MANIFEST = "manifest.json"
 

@@ -22,7 +22,8 @@ from redheart.core.lock import folder_lock
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
 from redheart.snapshots.parts import full_name
-from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, Tensors, open_tensors, verify, write_tensors
+from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, open_tensors, verify, write_tensors
+from redheart.snapshots.tensors import Tensors
 
 MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile, listed
-from redheart.snapshots.tensor_file import DTYPE_NAMES, spec_of
+from redheart.snapshots.tensor_file import DTYPE_NAMES
+from redheart.snapshots.tensors import spec_of
 
 _ALLOWED = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",

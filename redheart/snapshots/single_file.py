@@ -12,7 +12,8 @@ from redheart.core.errors import BadInput
 from redheart.core.files import new_file
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.states import State, open_masters
-from redheart.snapshots.tensor_file import SUFFIX, Tensors, TensorSpec, write_tensors
+from redheart.snapshots.tensor_file import SUFFIX, write_tensors
+from redheart.snapshots.tensors import Tensors, TensorSpec
 
 DtypeName = Literal["fp32", "bf16"]
 DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

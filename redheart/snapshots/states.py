@@ -23,15 +23,8 @@ from torch import Tensor
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, read_json, read_sealed, write_json, write_sealed
 from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names, take_place
-from redheart.snapshots.tensor_file import (
-    TensorFile,
-    TensorReader,
-    Tensors,
-    TensorSpec,
-    open_tensors,
-    verify,
-    write_tensors,
-)
+from redheart.snapshots.tensor_file import TensorFile, TensorReader, open_tensors, verify, write_tensors
+from redheart.snapshots.tensors import Tensors, TensorSpec
 
 KEPT_STATES = 2
 MANIFEST = "manifest.json"

@@ -31,7 +31,7 @@ from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
 from redheart.snapshots.blend import Blend, blended
 from redheart.snapshots.consolidate import Specs, checked_module, module_specs
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
-from redheart.snapshots.tensor_file import Tensors
+from redheart.snapshots.tensors import Tensors
 from redheart.study.module_graph import FINALS, ModuleGraph
 from redheart.study.phases import StudyData
 from redheart.study.run_folder import RunFolder

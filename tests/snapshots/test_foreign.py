@@ -25,7 +25,7 @@ from redheart.snapshots.consolidate import load_assembly, write_modules
 from redheart.snapshots.foreign import open_foreign, problems_against
 from redheart.snapshots.foreign_names import model_names
 from redheart.snapshots.single_file import write_model
-from redheart.snapshots.tensor_file import TensorSpec, spec_of
+from redheart.snapshots.tensors import TensorSpec, spec_of
 
 FLAT = {
     "backbone.weight": torch.arange(6.0).reshape(2, 3),

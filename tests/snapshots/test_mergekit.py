@@ -16,7 +16,7 @@ from redheart.core.errors import BadInput
 from redheart.snapshots.blend import mean_of, single, weighted
 from redheart.snapshots.consolidate import assemble, load_assembly
 from redheart.snapshots.mergekit import export_mergekit
-from redheart.snapshots.tensor_file import TensorSpec
+from redheart.snapshots.tensors import TensorSpec
 
 CHOICE = {"one": single(4), "two": weighted({2: 1.0, 4: 1.0, 6: 2.0})}
 CHOICES = [CHOICE, {"one": mean_of((2, 4)), "two": mean_of((4, 6))}]

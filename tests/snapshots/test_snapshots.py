@@ -16,7 +16,8 @@ from redheart.core.errors import CorruptFile, DiskError
 from redheart.core.files import PARTIAL, sha256_file
 from redheart.snapshots import tensor_file
 from redheart.snapshots.states import Progress, newest_state, state_folders, write_state
-from redheart.snapshots.tensor_file import Tensors, copy_into, open_tensors, write_tensors
+from redheart.snapshots.tensor_file import open_tensors, write_tensors
+from redheart.snapshots.tensors import Tensors, copy_into
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),

@@ -1,0 +1,107 @@
+"""Tensors by name, of known types and shapes, wherever they are: read, made or held one at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+import msgspec
+import torch
+from torch import Tensor
+
+from redheart.core.errors import CorruptFile
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Type and shape of a tensor that need not be there yet."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+def spec_of(tensor: Tensor) -> TensorSpec:
+    """Type and shape of a tensor."""
+    return TensorSpec(tensor.dtype, tuple(tensor.shape))
+
+
+class Tensors(Mapping[str, Tensor]):
+    """Tensors by name, of known types and shapes, each made or read when it is asked for."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor]):
+        self.specs = MappingProxyType(dict(specs))
+        self._read_one = read
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Tensors":
+        """Tensors that are there already."""
+        if isinstance(tensors, Tensors):
+            return tensors
+        return cls({name: spec_of(tensor) for name, tensor in tensors.items()}, tensors.__getitem__)
+
+    @classmethod
+    def joined(cls, places: Mapping[str, tuple["Tensors", str]]) -> "Tensors":
+        """Tensors of several sources under names of their own."""
+
+        def read(name: str) -> Tensor:
+            source, key = places[name]
+            return source[key]
+
+        return cls({name: source.specs[key] for name, (source, key) in places.items()}, read)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read_one(name)
+
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would read the tensor.
+        return name in self.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def copy_into(target: Mapping[str, Tensor], source: Tensors, *, where: object) -> None:
+    """Copy tensors by name into existing ones, strictly but for their types; one is read at a time.
+
+    Raises:
+        CorruptFile: a tensor is missing, unexpected or of another shape; all are named.
+    """
+    check_specs(source.specs, Tensors.of(target).specs, where=where, compare_types=False)
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+def check_specs(
+    found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec], *, where: object, compare_types: bool = True
+) -> None:
+    """Hold tensors against what they must be.
+
+    Raises:
+        CorruptFile: one is missing, unexpected, of another shape or of another type; all are named.
+    """
+    wrong = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in found]
+    wrong += [f"{name}: not expected, got {spec}" for name, spec in found.items() if name not in expected]
+    for name, spec in expected.items():
+        other = found.get(name, spec)
+        if other.shape != spec.shape or (compare_types and other.dtype != spec.dtype):
+            wrong.append(f"{name}: got {other}, expected {spec}")
+    if wrong:
+        raise CorruptFile(
+            "the tensors do not fit the model",
+            where=where,
+            got="; ".join(wrong),
+            hint="the weights must be of this run and this preset",
+        )
