@@ -49,6 +49,14 @@ class Found:
     predictions: list[Prediction]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_queries_read_as_on_a_card() -> Iterator[None]:
+    """The CPU's own way is equal but for rounding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "asks_few", lambda *_, **__: False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
     return make_run(tmp_path_factory.mktemp("trained"), lambda model, epoch: shake(model, epoch, scale=0.1))
@@ -155,8 +163,6 @@ def evaluated(
 def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_within_its_memory(
     finished_run: Path, tmp_path: Path, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The CPU's own way to let few queries read is equal but for rounding.
-    monkeypatch.setattr(blocks, "asks_few", lambda *_, **__: False)
     folder, config = run_folder.load(finished_run)
     data, folder.select = load_data(config, folder), tmp_path / "cpu"
     expected, _ = evaluated(config, folder, data)
