@@ -1,6 +1,8 @@
 """The planner for a model of one's own."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,15 +37,8 @@ def plan(
         BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors.
     """
     sizes = sizes_of(config, config.strategy)
-    try:
+    with _needing_contents("the model cannot be copied without its contents", where=type(learner.model).__name__):
         module = _on_meta(learner.model, sizes.kind.card_dtype).train()
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(
-            "the model cannot be copied without its contents",
-            where=type(learner.model).__name__,
-            got=one_line(error),
-            hint="name a micro_batch in the configuration: then `fit` needs no plan",
-        ) from error
     example = learner.train.batch(learner.train.longest())
 
     def batch(size: int) -> Batch:
@@ -74,21 +69,26 @@ def plan(
         )
     )
     micro_batch = micro_batch or config.micro_batch
-    try:
+    no_values = "no decision that depends on a tensor's values"
+    with _needing_contents("the model or its loss cannot be traced without data", expected=no_values):
         if not micro_batch:
             # Recomputing is the user's choice; without it there is only this one way to make a pass smaller.
             found = planner.fastest([sizes], checkpointing=config.checkpointing, vram_bytes=vram_bytes)
             micro_batch = found.micro_batch if found else 1
-        return planner.plan(sizes, micro_batch=micro_batch, checkpointing=config.checkpointing, vram_bytes=vram_bytes)[
-            0
-        ]
+        found, _ = planner.plan(
+            sizes, micro_batch=micro_batch, checkpointing=config.checkpointing, vram_bytes=vram_bytes
+        )
+        return found
+
+
+@contextmanager
+def _needing_contents(what: str, **more: str) -> Iterator[None]:
+    """Errors of what works on `meta` alone, as one of ours."""
+    try:
+        yield
     except (RuntimeError, TypeError, ValueError) as error:
-        raise BadInput(
-            "the model or its loss cannot be traced without data",
-            got=one_line(error),
-            expected="no decision that depends on a tensor's values",
-            hint="name a micro_batch in the configuration: then `fit` needs no plan",
-        ) from error
+        hint = "name a micro_batch in the configuration: then `fit` needs no plan"
+        raise BadInput(what, got=one_line(error), hint=hint, **more) from error
 
 
 def set_checkpointing(model: Any) -> None:

@@ -21,6 +21,7 @@ from redheart.core.ranks import launched
 from redheart.custom.learner import RunShape, TensorLearner
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
+from redheart.evaluate.holdout_log import OPENINGS
 from redheart.snapshots.states import newest_progress
 from redheart.train.draws import drawn
 from redheart.train.log.events import EventSink
@@ -116,7 +117,7 @@ def fit(
         if is_new:
             # A try that ended before it had a log has left that.
             own = () if is_sealed(folder / VALIDATION) else (VALIDATION,)
-            taken = ("samples.jsonl", "states", "snapshots", "select", "openings.json", "wandb", *own)
+            taken = ("samples.jsonl", "states", "snapshots", "select", OPENINGS, "wandb", *own)
             refuse_taken(folder, taken, what="a run")
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
             sinks = [*sinks, *_sinks(config, settings, folder)] if launched().is_first else sinks

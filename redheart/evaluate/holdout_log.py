@@ -20,7 +20,8 @@ from redheart.evaluate.results import Opening
 SELECT, CONFIRM = "val_select", "val_confirm"
 RECORDS = "data/records.jsonl.gz"
 """Where a run keeps its records."""
-_FILE = "openings.json"
+OPENINGS = "openings.json"
+"""The list's name."""
 
 
 class _Openings(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ def record_opening(
     # A labelled file may be judged while the run itself goes on.
     with folder_lock(root, name="openings", wait=True):
         openings = [*read_openings(root), opening]
-        write_sealed(root / _FILE, _Openings(openings))
+        write_sealed(root / OPENINGS, _Openings(openings))
     return openings
 
 
@@ -65,7 +66,7 @@ def read_openings(root: Path) -> list[Opening]:
     Raises:
         CorruptFile: the list was changed since it was written, or is gone although the test split was opened.
     """
-    path = root / _FILE
+    path = root / OPENINGS
     if path.is_file():
         return read_sealed(path, _Openings).openings
     if (root / "evaluation" / "evaluation.json").is_file():

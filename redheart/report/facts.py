@@ -52,9 +52,7 @@ def read_facts(root: Path) -> RunFacts:
         CorruptFile: a file was changed since it was written.
     """
     crossover = _if_there(root / "select" / "crossover.json", Crossover)
-    calibration = _if_there(root / "calibration" / "calibration.json", CalibrationResult)
-    if calibration and (crossover is None or calibration.model != model_digest(root, crossover.recommended)):
-        calibration = None
+    calibration = own_calibration(root, crossover.recommended) if crossover else None
     evaluation = _if_there(root / "evaluation" / "evaluation.json", EvaluationResult)
     if evaluation and (crossover is None or evaluation.digests != crossover.digests):
         evaluation = None
@@ -79,6 +77,12 @@ def model_digest(root: Path, name: str) -> str:
     """What tells an assembled model from others: the digest of its manifest, which names every file's digest."""
     path = root / "select" / name / "manifest.json"
     return sha256_file(path) if path.is_file() else "no model"
+
+
+def own_calibration(root: Path, name: str) -> CalibrationResult | None:
+    """The calibration of an assembled model; None where there is none, or it is another model's."""
+    stored = _if_there(root / "calibration" / "calibration.json", CalibrationResult)
+    return stored if stored and stored.model == model_digest(root, name) else None
 
 
 def before_calibration(facts: RunFacts) -> str:

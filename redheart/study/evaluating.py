@@ -22,9 +22,9 @@ from redheart.evaluate.baselines import fit_baselines
 from redheart.evaluate.evaluation import Estimate, Evaluation, evaluate_predictions
 from redheart.evaluate.holdout_log import open_test, record_opening
 from redheart.evaluate.prediction import predictor_losses
-from redheart.evaluate.results import CalibrationResult, EvaluationResult
+from redheart.evaluate.results import EvaluationResult
 from redheart.model.dims import TASKS
-from redheart.report.facts import model_digest
+from redheart.report.facts import own_calibration
 from redheart.study.final import outputs_of, read_crossover, run_features
 from redheart.study.phases import StudyData
 from redheart.study.recombining import FINAL, MODELS, gain_on
@@ -100,11 +100,8 @@ def evaluate_file(
     # One file's are kept, for another look at it.
     forget_others(folder.evaluation / "features", features.manifest.key)
     crossover = read_crossover(folder)
-    stored = folder.calibration / "calibration.json"
-    kept = read_sealed(stored, CalibrationResult) if stored.is_file() else None
-    # One of another model is nobody's.
-    is_own = kept is not None and kept.model == model_digest(folder.root, crossover.recommended)
-    is_calibrated = kept is not None and is_own and kept.calibration is not None
+    calibration = own_calibration(folder.root, crossover.recommended)
+    is_calibrated = calibration is not None and calibration.calibration is not None
     digests = {FINAL: crossover.digests[crossover.recommended]}
     record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
     rows_N = np.arange(len(records))

@@ -16,6 +16,7 @@ from redheart.core.files import is_sealed, read_sealed, write_sealed
 from redheart.core.folders import found_again, refuse_taken, remove_leftovers, seen_from
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
+from redheart.evaluate.holdout_log import OPENINGS
 from redheart.snapshots.module_snapshots import snapshot_epoch, snapshot_folders
 from redheart.snapshots.states import newest_progress
 
@@ -51,7 +52,7 @@ class RunFolder:
         self.states = self.train / "states"
         self.select = root / "select"
         self.evaluation = root / "evaluation"
-        self.holdout_log = root / "openings.json"
+        self.holdout_log = root / OPENINGS
         self.report = root / "report"
         self.calibration = root / "calibration"
 

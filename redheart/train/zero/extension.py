@@ -12,9 +12,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import torch
@@ -48,7 +49,7 @@ def building(name: str) -> Iterator[None]:
         (folder / name / "lock").unlink(missing_ok=True)
         is_new = not any((folder / name).glob("*.so"))
         said = _saying(f"note: compiling {name}, about a minute, once", after_s=0.0 if is_new else SAY_AFTER_S)
-        with said, _environment({"TORCH_EXTENSIONS_DIR": str(folder), **_compiler()}):
+        with said, mock.patch.dict(os.environ, {"TORCH_EXTENSIONS_DIR": str(folder), **_compiler()}):
             yield
 
 
@@ -81,20 +82,6 @@ def _compiler() -> dict[str, str]:
     if shutil.which(os.environ.get("CXX", "c++")) or not usable:
         return {}
     return {"CXX": usable[0]}
-
-
-@contextmanager
-def _environment(changed: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
