@@ -39,7 +39,8 @@ class PlanOptions:
     """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
     preset: Preset = "full"
     data: Path | None = None
-    """A file of records, or the folder of prepared ones: is the encoder one that was trained on their script?"""
+    """A file of records, or the folder of prepared ones, for disk, time and whether the encoder knows their script;
+    without one, 8,858 records."""
     encoder: str = FeatureConfig.encoder
     """The encoder that the run will have; without --model."""
     model: str | None = None
@@ -121,7 +122,9 @@ def plan(arguments: Sequence[str]) -> None:
         features=FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens),
         train=_train(options),
     )
-    besides: dict[str, object] = {"warning": _warning(options.data, config.features)} if options.data else {}
+    num_records, warning = planning.NUM_RECORDS, None
+    if options.data:
+        num_records, warning = _records_in(options.data, config.features)
     answer = planning.answer(
         resolved(config),
         vram_bytes=vram_bytes,
@@ -130,12 +133,15 @@ def plan(arguments: Sequence[str]) -> None:
         card=card,
         comfort_share=comfort_share,
         card_share=card_share,
+        num_records=num_records,
     )
-    _show(answer, options, **besides)
+    if not options.json:
+        print(f"{options.epochs} epochs of {num_records:,} records")
+    _show(answer, options, records=num_records, warning=warning)
 
 
-def _warning(data: Path, features: FeatureConfig) -> str | None:
-    """What there is to say, and is said, of a file of records or a folder of prepared ones beside the encoder."""
+def _records_in(data: Path, features: FeatureConfig) -> tuple[int, str | None]:
+    """How many records a file or a folder of prepared ones has; what there is to say, and is said, of the encoder."""
     from redheart.core.config import BUILT_IN_ENCODERS
     from redheart.core.files import read_sealed
     from redheart.data.input_text import input_text
@@ -143,15 +149,16 @@ def _warning(data: Path, features: FeatureConfig) -> str | None:
     from redheart.data.scripts import counted, foreign_script, warn_unread
     from redheart.predict.texts import read_texts
 
-    if features.encoder not in BUILT_IN_ENCODERS:
-        # What its tokenizer makes of them is seen when a run opens it.
-        return None
     if data.is_dir():
         manifest = read_sealed(data / "manifest.json", Manifest)
-        return warn_unread(manifest.scripts, manifest.num_records, encoder=features.encoder)
-    records = read_texts(data)
-    scripts = counted(foreign_script(input_text(record, text_chars=features.text_chars)) for record in records)
-    return warn_unread(scripts, len(records), encoder=features.encoder)
+        count, scripts = manifest.num_records, manifest.scripts
+    else:
+        records = read_texts(data)
+        count = len(records)
+        scripts = counted(foreign_script(input_text(record, text_chars=features.text_chars)) for record in records)
+    # What another encoder's tokenizer makes of them is seen when a run opens it.
+    known = features.encoder in BUILT_IN_ENCODERS
+    return count, warn_unread(scripts, count, encoder=features.encoder) if known else None
 
 
 def _train(options: PlanOptions) -> "TrainConfig":

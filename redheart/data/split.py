@@ -28,6 +28,11 @@ def split_rows(classes_N: np.ndarray, clusters_N: np.ndarray, *, seed: int) -> d
     return {part: np.flatnonzero(parts_N == part) for part in PARTS}
 
 
+def expected_rows(num_records: int) -> dict[str, int]:
+    """Rows of every part of so many records, but for the few that clusters move."""
+    return {part: round(num_records * _DEAL.count(part) / len(_DEAL)) for part in PARTS}
+
+
 class Split(Mapping[str, np.ndarray]):
     """Rows by part. The rows of the test part are closed: whoever wants them must open them, and say so.
 

@@ -8,7 +8,6 @@ from redheart.core.errors import DoesNotFit
 from redheart.core.files import read_sealed
 from redheart.core.ranks import launched
 from redheart.core.units import GIB
-from redheart.data.features import record_bytes
 from redheart.data.prepare import Manifest
 from redheart.data.records import count_records
 from redheart.memory.host import host_memory, max_file_bytes
@@ -32,17 +31,22 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     """
     import torch
 
+    num_records = _num_records(config)
     if torch.cuda.is_available():
         total_bytes = torch.cuda.get_device_properties(0).total_memory
         train = config.train
         found = planning.answer(
-            config, vram_bytes=total_bytes, micro_batch=train.micro_batch, card_share=train.card_share
+            config,
+            vram_bytes=total_bytes,
+            micro_batch=train.micro_batch,
+            card_share=train.card_share,
+            num_records=num_records,
         )
         planning.refuse_unless_fits(found)
         host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
         compressed_bytes = found.plan.compressed_disk_bytes
     else:
-        host, disk, compressed_bytes = _on_cpu(config)
+        host, disk, compressed_bytes = _on_cpu(config, num_records=num_records)
         line = (
             f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory; "
             f"micro-batch {config.train.micro_batch} as the settings have it, without a card there is no choice"
@@ -54,9 +58,6 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     # What a run that goes on has on disk already is part of what it was planned to take.
     written_bytes = disk_bytes(*(folder.root / name for name in folder.parts))
     free_bytes = planning.free_disk_bytes(config.out) + written_bytes
-    feature_bytes = _num_records(config) * record_bytes(config.features)
-    compressed_bytes += feature_bytes - disk["features"]
-    disk = disk | {"features": feature_bytes}
     config, disk_text = _on_disk(config, disk, compressed_bytes, free_bytes)
     allowed_bytes = max_file_bytes()
     if allowed_bytes is not None:
@@ -88,12 +89,12 @@ def _on_disk(
     return dataclasses.replace(config, train=dataclasses.replace(config.train, compress_snapshots=True)), text
 
 
-def _on_cpu(config: StudyConfig) -> tuple[dict[str, int], dict[str, int], int]:
+def _on_cpu(config: StudyConfig, *, num_records: int) -> tuple[dict[str, int], dict[str, int], int]:
     """Host memory and disk by part, and disk with compressed snapshots, where there is no card.
 
     Its share lies in host memory too.
     """
-    work, sizes = planning.cpu_workload(config), planning.cpu_sizes(config)
+    work, sizes = planning.cpu_workload(config, num_records=num_records), planning.cpu_sizes(config)
     entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
     disk = disk_parts(work, sizes, entries)
     compressed_bytes = sum(disk_parts(work, sizes, entries, compressed=True).values())
@@ -110,7 +111,7 @@ def _num_records(config: StudyConfig) -> int:
     if config.data == GENERATED:
         return config.prepare.num_generated
     manifest = RunFolder(config.out).data / "manifest.json"
-    return read_sealed(manifest, Manifest).read if manifest.is_file() else count_records(Path(config.data))
+    return read_sealed(manifest, Manifest).num_records if manifest.is_file() else count_records(Path(config.data))
 
 
 def _refuse(what: str, wanted_bytes: int, there_bytes: int, there: str, *, hint: str) -> None:

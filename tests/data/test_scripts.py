@@ -132,6 +132,7 @@ def test_prepare_and_plan_say_it_once(tmp_path: Path, capsys: pytest.CaptureFixt
         main([*plan, str(data)])
         told = capsys.readouterr()
         assert json.loads(told.out)["warning"] in told.err and told.err.count("in Hangul") == 1
+        assert json.loads(told.out)["records"] == 60
     for encoder in ("hash", "/my/own"):
         main([*plan, str(folder), "--encoder", encoder])
         told = capsys.readouterr()

@@ -56,7 +56,7 @@ def test_the_next_best_are_slower_fit_and_are_not_the_chosen_one() -> None:
     settings = {card_times.setting_text(plan) for plan in (found.plan, *(plan for plan, _ in found.others))}
     assert len(settings) == 3 and all(plan.fits for plan, _ in found.others)
     assert sorted(step_s for _, step_s in found.others) == [step_s for _, step_s in found.others]
-    low, typical, high = (seconds / (-(-planning.NUM_TRAINING // 32) * 10) for seconds in sorted(found.run_s))
+    low, typical, high = (seconds / (-(-7086 // 32) * 10) for seconds in sorted(found.run_s))
     assert (low, typical, high) == pytest.approx((found.step.low_s, found.step.step_s, found.step.high_s))
     lines = card_times.card_lines(found)
     assert lines[0].startswith("time") and "simulated, RTX 3070" in lines[0]

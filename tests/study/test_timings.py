@@ -62,7 +62,7 @@ def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting(
     timings.remember(found)
     after = plan(CONFIG)
     assert after.step_s == pytest.approx(0.40)
-    assert after.run_s == pytest.approx(0.40 * -(-planning.NUM_TRAINING // 32) * 10)
+    assert after.run_s == pytest.approx(0.40 * -(-7086 // 32) * 10)
     assert found.device in time_text(after)
     for has_card, words in ((True, "hours of steps"), (False, "unknown for a card")):
         with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ from redheart.core.config import FEATURE_WIDTH, StudyConfig, TrainConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.units import GIB, MIB
 from redheart.data.features import record_bytes
+from redheart.data.split import expected_rows
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
@@ -34,7 +35,7 @@ from redheart.train.zero.groups import parameter_groups
 
 NUM_OTHERS = 2
 """Configurations that a plan with times names beside the chosen one."""
-NUM_VALIDATION, NUM_TRAINING, NUM_RECORDS = 984, 7086, 8858
+NUM_RECORDS = 8858
 """Records that disk and time are planned for where no data set is at hand: the size of the real one."""
 EPOCH_EVENT_BYTES, STEP_EVENT_BYTES = 4096, 400
 """Of an epoch's line in the log and of a step's with its samples of memory: measured 2,047 and 260."""
@@ -100,11 +101,12 @@ def answer(
     card: Card | None = None,
     comfort_share: float = COMFORT_SHARE,
     card_share: float | Literal["auto"] = 0.0,
+    num_records: int = NUM_RECORDS,
 ) -> Answer:
     """Plan a study: its strategy or `auto`, its micro-batch or the best that fits, with times where a card is named.
 
     `comfort_share` of the card is not exceeded if anything stays below it. `card_share` of the optimizer lies on the
-    card; `auto` takes what there is room for.
+    card; `auto` takes what there is room for. Disk and time are those of so many records, before they are split.
 
     Raises:
         BadInput: an unknown strategy, or a micro-batch or length out of range.
@@ -122,7 +124,7 @@ def answer(
     asked = {"strategy": strategy or config.train.strategy, "micro_batch": micro, "card_share": share}
     found = choose(
         dataclasses.replace(config.train, **asked),  # type: ignore[arg-type]
-        lambda dtype: planner_of(config, dtype=dtype),
+        lambda dtype: planner_of(config, dtype=dtype, num_records=num_records),
         vram_bytes=vram_bytes,
         ranks=ranks,
         comfort_share=comfort_share,
@@ -130,13 +132,18 @@ def answer(
         card=card,
         host=timings.recall_host(),
     )
-    found = dataclasses.replace(found, plan=_timed(config, found.plan, ranks=ranks, card=card))
-    on_card = _on_card(config, found, found.clock) if found.clock else None
+    steps = _steps_of_epoch(config, num_records) * config.epochs
+    found = dataclasses.replace(found, plan=_timed(config, found.plan, steps=steps, ranks=ranks, card=card))
+    on_card = _on_card(config, found, found.clock, steps=steps) if found.clock else None
     return Answer(found.plan, found.replay, found.nearest, on_card)
 
 
-def _on_card(config: StudyConfig, found: Choice, clock: CardClock) -> OnCard:
-    """Times of a plan, and what else there is."""
+def _steps_of_epoch(config: StudyConfig, num_records: int) -> int:
+    return -(-expected_rows(num_records)["train"] // config.train.effective_batch)
+
+
+def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int) -> OnCard:
+    """Times of a plan and of a run of so many steps, and what else there is."""
     plan, sizes, planner = found.plan, found.sizes, found.planner
     step = clock.time(sizes, plan.micro_batch, plan.checkpointing)
     is_float32 = sizes.weight_bytes == 4
@@ -152,7 +159,6 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock) -> OnCard:
         offered = [sizes] if is_float32 else [sizes_of(alone, name) for name in TIMED]
         others += next_best(planner, plan, offered, count=NUM_OTHERS - len(others), **limits)
         others.sort(key=itemgetter(1))
-    steps = -(-NUM_TRAINING // config.train.effective_batch) * config.epochs
     note = None
     if clock.card.bf16_tflops is None and not is_float32:
         in_float32 = answer(config, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
@@ -164,7 +170,7 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock) -> OnCard:
     return OnCard(plan, clock.card.name, step, run_s, clock.host is not None, others, note)
 
 
-def _timed(config: StudyConfig, plan: Plan, *, ranks: int, card: Card | None) -> Plan:
+def _timed(config: StudyConfig, plan: Plan, *, steps: int, ranks: int, card: Card | None) -> Plan:
     """The plan with its times, where this machine, or the card that is asked for, has taken such steps before."""
     effective_batch, length = config.train.effective_batch, config.features.seq_len_tokens
     train = dataclasses.replace(
@@ -174,7 +180,6 @@ def _timed(config: StudyConfig, plan: Plan, *, ranks: int, card: Card | None) ->
     if measured is None:
         return plan
     step_s = measured.step_s(effective_batch=effective_batch, seq_len_tokens=length)
-    steps = -(-NUM_TRAINING // effective_batch) * config.epochs
     basis = f"steps of {measured.micro_batch} x {measured.seq_len_tokens} tokens on {measured.device}"
     return msgspec.structs.replace(plan, step_s=step_s, run_s=step_s * steps, time_basis=basis)
 
@@ -210,16 +215,16 @@ def nearest_text(found: Answer, *, prefix: str) -> str:
     )
 
 
-def planner_of(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16) -> Planner:
+def planner_of(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, num_records: int = NUM_RECORDS) -> Planner:
     """A planner of the study's workload, with the traces of earlier questions about it: one takes a second or more."""
     asked = TrainConfig(effective_batch=config.train.effective_batch, snapshot_every=config.train.snapshot_every)
     known = StudyConfig(preset=config.preset, epochs=config.epochs, features=config.features, train=asked)
-    return _planner(known, dtype)
+    return _planner(known, dtype, num_records)
 
 
 @lru_cache(maxsize=2)
-def _planner(config: StudyConfig, dtype: torch.dtype) -> Planner:
-    return Planner(workload(config, dtype=dtype))
+def _planner(config: StudyConfig, dtype: torch.dtype, num_records: int) -> Planner:
+    return Planner(workload(config, dtype=dtype, num_records=num_records))
 
 
 def forget_traces() -> None:
@@ -227,11 +232,11 @@ def forget_traces() -> None:
     _planner.cache_clear()
 
 
-def cpu_workload(config: StudyConfig) -> Workload:
+def cpu_workload(config: StudyConfig, *, num_records: int = NUM_RECORDS) -> Workload:
     """As `workload`, in the type that this CPU computes in, with the attention that it takes in that type."""
     dtype = compute_type(config.train)
     kernels = CPU if dtype == torch.float32 else Kernels(spelled_out_attention)
-    return dataclasses.replace(workload(config, dtype=dtype), kernels=kernels)
+    return dataclasses.replace(workload(config, dtype=dtype, num_records=num_records), kernels=kernels)
 
 
 def cpu_sizes(config: StudyConfig) -> StrategySizes:
@@ -240,8 +245,10 @@ def cpu_sizes(config: StudyConfig) -> StrategySizes:
     return dataclasses.replace(sizes_of(config.train, config.train.strategy), weight_bytes=weight_bytes, graph_shapes=0)
 
 
-def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta") -> Workload:
-    """The study's model with its batch and loss on `meta`."""
+def workload(
+    config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta", num_records: int = NUM_RECORDS
+) -> Workload:
+    """The study's model with its batch and loss on `meta`, and what so many records leave on the disk."""
     dims = preset(config.preset, dropout=config.train.dropout, feature_dropout=config.train.feature_dropout)
     module = build(dims, seed=0, device=device).to(dtype)
     length, targets = config.features.seq_len_tokens, sum(dims.outputs)
@@ -264,7 +271,7 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
     groups = parameter_groups(module, weight_decay=0.01)
     every = config.train.snapshot_every
     predictors = 2 + 3 * len(dims.outputs) + 2
-    steps_per_epoch = -(-NUM_TRAINING // config.train.effective_batch)
+    rows = expected_rows(num_records)
     return Workload(
         module,
         model_sizes(module, groups),
@@ -273,9 +280,9 @@ def workload(config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device
         set_checkpointing,
         config.train.effective_batch,
         snapshots=-(-config.epochs // every),
-        snapshot_output_bytes=4 * NUM_VALIDATION * predictors * max(dims.outputs),
-        feature_bytes=NUM_RECORDS * record_bytes(config.features),
-        log_bytes=config.epochs * (EPOCH_EVENT_BYTES + steps_per_epoch * STEP_EVENT_BYTES),
+        snapshot_output_bytes=4 * (rows["val_select"] + rows["val_confirm"]) * predictors * max(dims.outputs),
+        feature_bytes=num_records * record_bytes(config.features),
+        log_bytes=config.epochs * (EPOCH_EVENT_BYTES + _steps_of_epoch(config, num_records) * STEP_EVENT_BYTES),
     )
 
 
