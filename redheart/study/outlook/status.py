@@ -10,7 +10,7 @@ import msgspec
 from redheart.core.config import StudyConfig
 from redheart.core.files import read_sealed
 from redheart.core.progress import duration_text
-from redheart.core.units import GIB
+from redheart.core.units import GIB, MIB
 from redheart.data.prepare import Manifest
 from redheart.report.best_epochs import best_epochs_text
 from redheart.study.run_folder import RunFolder
@@ -232,5 +232,18 @@ def _entries(events: Sequence[Event]) -> list[_Entry]:
 
 def _line(event: Event) -> str:
     fields = {name: value for name, value in event.items() if name not in ("event", "time_utc", "key")}
-    shown = [f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in fields.items()]
-    return "  ".join([str(event.get("time_utc", ""))[11:19], str(event["event"]), *shown])
+    shown = [_told(name, value) for name, value in fields.items() if value is not None]
+    return "  ".join([str(event.get("time_utc", ""))[11:19], str(event["event"]).replace("_", " "), ", ".join(shown)])
+
+
+def _told(name: str, value: object) -> str:
+    """A field of an event in words, with the unit that its name ends in."""
+    unit = next((unit for unit in ("bytes", "s", "percent") if name.endswith(f"_{unit}")), "")
+    words = name.removesuffix(f"_{unit}").replace("_", " ")
+    if isinstance(value, dict):
+        parts = {f"{part}_{unit}" if unit else str(part): of for part, of in value.items()}
+        return f"{words}: " + ", ".join(_told(part, of) for part, of in parts.items())
+    if unit == "bytes" and isinstance(value, int):
+        return f"{words} {value / MIB:,.1f} MiB"
+    text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    return f"{words} {text}{ {'s': ' s', 'percent': ' %'}.get(unit, '') }"
