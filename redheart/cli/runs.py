@@ -1,6 +1,5 @@
 """`status`, `sweet-spot`, `crossover`, `evaluate`, `calibrate`, `report`: what is asked of a run that is there."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from redheart.cli.options import (
     print_json,
 )
 from redheart.core.config import SelectConfig, resolved
+from redheart.core.progress import note, warn
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         inventory = evaluating.inventory_of(folder)
         found = evaluating.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
         if warning := evaluating.seen_text(found.seen, num_records=found.num_records):
-            print(f"warning: {warning}", file=sys.stderr)
+            warn(warning)
         if found.is_before_calibration:
-            print("note: the figures are of the model before its calibration", file=sys.stderr)
+            note("the figures are of the model before its calibration")
         print_json(found, options.json)
 
 

@@ -1,7 +1,6 @@
 """`run`, `prepare`, `sweep`, `train`, `trial`: the phases that make snapshots."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 from redheart.cli.options import Flag, display_of, parse, print_json, spelled_out
 from redheart.core.config import GENERATED, RECIPE, PrepareConfig, Preset, StudyConfig, load_toml, read_toml, resolved
 from redheart.core.errors import BadInput
-from redheart.core.progress import Display
+from redheart.core.progress import Display, note
 from redheart.core.ranks import launched
 from redheart.core.recipes import MEASURED, defaults_of
 
@@ -149,11 +148,9 @@ def _note_ranks(alone: str | None = None) -> None:
             hint="start it without a launcher; `launch/train.py` trains in several (docs/several-devices.md)",
         )
     if ranks.leftovers:
-        print(
-            f"note: {', '.join(ranks.leftovers)} without the rest of a launcher's variables means nothing; this is a "
-            "run of one process (for several see docs/several-devices.md)",
-            file=sys.stderr,
-            flush=True,
+        note(
+            f"{', '.join(ranks.leftovers)} without the rest of a launcher's variables means nothing; this is a run of "
+            "one process (for several see docs/several-devices.md)"
         )
 
 

@@ -22,6 +22,21 @@ def print_if_read(text: str) -> None:
         silence_stdout()
 
 
+def warn(text: str) -> None:
+    """Say on standard error what a person has to know; work goes on, also where nobody can read it."""
+    _say_aside(f"warning: {text}")
+
+
+def note(text: str) -> None:
+    """Say on standard error what is well to know."""
+    _say_aside(f"note: {text}")
+
+
+def _say_aside(text: str) -> None:
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def silence_stdout() -> None:
     """Send what is left and what comes to nowhere: Python would print a traceback of it at its end."""
     # A stream that is no file has nothing left to be flushed.

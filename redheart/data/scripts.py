@@ -3,13 +3,13 @@
 By script alone: nothing here knows a language, and French passes for English.
 """
 
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from redheart.core.config import BUILT_IN_ENCODERS
+from redheart.core.progress import warn
 
 _MINILM, _HASH = BUILT_IN_ENCODERS
 LATIN = "Latin"
@@ -96,5 +96,5 @@ def warn_unread(scripts: Mapping[str, int] | None, num_texts: int, *, encoder: s
     """Say on standard error what `unread_text` says, and what to do; `scripts` is None where nobody has looked."""
     text = unread_text(scripts or {}, num_texts, encoder=encoder)
     if text:
-        print(f"warning: {text}\nhint: {ADVICE}", file=sys.stderr, flush=True)
+        warn(f"{text}\nhint: {ADVICE}")
     return text

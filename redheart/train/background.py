@@ -1,12 +1,12 @@
 """Writing beside training: one thread, one write after the other."""
 
-import sys
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 from redheart.core.errors import RedHeartError
+from redheart.core.progress import warn
 
 
 class BackgroundWriter:
@@ -33,7 +33,7 @@ class BackgroundWriter:
         except RedHeartError as failed:
             if error is None:
                 raise
-            print(f"warning: {failed}", file=sys.stderr, flush=True)
+            warn(str(failed))
 
     def submit(self, write: Callable[[], object], *, holds_copies: bool = True) -> None:
         """Write behind what was submitted before, without waiting for it."""

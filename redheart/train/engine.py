@@ -6,7 +6,6 @@ tensors by name, so that the savers need to know nothing of an engine.
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
+from redheart.core.progress import note
 from redheart.core.ranks import Ranks, launched
 from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
@@ -241,7 +241,7 @@ class ZeroEngine:
             whole = self._pipeline.runs_whole if self._pipeline else None
             Graphs(module, make=make, before_capture=self.finish, on_segment=whole)
         elif config.graphs:
-            print("note: without a CUDA device passes are not captured as graphs, they run as ever", file=sys.stderr)
+            note("without a CUDA device passes are not captured as graphs, they run as ever")
         if self._zero.dtype == torch.bfloat16:
             let_norms_compute_in_float32(module)
         self.module, self._model = prepared, module

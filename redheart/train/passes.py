@@ -1,6 +1,5 @@
 """The forward and backward passes of a step: its micro-batches, smaller ones where the device's memory runs out."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from redheart.core.errors import DoesNotFit
+from redheart.core.progress import warn
 from redheart.data.loader import micro_batches, split
 from redheart.train.counting import StepLosses
 from redheart.train.device.out_of_memory import no_second_try, tried
@@ -84,5 +84,4 @@ class Passes:
             raise self.too_large("forward pass", number)
         self.micro_batch //= 2
         self._on_halved(self.micro_batch)
-        note = f"going on with micro-batch {self.micro_batch}, the effective batch stays"
-        print(f"warning: out of device memory; {note}", file=sys.stderr, flush=True)
+        warn(f"out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays")

@@ -1,6 +1,5 @@
 """Saving beside training, on copies, where there is memory for them, in line where there is not; and going on."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.folders import remove_leftovers
+from redheart.core.progress import note, warn
 from redheart.memory.host import available_host_bytes
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import snapshot_folders
@@ -139,11 +139,9 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
     manifest = state.manifest
     if engine.rank == 0:
         for error in state.refused:
-            print(
-                f"warning: a damaged resume state is passed over; going on from {state.folder.name}, which leads "
-                f"to the same result\n  {error}",
-                file=sys.stderr,
-                flush=True,
+            warn(
+                f"a damaged resume state is passed over; going on from {state.folder.name}, which leads to the same "
+                f"result\n  {error}"
             )
     if manifest.run_key != run_key:
         raise _another_run(state.folder, manifest.run_key, run_key)
@@ -175,11 +173,7 @@ def _say_if_type_changed(engine: Engine, events: Sequence[Event]) -> None:
     types = [event["compute_type"] for event in events if event["event"] == "start" and "compute_type" in event]
     now = NAMES[engine.dtype]
     if types and types[-1] != now:
-        print(
-            f"note: started in {types[-1]}, going on in {now}: the bits of an unbroken run are not promised",
-            file=sys.stderr,
-            flush=True,
-        )
+        note(f"started in {types[-1]}, going on in {now}: the bits of an unbroken run are not promised")
 
 
 def compress_or_warn(snapshots: Path) -> None:
@@ -187,7 +181,7 @@ def compress_or_warn(snapshots: Path) -> None:
     try:
         compress_snapshots(snapshots, wait=True)
     except (RedHeartError, OSError) as error:
-        print(f"warning: snapshots stay uncompressed: {error}", file=sys.stderr, flush=True)
+        warn(f"snapshots stay uncompressed: {error}")
 
 
 def copies_fit(tensors: Mapping[str, Tensor]) -> bool:

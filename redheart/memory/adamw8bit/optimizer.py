@@ -1,6 +1,5 @@
 """The optimizer: bitsandbytes' state layout, the fused kernel or the chunked fallback behind it."""
 
-import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redheart.core.progress import note
 from redheart.memory.adamw8bit.build import NoKernel
 from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
@@ -225,5 +225,5 @@ def backend() -> Kernel | Chunked:
     try:
         return compiled_kernels()[-1]
     except NoKernel as reason:
-        print(f"note: the optimizer's step runs in plain torch and is slow; {reason}", file=sys.stderr)
+        note(f"the optimizer's step runs in plain torch and is slow; {reason}")
         return Chunked()

@@ -5,7 +5,6 @@ few parameters that its gradients leave while the next one runs. A shape that co
 comes once, or after the first few, runs as ever. Graphs hold a gradient of every parameter for good.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.hooks import RemovableHandle
 
+from redheart.core.progress import note
 from redheart.train.draws import generators_kept
 
 SEGMENT_ELEMENTS = 1 << 26
@@ -159,7 +159,7 @@ class Graphs:
         except RuntimeError as error:
             self._is_over = True
             reason = str(error).strip().partition("\n")[0]
-            print(f"note: passes are not captured as CUDA graphs, they run as ever; {reason}", file=sys.stderr)
+            note(f"passes are not captured as CUDA graphs, they run as ever; {reason}")
             return False
         for segment, graph, (module, call) in zip(found, graphs, chosen, strict=True):
             segment.graphs[call.key] = graph

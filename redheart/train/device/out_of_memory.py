@@ -1,7 +1,6 @@
 """Where a device's memory runs out: what the failed try held is let go, then less is tried, or the run ends."""
 
 import gc
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from redheart.core.errors import DoesNotFit
+from redheart.core.progress import warn
 from redheart.data.loader import split
 
 T = TypeVar("T")
@@ -48,11 +48,7 @@ def in_parts(batches: Sequence[np.ndarray], work: Callable[[np.ndarray], T]) -> 
                 hint="free the device of other programs or take a smaller --preset, then run the same command again",
             )
         pending = split(pending, len(rows) // 2)
-        print(
-            f"warning: out of device memory; going on with batches of {len(rows) // 2} records",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"out of device memory; going on with batches of {len(rows) // 2} records")
     return done
 
 

@@ -5,7 +5,6 @@ reached at the start makes the run offline; one that is lost later is waited for
 """
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from redheart.core.cache import cache_folder, is_writable, temporary_private_folder
 from redheart.core.errors import BadInput, extra, one_line
 from redheart.core.files import read_json, write_json
+from redheart.core.progress import warn
 from redheart.core.units import GIB
 from redheart.snapshots.states import newest_progress
 from redheart.train.log.events import num_epochs
@@ -114,7 +114,7 @@ class WandbSink:
         # Whatever their client, its service process or the server fails with, hours of training must not end by it.
         except Exception as error:
             self._run = None
-            _warn(f"W&B failed and is told nothing more: {one_line(error)}")
+            warn(f"W&B failed and is told nothing more: {one_line(error)}")
 
 
 def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, object], epochs: int) -> WandbSink | None:
@@ -172,13 +172,13 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
         ) from error
     # As above: at the start too, W&B is not worth a run.
     except Exception as error:
-        _warn(f"W&B cannot be reached ({one_line(error)}); offline, `wandb sync` sends {folder / 'wandb'} later")
+        warn(f"W&B cannot be reached ({one_line(error)}); offline, `wandb sync` sends {folder / 'wandb'} later")
         wandb.teardown()
         try:
             mode = "offline"
             run = start(mode)
         except Exception as again:
-            _warn(f"W&B cannot be started: {one_line(again)}")
+            warn(f"W&B cannot be started: {one_line(again)}")
             return None
     run.define_metric("*", step_metric="step")
     write_json(path, RunId(run.id))
@@ -190,7 +190,3 @@ def _is_finished(folder: Path, epochs: int) -> bool:
     """Whether a training in a folder is at its end: by its newest state, from which it would go on, or by its log."""
     progress = newest_progress(folder / "states")
     return (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
