@@ -45,15 +45,21 @@ def raise_interrupt(number: int, frame: FrameType | None) -> None:
 
 
 class StopRequest:
-    """Inside the block the first signal only sets `pending`; a second Ctrl-C acts as usual."""
+    """Inside the block the first signal only sets `pending`; a second Ctrl-C acts as usual.
+
+    What the parent has made this process ignore stays ignored, and signals are the main thread's: in another one the
+    block changes nothing.
+    """
 
     def __init__(self) -> None:
         self.pending = bool(_raised)
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -64,4 +70,5 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

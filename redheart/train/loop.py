@@ -66,6 +66,7 @@ def train(
         if run.is_done():
             run.log.close()
             run.compress_rest()
+            _refuse_to_go_on(stop)
             return
         with (
             # Closed last: a state that waits to be written makes sure of the log first.
@@ -106,6 +107,13 @@ def train(
             writer.wait()
             run.compress_rest()
             run.log_end(display)
+        _refuse_to_go_on(stop)
+
+
+def _refuse_to_go_on(stop: StopRequest) -> None:
+    """A request that came when no step was left is for whatever comes behind the training."""
+    if stop.pending:
+        raise Interrupted("stopped on request; the training is complete", hint="run the same command again to go on")
 
 
 class _Run:
@@ -216,6 +224,8 @@ class _Run:
         rate = self._learning_rate(self.at.step)
         with no_second_try(self.passes.too_large("optimizer", number)):
             result = engine.step(rate)
+        if not result.applied:
+            self.passes.take_back_statistics()
         totals = losses.over_ranks(engine.sum_over_ranks)
         at = after_step(self.at, totals, applied=result.applied, grad_norm=result.grad_norm)
         if at.bad_steps >= MAX_BAD_STEPS:

@@ -136,6 +136,10 @@ def test_an_error_is_the_last_event_and_reaches_the_sinks_as_its_exit_code(tmp_p
         raise Diverged("no number")
     (stopped,) = read_events(tmp_path / "events.jsonl", "stopped")
     assert (stopped["what"], stopped["exit_code"], heard.exit_code) == ("no number", 4, 4)
+    # A second Ctrl-C.
+    with pytest.raises(KeyboardInterrupt), EventLog(tmp_path / "other.jsonl", length_bytes=0):
+        raise KeyboardInterrupt
+    assert [event["exit_code"] for event in read_events(tmp_path / "other.jsonl", "stopped")] == [75]
 
 
 def test_a_full_disk_does_not_hide_the_error_that_ended_the_run(
@@ -194,6 +198,10 @@ def test_a_finished_log_is_kept_to_its_end_and_told_again(tmp_path: Path) -> Non
     EventLog(path, length_bytes=length, keeps_rest=True, sinks=[heard]).close()
     assert path.read_bytes() == content
     assert [event["event"] for event in heard.events] == ["step", "step", "end"]
+    # As a power failure leaves it behind the last state.
+    path.write_bytes(content + b"\0" * 99 + b"\n")
+    EventLog(path, length_bytes=length, keeps_rest=True).close()
+    assert path.read_bytes() == content
 
 
 EVENTS = st.lists(

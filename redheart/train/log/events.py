@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from redheart.core.errors import BadInput, CorruptFile, DiskError, RedHeartError
+from redheart.core.errors import BadInput, CorruptFile, DiskError, Interrupted, RedHeartError
 from redheart.core.files import disk_errors
 from redheart.snapshots.states import newest_progress
 
@@ -50,7 +50,8 @@ class EventLog:
     ):
         """Open the log and cut it to the length that it had when the state to resume from was written.
 
-        `keeps_rest` keeps what follows: a finished run that is started again has nothing to add.
+        `keeps_rest` keeps what follows up to the first broken line: a finished run that is started again has nothing
+        to add.
 
         Raises:
             BadInput: the file is no event log.
@@ -66,10 +67,10 @@ class EventLog:
             if length_bytes == 0:
                 _refuse_foreign(path, content)
             kept = content[: content.rfind(b"\n") + 1 if keeps_rest else length_bytes]
-            past, self._chain = _parsed(path, kept, least_bytes=length_bytes)
+            past, self._chain, whole_bytes = _parsed(path, kept, least_bytes=length_bytes, ends_behind=keeps_rest)
             self._file = path.open("ab")
-            self._file.truncate(len(kept))
-            self._file.seek(len(kept))
+            self._file.truncate(whole_bytes)
+            self._file.seek(whole_bytes)
         for sink in (sink for sink in sinks if sink.wants_past):
             for event in past:
                 sink.write(event)
@@ -145,6 +146,8 @@ def _close(sinks: Sequence[EventSink], *, exit_code: int) -> None:
 
 
 def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code
     return error.exit_code if isinstance(error, RedHeartError) else 1
 
 
@@ -228,8 +231,8 @@ def _known_bytes(path: Path) -> int:
     return progress.events_bytes if progress else 0
 
 
-def _parsed(path: Path, content: bytes, *, least_bytes: int, ends_behind: bool = False) -> tuple[list[Event], str]:
-    """The events of all whole lines, and the chain after them.
+def _parsed(path: Path, content: bytes, *, least_bytes: int, ends_behind: bool = False) -> tuple[list[Event], str, int]:
+    """The events of all whole lines, the chain after them and their bytes.
 
     With `ends_behind` a broken line behind the first `least_bytes` is no error, but the end.
     """
@@ -257,7 +260,7 @@ def _parsed(path: Path, content: bytes, *, least_bytes: int, ends_behind: bool =
             )
         events.append(json.loads(body + b"}"))
         chain, begin = following, begin + len(line) + 1
-    return events, chain
+    return events, chain, begin
 
 
 def _next(chain: str, body: bytes) -> str:
