@@ -1,6 +1,7 @@
 """Training a model of one's own: the loop, its states and snapshots as they are."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -83,13 +84,18 @@ def fit(
         DiskError: a state or snapshot could not be written.
         OtherRankFailed: started by a launcher, and another rank raised one of these, or was killed.
     """
-    rate = learning_rate or config.learning_rate
-    if rate is None or not (epochs or max_steps) or decay not in get_args(Decay):
+    rate = config.learning_rate if learning_rate is None else learning_rate
+    lengths = [count for count in (epochs, max_steps) if count is not None]
+    is_rate = rate is not None and 0 < rate < math.inf
+    if not (is_rate and lengths and min(lengths) > 0 and warmup_steps >= 0 and decay in get_args(Decay)):
         raise BadInput(
             "how long, how fast and how it ends",
-            got=f"learning_rate {rate}, epochs {epochs}, max_steps {max_steps}, decay {decay}",
-            expected=f"a learning_rate; epochs or max_steps; of decay {', '.join(get_args(Decay))}",
+            got=f"learning_rate {rate}, epochs {epochs}, max_steps {max_steps}, warmup_steps {warmup_steps}, "
+            f"decay {decay}",
+            expected="a learning_rate above 0; epochs or max_steps, 1 or more; warmup_steps, 0 or more; "
+            f"of decay {', '.join(get_args(Decay))}",
         )
+    assert rate is not None
     if wrong := out_of_range(config):
         raise BadInput("settings out of range", where=f"TrainConfig: {'; '.join(wrong)}")
     config = dataclasses.replace(config, micro_batch=_micro_batch(learner, config))

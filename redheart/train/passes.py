@@ -5,6 +5,8 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from redheart.core.errors import DoesNotFit
 from redheart.core.progress import warn
@@ -32,6 +34,8 @@ class Passes:
     ):
         self._learner, self._engine, self.micro_batch, self._on_halved = learner, engine, micro_batch, on_halved
         self._draws = draws
+        self._statistics = _running_statistics(learner.model)
+        self._statistics_before: list[Tensor] = []
 
     def step(self, number: int, rows: np.ndarray, *, following: np.ndarray) -> StepLosses:
         """The gradients of an effective batch, and its losses.
@@ -45,6 +49,7 @@ class Passes:
             DoesNotFit: the device's memory is too small for one record.
         """
         pending, losses = self._micro_batches(rows), StepLosses()
+        self._statistics_before = [tensor.clone() for tensor in self._statistics]
         self._learner.model.train()
         while pending:
             forward = partial(self._learner.loss, self._engine.module, pending[0], step_rows=rows)
@@ -63,6 +68,11 @@ class Passes:
                 self._engine.backward(loss.total, last=not pending)
             losses.add(loss)
         return losses
+
+    def take_back_statistics(self) -> None:
+        """Let the passes of the last step have changed nothing: one value that is not finite would stay in a mean."""
+        for tensor, before in zip(self._statistics, self._statistics_before, strict=True):
+            tensor.copy_(before)
 
     def too_large(self, part: str, number: int) -> DoesNotFit:
         """The error of a part of a step that cannot be tried again."""
@@ -85,3 +95,8 @@ class Passes:
         self.micro_batch //= 2
         self._on_halved(self.micro_batch)
         warn(f"out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays")
+
+
+def _running_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers in which norms keep what they have seen of batches."""
+    return [tensor for item in module.modules() if isinstance(item, _NormBase) for tensor in item.buffers()]

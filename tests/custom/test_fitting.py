@@ -1,6 +1,7 @@
 """What a notebook does with one's own model: runs after each other, every setting, every schedule, losses by tokens."""
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -280,6 +281,27 @@ def test_settings_out_of_range_are_refused_before_anything_is_trained(name: str,
     with pytest.raises(BadInput, match=name):
         fit(learner(), dataclasses.replace(PLAIN, **wrong), tmp_path / "run", epochs=1, learning_rate=1e-2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": -0.01}, {"learning_rate": math.nan}, {"epochs": -1}, {"max_steps": -1}, {"warmup_steps": -64}],
+)
+def test_how_long_and_how_fast_is_checked_before_anything_is_trained(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="how long, how fast") as refusal:
+        fit(learner(), PLAIN, tmp_path / "run", **({"epochs": 1, "learning_rate": 1e-2} | wrong))
+    assert f"{next(iter(wrong))} {next(iter(wrong.values()))}" in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("strategy", ["plain", "zero2_offload_adam8bit"])
+def test_a_step_that_is_skipped_leaves_the_statistics_of_norms_alone(strategy: str, tmp_path: Path) -> None:
+    inputs, targets = (item.clone() for item in kinds.part(kinds.NUMBERS, slice(64)))
+    inputs[0] = math.inf
+    made = learner(kinds.Perceptron(nn.BatchNorm1d(16)), train=[inputs, targets])
+    fit(made, dataclasses.replace(PLAIN, strategy=strategy), tmp_path, epochs=2, learning_rate=1e-2)
+    assert [event["applied"] for event in events(tmp_path, "step")].count(False) == 2
+    assert all(buffer.isfinite().all() for buffer in made.model.buffers())
 
 
 def test_a_choice_is_made_on_the_records_that_the_run_was_validated_on(tmp_path: Path) -> None:
