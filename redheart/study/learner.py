@@ -92,7 +92,7 @@ class EmotionLearner:
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = {name: sums[name] / counts[name] for name in sums if counts[name] > 0}
-        total = total_loss(means, value_weight=self._value_weight)
+        total = total_loss(dict.fromkeys(sums, 0.0) | means, value_weight=self._value_weight)
         return total, {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
 
     def validate(self, module: nn.Module) -> Validation:
@@ -112,11 +112,12 @@ class EmotionLearner:
                 "accuracy": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=False).mean()),
                 "accuracy_tie": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=True).mean()),
             }
-        return Validation(total_loss(means, value_weight=self._value_weight), tasks, means, found, outputs)
+        total = total_loss(dict.fromkeys(losses_N, 0.0) | means, value_weight=self._value_weight)
+        return Validation(total, tasks, means, found, outputs)
 
 
 def total_loss(means: dict[str, float], *, value_weight: float = 1.0) -> float:
-    """The weighted total of the predictors' mean losses, as in training."""
+    """The weighted total of all predictors' mean losses, as in training: 0 of those whose task has no target."""
     weighted = {name: value * task_weight(task_of(name), value_weight) for name, value in means.items()}
     heads = [value for name, value in weighted.items() if name.startswith("heads.")]
     others = [value for name, value in weighted.items() if not name.startswith("heads.")]

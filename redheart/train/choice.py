@@ -73,7 +73,10 @@ def choose(
     either, micro = None if can_checkpoint else False, train.micro_batch
     # Either, unless it is asked for, or a micro-batch is.
     recompute = asked = train.checkpointing or (False if micro else either)
-    offered = [sizes_of(train, item.name, ranks=ranks) for item in all_strategies() if item.is_offered]
+    # What is asked of the optimizer on the host is a question among those that have one.
+    on_host = train.pipeline or train.card_share > 0
+    kinds = [item for item in all_strategies() if item.is_offered and (item.takes_share or not on_host)]
+    offered = [sizes_of(train, item.name, ranks=ranks) for item in kinds]
     name = train.strategy
     if name == "auto":
         found = fastest(planner_in(torch.bfloat16), offered)

@@ -1,5 +1,7 @@
 """The learner's loss: dropout that a resumed run repeats, tasks weighted as asked."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.dims import preset
 from redheart.model.losses import LossTerms
 from redheart.model.network import build
-from redheart.study.learner import EmotionLearner, total_loss
+from redheart.study.learner import VALIDATION_PARTS, EmotionLearner, total_loss
+from redheart.train.counting import StepLosses
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,22 @@ def test_values_weigh_as_asked_in_training_and_validation(data: tuple[Prepared, 
     learner.model.eval()
     found = learner.validate(learner.model)
     assert found.loss == pytest.approx(total_loss(found.module_losses, value_weight=10))
+
+
+def test_steps_and_epochs_tell_one_loss_where_a_task_has_no_target(data: tuple[Prepared, FeatureCache]) -> None:
+    prepared, features = data
+    mask_NT = prepared.mask_NT.copy()
+    mask_NT[:, prepared.inventory.columns("emotion").stop :] = False
+    learner = learner_of((dataclasses.replace(prepared, mask_NT=mask_NT), features))
+    rows = np.arange(8)
+    loss = learner.loss(learner.model, rows, step_rows=rows)
+    totals = StepLosses()
+    totals.add(loss)
+    found = totals.over_ranks(lambda values: values)
+    assert learner.mean_losses(found.sums, found.counts)[0] == pytest.approx(found.loss)
+    rows = np.concatenate([prepared.split[part] for part in VALIDATION_PARTS])
+    loss = learner.loss(learner.model, rows, step_rows=rows)
+    assert learner.validate(learner.model).loss == pytest.approx(float(loss.total.detach()), rel=1e-5)
 
 
 def test_a_batch_that_was_read_ahead_gives_the_same_bits(data: tuple[Prepared, FeatureCache]) -> None:

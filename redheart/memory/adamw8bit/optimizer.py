@@ -177,6 +177,9 @@ class HostAdamW8bit(torch.optim.Optimizer):
         return (CardKernel() if grad.is_cuda else self._backend).sum_squares(grad)
 
     def _start(self, state: dict[str, Any], parameter: Tensor, state_bits: int) -> None:
+        if parameter.dtype != torch.float32 or not parameter.is_contiguous():
+            # The kernel goes by addresses.
+            raise TypeError(f"a contiguous float32 parameter is needed, got {parameter.dtype}, {parameter.stride()}")
         state["step"] = 0
         if state_bits == 32 or parameter.numel() < MIN_8BIT_ELEMENTS:
             state["state1"], state["state2"] = torch.zeros_like(parameter), torch.zeros_like(parameter)

@@ -127,3 +127,10 @@ def test_a_copy_goes_on_with_the_same_bits() -> None:
         take_steps(each, 2)
     for own, other in zip(optimizer.param_groups[0]["params"], copied.param_groups[0]["params"], strict=True):
         assert torch.equal(own, other)
+
+
+@pytest.mark.parametrize("parameter", [torch.zeros(8, 600).bfloat16(), torch.zeros(8, 600).T])
+def test_what_the_kernel_cannot_address_is_refused(parameter: Tensor) -> None:
+    parameter.requires_grad_().grad = torch.zeros_like(parameter)
+    with pytest.raises(TypeError, match="a contiguous float32 parameter is needed"):
+        ours([parameter]).step()
