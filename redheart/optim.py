@@ -69,6 +69,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         defaults: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         check_hyper_parameters(**defaults)
         super().__init__(params, defaults | {"state_bits": 8})
+        for group in self.param_groups:
+            _check_group(group)
         flats = self._flattened()
         self._host = HostAdamW8bit(
             [
@@ -78,11 +80,11 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         )
         self._work = Offloaded(flats, self._host, max_grad_norm=max_grad_norm, ring_bytes=ring_bytes, overlap=overlap)
         self._types = {parameter: parameter.dtype for flat in flats for parameter in flat.parameters}
-        for flat in flats:
-            for parameter in flat.parameters:
-                if parameter in _TAKEN:
-                    _TAKEN[parameter].remove()
-                _TAKEN[parameter] = parameter.register_post_accumulate_grad_hook(_hook_of(self))
+        self._hooks = {item: item.register_post_accumulate_grad_hook(_hook_of(self)) for item in self._types}
+        for parameter, hook in self._hooks.items():
+            if parameter in _TAKEN:
+                _TAKEN[parameter].remove()
+            _TAKEN[parameter] = hook
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("OffloadAdamW8bit is bound to its parameters: keep its state_dict() instead of a copy of it")
@@ -112,7 +114,8 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             for _, of_a_type in groupby(trained, key=lambda parameter: parameter.dtype):
                 for part in bounded(of_a_type):
                     bucket = Bucket(len(flats), f"group {number}", sum(item.numel() for item in part))
-                    master = nn.Parameter(torch.empty(bucket.elements))
+                    # Whatever torch's defaults are: the kernel reads float32 on the host.
+                    master = nn.Parameter(torch.empty(bucket.elements, dtype=torch.float32, device="cpu"))
                     flats.append(Flat(bucket, part, master, weights=list(part)))
                     self._group_of.append(number)
         if not any(flat.bucket.elements for flat in flats):
@@ -131,7 +134,12 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update with the gradients of all backward passes since the last."""
+        """One update with the gradients of all backward passes since the last, and with those that a loop has set.
+
+        Raises:
+            ValueError: what requires a gradient has changed, another optimizer has taken parameters over, or a group's
+                setting is out of its range; nothing is changed.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -143,6 +151,14 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
             for parameter in group["params"]
         ):
             raise ValueError("what requires a gradient has changed since the optimizer was made: make a new one")
+        if any(_TAKEN.get(parameter) is not hook for parameter, hook in self._hooks.items()):
+            raise ValueError("a later OffloadAdamW8bit has taken parameters over: this one would put back its weights")
+        for group in self.param_groups:
+            _check_group(group)
+        for parameter in self._types:
+            if parameter.grad is not None:
+                # Set by hand, or of a pass before the optimizer was made.
+                self._arrived(parameter)
         if not self._host.state:
             # Not before: weights may be loaded after the optimizer is made.
             self._work.use_weights()
@@ -169,21 +185,34 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         self.finish()
         groups = [{name: value for name, value in group.items() if name != "params"} for group in self.param_groups]
         masters = [flat.master.detach() for flat in self._work.flats] if self._host.state else []
-        return {"param_groups": groups, "masters": masters, "host": self._host.state_dict()}
+        return {
+            "param_groups": groups,
+            "masters": masters,
+            "host": self._host.state_dict(),
+            "shapes": self._shapes(),
+        }
+
+    def _shapes(self) -> list[list[list[int]]]:
+        return [[list(parameter.shape) for parameter in flat.parameters] for flat in self._work.flats]
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state; the parameters take the masters' values.
 
         Raises:
-            ValueError: it is that of other parameters.
+            ValueError: it is that of other parameters: of other shapes, or, where parameters were given with names, of
+                other names.
         """
         self.finish()
         if "masters" not in state_dict:
             raise ValueError("the state is that of another optimizer, expected one of OffloadAdamW8bit")
         sizes = [len(master) for master in state_dict["masters"]]
         own = [len(flat.master) for flat in self._work.flats]
-        if sizes not in ([], own) or len(state_dict["param_groups"]) != len(self.param_groups):
+        names, saved_names = (
+            [group.get("param_names") for group in groups] for groups in (self.param_groups, state_dict["param_groups"])
+        )
+        is_same = sizes in ([], own) and state_dict.get("shapes", self._shapes()) == self._shapes()
+        if not is_same or len(saved_names) != len(names) or (None not in names + saved_names and saved_names != names):
             raise ValueError("the state is that of other parameters, or of other groups of them")
         self._host.load_state_dict(state_dict["host"])
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
@@ -191,6 +220,12 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         for flat, master in zip(self._work.flats, state_dict["masters"], strict=bool(sizes)):
             flat.master.copy_(master)
             self._work.write_weights(flat, flat.master)
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    check_hyper_parameters(**{name: group[name] for name in HYPER_PARAMETERS})
+    if group["state_bits"] not in (8, 32):
+        raise ValueError(f"state_bits is {group['state_bits']}, expected 8 or 32")
 
 
 def _hook_of(optimizer: OffloadAdamW8bit) -> Callable[[nn.Parameter], None]:

@@ -276,3 +276,90 @@ def test_a_copy_is_refused_where_it_would_be_broken(copied: Callable[[object], o
     optimizer = OffloadAdamW8bit(small_model().parameters())
     with pytest.raises(TypeError, match="state_dict"):
         copied(optimizer)
+
+
+def test_torch_s_default_type_and_device_are_not_the_masters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A master in bf16 was written as float32, past its end."""
+    model, reference = small_model(), small_model()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            optimizer = OffloadAdamW8bit(model.parameters(), lr=1e-3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    train(model, optimizer, 2)
+    train(reference, OffloadAdamW8bit(reference.parameters(), lr=1e-3), 2)
+    assert same_weights(model, reference)
+
+
+@pytest.mark.parametrize("fails_in", ["clip", "update"])
+def test_a_step_that_an_error_has_ended_leaves_nothing_behind(fails_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots were lost for good, and squares counted in the next norm."""
+    model, reference = small_model(), small_model()
+    optimizer, expected = (OffloadAdamW8bit(item.parameters(), lr=1e-3) for item in (model, reference))
+    loss_of(model, 7.0).backward()
+
+    def interrupted(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(optimizer._work, fails_in, interrupted)
+        optimizer.step()
+    optimizer.zero_grad()
+    train(model, optimizer, 2)
+    train(reference, expected, 2)
+    assert same_weights(model, reference) and optimizer.grad_norm == expected.grad_norm
+
+
+def test_gradients_that_a_loop_has_set_are_taken() -> None:
+    model, reference, early = small_model(), small_model(), small_model()
+    optimizers = [OffloadAdamW8bit(item.parameters(), lr=1e-3) for item in (model, reference)]
+    gradients = torch.autograd.grad(loss_of(model), list(model.parameters()))
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    loss_of(reference).backward()
+    loss_of(early).backward()
+    optimizers.append(OffloadAdamW8bit(early.parameters(), lr=1e-3))
+    for optimizer in optimizers:
+        optimizer.step()
+    assert same_weights(model, reference) and same_weights(early, reference)
+
+
+def test_an_optimizer_whose_parameters_were_taken_over_does_not_put_its_weights_back() -> None:
+    model = small_model()
+    first = OffloadAdamW8bit(model.parameters())
+    second = OffloadAdamW8bit(list(model.parameters())[-1:])
+    loss_of(model).backward()
+    second.step()
+    with pytest.raises(ValueError, match="taken parameters over"):
+        first.step()
+
+
+def test_a_state_of_other_shapes_or_names_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.Linear(6, 4, bias=False), nn.Linear(6, 4, bias=False))
+    states = []
+    for layer in model:
+        optimizer = OffloadAdamW8bit(layer.named_parameters(prefix=str(id(layer))))
+        layer(torch.ones(2, layer.in_features)).sum().backward()
+        optimizer.step()
+        states.append(optimizer.state_dict())
+    before = model[2].weight.detach().clone()
+    for state in states[:2]:
+        with pytest.raises(ValueError, match="other parameters"):
+            optimizer.load_state_dict(state)
+    assert torch.equal(model[2].weight, before)
+    optimizer.load_state_dict(states[2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1.0}, {"eps": -1.0}, {"weight_decay": -1.0}, {"betas": (1.0, 0.9)}, {"state_bits": 16}]
+)
+def test_groups_have_the_ranges_of_the_defaults_also_at_the_step(wrong: dict[str, object]) -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        OffloadAdamW8bit([{"params": list(model.parameters())} | wrong])
+    optimizer = OffloadAdamW8bit(model.parameters())
+    loss_of(model).backward()
+    optimizer.param_groups[0].update(wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        optimizer.step()

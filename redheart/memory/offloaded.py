@@ -4,6 +4,7 @@ A training loop of one's own (`redheart.optim`) and DeepSpeed's (`redheart.train
 """
 
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,22 @@ class Flat:
     @property
     def dtype(self) -> torch.dtype:
         return self.parameters[0].dtype
+
+
+class _WeightsWait:
+    """Before a module's pass: its weights are there. A copy of the module waits for nothing."""
+
+    def __init__(self, pipeline: OffloadStep | None = None, buckets: Sequence[Bucket] = ()):
+        self._pipeline = weakref.ref(pipeline) if pipeline else None
+        self._buckets = buckets
+
+    def __call__(self, module: nn.Module, inputs: object) -> None:
+        pipeline = self._pipeline() if self._pipeline else None
+        if pipeline:
+            pipeline.use(self._buckets)
+
+    def __reduce__(self) -> tuple[type["_WeightsWait"], tuple[()]]:
+        return _WeightsWait, ()
 
 
 class Offloaded:
@@ -85,7 +102,9 @@ class Offloaded:
             work=self,
         )
         pinned = device.type == "cuda"
-        self._slots = [torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(self.num_slots)]
+        self._slots = [
+            torch.empty(largest, dtype=torch.uint8, device="cpu", pin_memory=pinned) for _ in range(self.num_slots)
+        ]
         self._flat_of = {parameter: flat for flat in self.flats for parameter in flat.parameters}
         self._settings: list[dict[str, Any]] = []
         self._normed: Event = None
@@ -94,7 +113,7 @@ class Offloaded:
             host.leave_a_core()  # which launches the passes
             self._noted = torch.zeros(len(self.flats), dtype=torch.float64, device=device)
             self._squares_on_device = torch.zeros((), dtype=torch.float64, device=device)
-            self._copied_squares = torch.zeros((), dtype=torch.float64, pin_memory=pinned)
+            self._copied_squares = torch.zeros((), dtype=torch.float64, device="cpu", pin_memory=pinned)
             self._hold_back(overlap)
 
     @property
@@ -155,8 +174,9 @@ class Offloaded:
         self._pipeline.reuse_gradients()
 
     def forget(self) -> None:
-        """Drop all gradients since the last step."""
+        """Drop all gradients since the last step, also what one that an error has ended has made of them."""
         self._pipeline.forget()
+        self._squares = 0.0
         for flat in self.flats:
             flat.arrived.clear()
 
@@ -190,7 +210,9 @@ class Offloaded:
         flats = {id(flat): flat.bucket for item in read if (flat := self._flat_of.get(item))}
         if flats:
             buckets = list(flats.values())
-            module.register_forward_pre_hook(lambda module, inputs, buckets=buckets: self._pipeline.use(buckets))
+            hook = module.register_forward_pre_hook(_WeightsWait(self._pipeline, buckets))
+            # The model often outlives the optimizer.
+            weakref.finalize(self, hook.remove)
 
     # What the pipeline has done, see `redheart.pipeline.step.Work`.
 

@@ -161,8 +161,13 @@ class OffloadStep:
         return bucket.index in self._num_gradients
 
     def forget(self) -> None:
-        """Drop all gradients that have come since the last step; what is on its way lands and is overwritten."""
+        """Drop all gradients that have come since the last step; what is on its way lands and is overwritten.
+
+        Slots of a step that an error has ended are free again.
+        """
         self._free.extend(self._held.values())
+        lost = set(range(self.num_slots)) - {slot for slot, _ in self._free}
+        self._free.extend((slot, None) for slot in sorted(lost))
         for of_this_step in (self._held, self._num_gradients, self._summed, self._left):
             of_this_step.clear()
 

@@ -1,6 +1,10 @@
 """Deferred lanes: the bits of the same work in turn, no race, and nothing that keeps the launching thread."""
 
+import copy
+import gc
 import math
+import pickle
+import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -212,3 +216,18 @@ def test_overlap_needs_a_card() -> None:
     model = new_model()
     with pytest.raises(ValueError, match="on a CUDA device, not on cpu"):
         new_optimizer(model, overlaps=True, ring_bytes=1)
+
+
+def test_a_model_outlives_its_optimizer_and_is_copied_without_it(cuda: DeferredCuda) -> None:
+    model = new_model()
+    optimizer = new_optimizer(model, overlaps=True, ring_bytes=1 << 20)
+    train(model, optimizer, passes=1, steps=1)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    optimizer.step()  # whose weights are on their way
+    inputs = torch.randn(2, 48).bfloat16()
+    assert torch.equal(copies[0](inputs), copies[1](inputs)) and optimizer._work._pipeline._returned
+    optimizer.finish()
+    work = weakref.ref(optimizer._work)
+    del optimizer
+    gc.collect()
+    assert work() is None and not any(module._forward_pre_hooks for module in model.modules())
