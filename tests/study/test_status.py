@@ -70,6 +70,9 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
     assert (status.state, status.epoch, status.epochs, status.step, status.steps) == ("running", 3, 5, 12, 20)
     assert status.time_left_s == 99.0 and status.best_epoch == 3
     assert status.samples_per_s == 32.0 and status.memory_bytes == {"host": 5 << 29, "host peak": 3 << 30}
+    # An estimate that was too low leaves the steps that are left.
+    late = read_status(folder, CONFIG, now=NOW + timedelta(seconds=110))
+    assert late.state == "running" and late.time_left_s == 8 * 0.5
     text = shown(status)
     for part in ("running", "epoch 3/5, step 12/20", "2 min left", "2.50 GiB", "validation 0.1667", "best epoch 3"):
         assert part in text, part
@@ -118,7 +121,11 @@ def test_before_training_the_trials_are_shown(tmp_path: Path) -> None:
         lines = lines_of_a_run(epochs=epochs, of=2)
         (path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     status = read_status(RunFolder(tmp_path), CONFIG, now=NOW)
-    assert status.state == "waiting"
+    assert (status.state, status.why) == ("running", "trial 2 of 2 of the sweep")
+    killed = read_status(RunFolder(tmp_path), CONFIG, now=NOW + timedelta(days=1))
+    assert killed.state == "silent" and killed.why.startswith("trial 2 of 2 of the sweep; nothing written since")
+    (tmp_path / "sweep" / "sweep.json").touch()
+    assert read_status(RunFolder(tmp_path), CONFIG, now=NOW).state == "waiting"
     assert [(trial.rate, trial.epochs, trial.val_loss) for trial in status.trials] == [(1e-4, 2, 0.25), (1e-3, 1, 0.5)]
     assert "0.0001" in shown(status)
 

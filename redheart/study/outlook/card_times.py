@@ -93,7 +93,7 @@ def card_lines(found: OnCard) -> list[str]:
     waits = sorted(step.waits_s.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{LANES[name]} ({seconds:.2f} s)" for name, seconds in waits if seconds)
     lines.append(f"{'bound by':<14} {shares}")
-    lines += [f"{'next':<14} {other_line(plan, step.step_s, *other)}" for other in found.others]
+    lines += [f"{'also fits':<14} {other_line(plan, step.step_s, *other)}" for other in found.others]
     if not found.is_host_measured:
         lines.append(f"{'host':<14} not measured: `redheart doctor --measure` narrows the time")
     return [*lines, *([f"{'note':<14} {found.note}"] if found.note else [])]

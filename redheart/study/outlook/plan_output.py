@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from redheart.core.units import GIB, MIB
@@ -38,11 +39,9 @@ def print_plan(answer: Answer) -> None:
     table.add_row("allocated", *[_mib(moment.allocated_bytes) for moment in plan.moments.values()])
     table.add_row("reserved", *[_mib(moment.reserved_bytes) for moment in plan.moments.values()])
     console.print(table)
-    for line in total_lines(plan):
-        console.print(line)
-    times = card_lines(answer.on_card) if answer.on_card else [f"time           {time_text(plan)}"]
-    for line in times:
-        console.print(Text(line))
+    times = card_lines(answer.on_card) if answer.on_card else [f"{'time':<14} {time_text(plan)}"]
+    for line in [*total_lines(plan), *times]:
+        console.print(Text(fill(line, console.width, subsequent_indent=" " * 15)))
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
     if not plan.fits:
@@ -59,13 +58,15 @@ def verdict(plan: Plan) -> tuple[str, str]:
 
 def total_lines(plan: Plan) -> list[str]:
     """The peak of the device, the host and the disk, a line each."""
-    lines = [f"whole process  {plan.peak_bytes / GIB:6.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"]
+    lines = [
+        f"{'whole process':<14} {plan.peak_bytes / GIB:.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"
+    ]
     for title, total, parts in (
         ("host", plan.host_bytes, plan.host_parts),
         ("disk", plan.disk_bytes, plan.disk_parts),
     ):
-        lines.append(f"{title:<14} {total / GIB:6.2f} GiB ({parts_text(parts)})")
-    lines.append(f"{'':<14} {plan.compressed_disk_bytes / GIB:6.2f} GiB with compressed snapshots")
+        lines.append(f"{title:<14} {total / GIB:.2f} GiB ({parts_text(parts)})")
+    lines.append(f"{'':<14} {plan.compressed_disk_bytes / GIB:.2f} GiB with compressed snapshots")
     return lines + [f"{'basis':<14} {plan.basis}"] * (plan.basis != PREDICTED)
 
 

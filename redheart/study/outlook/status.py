@@ -109,17 +109,24 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
     now = now or datetime.now(UTC)
     events = watched_events(folder.train / "events.jsonl")
     entries, samples = _entries(events), _entries(watched_events(folder.train / "samples.jsonl"))
-    trials = []
+    trials: list[TrialStatus] = []
+    of_trial: list[_Entry] = []
     for rate in config.sweep.rates:
         found = _entries(watched_events(folder.trial(rate) / "events.jsonl"))
         losses = [entry.val_loss for entry in found if entry.event == "epoch"]
         stopped = [entry.what for entry in found if entry.event == "stopped"]
         if folder.trial(rate).exists():
+            # The next trial begins where one has ended.
+            of_trial = [entry for entry in found if entry.event != "end"]
             trials.append(TrialStatus(rate, len(losses), [None, *losses][-1], [None, *stopped][-1]))
     phases = {name: (folder.root / path).is_file() for name, path in FILES.items()}
     starts = [entry for entry in entries if entry.event == "start" and entry.epochs]
     if not starts:
-        return RunStatus("waiting", "no training yet", phases, trials)
+        state, why = "waiting", "no training yet"
+        if of_trial and not phases["sweep"]:
+            state, why = _state(of_trial, [], is_complete=False, step_s=0.0, now=now)
+            why = "; ".join(filter(None, [f"trial {len(trials)} of {len(config.sweep.rates)} of the sweep", why]))
+        return RunStatus(state, why, phases, trials)
     start, sample = starts[-1], (samples or [_Entry("sample")])[-1]
     steps = [entry for entry in entries if entry.event == "step" and entry.step]
     epochs = [entry for entry in entries if entry.event == "epoch" and entry.epoch]
@@ -150,7 +157,9 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         best_epochs_text=_best_epochs(folder, measured) if phases["sweet-spot"] else None,
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
-        time_left_s=_time_left(entries, now) if state == "running" else None,
+        time_left_s=_time_left(entries, now, least_s=step_s * (start.epochs * start.steps_per_epoch - step.step))
+        if state == "running"
+        else None,
         memory_bytes={name: size for name, size in sizes.items() if size is not None},
         last_events=[_line(event) for event in events if event["event"] not in ("step", "epoch", "chosen")][-5:],
     )
@@ -212,12 +221,12 @@ def _state(
     return "running", ""
 
 
-def _time_left(entries: Sequence[_Entry], now: datetime) -> float | None:
-    """What the newest estimate said, less the time since."""
+def _time_left(entries: Sequence[_Entry], now: datetime, *, least_s: float) -> float | None:
+    """What the newest estimate said, less the time since; not less than the steps that are left take."""
     for entry in reversed(entries):
         left_s = {"epoch": entry.time_left_s, "estimate": entry.seconds}.get(entry.event)
         if left_s is not None and entry.time_utc:
-            return max(0.0, left_s - (now - entry.time_utc).total_seconds())
+            return max(least_s, left_s - (now - entry.time_utc).total_seconds())
     return None
 
 
