@@ -36,8 +36,9 @@ class PlanOptions:
     reserve: str = "0GiB"
     """What a desktop and other programs keep of the card's memory."""
     strategy: str | None = None
-    """A file name in `ds_configs/`, or `auto` for the cheapest that fits; empty takes the default."""
+    """A file name in `ds_configs/`, or `auto` for the cheapest that fits; without it the default one."""
     preset: Preset = "full"
+    """Size of the emotion model."""
     data: Path | None = None
     """A file of records, or the folder of prepared ones, for disk, time and whether the encoder knows their script;
     without one, 8,858 records."""
@@ -52,8 +53,11 @@ class PlanOptions:
     micro_batch: int = 0
     """Records per forward pass; 0 chooses."""
     effective_batch: int = 64
+    """Records of an optimizer step."""
     epochs: int = 60
+    """For the time of all steps and the disk of the snapshots."""
     checkpointing: Flag = False
+    """Recompute activations in the backward pass; without a --micro-batch both ways are tried."""
     card_share: str = "0"
     """Share of the optimizer on the card, 0 to 1; `auto` takes what there is room for. No card has run it yet."""
     pipeline: Annotated[Flag, tyro.conf.arg(aliases=["--train.pipeline"])] = False
@@ -65,6 +69,7 @@ class PlanOptions:
     figure: Path | None = None
     """Draw the memory of one step, stacked by category, into this PNG."""
     json: Flag = False
+    """For machines."""
 
 
 @dataclass(frozen=True)
