@@ -112,11 +112,11 @@ def train(run: str, preset: str, epochs: str, records: str) -> dict[str, object]
             epochs=int(epochs),
             prepare=PrepareConfig(num_generated=int(records)),
             features=FeatureConfig(encoder="hash"),
-            train=TrainConfig(strategy="plain", learning_rate=5e-4, snapshot_every=1),
+            train=TrainConfig(strategy="plain", learning_rate=5e-4, snapshot_every=1, progress="off"),
         )
     )
     folder = run_folder.start(config)
-    phases.run_training(config, folder, phases.open_data(config, folder), show_progress=False)
+    phases.run_training(config, folder, phases.open_data(config, folder))
     return {}
 
 

@@ -44,7 +44,7 @@ def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
     data = phases.open_data(config, folder, display=Display("bar"))
     before_bytes = psutil.Process().memory_info().rss
     start_s = time.perf_counter()
-    phases.run_training(config, folder, data, show_progress=True, max_steps=steps)
+    phases.run_training(config, folder, data, max_steps=steps)
     peak_bytes = probe.measure().host_rss_bytes or 0
     log = read_events(folder.train / "events.jsonl", "step")
     parameters = sum(

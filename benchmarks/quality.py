@@ -129,7 +129,12 @@ def _short(prepared: "Prepared", predicted_NT: "np.ndarray", rows: "np.ndarray")
 
 def study(options: argparse.Namespace, variant: str) -> StudyConfig:
     """The configuration of one run: one cosine cycle over all epochs, so that it ends annealed."""
-    train = TrainConfig(learning_rate=options.learning_rate, cycle_epochs=options.epochs, snapshot_every=options.epochs)
+    train = TrainConfig(
+        learning_rate=options.learning_rate,
+        cycle_epochs=options.epochs,
+        snapshot_every=options.epochs,
+        progress="off" if options.json else "bar",
+    )
     train = dataclasses.replace(train, **VARIANTS[variant])
     features = FeatureConfig(seq_len_tokens=options.seq_len_tokens)
     return resolved(
@@ -151,7 +156,7 @@ def run_one(options: argparse.Namespace, variant: str) -> None:
 
     config = study(options, variant)
     data = phases.open_data(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
-    phases.run_training(config, RunFolder(folder_of(options, variant)), data, show_progress=not options.json)
+    phases.run_training(config, RunFolder(folder_of(options, variant)), data)
 
 
 def folder_of(options: argparse.Namespace, variant: str) -> Path:

@@ -43,7 +43,11 @@ def study(options: argparse.Namespace, *, epochs: int, out: Path) -> StudyConfig
             prepare=PrepareConfig(num_generated=64 * STEPS_PER_EPOCH * 10 // 8),
             features=FeatureConfig(encoder="minilm" if options.data else "hash"),
             train=TrainConfig(
-                learning_rate=RATE, snapshot_every=1, state_every_minutes=0.0, state_every_steps=STATE_EVERY
+                progress="off",
+                learning_rate=RATE,
+                snapshot_every=1,
+                state_every_minutes=0.0,
+                state_every_steps=STATE_EVERY,
             ),
         )
     )
@@ -71,7 +75,7 @@ def train_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return found
 
     phases.EmotionLearner.loss, phases.EmotionLearner.validate = timed_loss, timed_validate  # type: ignore[method-assign]
-    phases.run_training(config, RunFolder(folder), data, show_progress=False)
+    phases.run_training(config, RunFolder(folder), data)
     steps: dict[str, list[float]] = {"plain": [], "state": [], "epoch": []}
     per_epoch = len(marks) // options.epochs
     for index, (start_s, end_s) in enumerate(pairwise(marks)):
@@ -175,7 +179,7 @@ def one_epoch_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     done = len(read_events(run.train / "events.jsonl", "epoch"))
     config = study(options, epochs=done + 1, out=folder)
-    phases.run_training(config, run, phases.open_data(config, RunFolder(folder)), show_progress=False)
+    phases.run_training(config, run, phases.open_data(config, RunFolder(folder)))
     return {"epochs": done + 1, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

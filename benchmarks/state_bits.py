@@ -50,7 +50,7 @@ def run_one(options: argparse.Namespace, *, bits: int, seed: int) -> None:
     # The data's seed is always the first one's, so that all runs validate on the same records.
     data = phases.open_data(study(options, bits=bits, seed=0), RunFolder(options.work), display=Display("bar"))
     config = study(options, bits=bits, seed=seed)
-    phases.run_training(config, RunFolder(run_folder(options, bits, seed)), data, show_progress=True)
+    phases.run_training(config, RunFolder(run_folder(options, bits, seed)), data)
 
 
 def run_folder(options: argparse.Namespace, bits: int, seed: int) -> Path:

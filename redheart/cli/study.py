@@ -90,7 +90,7 @@ def train(arguments: Sequence[str]) -> None:
         with run_folder.claimed(config, decides=("epochs", *_typed(arguments))) as folder:
             _say_source(config)
             data = phases.open_data(config, folder, display=Display(config.train.progress))
-            phases.run_training(config, folder, data, show_progress=True, chosen=chosen)
+            phases.run_training(config, folder, data, chosen=chosen)
 
 
 def _say_source(config: StudyConfig) -> None:
@@ -129,9 +129,9 @@ def trial(arguments: Sequence[str]) -> None:
         folder = run_folder.start(config)
         data = phases.open_data(config, folder, display=Display(config.train.progress))
         if rate is None or is_range_test:
-            range_test.train_ramp(config, folder, data, show_progress=True)
+            range_test.train_ramp(config, folder, data)
         else:
-            run_trial(config, folder, data, rate, show_progress=True)
+            run_trial(config, folder, data, rate)
 
 
 def _note_ranks(alone: str | None = None) -> None:

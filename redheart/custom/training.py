@@ -25,8 +25,8 @@ from redheart.custom.records import tensor_digest
 from redheart.evaluate.holdout_log import OPENINGS
 from redheart.snapshots.states import newest_progress
 from redheart.train.draws import drawn
+from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import EventSink
-from redheart.train.log.json_lines import JsonLines
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
 from redheart.train.loop import train
 from redheart.train.ranks.peers import together
@@ -126,10 +126,11 @@ def fit(
             taken = ("samples.jsonl", "states", "snapshots", "select", OPENINGS, "wandb", *own)
             refuse_taken(folder, taken, what="a run")
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
-            sinks = [*sinks, *_sinks(config, settings, folder)] if launched().is_first else sinks
+            if launched().is_first:
+                sinks = [*sinks, *_sinks(config, settings, folder, show_progress=show_progress)]
             if is_new:
                 write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
-            train(learner, settings, folder=folder, sinks=sinks, show_progress=show_progress)
+            train(learner, settings, folder=folder, sinks=sinks)
 
 
 def _micro_batch(learner: TensorLearner, config: TrainConfig) -> int:
@@ -172,7 +173,7 @@ def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
             part._buffers[name] = item
 
 
-def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[EventSink]:
+def _sinks(config: TrainConfig, settings: RunSettings, folder: Path, *, show_progress: bool) -> list[EventSink]:
     tracker = open_wandb(
         wandb_mode(config.wandb, os.environ),
         folder=folder,
@@ -180,8 +181,9 @@ def _sinks(config: TrainConfig, settings: RunSettings, folder: Path) -> list[Eve
         config={**dataclasses.asdict(config), "peak_learning_rate": settings.peak_learning_rate},
         epochs=settings.epochs,
     )
-    lines: list[EventSink] = [JsonLines()] if config.progress == "json" else []
-    return [*lines, tracker] if tracker else lines
+    is_shown = config.progress == "json" or (show_progress and config.progress == "bar")
+    shown: list[EventSink] = [TrainingDisplay(config.progress)] if is_shown else []  # type: ignore[arg-type]
+    return [*shown, tracker] if tracker else shown
 
 
 def _key(learner: TensorLearner, config: TrainConfig, rate: float, folder: Path, more: dict[str, object]) -> str:

@@ -29,12 +29,14 @@ from redheart.study.outlook import timings
 from redheart.study.outlook.chosen import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.device.graphs import LENGTH_STEP
-from redheart.train.log.events import Event, EventSink, all_events, watched_events
-from redheart.train.log.json_lines import JsonLines
-from redheart.train.log.progress import overfit_text
+from redheart.train.log.display import TrainingDisplay
+from redheart.train.log.events import Event, EventSink, read_events
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
 from redheart.train.loop import train
 from redheart.train.settings import Chosen, RunSettings
+
+_OVERFIT_RISE = 0.005
+"""Rise of the validation loss over its best, relative, that is worth a word; noise stays below."""
 
 
 def say(config: StudyConfig, phase: str, text: str) -> None:
@@ -120,7 +122,6 @@ def run_training(
     folder: RunFolder,
     data: StudyData,
     *,
-    show_progress: bool,
     max_steps: int | None = None,
     chosen: Chosen | None = None,
 ) -> None:
@@ -137,32 +138,25 @@ def run_training(
         expected=expected(config, chosen, ranks=ranks, num_validation=num_validation),
         chosen=chosen,
     )
-    log = folder.train / "events.jsonl"
-    before = _last_start(watched_events(log))
-    train_at(config, data, settings, folder.train, name=folder.root.name, show_progress=show_progress)
+    remembering = timings.Remembering(config, ranks=ranks, num_validation=num_validation)
+    train_at(config, data, settings, folder.train, name=folder.root.name, sinks=[remembering])
     if is_first_rank():
-        events = all_events(log)
-        start = _last_start(events)
-        # What another process took may have been on another machine, or in other micro-batches.
-        own = events[events.index(start) :] if start and start != before else []
-        has_halved = any(event["event"] == "out_of_memory" for event in own)
-        found = timings.measured_step(
-            config,
-            [] if has_halved else [event for event in own if event["event"] == "step"],
-            ranks=ranks,
-            epoch_end_s=events[-1].get("epoch_end_s"),
-            num_validation=num_validation,
-        )
-        if found:
-            timings.remember(found)
-        epochs = [event for event in events if event["event"] == "epoch"]
+        epochs = read_events(folder.train / "events.jsonl", "epoch")
         warning = overfit_text(epochs) if epochs else None
-        if show_progress and warning:
+        if warning:
             say(config, "overfit", warning)
 
 
-def _last_start(events: Sequence[Event]) -> Event | None:
-    return next((event for event in reversed(events) if event["event"] == "start"), None)
+def overfit_text(epochs: Sequence[Event]) -> str | None:
+    """What there is to say if the validation loss of these `epoch` events has risen since it was lowest."""
+    best = min(epochs, key=lambda event: event["val_loss"])
+    rise = epochs[-1]["val_loss"] / best["val_loss"] - 1
+    if rise <= _OVERFIT_RISE:
+        return None
+    return (
+        f"the validation loss was {best['val_loss']:.4f} after epoch {best['epoch']} of {len(epochs)} and is "
+        f"{rise:.1%} higher now; try a larger --train.weight-decay"
+    )
 
 
 def best_rate(folder: RunFolder) -> float:
@@ -212,7 +206,13 @@ def new_learner(config: StudyConfig, data: StudyData) -> EmotionLearner:
 
 
 def train_at(
-    config: StudyConfig, data: StudyData, settings: RunSettings, out: Path, *, name: str, show_progress: bool
+    config: StudyConfig,
+    data: StudyData,
+    settings: RunSettings,
+    out: Path,
+    *,
+    name: str,
+    sinks: Sequence[EventSink] = (),
 ) -> None:
     """Train into a folder, or go on there.
 
@@ -222,16 +222,14 @@ def train_at(
         settings: from `run_settings`.
         out: folder of this training.
         name: what trackers call it.
-        show_progress: whether standard output shows how it goes, as `--train.progress` says.
+        sinks: are told its events, beside the display and the tracker.
     """
     learner = new_learner(config, data)
     if is_first_rank():
         # The states' own are for the resume: a state may be among them that was about to be replaced.
         for part in (out, out / "snapshots"):
             remove_leftovers(part)
-    sinks = event_sinks(config, settings, out, name=name, show_progress=show_progress)
-    shows_bar = show_progress and config.train.progress == "bar"
-    train(learner, settings, folder=out, sinks=sinks, show_progress=shows_bar)
+    train(learner, settings, folder=out, sinks=[*sinks, *event_sinks(config, settings, out, name=name)])
 
 
 def is_first_rank() -> bool:
@@ -239,17 +237,13 @@ def is_first_rank() -> bool:
     return launched().is_first
 
 
-def event_sinks(
-    config: StudyConfig, settings: RunSettings, out: Path, *, name: str, show_progress: bool
-) -> list[EventSink]:
-    """What is told the events of a training beside its log; nothing on all ranks but the first."""
+def event_sinks(config: StudyConfig, settings: RunSettings, out: Path, *, name: str) -> list[EventSink]:
+    """Who is shown the events of a training; nobody on all ranks but the first."""
     sinks: list[EventSink] = []
     if not is_first_rank():
         return sinks
-    if settings.expected:
-        sinks.append(timings.Remembering(config, ranks=launched().world_size))
-    if show_progress and config.train.progress == "json":
-        sinks.append(JsonLines())
+    if config.train.progress != "off":
+        sinks.append(TrainingDisplay(config.train.progress))
     described = msgspec.to_builtins(config, enc_hook=str)
     # Where the files lie is nobody else's business.
     described |= {"data": Path(config.data).name, "out": config.out.name}
@@ -260,6 +254,6 @@ def event_sinks(
         config={**described, "peak_learning_rate": settings.peak_learning_rate, "run_epochs": settings.epochs},
         epochs=settings.epochs,
     )
-    if tracker and show_progress:
+    if tracker:
         say(config, "wandb", tracker.where)
     return [*sinks, tracker] if tracker else sinks

@@ -48,7 +48,7 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
             say(config, "sweep", f"learning rate {sweep.best_rate}")
         start_s = time.perf_counter()
         say(config, "train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
-        run_training(config, folder, data, show_progress=True, chosen=chosen)
+        run_training(config, folder, data, chosen=chosen)
         say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
         spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
         say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")

@@ -84,14 +84,14 @@ def run(
     return found
 
 
-def train_ramp(config: StudyConfig, folder: RunFolder, data: StudyData, *, show_progress: bool) -> None:
+def train_ramp(config: StudyConfig, folder: RunFolder, data: StudyData) -> None:
     """The steps of the test, in this process, from the initial weights."""
     out, name = _folder(folder), f"{folder.root.name} range test"
     with trial_lock(out):
         if is_first_rank():
             remove_states(out / "states")
             (out / "events.jsonl").unlink(missing_ok=True)
-        train_at(config, data, _settings(config, data), out, name=name, show_progress=show_progress)
+        train_at(config, data, _settings(config, data), out, name=name)
 
 
 def trial_lock(out: Path) -> AbstractContextManager[None]:

@@ -68,7 +68,7 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
     return sweep
 
 
-def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float, *, show_progress: bool) -> None:
+def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float) -> None:
     """One trial, in this process: weights, order, batch and precision of the main run; nothing of it goes there."""
     out = folder.trial(rate)
     settings = dataclasses.replace(run_settings(config, data, rate, epochs=config.sweep.epochs), snapshots=False)
@@ -76,10 +76,10 @@ def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: flo
     with range_test.trial_lock(out):
         if finished_trial(config.sweep, rate, out, key=settings.key):
             # Another W&B sweep over this folder asks for the same trial: it is told what came out.
-            sinks = event_sinks(config, settings, out, name=name, show_progress=show_progress)
+            sinks = event_sinks(config, settings, out, name=name)
             EventLog(out / "events.jsonl", length_bytes=0, keeps_rest=True, sinks=sinks).close()
             return
-        train_at(config, data, settings, out, name=name, show_progress=show_progress)
+        train_at(config, data, settings, out, name=name)
         if is_first_rank():
             # Two states of every trial would take more disk than the main run is planned with; nobody resumes them.
             remove_states(out / "states")

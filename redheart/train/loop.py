@@ -21,7 +21,6 @@ from redheart.train.interrupt import StopRequest
 from redheart.train.learner import Learner, Validation
 from redheart.train.log.events import EventLog, EventSink, closed_if_refused
 from redheart.train.log.pace import Pace
-from redheart.train.log.progress import ProgressDisplay
 from redheart.train.log.samples import sampling
 from redheart.train.passes import Passes
 from redheart.train.ranks.peers import together
@@ -38,7 +37,6 @@ def train(
     *,
     folder: Path,
     sinks: Sequence[EventSink] = (),
-    show_progress: bool = False,
 ) -> None:
     """Train to the end, or from the newest state in `folder` to the end.
 
@@ -55,11 +53,7 @@ def train(
     too_small = DoesNotFit("out of device memory", where="the start", hint="take a smaller model or another strategy")
     with closed_if_refused(sinks), no_second_try(too_small):
         engine = start_engine(learner.model, settings.train)
-    with (
-        closing(engine),
-        StopRequest() as stop,
-        ProgressDisplay(shown=show_progress and engine.rank == 0) as display,
-    ):
+    with closing(engine), StopRequest() as stop:
         writer = BackgroundWriter()
         with closed_if_refused(sinks):
             run = _Run(learner, settings, engine, folder, writer, sinks)
@@ -80,14 +74,11 @@ def train(
             together(),
         ):
             run.log_start()
-            run.announce(display)
+            run.announce()
             while not run.is_done():
-                steps = run.epoch_steps()
-                display.start_epoch(run.at.epoch + 1, settings.epochs, len(steps), done=run.at.step_in_epoch)
-                for step_rows in steps[run.at.step_in_epoch :]:
-                    loss = run.optimizer_step(step_rows)
-                    run.announce(display)
-                    display.step(loss, left_s=run.left_s())
+                for step_rows in run.epoch_steps()[run.at.step_in_epoch :]:
+                    run.optimizer_step(step_rows)
+                    run.announce()
                     must_stop, is_state_due = run.on_any_rank(stop.pending, run.saver.is_due(run.at.step))
                     if must_stop:
                         run.save_state()
@@ -102,11 +93,11 @@ def train(
                     if run.is_at_step_limit():
                         break
                 else:
-                    display.end_epoch(run.end_epoch())
+                    run.end_epoch()
             engine.finish()
             writer.wait()
             run.compress_rest()
-            run.log_end(display)
+            run.log_end()
         _refuse_to_go_on(stop)
 
 
@@ -169,18 +160,15 @@ class _Run:
         if self.settings.chosen:
             self.log.write("chosen", step=self.at.step, **asdict(self.settings.chosen))
 
-    def log_end(self, display: ProgressDisplay) -> None:
+    def log_end(self) -> None:
         """Note how long it took, and how far the estimate was off."""
-        outcome = self.pace.outcome()
-        self.log.write("end", step=self.at.step, **asdict(outcome))
-        display.note("time", str(outcome))
+        self.log.write("end", step=self.at.step, **asdict(self.pace.outcome()))
 
-    def announce(self, display: ProgressDisplay) -> None:
-        """Say how long the run will take, as soon as it is known."""
+    def announce(self) -> None:
+        """Note how long the run will take, as soon as it is known."""
         estimate = self.pace.news(**self._remaining())
         if estimate:
             self.log.write("estimate", step=self.at.step, **asdict(estimate))
-            display.note("time", str(estimate))
         check = self.pace.check()
         if check:
             self.log.write("estimate_check", step=self.at.step, **asdict(check))
@@ -215,8 +203,8 @@ class _Run:
         self._steps = effective_batches(order, effective_batch=self.settings.train.effective_batch)
         return self._steps
 
-    def optimizer_step(self, step_rows: np.ndarray) -> float:
-        """One step on an effective batch; its loss."""
+    def optimizer_step(self, step_rows: np.ndarray) -> None:
+        """One step on an effective batch."""
         start_s, engine, number = time.perf_counter(), self.engine, self.at.step + 1
         following = self._steps[self.at.step_in_epoch + 1 :]
         losses = self.passes.step(number, step_rows, following=following[0] if following else step_rows[:0])
@@ -247,7 +235,6 @@ class _Run:
         if not self._host_memory_logged:
             self._host_memory_logged = True
             self.log.write("host_memory", step=self.at.step, optimizer_bytes=engine.host_bytes())
-        return totals.loss
 
     def _log_halved(self, micro_batch: int) -> None:
         self.log.write("out_of_memory", step=self.at.step, micro_batch=micro_batch)
@@ -262,7 +249,7 @@ class _Run:
     def _learning_rate(self, step: int) -> float:
         return rate_of(step, self.settings, steps_per_epoch=self._steps_per_epoch)
 
-    def end_epoch(self) -> Validation | None:
+    def end_epoch(self) -> None:
         """Validate, write the snapshot, the epoch's event and, at the run's end, a state; count the epoch."""
         if not self.at.sums:
             raise self._diverged("no step of the epoch had a finite loss and gradient")
@@ -288,7 +275,6 @@ class _Run:
             torch.cuda.reset_peak_memory_stats()
         self.pace.epoch_end_done()
         self._epoch_start_s, self._epoch_records = time.perf_counter(), 0
-        return found[0] if found else None
 
     def _validated(self, epoch: TrainedEpoch) -> tuple[Validation, float] | None:
         """The first rank's validation. Where it fails a state is written first: another try begins with it."""

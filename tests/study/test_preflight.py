@@ -236,7 +236,7 @@ def test_a_run_keeps_within_the_disk_that_it_was_planned_with(
     folder = run_folder.start(settings)
     data = phases.open_data(settings, folder)
     del most_bytes[:]
-    phases.run_training(settings, folder, data, show_progress=False)
+    phases.run_training(settings, folder, data)
     features = settings.prepare.num_generated * record_bytes(settings.features)
     stated = disk_of(settings, compressed=compressed) - features
     # What the plan counts besides is the write of a snapshot again, after a kill.

@@ -135,11 +135,11 @@ def test_what_another_process_trained_is_not_this_ones_time(tmp_path: Path, empt
     )
     folder = run_folder.start(config)
     data = phases.open_data(config, folder)
-    phases.run_training(config, folder, data, show_progress=False)
+    phases.run_training(config, folder, data)
     assert empty_store.is_file()
     empty_store.unlink()
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
-    phases.run_training(other, folder, data, show_progress=False)
+    phases.run_training(other, folder, data)
     assert not empty_store.exists()
 
 
@@ -147,10 +147,10 @@ def test_what_another_process_trained_is_not_this_ones_time(tmp_path: Path, empt
 def test_a_step_of_a_halved_micro_batch_is_not_remembered_as_the_whole_one_s(
     has_halved: bool, empty_store: Path
 ) -> None:
-    sink = timings.Remembering(CONFIG, ranks=1)
+    sink = timings.Remembering(CONFIG, ranks=1, num_validation=1)
     if has_halved:
         sink.write({"event": "out_of_memory", "step": 0, "micro_batch": 4})
     for step in STEPS:
         sink.write({"event": "step", **step})
-    sink.write({"event": "estimate_check"})
+    sink.write({"event": "end", "epoch_end_s": None})
     assert empty_store.exists() is not has_halved

@@ -112,7 +112,7 @@ def study(folder: Path) -> Iterator[tuple[str, int]]:
         train = dataclasses.replace(config.train, compute_type=compute_type)
         again = dataclasses.replace(config, train=train)
         run_folder.start(again)
-        phases.run_training(again, run, data, show_progress=False, max_steps=steps)
+        phases.run_training(again, run, data, max_steps=steps)
         yield compute_type, steps or 0
 
 

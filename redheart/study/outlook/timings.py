@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import msgspec
 
@@ -106,23 +107,29 @@ def remember(found: StepTime) -> None:
 
 
 class Remembering:
-    """A sink that keeps a run's step time after its first `CHECK_STEPS` steps: it may be killed before its end."""
+    """A sink that keeps a run's step time after `CHECK_STEPS` steps, since it may be killed, and at its end."""
 
     wants_past = False
 
-    def __init__(self, config: StudyConfig, *, ranks: int):
-        self._config, self._ranks = config, ranks
+    def __init__(self, config: StudyConfig, *, ranks: int, num_validation: int):
+        self._config, self._ranks, self._num_validation = config, ranks, num_validation
         self._steps: list[Mapping[str, object]] = []
         self._has_halved = False
 
-    def write(self, event: Mapping[str, object]) -> None:
+    def write(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "out_of_memory":
             # From here on it is no longer this configuration's micro-batch.
             self._has_halved = True
-        elif event["event"] == "step" and len(self._steps) <= CHECK_STEPS:
+        elif event["event"] == "step":
             self._steps.append(event)
-        elif event["event"] == "estimate_check" and not self._has_halved:
-            found = measured_step(self._config, self._steps, ranks=self._ranks)
+        if not self._has_halved and (event["event"] == "end" or len(self._steps) == 1 + CHECK_STEPS):
+            found = measured_step(
+                self._config,
+                self._steps,
+                ranks=self._ranks,
+                epoch_end_s=event.get("epoch_end_s"),
+                num_validation=self._num_validation,
+            )
             if found:
                 remember(found)
 
