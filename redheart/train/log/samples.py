@@ -5,13 +5,13 @@ states. Nothing that goes wrong here reaches the run.
 """
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
+from redheart.core.progress import Ticker
 from redheart.memory.host import available_host_bytes
 from redheart.train.log.events import Event, time_utc
 
@@ -25,7 +25,6 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
         yield
         return
     probes = [host_probe(), *device_probes()]
-    stop = threading.Event()
 
     def take() -> None:
         with suppress(OSError), path.open("a", encoding="utf-8") as file:
@@ -34,18 +33,11 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
                 sample |= probe()
             file.write(json.dumps(sample) + "\n")
 
-    def loop() -> None:
-        take()
-        while not stop.wait(every_s):
-            take()
-
-    thread = threading.Thread(target=loop, name="samples", daemon=True)
-    thread.start()
+    take()
     try:
-        yield
+        with Ticker(take, quiet_s=every_s):
+            yield
     finally:
-        stop.set()
-        thread.join()
         take()
 
 
