@@ -1,6 +1,7 @@
 """Sizes of the network: the table of the full model, and one dial that derives every other preset from it."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 HEAD_WIDTH = 64
 """Channels of an attention head where the width allows it."""
@@ -32,12 +33,12 @@ class ModelDims:
     width: int
     layers: int
     hidden: int
-    neural: tuple[ReaderDims, ReaderDims, ReaderDims, ReaderDims]
-    advanced: tuple[ReaderDims, ReaderDims, ReaderDims, ReaderDims]
+    neural: tuple[ReaderDims, ...]
+    advanced: tuple[ReaderDims, ...]
     trunk_layers: int
     trunk_hidden: int
     trunk_registers: int
-    heads: tuple[HeadDims, HeadDims, HeadDims, HeadDims]
+    heads: tuple[HeadDims, ...]
     dsp_bands: int
     dsp_taps: int
     dsp_width: int
@@ -91,6 +92,12 @@ FULL = ModelDims(
 )
 
 
+_WIDTHS = (
+    *("width", "hidden", "trunk_hidden", "dsp_bands", "dsp_width", "dsp_hidden", "calibrator_hidden"),
+    *("empathy_width", "community_width", "community_hidden"),
+)
+
+
 def scaled(divisor: int) -> ModelDims:
     """The full model with every width divided by `divisor` and every depth by its cube root.
 
@@ -106,29 +113,16 @@ def scaled(divisor: int) -> ModelDims:
     def reader(dims: ReaderDims) -> ReaderDims:
         return ReaderDims(width(dims.width), depth(dims.layers), width(dims.hidden), max(2, depth(dims.queries)))
 
-    def four(items: tuple[ReaderDims, ...]) -> tuple[ReaderDims, ReaderDims, ReaderDims, ReaderDims]:
-        first, second, third, fourth = (reader(item) for item in items)
-        return first, second, third, fourth
-
-    emotion, bentham, regret, surd = (HeadDims(depth(head.experts), width(head.hidden)) for head in FULL.heads)
+    widths: dict[str, Any] = {name: width(getattr(FULL, name)) for name in _WIDTHS}
     return replace(
         FULL,
-        width=width(FULL.width),
+        **widths,
         layers=depth(FULL.layers),
-        hidden=width(FULL.hidden),
-        neural=four(FULL.neural),
-        advanced=four(FULL.advanced),
+        neural=tuple(map(reader, FULL.neural)),
+        advanced=tuple(map(reader, FULL.advanced)),
         trunk_layers=depth(FULL.trunk_layers),
-        trunk_hidden=width(FULL.trunk_hidden),
         trunk_registers=max(1, depth(FULL.trunk_registers)),
-        heads=(emotion, bentham, regret, surd),
-        dsp_bands=width(FULL.dsp_bands),
-        dsp_width=width(FULL.dsp_width),
-        dsp_hidden=width(FULL.dsp_hidden),
-        calibrator_hidden=width(FULL.calibrator_hidden),
-        empathy_width=width(FULL.empathy_width),
-        community_width=width(FULL.community_width),
-        community_hidden=width(FULL.community_hidden),
+        heads=tuple(HeadDims(depth(head.experts), width(head.hidden)) for head in FULL.heads),
     )
 
 
