@@ -51,11 +51,14 @@ class Passes:
         pending, losses = self._micro_batches(rows), StepLosses()
         self._statistics_before = [tensor.clone() for tensor in self._statistics]
         self._learner.model.train()
+        # What is pending counts down, but for a halving, behind which a number comes again.
+        names: tuple[object, ...] = (self._draws, number, self._engine.rank)
         while pending:
             forward = partial(self._learner.loss, self._engine.module, pending[0], step_rows=rows)
-            loss = tried(partial(drawn, forward, self._draws, number, self._engine.rank, len(pending)))
+            loss = tried(partial(drawn, forward, *names, len(pending)))
             if loss is None:
                 self._halve(number)
+                names = (*names, self.micro_batch)
                 # What is accumulated stays: a forward pass that failed has added nothing.
                 pending = split(pending, self.micro_batch)
                 continue

@@ -23,9 +23,7 @@ class Reading(Line):
         self.ahead.append(rows.tolist())
 
 
-def rows_read_ahead(device: str, following: np.ndarray) -> list[list[int]]:
-    """In a step of four rows, two at a time."""
-    learner = Reading()
+def passes_of(learner: Line, *, device: str = "cpu", micro_batch: int = 2) -> Passes:
     engine = SimpleNamespace(
         module=learner.model,
         device=torch.device(device),
@@ -33,8 +31,13 @@ def rows_read_ahead(device: str, following: np.ndarray) -> list[list[int]]:
         world_size=1,
         backward=lambda loss, last: loss.backward(),
     )
-    passes = Passes(learner, cast(Any, engine), micro_batch=2, on_halved=lambda size: None, draws="")
-    passes.step(1, np.arange(4), following=following)
+    return Passes(learner, cast(Any, engine), micro_batch=micro_batch, on_halved=lambda size: None, draws="")
+
+
+def rows_read_ahead(device: str, following: np.ndarray) -> list[list[int]]:
+    """In a step of four rows, two at a time."""
+    learner = Reading()
+    passes_of(learner, device=device).step(1, np.arange(4), following=following)
     return learner.ahead
 
 
@@ -54,3 +57,17 @@ def test_the_next_micro_batch_is_read_while_a_card_computes(threads: int) -> Non
 
 def test_on_the_cpu_it_is_read_only_where_one_thread_computes(threads: int) -> None:
     assert rows_read_ahead("cpu", np.arange(4, 8)) == ([[2, 3], [4, 5]] if threads == 1 else [])
+
+
+def test_no_two_passes_of_a_step_draw_the_same_also_after_a_halving() -> None:
+    drawn: list[float] = []
+
+    def fault(call: int, loss: torch.Tensor) -> torch.Tensor:
+        if call == 2:
+            raise torch.OutOfMemoryError("planted")
+        drawn.append(float(torch.rand(())))
+        return loss
+
+    passes = passes_of(Line(fault), micro_batch=8)
+    passes.step(1, np.arange(24), following=np.arange(0))
+    assert passes.micro_batch == 4 and len(drawn) == 5 == len(set(drawn))
