@@ -65,6 +65,12 @@ def test_links_of_the_repository_become_links_of_the_site() -> None:
     assert site_pages.for_site("[a](../README.md)", "docs/house.md") == "[a](index.md)"
 
 
+def test_links_lead_to_files_of_the_repository() -> None:
+    for page in [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md"), ROOT / "ds_configs" / "README.md"]:
+        for target in re.findall(r"\]\(([\w./-]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
 @pytest.mark.long
 def test_it_is_built_without_a_warning_and_asks_no_other_host(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="installed by `make docs`")

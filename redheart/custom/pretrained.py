@@ -100,6 +100,19 @@ def inputs(module: Any, records: int, *, seq_len_tokens: int) -> Inputs:
     return {**tokens, "labels": labels}
 
 
+def most_tokens(module: Any) -> int:
+    """So many tokens have a place each, 0 where there is no end to them."""
+    # XLNet says -1 of any number.
+    places = max(0, getattr(module.config, "max_position_embeddings", None) or 0)
+    # RoBERTa and its like count on from the place of the padding.
+    before = [
+        item.padding_idx + 1
+        for name, item in module.named_modules()
+        if name.endswith("position_embeddings") and type(item) is nn.Embedding and item.padding_idx is not None
+    ]
+    return places - max(before, default=0)
+
+
 def record_text(module: Any, *, seq_len_tokens: int) -> str:
     """What a record is."""
     if module.main_input_name == "pixel_values":
@@ -121,7 +134,8 @@ def own_loss(module: nn.Module, batch: Inputs) -> Tensor:
             "the model cannot be planned: it needs more than its configuration to run",
             where=type(module).__name__,
             got=one_line(error),
-            hint="an architecture that decides by the values of its tensors cannot be traced without them",
+            hint="planned is what takes tokens or pixels with labels, decides nothing by the values of its tensors "
+            "and finds all that it asks for in config.json",
         ) from error
     if loss is None:
         raise BadInput("the model has no loss for tokens or pixels with labels", where=type(module).__name__)
@@ -141,7 +155,8 @@ def set_checkpointing(module: nn.Module, is_on: bool) -> None:
 
 
 def _class_of(config: Any) -> Any:
-    """The class that the configuration names, or the first with a loss for its architecture."""
+    """The class that the configuration names, or the first with a loss for its architecture where that is the bare
+    network or none."""
     import inspect
 
     import transformers
@@ -153,11 +168,12 @@ def _class_of(config: Any) -> Any:
         auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     )
-    kinds: list[Any] = [getattr(transformers, name, None) for name in config.architectures or ()]
-    for mapping in mappings:
+    bare = auto.MODEL_MAPPING_NAMES.get(config.model_type, ())
+    names = [name for name in config.architectures or () if name not in bare]
+    kinds: list[Any] = [getattr(transformers, name, None) for name in names]
+    for mapping in () if names else mappings:
         found = mapping.get(type(config), ())
         kinds += found if isinstance(found, tuple) else (found,)
-    # A class without labels is the bare network of one that has them.
     kind = next((item for item in kinds if item and "labels" in inspect.signature(item.forward).parameters), None)
     is_mixed = any(hasattr(config, name) for name in ("vision_config", "audio_config"))
     if kind is None or is_mixed or kind.main_input_name not in ("input_ids", "pixel_values"):
@@ -166,6 +182,7 @@ def _class_of(config: Any) -> Any:
             where="--model",
             got=f"{config.model_type}, architectures {config.architectures}",
             expected="a language model, an encoder, an encoder-decoder or an image classifier",
+            hint="`architectures` of its config.json names the class that is planned" if names else None,
         )
     return kind
 

@@ -72,11 +72,6 @@ def plan_pretrained(
         BadInput: the configuration or an option cannot be planned for.
     """
     config = pretrained.read_config(source)
-    # XLNet says -1 of any number.
-    positions = max(0, getattr(config, "max_position_embeddings", None) or 0)
-    if not 1 <= seq_len_tokens <= (positions or seq_len_tokens):
-        limit = f"1 to {positions}" if positions else "1 or more"
-        raise BadInput("out of range", where="--seq-len", got=seq_len_tokens, expected=limit)
     if not 0 <= train.micro_batch <= 1024 or train.effective_batch < 1:
         raise BadInput(
             "out of range",
@@ -102,6 +97,10 @@ def plan_pretrained(
         )
 
     module = planner_in(torch.bfloat16).workload.module
+    most = pretrained.most_tokens(module)
+    if not 1 <= seq_len_tokens <= (most or seq_len_tokens):
+        limit = f"1 to {most}" if most else "1 or more"
+        raise BadInput("out of range", where="--seq-len", got=seq_len_tokens, expected=limit)
     can_checkpoint = bool(module.supports_gradient_checkpointing)
     if train.checkpointing and not can_checkpoint:
         raise BadInput("transformers cannot checkpoint it", where="--checkpointing", got=type(module).__name__)

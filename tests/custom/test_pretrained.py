@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hub_configs import MODELS
 from launching import ROOT
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from redheart.cli import main
 from redheart.core.config import TrainConfig
@@ -210,6 +212,11 @@ def test_the_sentence_says_records_and_tokens(tmp_path: Path) -> None:
     assert f"{found.model.trained_parameters:,} trained" in line
 
 
+BERT, ROBERTA, LLAMA = (
+    MODELS[name][1] | {"num_hidden_layers": 1} for name in ("bert-base-uncased", "roberta-base", "Llama-3.2-1B")
+)
+
+
 @pytest.mark.parametrize(
     ("changed", "arguments", "words"),
     [
@@ -227,6 +234,11 @@ def test_the_sentence_says_records_and_tokens(tmp_path: Path) -> None:
         ({"model_type": "clip", "architectures": ["CLIPModel"]}, [], "no class with a loss"),
         ({"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}, [], "how large an image"),
         ({"model_type": "longformer", "architectures": ["LongformerForMaskedLM"]}, [], "more than its configuration"),
+        (BERT | {"architectures": ["BertForQuestionAnswering"]}, [], "BertForQuestionAnswering"),
+        (BERT | {"architectures": ["BertForMultipleChoice"]}, [], "tokens or pixels with labels"),
+        (LLAMA | {"architectures": ["LlamaForSequenceClassification"]}, [], "asks for in config.json"),
+        (BERT | {"max_position_embeddings": 66}, ["--seq-len", "67"], "1 to 66"),
+        (ROBERTA, ["--seq-len", "513"], "1 to 512"),
         ({"model_type": "albert", "architectures": ["AlbertForMaskedLM"]}, ["--checkpointing"], "cannot checkpoint"),
     ],
 )
@@ -241,6 +253,24 @@ def test_what_cannot_be_planned_is_refused(
         main([*asked("gpt2", tmp_path, *arguments, **({"n_layer": 1} | changed))])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "mpnet", "bert"])
+def test_a_real_pass_takes_as_many_tokens_as_are_planned_for(model_type: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 20}
+    config = AutoConfig.for_model(model_type, vocab_size=64, intermediate_size=16, **sizes)
+    module = pretrained.build(config, dtype=torch.float32)
+    most = pretrained.most_tokens(module)
+    real = type(module)(config)
+    for length in (most, most + 1):
+        ids = torch.randint(3, 60, (2, length))
+        with nullcontext() if length == most else pytest.raises((IndexError, RuntimeError)):
+            real(input_ids=ids, labels=ids)
+
+
+def test_the_bare_network_of_a_class_with_a_loss_is_planned_as_that() -> None:
+    config = AutoConfig.for_model("bert", architectures=["BertModel"], hidden_size=16, num_attention_heads=2)
+    assert type(pretrained.build(config, dtype=torch.bfloat16)).__name__ == "BertForMaskedLM"
 
 
 def test_a_hub_id_without_a_network_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
