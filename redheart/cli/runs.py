@@ -55,11 +55,10 @@ class CalibrateOptions(RunOptions):
 
 
 def status(arguments: Sequence[str]) -> None:
-    from redheart.study import run_folder
-    from redheart.study.outlook.status import read_status, status_lines
+    from redheart.study.outlook.status import status_lines, status_of
 
     options = parse(RunOptions, arguments, "status")
-    found = read_status(*run_folder.load(options.run))
+    found = status_of(options.run)
     answer(found, "\n".join(status_lines(found)), as_json=options.json)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from launching import redheart
 
 from redheart.core.config import StudyConfig, SweepConfig
-from redheart.study.outlook.status import RunStatus, read_status, status_lines
+from redheart.core.errors import BadInput
+from redheart.study.outlook.status import RunStatus, read_status, status_lines, status_of
 from redheart.study.run_folder import RunFolder, start
 
 NOW = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -89,6 +90,14 @@ def test_a_run_that_said_why_it_ended(last: dict, state: str, why: str, tmp_path
     folder = write(tmp_path, [*lines_of_a_run(epochs=3, of=5), {**last, "time_utc": NOW.isoformat()}])
     status = read_status(folder, CONFIG, now=NOW + timedelta(days=1))
     assert status.state == state and why in status.why and status.time_left_s is None
+
+
+def test_a_run_of_ones_own_model_is_told_by_the_log_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines_of_a_run(epochs=5, of=5)))
+    status = status_of(tmp_path)
+    assert (status.state, status.trials) == ("finished", []) and "epoch 5/5, step 20/20" in shown(status)
+    with pytest.raises(BadInput, match="no run in this folder"):
+        status_of(tmp_path / "other")
 
 
 def test_a_killed_run_is_silent_and_a_slow_one_is_not(tmp_path: Path) -> None:

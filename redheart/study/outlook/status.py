@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from redheart.core.config import StudyConfig
+from redheart.core.config import StudyConfig, SweepConfig
 from redheart.core.files import read_sealed
 from redheart.core.progress import duration_text
 from redheart.core.units import GIB, MIB
 from redheart.data.prepare import Manifest
 from redheart.report.best_epochs import best_epochs_text
-from redheart.study.run_folder import RunFolder
+from redheart.study.run_folder import RunFolder, load
 from redheart.train.log.events import Event, watched_events
 
 SILENT_S = 120.0
@@ -163,6 +164,19 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         memory_bytes={name: size for name, size in sizes.items() if size is not None},
         last_events=[_line(event) for event in events if event["event"] not in ("step", "epoch", "chosen")][-5:],
     )
+
+
+def status_of(root: Path) -> RunStatus:
+    """Of a study, or of a run of one's own model: its log lies in the folder itself, and it has no other phases.
+
+    Raises:
+        BadInput: there is no run in this folder.
+    """
+    folder = RunFolder(root)
+    if folder.config.is_file() or not (root / "events.jsonl").is_file():
+        return read_status(*load(root))
+    folder.train = root
+    return read_status(folder, StudyConfig(sweep=SweepConfig(rates=())))
 
 
 def status_lines(status: RunStatus) -> list[str]:
