@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput, names_text, one_line
 from redheart.core.seeds import stream_seed
-from redheart.custom.losses import RecordLosses, check_takes_batch
+from redheart.custom.losses import RecordLosses, check_takes_batch, sums_and_counts
+from redheart.custom.models import refuse_unfit
 from redheart.custom.records import Batch, Collate, Records
 from redheart.custom.splitting import checked_parts, found_parts
 from redheart.train.device.out_of_memory import in_parts
@@ -48,7 +49,7 @@ class TensorLearner:
         collate: from a list of a dataset's rows to a batch, a tuple or dict of tensors, records first.
 
     Raises:
-        BadInput: the data cannot be taken, or the modules do not hold every tensor exactly once.
+        BadInput: the data or the model cannot be taken, or the modules do not hold every tensor exactly once.
     """
 
     def __init__(
@@ -65,13 +66,8 @@ class TensorLearner:
     ) -> None:
         self.train = Records(train, where="train", collate=collate)
         self.validation = Records(validation, where="validation", collate=collate)
+        refuse_unfit(model)
         self._modules = found_parts(model) if modules is None else checked_parts(model, modules)
-        embeddings = [item for item in model.named_modules() if isinstance(item[1], nn.Embedding | nn.EmbeddingBag)]
-        sparse = [name for name, item in embeddings if item.sparse]
-        if sparse:
-            raise BadInput(
-                "sparse gradients are not supported", where="model", got=", ".join(sparse), expected="sparse=False"
-            )
         self.model: nn.Module = model
         self.record_losses = record_losses
         self.seed, self.micro_batch = seed, micro_batch
@@ -99,6 +95,11 @@ class TensorLearner:
         # A rank without a row left still takes part in the backward pass, with a loss of nothing.
         share = float(len(rows) > 0)
         sums_B, counts_B = self._losses(module, self.train, rows if len(rows) else step_rows[:1])
+        if torch.is_grad_enabled() and not sums_B.requires_grad:
+            raise BadInput(
+                "record_losses gives losses without a gradient",
+                hint="compute them from what the model gives, without detach(), item() or no_grad()",
+            )
         sums_B = sums_B * share
         if counts_B is None:
             counted, step_count = torch.tensor(float(len(rows))), float(len(step_rows))
@@ -187,13 +188,4 @@ class TensorLearner:
         except RuntimeError as error:
             self._refuse_mixture(error)
             raise
-        sums_B, counts_B = losses if isinstance(losses, tuple) else (losses, None)
-        for found in (sums_B, counts_B):
-            if found is not None and found.shape != (len(rows),):
-                raise BadInput(
-                    "record_losses must give a number for every record",
-                    got=f"a tensor of shape {list(found.shape)}",
-                    expected=[len(rows)],
-                    hint='take reduction="none", and the mean over all dimensions but the first',
-                )
-        return sums_B.float(), counts_B
+        return sums_and_counts(losses, len(rows))

@@ -1,13 +1,14 @@
 """Losses of records: of a causal language model of transformers, and whether one of one's own takes the batches."""
 
 from collections.abc import Callable, Mapping
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput
+from redheart.custom.models import buffers_kept
 from redheart.custom.records import IDS, LABELS, MASK, NO_LABEL, Batch
 from redheart.train.draws import generators_kept
 
@@ -15,23 +16,27 @@ RecordLosses = Callable[[nn.Module, Batch], Tensor | tuple[Tensor, Tensor]]
 
 
 class _Reached(Exception):
-    """The model was about to be called."""
+    """The model, or a part of it, was about to be called."""
 
 
 def check_takes_batch(record_losses: RecordLosses, model: nn.Module, batch: Batch) -> None:
-    """Call a loss as far as the model, which computes nothing.
+    """Call a loss as far as the model or a part of it, which computes nothing.
 
     Raises:
         BadInput: it cannot take the batch apart.
     """
 
-    def stop(*_: object) -> NoReturn:
-        raise _Reached
+    parts = set(model.modules())
 
-    hook = model.register_forward_pre_hook(stop)
+    def stop(module: nn.Module, _: object) -> None:
+        if module in parts:
+            raise _Reached
+
+    # For all modules: those of TorchScript take none of their own.
+    hook = register_module_forward_pre_hook(stop)
     try:
         # What is drawn on the way must not move the caller's own draws.
-        with generators_kept():
+        with generators_kept(), buffers_kept(model):
             record_losses(model, batch)
     except _Reached:
         pass
@@ -50,6 +55,25 @@ def check_takes_batch(record_losses: RecordLosses, model: nn.Module, batch: Batc
         ) from error
     finally:
         hook.remove()
+
+
+def sums_and_counts(losses: object, num_records: int) -> tuple[Tensor, Tensor | None]:
+    """What a loss has given, in float32: of every record the sum, and how many it is of if it says so.
+
+    Raises:
+        BadInput: it is not one number, or a pair of them, for every record.
+    """
+    found = losses if isinstance(losses, tuple) else (losses,)
+    tensors = [item for item in found if isinstance(item, Tensor) and item.shape == (num_records,)]
+    if len(tensors) != len(found) or len(found) not in (1, 2):
+        kinds = [f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in found]
+        raise BadInput(
+            "record_losses must give a number for every record",
+            got=", ".join(kinds) or "an empty tuple",
+            expected=f"a tensor of shape [{num_records}], or a tuple of two",
+            hint='take reduction="none", and the mean over all dimensions but the first',
+        )
+    return tensors[0].float(), tensors[1] if len(tensors) == 2 else None
 
 
 def token_losses(module: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, one_line
 from redheart.custom.learner import TensorLearner
+from redheart.custom.losses import sums_and_counts
 from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
@@ -34,7 +35,7 @@ def plan(
         micro_batch: 0 takes the configuration's, and if that is 0 the largest that fits, or 1 where none does.
 
     Raises:
-        BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors.
+        BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors or is not one of records.
     """
     sizes = sizes_of(config, config.strategy)
     with _needing_contents("the model cannot be copied without its contents", where=type(learner.model).__name__):
@@ -47,8 +48,8 @@ def plan(
         )
 
     def loss(network: nn.Module, given: Batch) -> Tensor:
-        found = learner.record_losses(network, given)
-        return (found[0] if isinstance(found, tuple) else found).float().mean()
+        num_records = next(item.shape[0] for item in tree_leaves(given) if isinstance(item, Tensor))
+        return sums_and_counts(learner.record_losses(network, given), num_records)[0].mean()
 
     def checkpoint(network: nn.Module, wanted: bool) -> None:
         if wanted:

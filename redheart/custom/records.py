@@ -112,9 +112,10 @@ class Records:
         return np.unique([int(np.argmax(of_leaf)) for of_leaf in zip_longest(*sizes, fillvalue=0)])
 
     def digest(self) -> list[str]:
-        """What identifies the records: the bytes of columns; of a dataset its fingerprint, or its class and length."""
+        """What identifies the records: names and contents of columns; of a dataset its fingerprint, or its class and
+        length."""
         if self._columns is not None:
-            return [_digest(column) for column in self._columns.values()]
+            return [_digest(name, column) for name, column in self._columns.items()]
         return [str(getattr(self._rows, "_fingerprint", type(self._rows).__name__)), str(len(self))]
 
     def _set_columns(self, given: dict[Any, Any]) -> None:
@@ -215,13 +216,14 @@ def _side_by_side(columns: Mapping[Any, Column]) -> dict[Any, Tensor]:
     return made | {name: mask for name, mask in masks.items() if name not in columns}
 
 
-def _digest(column: Column) -> str:
-    if isinstance(column, Tensor):
-        return tensor_digest(column)
-    return hashlib.sha256(" ".join(tensor_digest(item) for item in column).encode()).hexdigest()
+def _digest(name: object, column: Column) -> str:
+    items = [column] if isinstance(column, Tensor) else column
+    return hashlib.sha256(" ".join([str(name), *map(tensor_digest, items)]).encode()).hexdigest()
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes."""
+    """SHA-256 of a tensor's type, shape and bytes."""
     values = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(values.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(f"{values.dtype} {list(values.shape)}".encode())
+    found.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

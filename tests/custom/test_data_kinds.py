@@ -1,5 +1,6 @@
 """Every kind of data that people have becomes a batch, or is refused at once with what to do."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
-from redheart.custom import TensorLearner
+from redheart.custom import TensorLearner, plan
 from redheart.custom.records import Records
 
 UNEVEN = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
@@ -137,10 +139,11 @@ def test_an_error_without_a_text_is_told_too() -> None:
 
 
 def test_other_data_have_another_digest() -> None:
-    digests = [
-        Records(given, where="train").digest() for given in (EVEN, EVEN + 1, [UNEVEN], [[*UNEVEN[1:], UNEVEN[0]]])
-    ]
-    assert len({tuple(item) for item in digests}) == 4
+    columns = {"x": EVEN, "y": EVEN + 1}
+    others: list[Any] = [EVEN, EVEN + 1, EVEN.view(torch.float64), EVEN[..., None]]
+    others += [[UNEVEN], [[*UNEVEN[1:], UNEVEN[0]]], columns, {"y": columns["x"], "x": columns["y"]}]
+    digests = [Records(given, where="train").digest() for given in others]
+    assert len({tuple(item) for item in digests}) == len(others)
 
 
 def squares(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -157,6 +160,73 @@ def test_a_loss_that_is_not_one_number_a_record_is_refused() -> None:
     with pytest.raises(BadInput, match=r"shape \[2, 1\]") as refusal:
         made(nn.Linear(2, 1)).loss(nn.Linear(2, 1), np.arange(2), step_rows=np.arange(2))
     assert 'reduction="none"' in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (None, "NoneType"),
+        (0.5, "float"),
+        ([torch.ones(2)] * 2, "list"),
+        ((torch.ones(2), 1), r"a tensor of shape \[2\], int"),
+        ((), ""),
+    ],
+)
+def test_a_loss_that_gives_no_tensors_is_refused(given: Any, says: str) -> None:
+    learner = made(nn.Linear(2, 1))
+    learner.record_losses = lambda module, batch: given
+    with pytest.raises(BadInput, match=rf"a number for every record\n +got: +{says}"):
+        learner.validation_losses(learner.model, np.arange(2))
+    with pytest.raises(BadInput, match="a number for every record"):
+        plan(learner, TrainConfig(effective_batch=2), vram_bytes=1 << 30)
+
+
+def test_a_loss_without_a_gradient_is_refused_where_there_should_be_one() -> None:
+    learner, rows = made(nn.Linear(2, 1)), np.arange(2)
+    learner.record_losses = lambda module, batch: module(*batch).squeeze(1).detach()
+    with pytest.raises(BadInput, match="without a gradient"):
+        learner.loss(learner.model, rows, step_rows=rows)
+    learner.validation_losses(learner.model, rows)
+
+
+class Scored(nn.Module):
+    """Counts its passes and holds running statistics, and is called by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.map = nn.BatchNorm1d(2), nn.Linear(2, 1)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.passes = self.passes + 1
+        return self.map(self.norm(inputs)).squeeze(1)
+
+
+@pytest.mark.parametrize("call", [Scored.forward, nn.Module.__call__])
+def test_a_model_is_tried_without_a_trace_whatever_way_its_loss_calls_it(call: Any) -> None:
+    model = Scored()
+    before = copy.deepcopy(model.state_dict())
+    TensorLearner(model, lambda module, batch: call(module, *batch), train=EVEN.float(), validation=EVEN.float())
+    assert all(torch.equal(item, before[name]) for name, item in model.state_dict().items())
+
+
+class OwnState(nn.Linear):
+    def get_extra_state(self) -> Tensor:
+        return torch.zeros(())
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.Flatten(), "no parameters"),
+        (nn.Sequential(nn.LazyLinear(1)), "0.weight, 0.bias"),
+        (nn.Sequential(nn.Linear(2, 1), nn.LazyBatchNorm1d()), "1.weight, 1.bias, 1.running_mean"),
+        (nn.Sequential(OwnState(2, 1)), "get_extra_state"),
+    ],
+)
+def test_a_model_that_would_not_be_trained_or_found_again_is_refused_by_name(model: nn.Module, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        made(model)
 
 
 def test_a_loss_that_cannot_take_a_batch_apart_is_told_at_once_what_it_is_given() -> None:
