@@ -92,7 +92,7 @@ def _is_frozen_same(tensor: Tensor, kept: Tensor) -> bool:
     return is_frozen and torch.equal(tensor.to(kept.dtype), kept.to(tensor.device))
 
 
-def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | None = None) -> Chosen:
+def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig | None = None) -> Chosen:
     """Choose windows of snapshots for every module and assemble the model that is the better founded one.
 
     Each further choice that the same records judge has a wider interval; see `level_of`.
@@ -107,6 +107,7 @@ def choose(learner: TensorLearner, folder: Path, *, settings: SelectConfig | Non
         CorruptFile: a snapshot does not match its digests.
         DiskError: the model cannot be written.
     """
+    folder = Path(folder)
     settings = settings or SelectConfig(strategy="window", level="module", map_epochs=0)
     snapshots = list_snapshots(folder / "snapshots")
     if not snapshots:

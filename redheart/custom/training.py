@@ -4,9 +4,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from operator import index
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from redheart.core.folders import refuse_taken
 from redheart.core.lock import folder_lock
 from redheart.core.ranks import launched
 from redheart.custom.learner import RunShape, TensorLearner
+from redheart.custom.models import buffers_kept
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.evaluate.holdout_log import OPENINGS
@@ -35,6 +37,8 @@ from redheart.train.settings import Decay, RunSettings
 OF_THE_EMOTION_MODEL = ("dropout", "feature_dropout", "value_weight")
 """Settings that are that model's own."""
 VALIDATION = "validation.json"
+LEAST_VALIDATION = 4
+"""Records: a comparison needs two in each half."""
 
 
 class ValidationRecords(msgspec.Struct, frozen=True):
@@ -43,10 +47,12 @@ class ValidationRecords(msgspec.Struct, frozen=True):
     digests: list[str]
 
 
+# Whatever the caller is in, here are gradients.
+@torch.inference_mode(False)
 def fit(
     learner: TensorLearner,
     config: TrainConfig,
-    folder: Path,
+    folder: Path | str,
     *,
     epochs: int | None = None,
     learning_rate: float | None = None,
@@ -60,7 +66,7 @@ def fit(
 
     The folder belongs to this data, these initial weights and these settings: others are refused. The same learner
     goes on in the same folder, and starts in a new one from the weights that its model holds by then. Afterwards the
-    model holds the trained weights in the type of the strategy.
+    model holds the trained weights in the type of the strategy, and is in evaluation mode.
 
     Args:
         learner: the model with its loss and data.
@@ -84,18 +90,9 @@ def fit(
         DiskError: a state or snapshot could not be written.
         OtherRankFailed: started by a launcher, and another rank raised one of these, or was killed.
     """
+    folder = Path(folder)
     rate = config.learning_rate if learning_rate is None else learning_rate
-    lengths = [count for count in (epochs, max_steps) if count is not None]
-    is_rate = rate is not None and 0 < rate < math.inf
-    if not (is_rate and lengths and min(lengths) > 0 and warmup_steps >= 0 and decay in get_args(Decay)):
-        raise BadInput(
-            "how long, how fast and how it ends",
-            got=f"learning_rate {rate}, epochs {epochs}, max_steps {max_steps}, warmup_steps {warmup_steps}, "
-            f"decay {decay}",
-            expected="a learning_rate above 0; epochs or max_steps, 1 or more; warmup_steps, 0 or more; "
-            f"of decay {', '.join(get_args(Decay))}",
-        )
-    assert rate is not None
+    rate, epochs, max_steps, warmup_steps = _checked(rate, epochs, max_steps, warmup_steps, decay)
     if wrong := out_of_range(config):
         raise BadInput("settings out of range", where=f"TrainConfig: {'; '.join(wrong)}")
     config = dataclasses.replace(config, micro_batch=_micro_batch(learner, config))
@@ -104,6 +101,12 @@ def fit(
             raise BadInput(
                 "a setting of the emotion model", where=f"TrainConfig.{name}", hint="set it in your model or loss"
             )
+    if len(learner.validation) < LEAST_VALIDATION:
+        raise BadInput(
+            "too few validation records to choose on one half and judge on the other",
+            got=len(learner.validation),
+            expected=f"{LEAST_VALIDATION} or more",
+        )
     learner.run = RunShape(config.micro_batch, config.effective_batch, max_steps)
     _refuse_batches_of_one(learner, config)
     if config.checkpointing:
@@ -131,6 +134,26 @@ def fit(
             if is_new:
                 write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
             train(learner, settings, folder=folder, sinks=sinks)
+    # Where nothing was left to train, too.
+    learner.model.eval()
+
+
+def _checked(
+    rate: Any, epochs: Any, max_steps: Any, warmup_steps: Any, decay: Decay
+) -> tuple[float, int | None, int | None, int]:
+    """How fast and how long, as Python's own numbers: those of numpy and torch no log can hold."""
+    with suppress(TypeError, ValueError):
+        speed, warmup = float(rate), index(warmup_steps)
+        lengths = [None if count is None else index(count) for count in (epochs, max_steps)]
+        given = [count for count in lengths if count is not None]
+        if 0 < speed < math.inf and given and min(given) > 0 and warmup >= 0 and decay in get_args(Decay):
+            return speed, lengths[0], lengths[1], warmup
+    raise BadInput(
+        "how long, how fast and how it ends",
+        got=f"learning_rate {rate}, epochs {epochs}, max_steps {max_steps}, warmup_steps {warmup_steps}, decay {decay}",
+        expected="a learning_rate above 0; epochs or max_steps, 1 or more; warmup_steps, 0 or more; "
+        f"of decay {', '.join(get_args(Decay))}; all but the rate whole numbers",
+    )
 
 
 def _micro_batch(learner: TensorLearner, config: TrainConfig) -> int:
@@ -152,13 +175,8 @@ def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
     if not has_one or not is_known or not any(isinstance(item, _BatchNorm) for item in learner.model.modules()):
         return
     one = np.arange(1)
-    kept = [
-        (part, name, item, item.clone())
-        for part in learner.model.modules()
-        for name, item in part.named_buffers(recurse=False)
-    ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), buffers_kept(learner.model):
             drawn(lambda: learner.loss(learner.model.train(), one, step_rows=one), "one record")
     except ValueError as error:
         raise BadInput(
@@ -167,10 +185,6 @@ def _refuse_batches_of_one(learner: TensorLearner, config: TrainConfig) -> None:
             + one_line(error),
             hint="choose another effective_batch or micro_batch, or leave a record out",
         ) from error
-    finally:
-        for part, name, item, value in kept:
-            item.data.copy_(value)
-            part._buffers[name] = item
 
 
 def _sinks(config: TrainConfig, settings: RunSettings, folder: Path, *, show_progress: bool) -> list[EventSink]:

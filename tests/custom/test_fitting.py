@@ -285,13 +285,57 @@ def test_settings_out_of_range_are_refused_before_anything_is_trained(name: str,
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"learning_rate": -0.01}, {"learning_rate": math.nan}, {"epochs": -1}, {"max_steps": -1}, {"warmup_steps": -64}],
+    [
+        {"learning_rate": -0.01},
+        {"learning_rate": math.nan},
+        {"learning_rate": "fast"},
+        {"epochs": -1},
+        {"epochs": 1.5},
+        {"max_steps": -1},
+        {"max_steps": np.float64(2)},
+        {"warmup_steps": -64},
+    ],
 )
 def test_how_long_and_how_fast_is_checked_before_anything_is_trained(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="how long, how fast") as refusal:
         fit(learner(), PLAIN, tmp_path / "run", **({"epochs": 1, "learning_rate": 1e-2} | wrong))
     assert f"{next(iter(wrong))} {next(iter(wrong.values()))}" in str(refusal.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_and_torch_and_a_folder_as_text_are_taken(tmp_path: Path) -> None:
+    own, others, folder = learner(), learner(), str(tmp_path / "others")
+    fit(own, PLAIN, tmp_path / "own", epochs=3, max_steps=6, learning_rate=1e-2, warmup_steps=2)
+    numbers: dict[str, Any] = {"epochs": np.int64(3), "max_steps": torch.tensor(6), "warmup_steps": np.uint8(2)}
+    fit(others, PLAIN, folder, learning_rate=np.float64(1e-2), **numbers)
+    assert kinds.same(others.model, own.model)
+    assert events(tmp_path / "others", "start")[0]["key"] == events(tmp_path / "own", "start")[0]["key"]
+    assert choose(others, folder).folder.is_dir()
+
+
+@pytest.mark.parametrize("no_gradients", [torch.no_grad, torch.inference_mode])
+def test_it_trains_whatever_mode_it_is_called_in(no_gradients: Any, tmp_path: Path) -> None:
+    trained = learner()
+    with no_gradients():
+        fit(trained, PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+        assert not torch.is_grad_enabled()
+    assert trained.model.first.weight.requires_grad
+
+
+def test_the_model_is_in_evaluation_mode_afterwards_whether_it_was_trained_or_not(tmp_path: Path) -> None:
+    for _ in range(2):
+        trained = learner()
+        fit(trained, PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+        assert not any(part.training for part in trained.model.modules())
+
+
+def test_there_are_validation_records_enough_to_choose_and_to_judge(tmp_path: Path) -> None:
+    few, enough = (learner(validation=[item[:size] for item in kinds.NUMBERS]) for size in (3, 4))
+    with pytest.raises(BadInput, match="too few validation records"):
+        fit(few, PLAIN, tmp_path / "few", epochs=2, learning_rate=1e-2)
+    assert not (tmp_path / "few").exists()
+    fit(enough, PLAIN, tmp_path / "enough", epochs=2, learning_rate=1e-2)
+    assert choose(enough, tmp_path / "enough").gain_confirm.num_records == 2
 
 
 @pytest.mark.parametrize("strategy", ["plain", "zero2_offload_adam8bit"])
