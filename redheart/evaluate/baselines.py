@@ -99,7 +99,8 @@ def _linear(prepared: Prepared, inputs_ND: Inputs) -> dict[str, Predictions]:
     columns = [column for column in range(prepared.inventory.num_targets) if prepared.mask_NT[train, column].any()]
     rows = np.concatenate([prepared.split[part] for part in CHECKED])
     predicted_NT = np.zeros((len(rows), prepared.inventory.num_targets))
-    for group in columns_of_equal_rows(prepared.mask_NT[train], columns):
+    # Strengths are chosen where the target is, so that the select records count too.
+    for group in columns_of_equal_rows(prepared.mask_NT[np.concatenate([train, select])], columns):
         present = train[prepared.mask_NT[train, group[0]]]
         checked = np.asarray(prepared.mask_NT[select, group[0]])
         path = ridge_path(
