@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_sealed, write_sealed
@@ -83,6 +84,11 @@ def open_test(root: Path, prepared: Prepared, *, models: Mapping[str, str]) -> P
     split = prepared.split.opened()
     record_opening(root, part=TEST, file=root / RECORDS, num_records=len(split[TEST]), models=models)
     return replace(prepared, split=split)
+
+
+def rows_by_part(prepared: Prepared) -> Mapping[str, np.ndarray]:
+    """Rows of all parts, the test split's too: by these its texts are recognised in a file; labels are not read."""
+    return prepared.split.opened()
 
 
 def confirm_place(

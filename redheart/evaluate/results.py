@@ -33,7 +33,7 @@ class Opening(msgspec.Struct, frozen=True):
     """One look at a part of the records."""
 
     part: str
-    """`test`, `val_confirm`, or `file` for a labelled file from outside."""
+    """`test`, `val_confirm`, or `file` for a labelled file from outside; its records of the two are looks at them."""
     file: str
     num_records: int
     time_utc: str

@@ -204,7 +204,7 @@ def _test(evaluation: EvaluationResult | None, facts: RunFacts) -> str:
     own = facts.crossover.digests if facts.crossover else None
     if evaluation is None:
         if own in judged:
-            return "Opened for this choice, whose evaluation was cut off."
+            return "Opened for this choice, by a labelled file with records of it or an evaluation that was cut off."
         return "Opened for an earlier choice; the present one has not been evaluated." if judged else MISSING
     gain = evaluation.gain_test
     when = "before this split was opened"

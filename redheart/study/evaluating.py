@@ -17,10 +17,10 @@ from redheart.data.inventory import Inventory
 from redheart.data.prepare import Manifest, Prepared, load_prepared, target_arrays
 from redheart.data.records import Record, read_rows
 from redheart.data.schemas import parse_rows
-from redheart.data.split import TEST
+from redheart.data.split import PARTS, TEST
 from redheart.evaluate.baselines import fit_baselines
 from redheart.evaluate.evaluation import Estimate, Evaluation, evaluate_predictions
-from redheart.evaluate.holdout_log import open_test, record_opening
+from redheart.evaluate.holdout_log import CONFIRM, open_test, record_opening, rows_by_part
 from redheart.evaluate.prediction import predictor_losses
 from redheart.evaluate.results import EvaluationResult
 from redheart.model.dims import TASKS
@@ -37,7 +37,7 @@ class FileEvaluation(msgspec.Struct, frozen=True):
     num_records: int
     tasks: dict[str, dict[str, Estimate]]
     seen: dict[str, int]
-    """Records of the file that the encoder cannot tell from one that the run was trained or chosen on, by part."""
+    """Records of the file that the encoder cannot tell from one of the run, by part."""
     is_before_calibration: bool
     """Whether the run's predictions are calibrated; these figures are of the model without."""
 
@@ -104,10 +104,14 @@ def evaluate_file(
     is_calibrated = calibration is not None and calibration.calibration is not None
     digests = {FINAL: crossover.digests[crossover.recommended]}
     record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
+    seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
+    # With their labels in hand, both models of this choice could be judged by them.
+    for part in (CONFIRM, TEST):
+        if part in seen:
+            record_opening(folder.root, part=part, file=path, num_records=seen[part], models=crossover.digests)
     rows_N = np.arange(len(records))
     outputs = outputs_of(config, folder, inventory, FINAL, features, rows_N, digest=digests[FINAL])
     found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
-    seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
     return FileEvaluation(found.num_records, found.tasks, seen, is_calibrated)
 
 
@@ -119,33 +123,35 @@ def _evaluation(
 
 
 def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:
-    """How many of these records are the same to an encoder as one of a run's, by part; parts without any left out.
-
-    The test split stays closed: what is in it was neither trained nor chosen on.
-    """
+    """How many of these records are the same to an encoder as one of a run's, by part; parts without any left out."""
     found = Counter(parts_of_texts(prepared, records, text_chars=text_chars))
-    return {part: found[part] for part in prepared.split if found[part]}
+    return {part: found[part] for part in PARTS if found[part]}
 
 
 def parts_of_texts(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> list[str | None]:
-    """The part of a run's split that a text of every record is in; None for a new one, or one of the test split."""
+    """The part of a run's split that a text of every record is in; None for a new one."""
 
     def identity(record: Record) -> str:
         return folded(input_text(record, text_chars=text_chars))
 
-    part_of = {identity(prepared.records[row]): part for part, rows in prepared.split.items() for row in rows}
+    parts = rows_by_part(prepared)
+    part_of = {identity(prepared.records[row]): part for part, rows in parts.items() for row in rows}
     return [part_of.get(identity(record)) for record in records]
 
 
 def seen_text(seen: Mapping[str, int], *, num_records: int) -> str | None:
     """The warning that figures on records of the run itself need; None where there are none."""
-    if not seen:
-        return None
-    parts = ", ".join(f"{count:,} in {part}" for part, count in seen.items())
-    return (
-        f"{sum(seen.values()):,} of {num_records:,} records of the file were trained or chosen on ({parts}): on these "
-        "the figures say nothing about others"
-    )
+    own = {part: count for part, count in seen.items() if part != TEST}
+    found = []
+    if own:
+        parts = ", ".join(f"{count:,} in {part}" for part, count in own.items())
+        found.append(
+            f"{sum(own.values()):,} of {num_records:,} records of the file were trained or chosen on ({parts}): on "
+            "these the figures say nothing about others"
+        )
+    if TEST in seen:
+        found.append(f"{seen[TEST]:,} records of the file are of the run's test split, which this opened")
+    return "; ".join(found) or None
 
 
 def _renamed(record: Record, found: Inventory, expected: Inventory, path: Path) -> Record:
