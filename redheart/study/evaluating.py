@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -58,15 +59,16 @@ def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> E
             return result
     prepared = open_test(folder.root, data.prepared, models=crossover.digests)
     rows = prepared.split[TEST]
+    told = replace(prepared, mask_NT=prepared.mask_NT & _trained_T(prepared))
     models, losses = {}, {}
     for name in MODELS:
         digest = crossover.digests[name]
         outputs = outputs_of(config, folder, prepared.inventory, name, data.features, rows, digest=digest)
         models[name] = _evaluation(
-            outputs, prepared.values_NT[rows], prepared.mask_NT[rows], prepared.inventory, seed=config.seed
+            outputs, prepared.values_NT[rows], told.mask_NT[rows], prepared.inventory, seed=config.seed
         )
         losses[name] = predictor_losses(outputs, prepared, rows)
-    baselines = fit_baselines(prepared, data.features, text_chars=config.features.text_chars)
+    baselines = fit_baselines(told, data.features, text_chars=config.features.text_chars)
     gain = gain_on(TEST, config, prepared, crossover.scales, losses)
     result = EvaluationResult(crossover.recommended, models, baselines, gain, crossover.digests)
     write_sealed(path, result)
@@ -79,7 +81,7 @@ def evaluate_file(
     """Evaluate the run's recommended model on a labelled file that it has never seen; how far it has, is counted.
 
     Raises:
-        BadInput: the file is malformed, or its emotion classes are not the run's.
+        BadInput: the file is malformed, its emotion classes are not the run's, or it has no target that was trained.
     """
     kind, rows = read_rows(path)
     parsed = parse_rows(path, kind, rows)
@@ -87,7 +89,17 @@ def evaluate_file(
         what = f"{len(parsed.problems)} problems in {parsed.num_invalid} records{listed(parsed.problems)}"
         raise BadInput(what, where=path)
     records = [_renamed(record, parsed.inventory, inventory, path) for record in parsed.records]
+    prepared = load_prepared(folder.data)
     values_NT, mask_NT = target_arrays(records, inventory)
+    trained_T = _trained_T(prepared)
+    mask_NT &= trained_T
+    if not mask_NT.any():
+        targets = [f"{task.name}: {name}" for task in inventory.tasks for name in task.targets]
+        raise BadInput(
+            "no record has a target that the run was trained on",
+            where=path,
+            expected="one of " + ", ".join(name for name, is_told in zip(targets, trained_T, strict=True) if is_told),
+        )
     features = make_features(
         records,
         config=config.features,
@@ -104,7 +116,7 @@ def evaluate_file(
     is_calibrated = calibration is not None and calibration.calibration is not None
     digests = {FINAL: crossover.digests[crossover.recommended]}
     record_opening(folder.root, part="file", file=path, num_records=len(records), models=digests)
-    seen = seen_records(load_prepared(folder.data), records, text_chars=config.features.text_chars)
+    seen = seen_records(prepared, records, text_chars=config.features.text_chars)
     # With their labels in hand, both models of this choice could be judged by them.
     for part in (CONFIRM, TEST):
         if part in seen:
@@ -113,6 +125,12 @@ def evaluate_file(
     outputs = outputs_of(config, folder, inventory, FINAL, features, rows_N, digest=digests[FINAL])
     found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
     return FileEvaluation(found.num_records, found.tasks, seen, is_calibrated)
+
+
+def _trained_T(prepared: Prepared) -> np.ndarray:
+    """Whether a training record has the target; the output of another was never trained and says nothing."""
+    trained_T: np.ndarray = prepared.mask_NT[prepared.split["train"]].any(0)
+    return trained_T
 
 
 def _evaluation(

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,9 @@ from redheart.evaluate.holdout_log import _Openings, read_openings
 from redheart.evaluate.results import Crossover, EvaluationResult
 from redheart.predict.predictor import as_record
 from redheart.report.report import make_report
-from redheart.study.evaluating import seen_records, seen_text
+from redheart.study import evaluating, run_folder
+from redheart.study.evaluating import run_evaluation, seen_records, seen_text
+from redheart.study.phases import load_data
 
 
 def test_records_are_recognised_by_what_the_encoder_reads(finished_run: Path) -> None:
@@ -85,3 +88,38 @@ def test_a_look_by_a_file_at_records_that_are_kept_for_a_verdict_is_logged(run_c
     openings = [opening for opening in before if opening.part != "test" or opening.file == "a.json"]
     write_sealed(run_copy / "openings.json", _Openings(openings))
     assert "after this split had been opened for another choice" in make_report(run_copy).read_text()
+
+
+def test_an_output_that_was_never_trained_is_not_evaluated(
+    run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = load_prepared(run_copy / "data")
+    regret = prepared.inventory.columns("regret").start
+    assert prepared.mask_NT.all()
+
+    def evaluate(untrained: int, targets: dict[str, object]) -> dict[str, object]:
+        mask_NT = prepared.mask_NT.copy()
+        mask_NT[prepared.split["train"], untrained] = False
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(evaluating, "load_prepared", lambda _: replace(prepared, mask_NT=mask_NT))
+            rows = [{"text": f"I was glad {index} times", **targets, "regret_factor": index / 9} for index in range(9)]
+            (tmp_path / "a.json").write_text(json.dumps(rows))
+            main(["evaluate", str(run_copy), "--data", str(tmp_path / "a.json"), "--json"])
+        return dict(json.loads(capsys.readouterr().out)["tasks"])
+
+    assert set(evaluate(regret, {"label": 3})) == {"emotion"}
+    assert set(evaluate(regret - 1, {"label": 3})) == {"emotion", "regret"}
+    num_openings = len(read_openings(run_copy))
+    with pytest.raises(SystemExit) as ended:
+        evaluate(regret, {})
+    assert ended.value.code == 2 and "no record has a target" in capsys.readouterr().err
+    assert len(read_openings(run_copy)) == num_openings
+    # Of the test split, the baselines' too.
+    folder, config = run_folder.load(run_copy)
+    data = load_data(config, folder)
+    (folder.evaluation / "evaluation.json").unlink()
+    mask_NT = prepared.mask_NT.copy()
+    mask_NT[prepared.split["train"], regret] = False
+    found = run_evaluation(config, folder, replace(data, prepared=replace(data.prepared, mask_NT=mask_NT)))
+    for evaluation in (*found.models.values(), *found.baselines.values()):
+        assert "regret" not in evaluation.tasks and "bentham" in evaluation.tasks
