@@ -135,14 +135,12 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
             expected=f"records with `text` and at least one of {known}",
             hint="see the README's section on records",
         )
-    marks = Counter(mark for value in objects for mark in _marks(value))
-    usual: Schema = "distribution" if marks["distribution"] >= max(1, marks["documented"]) else "documented"
+    schema_of = schema_finder(objects)
     shapes: dict[str, tuple[Schema, tuple[str, ...]]] = {}
 
     def convert(row: Row) -> tuple[Record | None, list[Problem]]:
         value = row.value if isinstance(row.value, dict) else {}
-        found = set(_marks(value))
-        schema = found.pop() if len(found) == 1 else usual
+        schema = schema_of(value)
         metrics = value.get("surd_metrics")
         own = tuple(metrics) if isinstance(metrics, dict) else ()
         surd = SURD if schema == "documented" else own
@@ -162,6 +160,21 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
         targets = {**record.targets, "surd": tuple(by_name.get(name) for name in surd)}
         records.append(msgspec.structs.replace(record, targets=targets))
     return msgspec.structs.replace(parsed, schema="distribution", inventory=make_inventory(surd=surd), records=records)
+
+
+def schema_finder(values: Sequence[dict[str, object]]) -> Callable[[dict[str, object]], Schema]:
+    """What tells the schema of a record among these of its file; see `parse_rows`."""
+    marks = Counter(mark for value in values for mark in _marks(value))
+    is_labelled = any(_TARGETS & value.keys() for value in values)
+    # Of texts without labels, to be predicted, the whole is meant.
+    is_documented = is_labelled and marks["distribution"] < max(1, marks["documented"])
+    usual: Schema = "documented" if is_documented else "distribution"
+    return lambda value: found.pop() if len(found := set(_marks(value))) == 1 else usual
+
+
+def text_field(value: dict[str, object], schema: Schema) -> str:
+    """Where a record's text stands: `text` may be cut, the labels of one schema were made from the whole post."""
+    return "text_full" if schema == "distribution" and value.get("text_full") is not None else "text"
 
 
 def _marks(value: dict[str, object]) -> Iterator[Schema]:
@@ -218,11 +231,9 @@ def _object(row: Row, schema: Schema, surd: tuple[str, ...]) -> tuple[Record | N
             fields.wrong(name, "a key that stands twice", "every key once")
     is_documented = schema == "documented"
     emotion = _labelled(fields, value) if is_documented else _shares(fields, surd)
-    # `text` may be cut; the labels of this schema were made from the whole post.
-    is_cut = not is_documented and value.get("text_full") is not None
     return Record(
         id=str(fields.id),
-        text=fields.text("text_full" if is_cut else "text", required=True),
+        text=fields.text(text_field(value, schema), required=True),
         title=fields.text("title"),
         action=fields.text("action"),
         targets={

@@ -1,5 +1,6 @@
 """Texts to predict, from a file: one a line (`.txt`), or records (`.json`, `.jsonl`, `.tsv`), plain or gzip."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from redheart.core.errors import BadInput, listed
@@ -15,6 +16,7 @@ from redheart.data.records import (
     shown,
     text_lines,
 )
+from redheart.data.schemas import Schema, schema_finder, text_field
 from redheart.predict.predictor import as_record
 
 
@@ -31,13 +33,14 @@ def read_texts(path: Path) -> list[Record]:
     else:
         kind, rows = read_rows(path)
     problems: list[str] = []
-    records = [_record(kind, row, problems) for row in rows]
+    schema_of = schema_finder([row.value for row in rows if isinstance(row.value, dict)])
+    records = [_record(kind, row, schema_of, problems) for row in rows]
     if problems:
         raise BadInput(f"{len(problems)} problems{listed(problems)}", where=path, hint="correct or remove these")
     return records
 
 
-def _record(kind: str, row: Row, problems: list[str]) -> Record:
+def _record(kind: str, row: Row, schema_of: Callable[[dict[str, object]], Schema], problems: list[str]) -> Record:
     value = row.value
     if isinstance(value, str):
         return _checked(row, {"text": value}, problems)
@@ -45,7 +48,7 @@ def _record(kind: str, row: Row, problems: list[str]) -> Record:
         # GoEmotions: text, class ids, id.
         return _checked(row, {"text": value[0], "id": value[2] if len(value) == 3 else None}, problems)
     if isinstance(value, dict) and not isinstance(value, RepeatedKeys):
-        return _checked(row, value, problems)
+        return _checked(row, value, problems, text_field=text_field(value, schema_of(value)))
     if isinstance(value, Malformed):
         problems.append(f"{row.where}: got {value.got}, expected {value.expected}")
     else:
@@ -54,10 +57,8 @@ def _record(kind: str, row: Row, problems: list[str]) -> Record:
     return as_record("", row.where)
 
 
-def _checked(row: Row, value: dict[str, object], problems: list[str]) -> Record:
+def _checked(row: Row, value: dict[str, object], problems: list[str], *, text_field: str = "text") -> Record:
     found = {}
-    # `text` may be cut where there is a `text_full`; the whole is what was trained on.
-    text_field = "text" if value.get("text_full") is None else "text_full"
     for name, field in (("text", text_field), ("title", "title"), ("action", "action"), ("id", "id")):
         item = value.get(field)
         if item is None and name != "text":

@@ -21,6 +21,8 @@ from redheart.data.encoders import HashEncoder, open_encoder
 from redheart.data.encoding import encode_texts
 from redheart.data.features import make_features, widened
 from redheart.data.prepare import load_prepared
+from redheart.data.records import read_rows
+from redheart.data.schemas import parse_rows
 from redheart.data.scripts import foreign_script
 from redheart.data.summary import load_fit
 from redheart.data.words import Labels
@@ -122,6 +124,33 @@ def test_any_json_array_is_read_or_refused(tmp_path_factory: pytest.TempPathFact
     except BadInput:
         return
     assert len(records) == len(rows) and all(record.text.strip() for record in records)
+
+
+LABELS = st.fixed_dictionaries(
+    {"text": st.just("cut")},
+    optional={
+        "text_full": st.sampled_from([None, "cut and the rest"]),
+        "label": st.sampled_from([3, "OTHER"]),
+        "emotions": st.sampled_from([{"primary": "joy"}, [1, 0, 0, 0, 0, 0, 0]]),
+        "regret_factor": st.just(0.5),
+        "bentham_scores": st.sampled_from([[0.5] * 10, {"intensity": 0.5}]),
+    },
+)
+
+
+@given(st.lists(LABELS, min_size=1, max_size=4))
+def test_what_is_predicted_of_a_record_is_the_text_that_is_trained_on(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "labelled.json"
+    path.write_text(json.dumps(rows))
+    texts = {f"record {index}": record.text for index, record in enumerate(read_texts(path))}
+    if not any(row.keys() - {"text", "text_full"} for row in rows):
+        # Nothing to train on, and nothing that says that the whole is not meant.
+        assert texts == {f"record {index}": row.get("text_full") or "cut" for index, row in enumerate(rows)}
+        return
+    parsed = parse_rows(path, *read_rows(path))
+    assert {record.id: record.text for record in parsed.records}.items() <= texts.items()
 
 
 def test_nothing_is_left_of_an_output_that_failed(finished_run: Path, tmp_path: Path) -> None:
