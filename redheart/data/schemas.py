@@ -281,9 +281,10 @@ def _shares(fields: _Fields, surd: tuple[str, ...]) -> tuple[float | None, ...]:
     for name in surd:
         if not name.strip() or _encodable(name) != name:
             fields.wrong(f"surd_metrics.{name}", name, "a name in Unicode that is not empty")
+    num_before = len(fields.problems)
     emotion = fields.listed_numbers("emotions", len(EMOTIONS))
     present = [value for value in emotion if value is not None]
-    if present and not fields.problems:
+    if present and len(fields.problems) == num_before:
         if len(present) < len(emotion):
             fields.wrong("emotions", emotion, "all seven numbers, or none")
         elif abs(sum(present) - 1) > SUM_TOLERANCE:

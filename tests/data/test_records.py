@@ -223,6 +223,14 @@ def test_no_record_decides_the_schema_of_the_others(tmp_path: Path) -> None:
     assert len(parse(path).records) == 5
 
 
+@pytest.mark.parametrize("fault", [{"id": 5}, {"id": " "}, {"surd_metrics": {" ": 0.5}}, {"title": 3}])
+def test_no_fault_of_a_record_hides_another(fault: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{**real_row(0), "emotions": [0.5] * 7, **fault}]))
+    fields = [problem.field.partition(".")[0] for problem in parse(path).problems]
+    assert sorted(fields) == sorted(["emotions", *fault])
+
+
 def test_a_null_is_an_absent_field(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{**real_row(0), "text_full": None}, {**real_row(1), "emotions": None}]))
