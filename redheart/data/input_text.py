@@ -21,9 +21,10 @@ _normalizer = BertNormalizer(clean_text=True, handle_chinese_chars=False, strip_
 def input_text(record: Record, *, text_chars: int) -> str:
     """What the encoder reads of a record: title, action and the start of the text, a line each.
 
-    Composed (NFC), so that decomposed letters, as macOS writes them, do not make the start a shorter one.
+    Composed (NFC) and without the blanks before its first word: neither they nor decomposed letters, as macOS writes
+    them, make the start a shorter one.
     """
-    text = unicodedata.normalize("NFC", record.text)[:text_chars]
+    text = unicodedata.normalize("NFC", record.text).lstrip()[:text_chars]
     parts = (unicodedata.normalize("NFC", part).strip() for part in (record.title, record.action, text))
     return "\n".join(part for part in parts if part)
 

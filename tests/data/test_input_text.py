@@ -85,6 +85,12 @@ def test_the_start_of_a_text_is_the_same_in_both_normal_forms() -> None:
     assert composed == decomposed == "제목\n" + text[:40].strip()
 
 
+@given(blanks=st.text(" \n\t\xa0\u3000\u2002", max_size=90), text=st.text(ALPHABET, max_size=90))
+def test_blanks_before_a_text_do_not_take_its_place(blanks: str, text: str) -> None:
+    alone, behind = (input_text(Record("a", found, "", "", {}), text_chars=40) for found in (text, blanks + text))
+    assert alone == behind and (not text.strip() or alone)
+
+
 def rows_of(changes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"id": f"r{index:04d}", "label": index % 7, "text": "", **change} for index, change in enumerate(changes)]
 
