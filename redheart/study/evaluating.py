@@ -142,19 +142,14 @@ def _evaluation(
 
 def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:
     """How many of these records are the same to an encoder as one of a run's, by part; parts without any left out."""
-    found = Counter(parts_of_texts(prepared, records, text_chars=text_chars))
-    return {part: found[part] for part in PARTS if found[part]}
-
-
-def parts_of_texts(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> list[str | None]:
-    """The part of a run's split that a text of every record is in; None for a new one."""
 
     def identity(record: Record) -> str:
         return folded(input_text(record, text_chars=text_chars))
 
     parts = rows_by_part(prepared)
     part_of = {identity(prepared.records[row]): part for part, rows in parts.items() for row in rows}
-    return [part_of.get(identity(record)) for record in records]
+    found = Counter(part_of.get(identity(record)) for record in records)
+    return {part: found[part] for part in PARTS if found[part]}
 
 
 def seen_text(seen: Mapping[str, int], *, num_records: int) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,12 +94,19 @@ def test_any_text_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, t
     assert len(table.ids) == len(table.subjects) == len(next(iter(table.values.values())))
 
 
-def test_texts_that_were_trained_on_are_left_out_wherever_they_come_from(finished_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"title": "", "action": ""}, {"title": "Of another file"}])
+def test_texts_that_were_trained_on_are_left_out_wherever_they_come_from(
+    changes: dict[str, str], finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared = load_prepared(finished_run / "data")
-    trained = [prepared.records[row].text for row in prepared.split["train"][:3]]
-    texts = [*trained, *(f"I was glad {index} times" for index in range(5))]
-    (tmp_path / "t.json").write_text(json.dumps([{"id": f"t{i}", "text": text} for i, text in enumerate(texts)]))
-    (tmp_path / "r.csv").write_text("id,subject,arousal\n" + "".join(f"t{i},s,{i}\n" for i in range(len(texts))))
+    for row in prepared.split["train"]:
+        prepared.records[row] = msgspec.structs.replace(prepared.records[row], title="Why?", action="asking")
+    monkeypatch.setattr("redheart.study.ratings.load_prepared", lambda _: prepared)
+    trained = [prepared.records[row] for row in prepared.split["train"][:3]]
+    rows = [{"text": item.text, "title": item.title, "action": item.action, **changes} for item in trained]
+    rows += [{"text": f"I was glad {index} times"} for index in range(5)]
+    (tmp_path / "t.json").write_text(json.dumps([{"id": f"t{index}", **row} for index, row in enumerate(rows)]))
+    (tmp_path / "r.csv").write_text("id,subject,arousal\n" + "".join(f"t{i},s,{i}\n" for i in range(len(rows))))
     found = rate(finished_run, tmp_path / "r.csv", texts=tmp_path / "t.json")
     assert (found.num_texts, found.num_rows_left_out) == (5, 3)
 
