@@ -56,7 +56,7 @@ def ratings(arguments: Sequence[str]) -> None:
             f"{name}: rho {found.rho:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {found.p_value:.3g}, "
             f"{found.design}, {found.num_subjects} subjects{left_out}, {found.num_pairs} pairs"
         )
-        print(f"  this many subjects show |rho| of {found.detectable_rho:.2f} or more with 80 % power")
+        print(f"  so many subjects and texts show |rho| of {found.detectable_rho:.2f} or more with 80 % power")
 
 
 def eeg(arguments: Sequence[str]) -> None:

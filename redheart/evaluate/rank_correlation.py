@@ -6,7 +6,8 @@ rho is 1.06 / (n - 3) (Fieller, Hartley and Pearson 1957).
 
 Subjects who rate the same texts and agree with each other repeat whatever the prediction has in common with them by
 chance. So both are samples: the variance is that of subjects, and what that of texts is more than each text of each
-subject has by itself (two-way clusters, Cameron, Gelbach and Miller 2011; Clark 1973).
+subject has by itself (two-way clusters, Cameron, Gelbach and Miller 2011; Clark 1973). Where subjects have rated too
+few texts each for that, means are correlated: of texts if there are no more of them than of subjects, else of subjects.
 """
 
 import math
@@ -35,7 +36,8 @@ class Correlation(msgspec.Struct, frozen=True):
     p_value: float
     """Two-sided, of no correlation."""
     design: str
-    """`within subjects`, or `across subjects` where each has too few texts for a correlation of its own."""
+    """`within subjects`; where each has too few texts for a correlation of its own `across subjects`, or `across texts`
+    where there are no more of these."""
     num_subjects: int
     num_left_out: int
     """Subjects with too few texts, or who gave all of them the same value."""
@@ -66,13 +68,16 @@ def correlate(
     design, num_left_out = "within subjects", len(names) - len(found)
     correlations = list(found.values())
     if not found:
-        # One mean pair a subject: what one subject says twice is not two observations.
-        means = [(predicted_N[subject_N == name].mean(), rated_N[subject_N == name].mean()) for name in names]
-        pairs_S2 = np.array(means)
-        if len(names) < _LEAST_TEXTS or (np.ptp(pairs_S2, axis=0) == 0).any():
+        # What one subject says twice is not two observations, nor what two say of one text: one mean pair for each of
+        # those of which there are fewer.
+        design, num_left_out, unit_N = "across subjects", 0, subject_N
+        if texts is not None and len(np.unique(texts)) <= len(names):
+            design, unit_N = "across texts", np.asarray(texts)
+        units = np.unique(unit_N)
+        pairs_U2 = np.array([(predicted_N[unit_N == unit].mean(), rated_N[unit_N == unit].mean()) for unit in units])
+        if len(units) < _LEAST_TEXTS or (np.ptp(pairs_U2, axis=0) == 0).any():
             return None
-        design, num_left_out = "across subjects", 0
-        correlations = [(float(spearmanr(*pairs_S2.T).statistic), len(names))]
+        correlations = [(float(spearmanr(*pairs_U2.T).statistic), len(units))]
     rhos, counts = (np.array(column) for column in zip(*correlations, strict=True))
     z_S = np.arctanh(np.clip(rhos, -_LARGEST, _LARGEST))
     sampling_S = _VARIANCE / (counts - 3)

@@ -105,3 +105,33 @@ def test_raters_who_agree_with_each_other_are_not_so_many_witnesses() -> None:
     consensus = np.arange(12.0)
     followed = correlate(np.tile(consensus, 10), (consensus + random.normal(size=(10, 12))).ravel(), subjects, texts)
     assert followed is not None and followed.p_value < 0.01
+
+
+@pytest.mark.parametrize(("num_subjects", "num_texts", "each"), [(60, 6, 1), (60, 6, 3), (40, 30, 1), (20, 20, 3)])
+def test_subjects_who_share_a_few_texts_are_not_so_many_witnesses(num_subjects: int, num_texts: int, each: int) -> None:
+    """Six texts, sixty subjects with one each: .45 were "found" where nothing was."""
+    random = np.random.default_rng(5)
+
+    def share_found(effect: float) -> float:
+        hits = 0
+        for _ in range(100):
+            predicted, noise = random.normal(size=num_texts), random.normal(size=num_texts)
+            texts = np.concatenate([random.choice(num_texts, each, replace=False) for _ in range(num_subjects)])
+            rated = (effect * predicted + noise)[texts] + random.normal(size=len(texts))
+            subjects = np.repeat([f"s{index}" for index in range(num_subjects)], each)
+            found = correlate(predicted[texts], rated, subjects, texts.astype(str))
+            assert found is not None and found.design == "across texts"
+            hits += found.p_value < 0.05
+        return hits / 100
+
+    # 5 % expected; 12 % is more than three standard errors above.
+    assert share_found(0) <= 0.12
+    assert share_found(5) > 0.8
+
+
+def test_few_shared_texts_are_too_little_to_correlate() -> None:
+    subjects, texts = [f"s{index}" for index in range(12)], ["a", "b", "c"] * 4
+    assert correlate([1, 2, 3] * 4, list(range(12)), subjects, texts) is None
+    # Each of their own: subjects are what is compared.
+    found = correlate([1, 2, 3, 4, 5], [1, 2, 3, 5, 4], subjects[:5], [f"t{index}" for index in range(5)])
+    assert found is not None and found.rho == pytest.approx(0.9)
