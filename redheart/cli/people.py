@@ -75,4 +75,5 @@ def eeg(arguments: Sequence[str]) -> None:
         print_json(found, True)
     else:
         for item in found:
-            print(f"{item.id}: {item.faa:+.4f} (standard error {item.standard_error:.4f}, {item.num_epochs} epochs)")
+            error = "unknown" if item.standard_error is None else f"{item.standard_error:.4f}"
+            print(f"{item.id}: {item.faa:+.4f} (standard error {error}, {item.num_epochs} epochs)")

@@ -24,8 +24,9 @@ _MONTAGE = "colin27_1020"
 _PASS_HZ = (1.0, 45.0)
 _LEFT, _RIGHT = "F3", "F4"
 _MAX_COMPONENTS = 15
-_LEAST_CSD_CHANNELS = 16
-"""Of eight, a planted +0.81 came back as -0.60; of nineteen as +0.85."""
+_NEEDED_CHANNELS = {"average": (8, "an average reference"), "csd": (16, "a current source density")}
+"""Of channels alike, an average of two takes all of a planted +0.81 away, of three half, of eight a tenth. As current
+source density of eight it came back as -0.60, of nineteen as +0.85."""
 # MNE's readers do not check what they read: a damaged file ends in whatever the parsing came upon.
 _READ_ERRORS = (ValueError, OSError, RuntimeError, LookupError, AttributeError, TypeError, EOFError, struct.error)
 
@@ -37,8 +38,8 @@ class Asymmetry(msgspec.Struct, frozen=True):
     subject: str
     faa: float
     """Mean over epochs of ln P(F4) - ln P(F3): above zero, alpha is stronger on the right."""
-    standard_error: float
-    """Of that mean; epochs overlap by half, so every second one is counted."""
+    standard_error: float | None
+    """Of that mean; epochs overlap by half, so every second one is counted. None of fewer than two."""
     num_epochs: int
 
 
@@ -53,10 +54,10 @@ def log_ratio(left_E: np.ndarray, right_E: np.ndarray, *, name: str, subject: st
     powers = np.stack((left_E, right_E))
     if not (np.isfinite(powers) & (powers > 0)).all():
         flat = "F3" if not (np.isfinite(left_E) & (left_E > 0)).all() else "F4"
-        raise BadInput("a channel is flat or not a number", where=f"{name}: {flat}", hint="leave the recording out")
+        raise _flat(name, flat)
     ratio_E = np.log(right_E) - np.log(left_E)
-    spread = float(ratio_E.std(ddof=1)) if len(ratio_E) > 1 else 0.0
-    error = spread / math.sqrt(max(1, len(ratio_E) // 2))
+    independent = len(ratio_E) // 2
+    error = float(ratio_E.std(ddof=1)) / math.sqrt(independent) if independent > 1 else None
     return Asymmetry(name, subject, float(ratio_E.mean()), error, len(ratio_E))
 
 
@@ -107,7 +108,8 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
     """The frontal alpha asymmetry of an `mne.io.Raw` that is loaded; it is left as it is.
 
     Raises:
-        BadInput: there is no F3 or F4, or their positions are needed and not known; or it is shorter than an epoch.
+        BadInput: there is no F3 or F4, one is marked as bad or flat over an epoch, or their positions are needed and
+            not known; there are too few channels for the reference; or no epoch is without artefacts.
     """
     mne = _mne()
     missing = [channel for channel in (_LEFT, _RIGHT) if channel not in raw.ch_names]
@@ -126,6 +128,8 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
             got=", ".join(raw.get_channel_types([_LEFT, _RIGHT])),
             hint="set their types with `raw.set_channel_types` and save the recording again",
         )
+    if bad := [channel for channel in (_LEFT, _RIGHT) if channel in raw.info["bads"]]:
+        raise BadInput("a channel is marked as bad", where=f"{name}: {bad[0]}", hint="leave the recording out")
     low_hz, high_hz = _PASS_HZ
     half_rate_hz = raw.info["sfreq"] / 2
     if half_rate_hz <= ALPHA_HZ[1]:
@@ -135,22 +139,22 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
         )
     if raw.n_times < EPOCH_S * raw.info["sfreq"]:
         raise _too_short(name)
-    raw = raw.copy().set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
+    raw = raw.copy().drop_channels(raw.info["bads"])
+    _refuse_flat(mne, raw, name)
+    num_eeg = len(mne.pick_types(raw.info, eeg=True))
+    least, what = _NEEDED_CHANNELS.get(reference, (0, ""))
+    if num_eeg < least:
+        expected = f"{least} or more"
+        raise BadInput(
+            f"too few channels for {what}", where=name, got=num_eeg, expected=expected, hint="use --reference none"
+        )
+    raw.set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
     # What lies above half the rate is not in it.
     raw.filter(low_hz, high_hz if high_hz < half_rate_hz else None, verbose="error")
     raw = _without_eyes(mne, raw)
     if reference == "average":
         raw.set_eeg_reference("average", verbose="error")
     elif reference == "csd":
-        num_eeg = len(mne.pick_types(raw.info, eeg=True))
-        if num_eeg < _LEAST_CSD_CHANNELS:
-            raise BadInput(
-                "too few channels for a current source density",
-                where=name,
-                got=num_eeg,
-                expected=f"{_LEAST_CSD_CHANNELS} or more",
-                hint="use --reference average",
-            )
         try:
             raw = mne.preprocessing.compute_current_source_density(raw, verbose="error")
         except (ValueError, RuntimeError) as error:
@@ -182,8 +186,23 @@ def asymmetry_table(found: Sequence[Asymmetry]) -> str:
     return csv_table(("id", "subject", "faa"), ((item.id, item.subject, item.faa) for item in found))
 
 
+def _flat(name: str, channel: str) -> BadInput:
+    return BadInput("a channel is flat or not a number", where=f"{name}: {channel}", hint="leave the recording out")
+
+
 def _too_short(name: str) -> BadInput:
     return BadInput("the recording is too short", where=name, expected=f"{EPOCH_S:g} s or more without artefacts")
+
+
+def _refuse_flat(mne: Any, raw: Any, name: str) -> None:
+    """Look for a flat F3 or F4 before filters and references make something else of it."""
+    epochs = mne.make_fixed_length_epochs(raw, duration=EPOCH_S, overlap=OVERLAP_S, preload=True, verbose="error")
+    if not len(epochs):
+        raise _too_short(name)
+    for channel in (_LEFT, _RIGHT):
+        spread_E = np.ptp(epochs.get_data(picks=channel), axis=-1)
+        if not (np.isfinite(spread_E) & (spread_E > 0)).all():
+            raise _flat(name, channel)
 
 
 def _without_eyes(mne: Any, raw: Any) -> Any:

@@ -42,7 +42,7 @@ def alpha_power(signal_S: np.ndarray, *, rate_hz: float) -> np.ndarray:
 def test_a_planted_ratio_comes_back() -> None:
     left, right = alpha(120, 1.0, 0), alpha(120, np.exp(PLANTED), 1)
     found = log_ratio(alpha_power(left, rate_hz=RATE_HZ), alpha_power(right, rate_hz=RATE_HZ), name="a", subject="s")
-    assert found.num_epochs == 119
+    assert found.num_epochs == 119 and found.standard_error is not None
     assert abs(found.faa - PLANTED) < 4 * found.standard_error < 0.2
     swapped = log_ratio(alpha_power(right, rate_hz=RATE_HZ), alpha_power(left, rate_hz=RATE_HZ), name="a", subject="s")
     assert swapped.faa == -found.faa
@@ -52,7 +52,7 @@ def test_the_same_signal_at_another_gain_is_exact_and_other_bands_do_not_count()
     signal = alpha(30, 1.0, 0)
     power_E = alpha_power(signal, rate_hz=RATE_HZ)
     doubled = log_ratio(power_E, alpha_power(2 * signal, rate_hz=RATE_HZ), name="a", subject="s")
-    assert doubled.faa == pytest.approx(np.log(4), rel=1e-12) and doubled.standard_error < 1e-12
+    assert doubled.faa == pytest.approx(np.log(4), rel=1e-12) and doubled.standard_error == pytest.approx(0, abs=1e-12)
     beta = np.sin(2 * np.pi * 25 * np.arange(len(signal)) / RATE_HZ)
     # The Hann window's side lobes at 12 Hz distance are below a millionth.
     np.testing.assert_allclose(alpha_power(signal + beta, rate_hz=RATE_HZ), power_E, rtol=0.02)
@@ -65,6 +65,15 @@ def test_flat_and_short_recordings_are_refused() -> None:
     short = alpha_power(alpha(1.9, 1.0, 0), rate_hz=RATE_HZ)
     with pytest.raises(BadInput, match="too short"):
         log_ratio(short, short, name="a", subject="s")
+
+
+def test_one_epoch_is_no_certainty() -> None:
+    power_E = alpha_power(alpha(10, 1.0, 0), rate_hz=RATE_HZ)
+    errors = [
+        log_ratio(power_E[:num], 2 * power_E[:num] ** 1.1, name="a", subject="s").standard_error for num in (1, 3)
+    ]
+    assert errors == [None, None]
+    assert log_ratio(power_E[:4], 2 * power_E[:4] ** 1.1, name="a", subject="s").standard_error
 
 
 def test_the_table_is_what_ratings_reads(tmp_path: Path) -> None:
@@ -161,6 +170,10 @@ def test_mne_recordings_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         measure(recording(mne, 1.0).drop_channels(["F4"]), name="a", subject="s", reference="none")
     with pytest.raises(BadInput, match="too few channels"):
         measure(recording(mne, 1.0).pick(CHANNELS[:8]), name="a", subject="s", reference="csd")
+    two = recording(mne, np.exp(PLANTED)).pick(["F3", "F4"])
+    with pytest.raises(BadInput, match=r"too few channels for an average(.*\n)*.*--reference none"):
+        measure(two, name="a", subject="s", reference="average")
+    assert measure(two, name="a", subject="s", reference="none").faa == pytest.approx(PLANTED, abs=0.1)
     with pytest.raises(BadInput, match="too short"):
         measure(recording(mne, 1.0).crop(tmax=1.9), name="a", subject="s", reference="none")
     (tmp_path / "a_raw.fif").write_bytes(b"no recording")
@@ -185,6 +198,37 @@ def test_recordings_at_the_edge_of_what_can_be_measured() -> None:
     unmarked = raw.copy().set_channel_types(dict.fromkeys(("F3", "F4"), "misc"), verbose="error")
     with pytest.raises(BadInput, match="not marked"):
         measure(unmarked, name="a", subject="s", reference="none")
+
+
+@pytest.mark.parametrize("reference", ["average", "csd", "none"])
+def test_mne_recordings_of_which_a_channel_cannot_be_used(reference: eeg.Reference) -> None:
+    mne = pytest.importorskip("mne")
+    raw = recording(mne, np.exp(PLANTED))
+    for channel in ("F3", "F4"):
+        bad = raw.copy()
+        bad.info["bads"] = [channel, "O1"]
+        with pytest.raises(BadInput, match=rf"marked as bad\n.*{channel}"):
+            measure(bad, name="a", subject="s", reference=reference)
+        for value, samples in ((0.0, slice(None)), (1e-5, slice(2500, 3500)), (np.nan, slice(2500, 2501))):
+            flat = raw.copy()
+            flat._data[CHANNELS.index(channel), samples] = value
+            with pytest.raises(BadInput, match=rf"flat or not a number\n.*{channel}"):
+                measure(flat, name="a", subject="s", reference=reference)
+    # What is marked as an artefact need not be a signal, nor what is another channel's.
+    spoilt = raw.copy().set_annotations(mne.Annotations([9], [6], ["BAD_cable"]))
+    spoilt._data[CHANNELS.index("F3"), 2500:3500] = 0.0
+    spoilt._data[CHANNELS.index("O2")] = 1.0
+    spoilt.info["bads"] = ["O2"]
+    found = measure(spoilt, name="a", subject="s", reference=reference)
+    assert found.faa == pytest.approx(PLANTED, abs=0.25)
+
+
+def test_mne_recordings_without_a_clean_epoch_are_too_short_with_an_eog_channel_too() -> None:
+    mne = pytest.importorskip("mne")
+    raw = recording(mne, 1.0).rename_channels({"Fp1": "EOG"}).set_channel_types({"EOG": "eog"}, verbose="error")
+    raw.set_annotations(mne.Annotations([0], [60], ["BAD_all"]))
+    with pytest.raises(BadInput, match="too short"):
+        measure(raw, name="a", subject="s", reference="none")
 
 
 def test_mne_takes_blinks_out(tmp_path: Path) -> None:
