@@ -62,7 +62,7 @@ class Predictor:
             batch: texts that the model reads at once.
 
         Raises:
-            BadInput: a text is empty, or the model's outputs are not numbers.
+            BadInput: a text is given for the list of them, or is empty, or the model's outputs are not numbers.
             DoesNotFit: the device's memory does not take one text.
         """
         return list(self.stream(texts, batch=batch))
@@ -71,6 +71,8 @@ class Predictor:
         """As `predict`, yielding while it goes: memory does not grow with the number of texts."""
         if batch < 1:
             raise BadInput("batch out of range", where="--batch", got=batch, expected="1 or more")
+        if isinstance(texts, str):
+            raise BadInput("one text is given", where="texts", expected="a list of texts", hint="write [text]")
         records = [as_record(text, f"{index}") if isinstance(text, str) else text for index, text in enumerate(texts)]
         empty = [record.id for record in records if not record.text.strip()]
         if empty:

@@ -61,6 +61,11 @@ def test_a_batch_changes_nothing_but_the_last_bits(predictor: Predictor) -> None
             assert values == pytest.approx(other.tasks[task], abs=1e-5)
 
 
+def test_one_text_is_no_list_of_its_letters(predictor: Predictor) -> None:
+    with pytest.raises(BadInput, match="a list of texts"):
+        predictor.predict("angry")
+
+
 def test_title_and_action_are_read(predictor: Predictor) -> None:
     plain, titled = predictor.predict([as_record("I left.", "a"), as_record("I left.", "b", title="Furious")])
     assert plain.tasks != titled.tasks
