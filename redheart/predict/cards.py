@@ -1,6 +1,7 @@
 """Predictions for people: one card a text, bars beside the numbers; and for machines: one JSON line a text."""
 
 import json
+import unicodedata
 
 from rich.bar import Bar
 from rich.console import Console, Group
@@ -31,11 +32,16 @@ def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
         for name, value in items:
             bar = _bar(value, bar_cells, color="red" if is_distribution else "blue", ascii_only=is_ascii)
             # A string would be read as rich's markup, in which `[neutral]` is nothing to be seen.
-            table.add_row(Text(" ".join(name.split())), bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
+            table.add_row(Text(_on_a_line(name)), bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
         parts += [Text(task, style="bold"), table]
-    line = " ".join(text.split())
+    line = _on_a_line(text)
     title = Text(line if len(line) <= _TITLE_CHARS else line[: _TITLE_CHARS - 1] + "…")
     console.print(Panel(Group(*parts), title=title, title_align="left", width=width))
+
+
+def _on_a_line(text: str) -> str:
+    """Without control characters: a terminal obeys them, and texts come from anywhere."""
+    return "".join(character for character in " ".join(text.split()) if unicodedata.category(character) != "Cc")
 
 
 def _bar(value: float, cells: int, *, color: str, ascii_only: bool) -> Bar | Text:

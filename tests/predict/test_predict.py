@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,6 +221,15 @@ def test_a_name_that_looks_like_markup_is_printed_as_it_is(name: str) -> None:
     shown = " ".join(name.split())
     assert f"{shown} is said" in lines[0]
     assert sum(shown in line for line in lines[1:]) == 2
+
+
+@given(st.text(st.characters(categories=["Cc", "Zs", "Ll"]), max_size=20))
+def test_a_terminal_is_told_nothing_by_a_text_or_a_name(text: str) -> None:
+    file = io.StringIO()
+    text = f"\x1b[2J{text}\x9b0m"
+    print_card(Console(file=file, width=80), Prediction("x", {"emotion": {text: 1.0}, "surd": {text: 0.5}}), text=text)
+    shown = file.getvalue().replace("\n", "")
+    assert "[2J" in shown and not any(unicodedata.category(character) == "Cc" for character in shown)
 
 
 def test_another_encoder_is_refused(run_copy: Path) -> None:
