@@ -35,6 +35,8 @@ from redheart.snapshots.tensors import copy_into
 CONFIG, MANIFEST, WEIGHTS, CARD = "config.json", "manifest.json", "model.safetensors", "README.md"
 SUMMARY = "summary.safetensors"
 FORMAT = 2
+_FARTHEST = 2
+"""So many folders above the export its encoder is still found by itself, as after both were moved together."""
 
 
 class ExportConfig(msgspec.Struct, frozen=True):
@@ -48,7 +50,7 @@ class ExportConfig(msgspec.Struct, frozen=True):
     encoder: str
     """Name and digest of the encoder's weights."""
     encoder_place: str | None
-    """Its folder, seen from the export's, where it has one of its own."""
+    """Its folder, seen from the export's, where it has one of its own and it lies near by."""
     inventory: Inventory
     trained: dict[str, tuple[str, ...]]
     calibration: Calibration | None
@@ -78,8 +80,9 @@ def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifes
         tensors = {name: _narrow(tensor) for name, tensor in predictor.model.state_dict().items()}
         features, place = predictor.features, None
         if features.encoder not in BUILT_IN_ENCODERS and (place := seen_from(out, features.encoder)):
-            # Where it lay on this machine is nobody's business.
+            # Where it lay on this machine is nobody's business; the way to it from far away would tell.
             features = replace(features, encoder=Path(features.encoder).name)
+            place = place if Path(place).parts.count("..") <= _FARTHEST else None
         config = ExportConfig(
             format=FORMAT,
             redheart=__version__,

@@ -78,3 +78,13 @@ def test_an_export_alone_is_told_where_its_encoder_is(predictor: Predictor, tmp_
     assert load(heart, encoder=str(tmp_path / "project" / "enc")).predict(["a river"]) == expected
     with pytest.raises(BadInput, match="not the one"):
         load(heart, encoder=str(make_encoder(tmp_path / "wrong", seed=1)))
+
+
+def test_an_export_far_from_its_encoder_does_not_tell_where_that_was(predictor: Predictor, tmp_path: Path) -> None:
+    heart = tmp_path / "of" / "somebody" / "else" / "heart"
+    write_export(heart, predictor, card="")
+    written = (heart / "config.json").read_text()
+    assert "project" not in written and ".." not in written
+    with pytest.raises(BadInput, match="--encoder"):
+        load(heart)
+    assert load(heart, encoder=str(tmp_path / "project" / "enc")).predict(["a river"]) == predictor.predict(["a river"])
