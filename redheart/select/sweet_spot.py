@@ -163,6 +163,8 @@ def _spot(members: tuple[str, ...], unit: UnitChoice) -> GroupSpot:
 
 
 def _tried(swaps: list[Swap], reference_N: np.ndarray, labelled_TN: np.ndarray) -> list[TriedSwap]:
+    # A descent that comes round again tries the same on the same model: that is one comparison.
+    swaps = list(dict.fromkeys(swaps))
     adjusted = holm([one_sided_p(swap.z, fewest_labelled(labelled_TN)) for swap in swaps])
     scale = percent_of(reference_N)
     found = [

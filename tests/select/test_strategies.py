@@ -8,10 +8,10 @@ from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
 from redheart.select.descent import deal, epochs_alone, windows
 from redheart.select.problem import SelectionProblem
-from redheart.select.search import Modules, Search
+from redheart.select.search import Modules, Search, Swap
 from redheart.select.statistics import paired_gain
 from redheart.select.strategies import STRATEGIES, strategy_named
-from redheart.select.sweet_spot import find_sweet_spot
+from redheart.select.sweet_spot import _tried, find_sweet_spot
 from redheart.snapshots.blend import mean_of, single
 
 EPOCHS = (2, 4, 6)
@@ -194,3 +194,10 @@ def test_tasks_count_alike_whatever_their_size_and_absent_targets_do_not_count()
     assert problem.scoring.scales == {"heads.a": 1.0, "heads.b": 0.01}
     assert problem.scores_EN.mean(1).tolist() == pytest.approx([1.0, 1.5])
     assert problem.best_epoch == 1
+
+
+def test_a_swap_that_is_tried_again_on_the_same_model_is_one_comparison() -> None:
+    swaps = [Swap("a", single(2), 0.1, 2.5), Swap("b", single(2), -0.1, -1.0), Swap("a", single(4), 0.1, 2.5)]
+    reference_N, labelled_TN = np.ones(40), np.ones((1, 40), dtype=bool)
+    once = _tried(swaps, reference_N, labelled_TN)
+    assert _tried([*swaps, *swaps], reference_N, labelled_TN) == once and len(once) == 3
