@@ -1,4 +1,7 @@
-"""Tables for a paper: LaTeX that needs no package, and the same figures unrounded as CSV."""
+"""Tables for a paper: LaTeX that needs no package, and the same figures unrounded as CSV.
+
+Names in other scripts than Latin's need XeLaTeX or LuaLaTeX, and a font that has them.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
