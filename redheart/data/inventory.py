@@ -3,6 +3,7 @@
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 EMOTIONS = ("joy", "trust", "fear", "surprise", "sadness", "disgust", "anger")
 BENTHAM = (
@@ -57,3 +58,14 @@ def make_inventory(*, emotions: tuple[str, ...] = EMOTIONS, surd: tuple[str, ...
             Task("surd", surd, "values"),
         )
     )
+
+
+def trained_targets(mask_NT: np.ndarray, inventory: Inventory) -> dict[str, tuple[str, ...]]:
+    """The targets by task that at least one of these records has; tasks without any are left out."""
+    found = {}
+    for task in inventory.tasks:
+        counts_O = mask_NT[:, inventory.columns(task.name)].sum(0)
+        names = tuple(task.targets[index] for index in np.flatnonzero(counts_O))
+        if names:
+            found[task.name] = names
+    return found

@@ -134,14 +134,3 @@ class Predictor:
 def as_record(text: str, name: str, *, title: str = "", action: str = "") -> Record:
     """A text without labels."""
     return Record(id=name, text=text, title=title, action=action, targets={})
-
-
-def trained_targets(mask_NT: np.ndarray, inventory: Inventory) -> dict[str, tuple[str, ...]]:
-    """The targets by task that at least one of these records has; tasks without any are left out."""
-    found = {}
-    for task in inventory.tasks:
-        counts_O = mask_NT[:, inventory.columns(task.name)].sum(0)
-        names = tuple(task.targets[index] for index in np.flatnonzero(counts_O))
-        if names:
-            found[task.name] = names
-    return found

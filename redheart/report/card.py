@@ -4,9 +4,10 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 
+from redheart.core.config import BUILT_IN_ENCODERS
 from redheart.report.facts import RunFacts, before_calibration
 from redheart.report.limitations import limitations
-from redheart.report.tables import code, comparison_table, markdown_table, plain
+from redheart.report.tables import RECORDS, code, comparison_table, markdown_table, plain
 
 _USE = """from redheart.predict import load
 
@@ -41,12 +42,13 @@ def model_card(
         num_parameters: elements of the exported weights.
     """
     manifest = facts.manifest
+    is_foreign = facts.config["features"]["encoder"] not in BUILT_IN_ENCODERS
     command = f'redheart predict {shlex.quote(folder)} --text "…"'
     sections = [
         f"# {plain(folder)}",
         f"A Red Heart model of the preset `{facts.config['preset']}`, {num_parameters:,} parameters, from the run "
         f"{code(facts.name)}: a text in, emotions and related scores out. It reads the frozen features of the encoder "
-        f"{code(encoder)}, which must be installed.",
+        f"{code(encoder)}" + (", which must be installed." if is_foreign else "."),
         "## Use",
         "In the folder that holds this one, with the package `redheart` installed:",
         f"```python\n{_USE.format(folder=json.dumps(folder, ensure_ascii=False))}```",
@@ -58,7 +60,7 @@ def model_card(
         "## Data",
         markdown_table(
             ["", "records"],
-            [[name, f"{getattr(manifest, name):,}"] for name in ("read", "duplicates", "train", "test")],
+            [[name, f"{getattr(manifest, name):,}"] for name in RECORDS],
         ),
         f"Schema `{manifest.schema}`; digest of the source: `{manifest.source.sha256}`.",
         "## Results on the test split",

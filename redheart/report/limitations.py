@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from redheart.data.scripts import unread_text
 from redheart.evaluate.evaluation import Evaluation
+from redheart.evaluate.results import EvaluationResult
 from redheart.report.facts import RunFacts
 
 _FEW_TEST_RECORDS = 1000
@@ -37,18 +38,25 @@ def limitations(facts: RunFacts) -> str:
         found.append("The recombination of modules shows no evidence of gain on this run.")
     if crossover is None:
         found.append("No comparison on unseen records has been made yet.")
-    better = better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines) if evaluation else {}
-    if better:
-        found.append(
-            f"On the test split these have better values than the recommended model: {names_by_task(better)}; "
-            "whether by more than chance was not examined."
-        )
+    if evaluation and (better := better_text(evaluation)):
+        found.append(better)
     if facts.calibration is None:
         found.append("Whether the confidence means what it says has not been examined.")
     if facts.calibration and facts.calibration.calibration is None:
         found.append("No calibration was shown to be better than none: confidence is the model's own.")
     found.append("Predictions are about how a text reads. They are no diagnosis and no basis for decisions on people.")
     return "\n".join(f"- {sentence}" for sentence in found)
+
+
+def better_text(evaluation: EvaluationResult) -> str | None:
+    """What there is to say where a baseline has better values than the recommended model."""
+    better = better_baselines(evaluation.models[evaluation.recommended], evaluation.baselines)
+    if not better:
+        return None
+    return (
+        f"On the test split these have better values than the recommended model: {names_by_task(better)}; whether by "
+        "more than chance was not examined."
+    )
 
 
 def better_baselines(model: Evaluation, baselines: Mapping[str, Evaluation]) -> dict[str, list[str]]:

@@ -8,7 +8,8 @@ from typing import Any
 from redheart.core.files import write_bytes
 from redheart.core.recipes import followed, recipe_of
 from redheart.core.units import GIB
-from redheart.data.prepare import Manifest
+from redheart.data.inventory import trained_targets
+from redheart.data.prepare import Prepared, load_prepared
 from redheart.data.split import TEST
 from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
@@ -20,7 +21,7 @@ from redheart.report.facts import RunFacts, before_calibration, read_facts
 from redheart.report.figures import draw_lines
 from redheart.report.html import write_html
 from redheart.report.latex import write_tables
-from redheart.report.limitations import limitations
+from redheart.report.limitations import better_text, limitations
 from redheart.report.selection_section import (
     MISSING,
     crossover_section,
@@ -28,7 +29,7 @@ from redheart.report.selection_section import (
     openings_section,
     sweet_spot_section,
 )
-from redheart.report.tables import comparison_table, markdown_table, plain
+from redheart.report.tables import RECORDS, comparison_table, markdown_table, plain
 
 
 def make_report(root: Path) -> Path:
@@ -46,7 +47,7 @@ def make_report(root: Path) -> Path:
         f"# {plain(f'Red Heart: {facts.name}')}",
         _summary(facts),
         "## Data",
-        _data(facts.manifest),
+        _data(load_prepared(root / "data")),
         "## Model",
         _model(ledger_rows),
         "## Learning-rate sweep",
@@ -83,15 +84,18 @@ def make_report(root: Path) -> Path:
 def _summary(facts: RunFacts) -> str:
     if facts.crossover is None or facts.evaluation is None:
         return "The run is not complete; what has run is below."
-    return f"**{facts.crossover.verdict}**"
+    better = better_text(facts.evaluation)
+    return f"**{facts.crossover.verdict}**" + (f"\n\n{better}" if better else "")
 
 
-def _data(manifest: Manifest) -> str:
-    names = ("schema", "read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
-    rows = [[name, str(getattr(manifest, name))] for name in names]
+def _data(prepared: Prepared) -> str:
+    manifest = prepared.manifest
+    rows = [[name, str(getattr(manifest, name))] for name in ("schema", *RECORDS)]
     text = markdown_table(["", "records"], rows)
-    tasks = [[task.name, task.kind, ", ".join(map(plain, task.targets))] for task in manifest.inventory.tasks]
-    text += "\n\nTargets that no training record has are not trained and not predicted.\n\n"
+    trained = trained_targets(prepared.mask_NT[prepared.split["train"]], manifest.inventory)
+    kinds = {task.name: task.kind for task in manifest.inventory.tasks}
+    tasks = [[name, kinds[name], ", ".join(map(plain, targets))] for name, targets in trained.items()]
+    text += "\n\nTargets that no training record has are not trained and not predicted, and are left out.\n\n"
     text += markdown_table(["task", "kind", "targets"], tasks)
     if manifest.best_reachable is not None:
         text += (

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from redheart.evaluate.evaluation import Estimate, Evaluation
 
+RECORDS = ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
+"""Counts of a data set's manifest, as tables of records have them."""
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of Markdown; the first column is text, the others are aligned right."""

@@ -11,7 +11,7 @@ from redheart.core.files import read_sealed, shown
 from redheart.core.folders import refuse_foreign
 from redheart.data.encoders import open_encoder
 from redheart.data.features import FeatureCache, FeatureManifest, known_manifest
-from redheart.data.inventory import Inventory
+from redheart.data.inventory import Inventory, trained_targets
 from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
 from redheart.evaluate.calibration import Calibration
@@ -20,7 +20,7 @@ from redheart.evaluate.results import CalibrationResult, Crossover
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.predict.exported import ExportManifest, write_export
-from redheart.predict.predictor import Predictor, trained_targets
+from redheart.predict.predictor import Predictor
 from redheart.report.card import model_card
 from redheart.report.facts import model_digest, read_facts
 from redheart.snapshots.consolidate import load_assembly

@@ -7,6 +7,7 @@ from redheart.core.config import StudyConfig
 from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
+from redheart.report.limitations import better_text
 from redheart.report.report import make_report
 from redheart.report.selection_section import work_text
 from redheart.study import run_folder
@@ -66,6 +67,8 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
         emotion = evaluation.models[evaluation.recommended].tasks.get("emotion", {})
         shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
         say(config, "evaluate", f"{evaluation.recommended}: {shown}")
+        if better := better_text(evaluation):
+            say(config, "evaluate", better)
         path = make_report(folder.root)
         say(config, "report", f"{path.with_suffix('.html')}, {path.name} beside it")
     return path

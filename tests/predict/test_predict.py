@@ -21,6 +21,7 @@ from redheart.core.errors import BadInput
 from redheart.data.encoders import HashEncoder, open_encoder
 from redheart.data.encoding import encode_texts
 from redheart.data.features import make_features, widened
+from redheart.data.inventory import trained_targets
 from redheart.data.prepare import load_prepared
 from redheart.data.records import read_rows
 from redheart.data.schemas import parse_rows
@@ -28,7 +29,7 @@ from redheart.data.scripts import foreign_script
 from redheart.data.summary import load_fit
 from redheart.data.words import Labels
 from redheart.predict.cards import print_card
-from redheart.predict.predictor import Prediction, Predictor, as_record, trained_targets
+from redheart.predict.predictor import Prediction, Predictor, as_record
 from redheart.predict.texts import read_texts
 from redheart.study.final import open_run
 
