@@ -209,7 +209,8 @@ def _plan_pretrained(
     if card and options.ranks == 1:
         clock = CardClock(card, found.choice.planner, timings.recall_host())
         on_card = card_times.step_alone(clock, found.plan, found.choice.sizes)
-    answer = planning.Answer(found.plan, found.choice.replay, found.choice.nearest, on_card, hint=found.hint)
+    choice = found.choice
+    answer = planning.Answer(found.plan, choice.replay, choice.nearest, on_card, found.hint, choice.left_out)
     _show(answer, options, model=found.model)
 
 
@@ -223,7 +224,7 @@ def _show(answer: "Answer", options: PlanOptions, **besides: object) -> None:
         print_json(besides | plan_output.plan_fields(answer), True)
     else:
         plan_output.print_plan(answer)
-    planning.refuse_unless_fits(answer)
+    planning.refuse_unless_fits(answer, prefix="--")
 
 
 def doctor(arguments: Sequence[str]) -> None:

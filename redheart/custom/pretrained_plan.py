@@ -115,7 +115,7 @@ def plan_pretrained(
     )
     plan = msgspec.structs.replace(choice.plan, time_basis=NO_TIMES)
     facts = _facts(choice.planner, seq_len_tokens)
-    hint = None if plan.fits else _hint(choice.nearest, plan, facts)
+    hint = None if plan.fits or choice.nearest else _hint(plan, facts)
     return Found(choice, plan, facts, hint)
 
 
@@ -141,13 +141,7 @@ def _facts(planner: Planner, seq_len_tokens: int) -> ModelFacts:
     )
 
 
-def _hint(nearest: Plan | None, plan: Plan, model: ModelFacts) -> str:
-    if nearest:
-        recompute = " --checkpointing" if nearest.checkpointing else ""
-        return (
-            f"this fits: --strategy {nearest.strategy} --micro-batch {nearest.micro_batch}{recompute} "
-            f"({nearest.peak_bytes / GIB:.2f} GiB, at most {nearest.upper_bytes / GIB:.2f} GiB)"
-        )
+def _hint(plan: Plan, model: ModelFacts) -> str:
     if (weights_bytes := 2 * model.parameters) > plan.vram_bytes:
         return f"nothing fits this card: the weights alone take {weights_bytes / GIB:.2f} GiB in bf16"
     return "no strategy fits this card; take a shorter --seq-len, or --freeze a part of the model"

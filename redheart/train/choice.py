@@ -30,6 +30,8 @@ class Choice:
     checkpointing: bool | None
     """What was asked: with, without, or either."""
     nearest: Plan | None
+    left_out: tuple[str, ...] = ()
+    """Switches that were asked for and that the nearest plan is without."""
 
 
 def choose(
@@ -69,22 +71,24 @@ def choose(
         clock = clock_of(planner)
         return planner.fastest(offered, checkpointing=recompute, cost=clock.cost if clock else None, **limits)
 
+    def nearest_in(way: TrainConfig, own: list[StrategySizes]) -> Plan | None:
+        others = [item for item in _offered(way, ranks=ranks) if item.kind is not sizes.kind]
+        nearest = planner.fastest(own, checkpointing=either, **limits)
+        return nearest or planner_in(torch.bfloat16).fastest(others, checkpointing=either, **limits)
+
     limits: dict[str, Any] = {"vram_bytes": vram_bytes, "comfort_share": comfort_share}
     either, micro = None if can_checkpoint else False, train.micro_batch
     # Either, unless it is asked for, or a micro-batch is.
     recompute = asked = train.checkpointing or (False if micro else either)
-    # What is asked of the optimizer on the host is a question among those that have one.
-    on_host = train.pipeline or train.card_share > 0
-    kinds = [item for item in all_strategies() if item.is_offered and (item.takes_share or not on_host)]
-    offered = [sizes_of(train, item.name, ranks=ranks) for item in kinds]
     name = train.strategy
     if name == "auto":
-        found = fastest(planner_in(torch.bfloat16), offered)
+        found = fastest(planner_in(torch.bfloat16), _offered(train, ranks=ranks))
         name = found.strategy if found else TrainConfig().strategy
     sizes = sizes_of(train, name, ranks=ranks)
+    switches = replace(train, card_share=1.0) if shares else train
     # A strategy that was not named need not be one whose optimizer can be divided.
     shares = shares and (train.strategy != "auto" or sizes.kind.takes_share)
-    check_switches(sizes.kind, replace(train, card_share=1.0 if shares else train.card_share), ranks=ranks)
+    check_switches(sizes.kind, switches if shares else train, ranks=ranks)
     planner = planner_in(sizes.kind.card_dtype)
     clock = clock_of(planner)
     if shares:
@@ -97,12 +101,30 @@ def choose(
         found = fastest(planner, [sizes])
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, recompute is not False)
     plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
-    nearest = None
-    if not plan.fits:
-        others = [item for item in offered if item.kind is not sizes.kind]
-        nearest = planner.fastest([sizes], checkpointing=either, **limits)
-        nearest = nearest or planner_in(torch.bfloat16).fastest(others, checkpointing=either, **limits)
-    return Choice(plan, replay, planner, sizes, clock, asked, nearest)
+    choice = Choice(plan, replay, planner, sizes, clock, asked, None)
+    if plan.fits:
+        return choice
+    # A strategy that was not named need not take a share, and would be refused with one once it is.
+    nearest = nearest_in(switches, [sizes] if shares or switches is train else [])
+    if nearest or not _asked(switches):
+        return replace(choice, nearest=nearest)
+    bare = replace(train, card_share=0.0, pipeline=False, graphs=False)
+    nearest = nearest_in(bare, [sizes_of(bare, name, ranks=ranks)])
+    return replace(choice, nearest=nearest, left_out=_asked(switches))
+
+
+def _offered(train: TrainConfig, *, ranks: int) -> list[StrategySizes]:
+    """What is chosen from with these switches."""
+    # What is asked of the optimizer on the host is a question among those that have one.
+    on_host = train.pipeline or train.card_share > 0
+    kinds = [item for item in all_strategies() if item.is_offered and (item.takes_share or not on_host)]
+    return [sizes_of(train, item.name, ranks=ranks) for item in kinds]
+
+
+def _asked(train: TrainConfig) -> tuple[str, ...]:
+    """The switches that are on."""
+    switches = {"card-share": train.card_share > 0, "pipeline": train.pipeline, "graphs": train.graphs}
+    return tuple(name for name, is_on in switches.items() if is_on)
 
 
 def sizes_of(train: TrainConfig, name: str, *, ranks: int = 1) -> StrategySizes:

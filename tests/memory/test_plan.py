@@ -141,6 +141,26 @@ def test_the_naive_run_is_refused_and_what_it_names_fits() -> None:
     assert again.plan.fits
 
 
+@pytest.mark.parametrize("switches", [["--pipeline"], ["--card-share", "1"], ["--card-share", "1", "--graphs"]])
+def test_what_fits_only_without_the_switches_of_the_question_is_named_without_them(
+    switches: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, planner = small_planner(strategy="zero2_offload_adam8bit")
+    sizes = strategy_sizes("zero2_offload_adam8bit")
+    least = planner.plan(sizes, micro_batch=1, checkpointing=True, vram_bytes=8 * GIB)[0].upper_bytes
+    command = ["plan", "--preset", config.preset, "--seq-len", "8", "--vram", str(least)]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, *switches, "--json"])
+    told = capsys.readouterr()
+    hint = json.loads(told.out)["hint"]
+    # In the options of this command, on standard error too.
+    assert ended.value.code == 3 and hint in told.err
+    names = [item for item in switches if item.startswith("--")]
+    start = f"this fits without {', '.join(names)}: "
+    assert hint.startswith(start)
+    main([*command, *hint.removeprefix(start).partition(" (")[0].split()])
+
+
 def test_disk_is_predicted_within_five_per_cent(tmp_path: Path) -> None:
     """One written state of the small model; the plan counts three."""
     config = resolved(StudyConfig(preset="small"))

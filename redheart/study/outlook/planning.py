@@ -53,7 +53,9 @@ class Answer:
     on_card: OnCard | None = None
     """Times on the card that was asked for."""
     hint: str | None = None
-    """What makes it fit, in the options of another command than the study's."""
+    """What makes it fit where no configuration does, in words of its own."""
+    left_out: tuple[str, ...] = ()
+    """Switches of the question that the nearest configuration is without."""
 
 
 def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
@@ -135,7 +137,7 @@ def answer(
     steps = _steps_of_epoch(config, num_records) * config.epochs
     found = dataclasses.replace(found, plan=_timed(config, found.plan, steps=steps, ranks=ranks, card=card))
     on_card = _on_card(config, found, found.clock, steps=steps) if found.clock else None
-    return Answer(found.plan, found.replay, found.nearest, on_card)
+    return Answer(found.plan, found.replay, found.nearest, on_card, left_out=found.left_out)
 
 
 def _steps_of_epoch(config: StudyConfig, num_records: int) -> int:
@@ -184,8 +186,8 @@ def _timed(config: StudyConfig, plan: Plan, *, steps: int, ranks: int, card: Car
     return msgspec.structs.replace(plan, step_s=step_s, run_s=step_s * steps, time_basis=basis)
 
 
-def refuse_unless_fits(found: Answer) -> None:
-    """Turn a verdict against a run into its error.
+def refuse_unless_fits(found: Answer, *, prefix: str = "--train.") -> None:
+    """Turn a verdict against a run into its error, with options as in `nearest_text`.
 
     Raises:
         DoesNotFit: with the nearest configuration that fits.
@@ -197,20 +199,19 @@ def refuse_unless_fits(found: Answer) -> None:
             where=f"strategy {plan.strategy}, micro-batch {plan.micro_batch}, at {plan.peak_moment}",
             got=f"predicted {plan.peak_bytes / GIB:.2f} GiB, upper bound {plan.upper_bytes / GIB:.2f} GiB",
             expected=f"at most {plan.vram_bytes / GIB:.2f} GiB",
-            hint=nearest_text(found, prefix="--train."),
+            hint=nearest_text(found, prefix=prefix),
         )
 
 
 def nearest_text(found: Answer, *, prefix: str) -> str:
     """The change that makes a refused run fit, as options that begin with `--train.`, or as `plan` has them."""
     nearest = found.nearest
-    if found.hint:
-        return found.hint
     if nearest is None:
-        return "no strategy fits this card; take a smaller --preset"
+        return found.hint or "no strategy fits this card; take a smaller --preset"
     recompute = f" {prefix}checkpointing" + (" True" if prefix == "--train." else "") if nearest.checkpointing else ""
+    without = " without " + ", ".join(prefix + name for name in found.left_out) if found.left_out else ""
     return (
-        f"this fits: {prefix}strategy {nearest.strategy} {prefix}micro-batch {nearest.micro_batch}{recompute} "
+        f"this fits{without}: {prefix}strategy {nearest.strategy} {prefix}micro-batch {nearest.micro_batch}{recompute} "
         f"({nearest.peak_bytes / GIB:.2f} GiB, at most {nearest.upper_bytes / GIB:.2f} GiB)"
     )
 
