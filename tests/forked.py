@@ -111,7 +111,7 @@ def _run(arguments: list[str], environment: dict[str, str], cwd: str, stdout: st
 
         # The server that this process is from is there, though it is no child of it.
         multiprocessing.forkserver._forkserver.ensure_running = lambda: None
-        redheart.study.sweep.start = lambda words: _Trial(words[1:], stdout, stderr)
+        redheart.study.sweep.start = lambda words: _Trial(words[words.index("-m") :], stdout, stderr)
     try:
         if arguments[0] == "-m":
             sys.argv = arguments[1:]

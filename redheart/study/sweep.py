@@ -1,6 +1,7 @@
 """The search for the learning rate: every rate in a process of its own, from the same weights and data order."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -120,7 +121,9 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
         Interrupted: this process was asked to stop; so was the trial, and it has ended.
         RedHeartError: the trial ended for a reason that is not its rate.
     """
-    command = [sys.executable, "-m", "redheart.cli", "trial", "--run", str(folder.root), *arguments]
+    # `-m` finds what lies in the current folder before libraries: a user's random.py is for it only if it is for us.
+    safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+    command = [sys.executable, *safe, "-m", "redheart.cli", "trial", "--run", str(folder.root), *arguments]
     with StopRequest() as stop:
         process, is_told = start(command), False
         code = None

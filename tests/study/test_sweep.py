@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from launching import events_of, redheart, weights_digest
 
 from redheart.core.config import StudyConfig, SweepConfig, resolved
 from redheart.core.errors import BadInput
-from redheart.study import range_test
+from redheart.study import range_test, sweep
+from redheart.study.run_folder import RunFolder
 from redheart.study.sweep import finished_trial, score
 from redheart.train.log.events import EventLog
 
@@ -126,3 +129,20 @@ def test_a_range_test_that_ends_in_no_number_diverges_there() -> None:
 def test_any_curve_is_judged(losses: list[float | None]) -> None:
     found = range_test.judge("key", RATES[: len(losses)], losses, candidates=[1e-5])
     assert found.steepest <= found.lowest <= (found.diverges or math.inf)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_trial_finds_modules_in_the_current_folder_only_if_its_sweep_does(
+    is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        how = command[: command.index("-m")]
+        return subprocess.Popen([*how, "-c", "import statistics; print(statistics.__file__)"])
+
+    (tmp_path / "statistics.py").touch()
+    monkeypatch.chdir(tmp_path)
+    others = [item for item in sys.path if item]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *others] if is_here else others)
+    monkeypatch.setattr(sweep, "start", start)
+    sweep._run_process(RunFolder(tmp_path), [])
+    assert (Path(capfd.readouterr().out.strip()).parent == tmp_path) == is_here
