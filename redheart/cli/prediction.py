@@ -95,8 +95,9 @@ def predict(arguments: Sequence[str]) -> None:
     predictions = predictor.stream(records, batch=options.batch)
     if options.output:
         _write(options.output, predictions)
-        # A stream may be standard output itself.
-        print(f"{len(records)} predictions in {options.output}", file=sys.stderr if is_stream(options.output) else None)
+        # Standard output may be the stream itself, or is read by a program.
+        on_stderr = options.json or is_stream(options.output)
+        print(f"{len(records)} predictions in {options.output}", file=sys.stderr if on_stderr else None)
     else:
         _print(predictions, records, as_json=options.json)
     warn_unread(counted(predictor.unread(records)), len(records), encoder=predictor.features.encoder)

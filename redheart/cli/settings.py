@@ -6,6 +6,7 @@ Read from the dataclasses of `redheart.core.config` and their docstrings, so tha
 import ast
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -21,7 +22,7 @@ from redheart.cli.options import parse, print_json
 from redheart.cli.study import study_defaults
 from redheart.core.config import RECIPE, StudyConfig, read_toml, resolved
 from redheart.core.errors import BadInput
-from redheart.core.files import write_bytes
+from redheart.core.files import is_stream, write_bytes
 from redheart.core.recipes import MEASURED, OF_RECIPES
 
 _LINE_CHARS = 100
@@ -47,10 +48,11 @@ class Setting:
 
 def init(arguments: Sequence[str]) -> None:
     options = parse(InitOptions, arguments, "init")
-    if options.file.exists():
+    if options.file.exists() and not is_stream(options.file):
         raise BadInput("the file is there already", where=options.file, hint="choose another name, or remove it")
     write_bytes(options.file, default_toml().encode())
-    print(options.file)
+    # A stream may be standard output itself.
+    print(options.file, file=sys.stderr if is_stream(options.file) else None)
 
 
 def config(arguments: Sequence[str]) -> None:

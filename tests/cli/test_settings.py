@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from redheart.cli import main
 from redheart.cli.settings import default_toml, origins, settings
 from redheart.core.config import StudyConfig, load_toml, resolved
 from redheart.core.errors import BadInput
@@ -19,6 +20,18 @@ def test_the_generated_file_is_the_defaults_and_explains_every_setting(tmp_path:
         assert setting.doc, f"{setting.name} has no docstring"
         assert setting.name.rpartition(".")[2] in default_toml()
         assert f"# {setting.doc.split()[0]}" in "\n".join(lines)
+
+
+def test_a_configuration_file_may_be_a_stream_and_nothing_else_that_is_there(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["init", "/dev/stdout"])
+    told = capfd.readouterr()
+    assert told.out == default_toml() and told.err == "/dev/stdout\n"
+    (tmp_path / "study.toml").write_text("")
+    with pytest.raises(SystemExit):
+        main(["init", str(tmp_path / "study.toml")])
+    assert "there already" in capfd.readouterr().err
 
 
 def test_settings_are_all_fields() -> None:

@@ -90,8 +90,13 @@ def test_files_of_texts(finished_run: Path, tmp_path: Path, capsys: pytest.Captu
     assert [record.id for record in read_texts(tmp_path / "a.json")] == ["a", "record 1", "record 2"]
     assert [record.id for record in read_texts(tmp_path / "a.jsonl")] == ["a", "line 2"]
     assert [record.text for record in read_texts(tmp_path / "a.txt")] == [KOREAN, "I was glad."]
-    main(["predict", str(finished_run), "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+    command = ["predict", str(finished_run), "--input", str(tmp_path / "a.jsonl")]
+    main([*command, "--output", str(tmp_path / "out.jsonl")])
     assert capsys.readouterr().out.startswith("2 predictions")
+    # Standard output is for a program then.
+    main([*command, "--output", str(tmp_path / "out.jsonl"), "--json"])
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("2 predictions")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["a", "line 2"]
     assert set(lines[0]) == {"id", "emotion", "bentham", "regret", "surd"}
