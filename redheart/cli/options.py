@@ -8,7 +8,7 @@ from typing import Annotated, Protocol, TypeVar
 
 import tyro
 
-from redheart.core.config import Device
+from redheart.core.config import Device, Rate
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 
@@ -56,15 +56,19 @@ def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
     """Arguments in which `--a.b True` and `--a.b=False`, as W&B and our own advice have it, are flags.
 
     That is `--a.b` and `--a.no-b`; both also of a switch that is empty until somebody decides, which takes a value.
-    Everything else stays as it is.
+    A list as W&B has it, `--a.b=[1, 2]`, is `--a.b 1 2`. Everything else stays as it is.
     """
     flags, open_flags = set(_flag_names(kind, "--", bool)), set(_flag_names(kind, "--", bool | None))
+    lists = set(_flag_names(kind, "--", tuple[Rate, ...]))
     found: list[str] = []
     rest = list(arguments)
     while rest:
         item = rest.pop(0)
         name, is_pair, value = item.partition("=")
         flag = name.replace("_", "-")
+        if value.startswith("[") and flag in lists:
+            found += [flag, *value.strip("[]").replace(",", " ").split()]
+            continue
         section, dot, last = flag.rpartition(".")
         switch = f"{section}{dot}{last.removeprefix('no-')}"
         if switch in open_flags:

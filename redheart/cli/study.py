@@ -103,7 +103,8 @@ def _say_source(config: StudyConfig) -> None:
 
 def _typed(arguments: Sequence[str]) -> list[str]:
     """What a run that is there takes from these arguments, because it stands in them."""
-    names = [item.removeprefix("--").partition("=")[0].partition(".")[0] for item in arguments]
+    options = [item.removeprefix("--") for item in arguments if item.startswith("--")]
+    names = [item.partition("=")[0].partition(".")[0] for item in options]
     return ["epochs", "select"] if "config" in names else [name for name in ("epochs", "select") if name in names]
 
 
@@ -223,10 +224,12 @@ def _taken(arguments: Sequence[str], option: str) -> tuple[list[str], str | None
     """The arguments without an option and its value, and the value."""
     rest = list(arguments)
     for position, item in enumerate(rest):
-        if item == option:
-            if position + 1 == len(rest):
+        name, is_pair, value = item.partition("=")
+        if name == option:
+            behind = position + (1 if is_pair else 2)
+            value = value if is_pair else "".join(rest[position + 1 : behind])
+            # Empty is what a shell makes of a variable that is not set.
+            if not value:
                 raise BadInput(f"{option} needs a value")
-            return [*rest[:position], *rest[position + 2 :]], rest[position + 1]
-        if item.startswith(f"{option}="):
-            return [*rest[:position], *rest[position + 1 :]], item.partition("=")[2]
+            return [*rest[:position], *rest[behind:]], value
     return rest, None

@@ -170,7 +170,9 @@ def _snapshot_row(snapshot: Snapshot, seen: set[tuple[int, int]]) -> SnapshotRow
 
 def _nothing(folder: Path) -> BadInput:
     return BadInput(
-        "the run has neither snapshots nor resume states", where=folder.parent, hint="train first: `redheart train`"
+        "the run has neither snapshots nor resume states",
+        where=folder.parent,
+        hint=f"train first: `redheart train --run {folder.parent.parent}`",
     )
 
 

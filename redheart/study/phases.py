@@ -167,11 +167,13 @@ def best_rate(folder: RunFolder) -> float:
     """
     path = folder.sweep / "sweep.json"
     if not path.is_file():
+        # A folder that is not a run yet has no settings to go by.
+        sweep = f"sweep --run {folder.root}` first" if folder.config.is_file() else "sweep` with the same options first"
         raise BadInput(
             "no learning rate",
             where="--train.learning-rate",
             expected="a number, or the result of a sweep in the run's folder",
-            hint=f"give --train.learning-rate 1e-4, or run `redheart sweep --run {folder.root}` first",
+            hint=f"give --train.learning-rate 1e-4, or run `redheart {sweep}",
         )
     return read_sealed(path, Sweep).best_rate
 

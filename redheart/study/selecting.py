@@ -102,7 +102,8 @@ def open_snapshots(folder: RunFolder) -> list[Snapshot]:
     """
     snapshots = list_snapshots(folder.snapshots)
     if not snapshots:
-        raise BadInput("the run has no snapshots yet", where=folder.snapshots, hint="train first: `redheart train`")
+        hint = f"train first: `redheart train --run {folder.root}`"
+        raise BadInput("the run has no snapshots yet", where=folder.snapshots, hint=hint)
     return snapshots
 
 

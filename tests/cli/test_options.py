@@ -10,12 +10,12 @@ import pytest
 
 from redheart.cli import main
 from redheart.cli.options import print_json, spelled_out
-from redheart.cli.study import _study
-from redheart.core.config import StudyConfig, TrainConfig
+from redheart.cli.study import _study, _typed
+from redheart.core.config import StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.predict.cards import json_line
 from redheart.predict.predictor import Prediction
-from redheart.study import phases
+from redheart.study import phases, run_folder
 from redheart.study.run_folder import RunFolder
 
 SIGNS = "감정 é 😀"
@@ -31,6 +31,8 @@ SIGNS = "감정 é 😀"
         (["--prepare.skip-invalid"], ["--prepare.skip-invalid"]),
         (["--train.learning-rate=1e-05", "--data="], ["--train.learning-rate=1e-05", "--data="]),
         (["--data", "True"], ["--data", "True"]),
+        (["--sweep.rates=[0.0003, 0.001]", "--seed=1"], ["--sweep.rates", "0.0003", "0.001", "--seed=1"]),
+        (["--data=[a, b]"], ["--data=[a, b]"]),
         (["--train.checkpointing=maybe"], ["--train.checkpointing=maybe"]),
     ],
 )
@@ -47,9 +49,19 @@ def test_the_advice_of_our_own_messages_is_understood() -> None:
 
 def test_agent_s_arguments_give_the_configuration_that_people_s_give() -> None:
     by_agent = _study(
-        ["--train.learning-rate=1e-05", "--train.checkpointing=False", "--prepare.num-generated=160"], "t"
+        [
+            *("--train.learning-rate=1e-05", "--train.checkpointing=False", "--prepare.num-generated=160"),
+            *("--sweep.rates=[1e-05, 0.0003]", "--epochs=3"),
+        ],
+        "t",
     )
-    by_hand = _study(["--train.learning-rate", "1e-5", "--prepare.num-generated", "160"], "t")
+    by_hand = _study(
+        [
+            *("--train.learning-rate", "1e-5", "--prepare.num-generated", "160"),
+            *("--sweep.rates", "1e-5", "3e-4", "--epochs", "3"),
+        ],
+        "t",
+    )
     assert by_agent == by_hand
 
 
@@ -65,6 +77,26 @@ def test_a_run_that_is_there_has_its_settings(option: str) -> None:
     for given in ([option, "none"], [f"{option}=none"]):
         with pytest.raises(BadInput, match=f"has its settings\n.*{option}"):
             _study(["--run", "run", *given], "train")
+
+
+@pytest.mark.parametrize("option", ["--run", "--config", "--recipe", "--preset"])
+def test_an_option_with_an_empty_value_is_not_one_that_was_left_out(option: str) -> None:
+    for given in ([option, ""], [f"{option}="], [option]):
+        with pytest.raises(BadInput, match=f"{option} needs a value"):
+            _study(["--seed", "1", *given], "train")
+
+
+def test_what_stands_in_the_arguments_is_an_option_and_no_value() -> None:
+    assert _typed(["--run", "R", "--data", "epochs", "--out", "select", "--features.encoder", "config"]) == []
+    assert _typed(["--data", "epochs", "--select.strategy", "window"]) == ["select"]
+
+
+def test_without_a_rate_the_sweep_that_is_named_can_be_run(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="`redheart sweep` with the same options"):
+        phases.best_rate(RunFolder(tmp_path / "new"))
+    folder = run_folder.start(resolved(StudyConfig(out=tmp_path / "run")))
+    with pytest.raises(BadInput, match=f"`redheart sweep --run {folder.root}`"):
+        phases.best_rate(folder)
 
 
 @pytest.mark.parametrize("form", ["bar", "json", "off"])
