@@ -78,7 +78,8 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         resolved(replace(config, select=settings))
         strategy_named(settings.strategy)
         data = phases.load_data(config, folder, display=display_of(options))
-        spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
+        with run_folder.reading_snapshots(folder):
+            spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
         bests = best_epochs_of(folder, data, spot)
     answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 
@@ -94,10 +95,11 @@ def crossover(arguments: Sequence[str]) -> None:
         tensors_folder(options.mergekit)
     with run_folder.opened(options.run, device=options.device) as (folder, config):
         data = phases.load_data(config, folder, display=display_of(options))
-        with display_of(options).working("crossover"):
-            result = run_crossover(config, folder, data)
-        if options.mergekit:
-            write_mergekit(config, folder, data, result, options.mergekit)
+        with run_folder.reading_snapshots(folder):
+            with display_of(options).working("crossover"):
+                result = run_crossover(config, folder, data)
+            if options.mergekit:
+                write_mergekit(config, folder, data, result, options.mergekit)
     answer(result, "\n".join(crossover_lines(result)), as_json=options.json)
 
 
@@ -155,6 +157,7 @@ def report(arguments: Sequence[str]) -> None:
 
     options = parse(RunOptions, arguments, "report")
     folder, _ = run_folder.load(options.run)
-    path = make_report(folder.root)
+    with run_folder.reporting(folder):
+        path = make_report(folder.root)
     found = {"report": str(path), "html": str(path.with_suffix(".html"))}
     answer(found, "\n".join(found.values()), as_json=options.json)

@@ -145,13 +145,16 @@ def _prune(arguments: Sequence[str]) -> None:
 
     options = parse(PruneOptions, arguments, "snapshots prune")
     folder, _ = run_folder.load(options.run)
-    needed: set[int] = set()
-    chosen = folder.select / "sweet_spot.json"
-    if chosen.is_file():
-        spot = read_sealed(chosen, SweetSpot)
-        needed = {spot.best_epoch, *(epoch for blend in spot.modules.values() for epoch in blend.epochs)}
+
+    def chosen() -> set[int]:
+        path = folder.select / "sweet_spot.json"
+        if not path.is_file():
+            return set()
+        spot = read_sealed(path, SweetSpot)
+        return {spot.best_epoch, *(epoch for blend in spot.modules.values() for epoch in blend.epochs)}
+
     keep = Keep(options.keep_every, options.keep_best, options.keep_last, options.keep_epochs)
-    found = prune(folder.snapshots, keep, needed=needed, remove=options.yes)
+    found = prune(folder.snapshots, keep, needed=chosen, remove=options.yes)
     if options.json:
         print_json(found, True)
         return

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Pruning(msgspec.Struct, frozen=True):
     is_done: bool
 
 
-def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool = False) -> Pruning:
+def prune(root: Path, keep: Keep, *, needed: Callable[[], Collection[int]] = tuple, remove: bool = False) -> Pruning:
     """Remove the snapshots below `root` that no rule keeps; without `remove` only say which.
 
     A kept snapshot that holds differences to a removed one is made whole first. Killed at any instant, every kept
@@ -53,7 +53,7 @@ def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool 
     Args:
         root: folder of a run's snapshots.
         keep: at least one rule.
-        needed: epochs that stay whatever the rules say.
+        needed: asked, under the lock, for epochs that stay whatever the rules say.
         remove: do it.
 
     Raises:
@@ -63,7 +63,7 @@ def prune(root: Path, keep: Keep, *, needed: Collection[int] = (), remove: bool 
     """
     with folder_lock(root.parent, name="snapshots", wait=False):
         snapshots = list_snapshots(root)
-        kept = _kept(snapshots, keep, needed, root)
+        kept = _kept(snapshots, keep, needed(), root)
         staying = [item for item in snapshots if item.epoch in kept]
         going = [item for item in snapshots if item.epoch not in kept]
         names = {item.folder.name for item in going}

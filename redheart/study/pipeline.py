@@ -51,13 +51,14 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
         say(config, "train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
         run_training(config, folder, data, chosen=chosen)
         say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
-        spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
-        say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
-        say(config, "sweet-spot", work_text(spot))
-        if bests := best_epochs_of(folder, data, spot):
-            say(config, "sweet-spot", bests)
-        with display.working("crossover"):
-            crossover = run_crossover(config, folder, data)
+        with run_folder.reading_snapshots(folder):
+            spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
+            say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
+            say(config, "sweet-spot", work_text(spot))
+            if bests := best_epochs_of(folder, data, spot):
+                say(config, "sweet-spot", bests)
+            with display.working("crossover"):
+                crossover = run_crossover(config, folder, data)
         say(config, "crossover", crossover.verdict)
         with display.working("calibrate"):
             calibrated = _calibrate(config, folder, data)

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,8 +84,11 @@ def claimed(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> Iterato
     check(config, decides=decides)
     with folder_lock(config.out, name="run", wait=False):
         folder = start(config, decides=decides)
-        for part in (folder.sweep, folder.select, folder.evaluation, folder.report):
+        for part in (folder.sweep, folder.select, folder.evaluation):
             remove_leftovers(part)
+        # `redheart report` tells of a run at work too.
+        with reporting(folder):
+            remove_leftovers(folder.report)
         yield folder
 
 
@@ -101,6 +104,16 @@ def opened(
     folder, config = load(root, encoder=encoder, device=device)
     with folder_lock(root, name="run", wait=False):
         yield folder, config
+
+
+def reporting(folder: RunFolder) -> AbstractContextManager[None]:
+    """For one process at a time that writes the run's report, whether another one works in the folder or not."""
+    return folder_lock(folder.root, name="report", wait=True)
+
+
+def reading_snapshots(folder: RunFolder) -> AbstractContextManager[None]:
+    """Around what reads a run's snapshots for long: no other process removes or rewrites one meanwhile."""
+    return folder_lock(folder.train, name="snapshots", wait=True)
 
 
 def check(config: StudyConfig, *, decides: Collection[str] = _OPEN) -> SavedConfig | None:
@@ -169,7 +182,10 @@ def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:
         before = _decoded(old)
         kept = {name: getattr(before, name) for name in _OPEN if name not in decides}
         config = dataclasses.replace(config, **kept)  # type: ignore[arg-type]
-    write_sealed(folder.config, _saved(config, folder, old))
+    saved = _saved(config, folder, old)
+    # Another trial that opens its data removes what looks like a killed process's leftovers.
+    with folder_lock(folder.root, name="data", wait=True):
+        write_sealed(folder.config, saved)
     return folder
 
 

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from redheart.cli import main
 from redheart.cli.study import _typed
 from redheart.core.config import FeatureConfig, SelectConfig, StudyConfig, SweepConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown, write_sealed
+from redheart.core.lock import folder_lock
 from redheart.data.generator import generate
 from redheart.report.report import make_report
 from redheart.snapshots.states import MANIFEST, Progress, StateManifest
@@ -101,6 +104,45 @@ def test_another_programs_config_is_no_run(content: bytes, project: Path) -> Non
         run_folder.start(study(out="."))
     assert (project / "config.json").read_bytes() == content
     assert sorted(os.listdir(project)) == ["config.json", "r.json"]
+
+
+def test_nobody_takes_a_configuration_that_is_being_written_for_a_leftover(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(path: Path) -> None:
+        if path.name.startswith(".config.json"):
+            # As another trial's `open_data` would, before it removes leftovers.
+            with pytest.raises(BadInput, match="another process"), folder_lock(path.parent, name="data", wait=False):
+                pass
+            seen.append(path)
+
+    seen: list[Path] = []
+    monkeypatch.setattr("redheart.core.files.fsync_path", fsync)
+    run_folder.start(study())
+    assert len(seen) == 1
+
+
+def test_a_run_that_starts_leaves_a_report_alone_that_is_being_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        with run_folder.claimed(study()):
+            pass
+
+    def make(root: Path) -> Path:
+        half.parent.mkdir()
+        half.touch()
+        starts.start()
+        starts.join(0.3)
+        assert half.exists()
+        return root / "report" / "report.md"
+
+    half = run_folder.start(study()).report / ".report.md.01234567.redheart-partial"
+    starts = threading.Thread(target=start)
+    monkeypatch.setattr("redheart.report.report.make_report", make)
+    main(["report", "run"])
+    starts.join()
+    assert not half.exists()
 
 
 def test_parts_of_a_run_may_be_links_to_a_larger_disk(project: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sweet spot and crossover of a run, on real networks: exact losses, honest verdicts, closed records, restarts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from quick_run import QuickRun, make_run, shake
 
+from redheart.cli import main
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_json, read_sealed, write_sealed
 from redheart.evaluate.holdout_log import read_openings
@@ -24,11 +26,14 @@ from redheart.select.statistics import Gain, level_of, paired_gain
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
 from redheart.snapshots.consolidate import assemble, read_assembly
+from redheart.snapshots.module_snapshots import Snapshot
+from redheart.snapshots.prune import Keep, prune
 from redheart.study import recombining
 from redheart.study.evaluating import run_evaluation
 from redheart.study.final import load_assembled, read_crossover
 from redheart.study.module_graph import FINALS
 from redheart.study.recombining import run_crossover
+from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
 
 ROOT = Path(__file__).parents[2]
@@ -265,3 +270,23 @@ def test_without_a_sweet_spot_or_snapshots_the_way_on_is_named(tmp_path: Path) -
         path.rename(tmp_path / path.name)
     with pytest.raises(BadInput, match="no snapshots yet"):
         spot_of(run)
+
+
+@pytest.mark.parametrize(
+    ("command", "reader"), [("sweet-spot", "selecting"), ("crossover", "recombining"), ("run", "selecting")]
+)
+def test_no_snapshot_is_removed_while_it_is_read(
+    command: str, reader: str, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(folder: RunFolder) -> list[Snapshot]:
+        found = open_snapshots(folder)
+        with pytest.raises(BadInput, match="another process"):
+            prune(folder.snapshots, Keep(last=1), remove=True)
+        refused.append(command)
+        return found
+
+    refused: list[str] = []
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr(f"redheart.study.{reader}.open_snapshots", opened)
+    main([command, *(["--run"] if command == "run" else []), str(run)])
+    assert refused == [command] and prune(RunFolder(run).snapshots, Keep(last=1), remove=True).removed
