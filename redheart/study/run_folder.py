@@ -204,8 +204,13 @@ def load(root: Path, *, encoder: str | None = None, device: Device = "auto") -> 
         # Before anything is read; `auto` is asked for where something is computed.
         chosen_device(device)
     folder = RunFolder(root)
-    if not folder.config.is_file():
-        raise BadInput("there is no run in this folder", where=root, hint="make one with `redheart run --out FOLDER`")
+    if not is_sealed(folder.config):
+        raise BadInput(
+            "there is no run in this folder",
+            where=root,
+            got="another program's config.json, or one that was cut" if folder.config.exists() else None,
+            hint="make one with `redheart run --out FOLDER`",
+        )
     saved = read_sealed(folder.config, SavedConfig)
     config = _decoded(saved)
     features = dataclasses.replace(

@@ -106,6 +106,15 @@ def test_another_programs_config_is_no_run(content: bytes, project: Path) -> Non
     assert sorted(os.listdir(project)) == ["config.json", "r.json"]
 
 
+@pytest.mark.parametrize("content", [None, b'{"model_type": "bert"}\n', b""])
+def test_a_folder_without_a_run_s_configuration_is_no_damaged_run(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(BadInput, match="there is no run in this folder") as refused:
+        run_folder.load(tmp_path)
+    assert ("another program's" in str(refused.value)) == (content is not None)
+
+
 def test_nobody_takes_a_configuration_that_is_being_written_for_a_leftover(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
