@@ -69,7 +69,6 @@ def local_arguments(run: Path) -> list[str]:
 
 def test_a_trial_of_an_agent_is_that_of_the_local_sweep(whole_study: Path, tmp_path: Path) -> None:
     settings = dict(zip(*[iter(WHOLE_STUDY[1 : WHOLE_STUDY.index("--epochs")])] * 2, strict=True))
-    # A list of values is no option that an agent can hand on.
     rate = float(settings.pop("--sweep.rates"))
     assert_same_trials(
         [rate], {name.removeprefix("--"): value for name, value in settings.items()}, whole_study, tmp_path
@@ -87,9 +86,7 @@ def test_trials_of_an_agent_are_those_of_the_local_sweep(tmp_path: Path) -> None
 def assert_same_trials(rates: list[float], settings: dict[str, str], local: Path, tmp_path: Path) -> None:
     """An agent's trials have the losses of a sweep in `local/run`, and the local command takes them as its own."""
     by_agent = tmp_path / "agent"
-    (tmp_path / "sweep.toml").write_text(f"[sweep]\nrates = {rates}\n")
-    config = str(tmp_path / "sweep.toml")
-    values = {"train.learning-rate": {"values": rates}, "config": {"value": config}}
+    values = {"train.learning-rate": {"values": rates}, "sweep.rates": {"value": rates}}
     values |= {name: {"value": value} for name, value in settings.items()}
     with WandbServer() as server:
         create_sweep(server, tmp_path, by_agent, **values)
@@ -104,7 +101,7 @@ def assert_same_trials(rates: list[float], settings: dict[str, str], local: Path
     # The same command takes the agent's trials as its own and repeats none.
     before = {path: path.stat().st_mtime_ns for path in by_agent.glob("sweep/rate_*/events.jsonl")}
     given = [word for name, value in settings.items() for word in (f"--{name}", value)]
-    done = redheart("sweep", *local_arguments(by_agent), *given, "--config", config)
+    done = redheart("sweep", *local_arguments(by_agent), *given, "--sweep.rates", *rates)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     results = [json.loads((run / "sweep" / "sweep.json").read_text()) for run in (by_agent, local / "run")]
