@@ -104,6 +104,8 @@ def crossover(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
+    from redheart.evaluate.evaluation import Evaluation
+    from redheart.report.tables import comparison_table
     from redheart.study import evaluating, phases, run_folder
 
     options = parse(EvaluateOptions, arguments, "evaluate")
@@ -112,7 +114,8 @@ def evaluate(arguments: Sequence[str]) -> None:
             data = phases.load_data(config, folder, display=display_of(options))
             with display_of(options).working("evaluate"):
                 result = evaluating.run_evaluation(config, folder, data)
-        print_json(result, options.json)
+        text = comparison_table({**result.models, **result.baselines}) + f"\n\nrecommended: {result.recommended}"
+        answer(result, text, as_json=options.json)
     else:
         folder, config = run_folder.load(options.run, encoder=options.encoder, device=options.device)
         inventory = evaluating.inventory_of(folder)
@@ -121,7 +124,8 @@ def evaluate(arguments: Sequence[str]) -> None:
             warn(warning)
         if found.is_before_calibration:
             note("the figures are of the model before its calibration")
-        print_json(found, options.json)
+        text = comparison_table({f"{found.num_records:,} records": Evaluation(found.num_records, found.tasks)})
+        answer(found, text, as_json=options.json)
 
 
 def calibrate(arguments: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
-from redheart.cli.options import Flag, display_of, parse, print_json, spelled_out
+from redheart.cli.options import Flag, answer, display_of, parse, spelled_out
 from redheart.core.config import GENERATED, RECIPE, PrepareConfig, Preset, StudyConfig, load_toml, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display, note
@@ -57,7 +57,7 @@ def prepare(arguments: Sequence[str]) -> None:
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
     with display_of(options).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)
-    print_json(manifest, options.json)
+    answer(manifest, f"{options.out}: {manifest.text}", as_json=options.json)
     warn_unread(manifest.scripts, manifest.num_records, encoder=FeatureConfig.encoder)
 
 

@@ -69,6 +69,15 @@ class Manifest(msgspec.Struct, frozen=True):
         """Of all parts of the split."""
         return self.train + self.val_select + self.val_confirm + self.test
 
+    @property
+    def text(self) -> str:
+        """What became of the records, in a line."""
+        invalid = f"{self.invalid:,} malformed, " if self.invalid else ""
+        return (
+            f"{self.read:,} read, {invalid}{self.duplicates:,} near-duplicates; train {self.train:,}, "
+            f"val {self.val_select:,} + {self.val_confirm:,}, test {self.test:,}"
+        )
+
 
 @dataclass(frozen=True)
 class Prepared:

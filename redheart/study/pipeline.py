@@ -36,12 +36,7 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
         say(config, "prepare", f"records from {config.data}")
         data = open_data(config, folder, display=display)
         manifest = data.prepared.manifest
-        say(
-            config,
-            "prepare",
-            f"{manifest.read} read, {manifest.duplicates} near-duplicates; train {manifest.train}, "
-            f"val {manifest.val_select} + {manifest.val_confirm}, test {manifest.test}",
-        )
+        say(config, "prepare", manifest.text)
         if manifest.best_reachable is not None:
             say(config, "prepare", f"best reachable emotion cross-entropy: {manifest.best_reachable:.4f} nats")
         if config.train.learning_rate is None:
