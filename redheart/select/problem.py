@@ -1,6 +1,6 @@
 """What a selection strategy may look at: losses on the select half of the validation records, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -12,6 +12,8 @@ from redheart.select.scoring import Scoring, scoring_of
 from redheart.snapshots.blend import Blend
 
 Level = Literal["group", "module"]
+_BROKEN = 1e6
+"""Score of a model without a finite loss where there is a target; the best snapshot's is about 1, or -1."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class SelectionProblem:
         """Score of every snapshot as a whole on every record, from its stored outputs."""
         return np.stack(
             [
-                self.scoring.score_N({name: self.losses_EN[name][index] for name in self.scoring.scales}, self.floors_N)
+                self.score_N({name: self.losses_EN[name][index] for name in self.scoring.scales})
                 for index in range(len(self.epochs))
             ]
         )
@@ -50,7 +52,14 @@ class SelectionProblem:
     @cached_property
     def labelled_TN(self) -> np.ndarray:
         """Whether a record has a target of a task that is scored."""
-        return self.scoring.labelled_TN({name: self.losses_EN[name][0] for name in self.scoring.scales})
+        return ~np.stack([np.isnan(self.losses_EN[name]).all(0) for name in self.scoring.scales])
+
+    def score_N(self, losses: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Score of a model on every record, from its (N,) losses by predictor; the worst where it is broken."""
+        found_TN = np.stack([losses[name] for name in self.scoring.scales])
+        if not np.isfinite(found_TN[self.labelled_TN]).all():
+            return np.full(found_TN.shape[1], _BROKEN)
+        return self.scoring.score_N(losses, self.floors_N)
 
     @property
     def best_epoch(self) -> int:

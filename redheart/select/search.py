@@ -90,7 +90,7 @@ class Search:
         else:
             self.spent += self.evaluator.cost([name for name in modules if modules[name] != base[name]])
         losses = self.evaluator.losses(modules, base=base)
-        self._scores[key] = self.problem.scoring.score_N(losses, self.problem.floors_N)
+        self._scores[key] = self.problem.score_N(losses)
         self.on_trial(self)
         return self._scores[key]
 

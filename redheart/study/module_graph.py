@@ -81,4 +81,7 @@ class ModuleGraph:
 
     def losses(self, final: str, signals: Sequence[Signals]) -> np.ndarray:
         predictions_NO = torch.cat([as_prediction(final, part) for part in signals]).cpu().numpy()[self._back_N]
+        if not np.isfinite(predictions_NO).all():
+            # Without a target nothing would show of it, and `predict_rows` would refuse the model once it is chosen.
+            return np.full(len(self._rows), np.inf)
         return predictor_losses({final: predictions_NO}, self._prepared, self._rows)[final]

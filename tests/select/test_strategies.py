@@ -45,6 +45,26 @@ def test_design_takes_each_group_at_its_own_best_and_the_anchor_where_it_has_no_
     assert choice.modules == {"backbone": single(4), FINAL: single(4), "neural.a": single(2), "phases.b": single(4)}
 
 
+class Failing(Additive):
+    """Models of several snapshots have no number on half of the records, and are the better on the others."""
+
+    def losses(self, choice: Modules, *, base: Modules | None = None) -> dict[str, np.ndarray]:
+        losses_N = super().losses(choice)[FINAL]
+        if len(set(choice.values())) > 1 or len(next(iter(choice.values())).epochs) > 1:
+            losses_N = np.where(np.arange(len(losses_N)) % 2, np.nan, 0.1 * losses_N)
+        return {FINAL: losses_N}
+
+
+@pytest.mark.parametrize("name", ["coordinate", "window"])
+def test_a_model_without_a_finite_loss_where_there_is_a_target_is_not_chosen(name: str) -> None:
+    evaluator = Failing(MODULES, EPOCHS, num_records=60, noise=0.1, seed=0)
+    problem = evaluator.problem()
+    problem.losses_EN[FINAL][:, :5] = np.nan
+    spot = find_sweet_spot(problem, evaluator, SelectConfig(strategy=name, level="module"), seed=0)
+    assert set(spot.modules.values()) == {single(problem.best_epoch)}
+    assert spot.selection.gain.percent == 0 and spot.baselines["uniform"].high < 0
+
+
 def test_overfit_penalty_counts_only_validation_above_training() -> None:
     curves = {FINAL: [1.0, 1.0, 1.0], "neural.a": [0.80, 0.79, 0.81]}
     penalised = stored(curves, train={FINAL: [1.0] * 3, "neural.a": [0.80, 0.60, 0.95]})

@@ -15,6 +15,7 @@ from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_json, read_sealed, write_sealed
 from redheart.evaluate.holdout_log import read_openings
 from redheart.evaluate.prediction import loss_floors, predict_rows, predictor_losses
+from redheart.model.dims import preset
 from redheart.model.network import RedHeart
 from redheart.report import selection_section
 from redheart.report.facts import read_facts
@@ -31,7 +32,7 @@ from redheart.snapshots.prune import Keep, prune
 from redheart.study import recombining
 from redheart.study.evaluating import run_evaluation
 from redheart.study.final import load_assembled, read_crossover
-from redheart.study.module_graph import FINALS
+from redheart.study.module_graph import FINALS, ModuleGraph
 from redheart.study.recombining import run_crossover
 from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
@@ -72,6 +73,18 @@ def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp
         expected = predictor_losses(outputs, noisy.data.prepared, rows)
         assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in FINALS)
     assert evaluator.work.evaluations < 6
+
+
+def test_a_model_whose_prediction_is_no_number_is_broken_whatever_the_targets(noisy: QuickRun) -> None:
+    rows = noisy.data.prepared.split["val_select"]
+    dims = preset(noisy.config.preset, outputs=noisy.data.prepared.inventory.outputs)
+    graph = ModuleGraph(
+        dims, noisy.data.prepared, noisy.data.features, rows, micro_batch=64, device=torch.device("cpu")
+    )
+    prediction_NO = torch.zeros(len(rows), dims.num_outputs("regret"))
+    assert np.isfinite(graph.losses("heads.regret", [{"prediction": prediction_NO}])).all()
+    prediction_NO[1, 0] = torch.nan
+    assert np.isinf(graph.losses("heads.regret", [{"prediction": prediction_NO}])).all()
 
 
 @pytest.mark.parametrize("seed", range(4))
