@@ -9,7 +9,7 @@ from redheart.evaluate.results import Crossover, Opening
 from redheart.report.figures import draw_heatmaps, draw_lines
 from redheart.report.tables import code, markdown_table
 from redheart.select.maps import Maps
-from redheart.select.statistics import Gain
+from redheart.select.statistics import Gain, level_text
 from redheart.select.sweet_spot import GroupSpot, SweetSpot
 
 MISSING = "This phase has not run."
@@ -193,6 +193,6 @@ def _notes(crossover: Crossover) -> list[str]:
     if crossover.num_judged > 1:
         found.append(
             f"This is choice {crossover.num_judged} of this run that the confirm records judge; "
-            f"the intervals' level is {crossover.gain_confirm.level:.1%} for that."
+            f"the intervals' level is {level_text(crossover.gain_confirm.level)} for that."
         )
     return found

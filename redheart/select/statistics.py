@@ -3,12 +3,13 @@
 Shape suffixes: N records, C candidates, B bootstrap rounds.
 """
 
-import warnings
+import math
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, t
+from scipy.special import ndtr, ndtri
+from scipy.stats import t
 
 from redheart.core.errors import BadInput
 
@@ -18,6 +19,14 @@ LEVEL = 0.95
 FEW_RECORDS = 30
 """Below so many a bootstrap's interval is too narrow: of two records it is the two themselves."""
 _SMALLEST_LOSS = 1e-12
+_WORST = 1e6
+"""How many times the largest loss one is that is not finite."""
+_SAME = 1e-9
+"""Differences whose spread is a smaller share of their size than this are one number, rounded."""
+_SMALLEST_CHANCE = 1e-12
+"""Of a false "better": below it, what the choice before was given is not halved any more."""
+_LEAST_SLOPE = 0.1
+_BLOCK_NUMBERS = 1 << 22
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -38,7 +47,7 @@ class Gain(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         interval = f"[{self.low:+.2f}, {self.high:+.2f}]"
         if self.level != LEVEL:
-            interval += f" at {self.level:.1%}"
+            interval += f" at {level_text(self.level)}"
         return f"{self.percent:+.2f} % {interval} on {self.num_records} records"
 
 
@@ -52,7 +61,13 @@ def level_of(number: int) -> float:
 
     What a false "better" may cost is halved with every choice, so that it is at most doubled, however many there are.
     """
-    return 1 - (1 - LEVEL) / 2 ** (number - 1)
+    return 1 - max(math.ldexp(1 - LEVEL, 1 - number), _SMALLEST_CHANCE)
+
+
+def level_text(level: float) -> str:
+    """A level in percent, with as many decimals as tell it from 100 %."""
+    decimals = max(0, math.ceil(-math.log10(100 * (1 - level)))) + 1
+    return f"{level:.{decimals}%}"
 
 
 def paired_gain(
@@ -66,11 +81,12 @@ def paired_gain(
 ) -> Gain:
     """Gain in mean loss with a paired BCa interval (Efron 1987) over records.
 
-    Of fewer than thirty records the interval is the wider of this and Student's, end by end.
+    Of fewer than thirty records the interval is the wider of this and Student's, end by end. Above a level of 95 %,
+    whose tails hold few resamples or none, it is the widest of both and Student's corrected for skew.
 
     Args:
         reference_N: loss of the reference on every record, NaN where it has no target.
-        candidate_N: loss of the candidate on the same records.
+        candidate_N: loss of the candidate on the same records; where one of the two is not finite it is a large one.
         seed: seed of the bootstrap.
         level: of the interval.
         resamples: of the bootstrap.
@@ -79,30 +95,28 @@ def paired_gain(
     Raises:
         BadInput: fewer than two records have a target.
     """
-    labelled_N = ~np.isnan(reference_N) & ~np.isnan(candidate_N)
-    reference_N, candidate_N = reference_N[labelled_N], candidate_N[labelled_N]
-    if len(reference_N) < 2:
-        raise BadInput("too few labelled records to compare two models", got=len(reference_N), expected="2 or more")
+    labelled_N = ~(np.isnan(reference_N) & np.isnan(candidate_N))
+    number = int(labelled_N.sum())
+    if number < 2:
+        raise BadInput("too few labelled records to compare two models", got=number, expected="2 or more")
+    reference_N, candidate_N = _finite(np.stack([reference_N, candidate_N])[:, labelled_N].astype(np.float64))
     differences_N = reference_N - candidate_N
+    mean, fewest = float(differences_N.mean()), min(number, least_labelled or number)
+    if np.ptp(differences_N) <= _SAME * abs(mean):
+        # No spread tells what comes by chance; that all have one sign does so once in 2^N.
+        is_chance = math.ldexp(1.0, -fewest) > (1 - level) / 2
+        ends = (min(mean, 0.0), max(mean, 0.0)) if is_chance else (mean, mean)
+    else:
+        ends = _interval(differences_N, level=level, resamples=resamples, seed=seed, fewest=fewest)
     scale = percent_of(reference_N)
-    if np.ptp(differences_N) == 0:
-        value = float(differences_N.mean() * scale)
-        return Gain(value, value, value, len(differences_N), level)
-    low, high = _interval(differences_N, "BCa", level=level, resamples=resamples, seed=seed)
-    if not np.isfinite([low, high]).all():
-        # BCa is not defined where all resamples lie on one side of the mean, as with a handful of records.
-        low, high = _interval(differences_N, "percentile", level=level, resamples=resamples, seed=seed)
-    fewest = min(len(differences_N), least_labelled or len(differences_N))
-    if fewest < FEW_RECORDS:
-        low_t, high_t = students_interval(differences_N, level=level, freedom=max(1, fewest - 1))
-        low, high = min(low, low_t), max(high, high_t)
-    return Gain(
-        float(differences_N.mean() * scale),
-        float(low * scale),
-        float(high * scale),
-        len(differences_N),
-        level,
-    )
+    return Gain(mean * scale, ends[0] * scale, ends[1] * scale, number, level)
+
+
+def _finite(losses_MN: np.ndarray) -> np.ndarray:
+    """Losses of M models, with a large one where a model has none: that it fails on a record takes no target away."""
+    is_finite_MN = np.isfinite(losses_MN)
+    worst = _WORST * max(np.abs(losses_MN[is_finite_MN]).max(initial=0.0), _SMALLEST_LOSS)
+    return np.where(is_finite_MN, losses_MN, worst)
 
 
 def scored_gain(
@@ -136,25 +150,47 @@ def fewest_labelled(labelled_TN: np.ndarray) -> int:
     return int(counts_T[counts_T > 0].min(initial=labelled_TN.shape[1]))
 
 
-def _interval(values_N: np.ndarray, method: str, *, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)
-        found = bootstrap(
-            (values_N,),
-            np.mean,
-            vectorized=True,
-            confidence_level=level,
-            method=method,
-            n_resamples=resamples,
-            rng=np.random.default_rng(seed),
-        )
-    return found.confidence_interval.low, found.confidence_interval.high
+def _interval(values_N: np.ndarray, *, level: float, resamples: int, seed: int, fewest: int) -> tuple[float, float]:
+    means_B = np.sort(_resampled_means(values_N, resamples=resamples, seed=seed))
+    deviations_N = values_N - values_N.mean()
+    # The jackknife of a mean in closed form.
+    acceleration = float((deviations_N**3).sum() / (deviations_N**2).sum() ** 1.5 / 6)
+    low, high = bca_interval(means_B, float(values_N.mean()), acceleration, level=level)
+    skews = [0.0] if fewest < FEW_RECORDS else []
+    if level > LEVEL:
+        skews = [0.0, acceleration]
+    for skew in skews:
+        low_t, high_t = students_interval(values_N, level=level, freedom=max(1, fewest - 1), skew=skew)
+        low, high = min(low, low_t), max(high, high_t)
+    return low, high
 
 
-def students_interval(values_N: np.ndarray, *, level: float, freedom: int) -> tuple[float, float]:
-    """Student's interval of a mean by its standard error, with so many degrees of freedom."""
-    error = values_N.std(ddof=1) / np.sqrt(len(values_N))
-    low, high = t.interval(level, freedom, loc=values_N.mean(), scale=error)
+def _resampled_means(values_N: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
+    """Means of B resamples, drawn in blocks: together their numbers would be B x N."""
+    random, number = np.random.default_rng(seed), len(values_N)
+    size = max(1, _BLOCK_NUMBERS // number)
+    blocks = [min(size, resamples - start) for start in range(0, resamples, size)]
+    return np.concatenate([values_N[random.integers(0, number, (block, number))].mean(1) for block in blocks])
+
+
+def bca_interval(means_B: np.ndarray, mean: float, acceleration: float, *, level: float) -> tuple[float, float]:
+    """The bias-corrected and accelerated interval of a mean, from its resamples' means."""
+    below = ((means_B < mean).mean() + (means_B <= mean).mean()) / 2
+    # All resamples may lie on one side of the mean, as with a handful of records: then the correction has no end.
+    bias = ndtri(below) if 0 < below < 1 else 0.0
+    shifted = bias + ndtri([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means_B, ndtr(bias + shifted / np.maximum(1 - acceleration * shifted, _LEAST_SLOPE)))
+    return float(low), float(high)
+
+
+def students_interval(values_N: np.ndarray, *, level: float, freedom: int, skew: float = 0.0) -> tuple[float, float]:
+    """Student's interval of a mean by its standard error, with so many degrees of freedom.
+
+    `skew` is an acceleration to correct for as the ABC interval does (DiCiccio and Efron 1992).
+    """
+    error = float(values_N.std(ddof=1)) / math.sqrt(len(values_N))
+    shifted = skew + np.array([-1.0, 1.0]) * t.isf((1 - level) / 2, freedom)
+    low, high = values_N.mean() + error * shifted / np.maximum(1 - skew * shifted, _LEAST_SLOPE) ** 2
     return float(low), float(high)
 
 

@@ -1,14 +1,29 @@
 """The verdict follows from the interval; having searched is corrected for; noise alone is no evidence."""
 
+import itertools
+import math
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import bootstrap
 from synthetic import FINAL, Additive
 
 from redheart.core.errors import BadInput
 from redheart.select.scoring import scoring_of
-from redheart.select.statistics import LEVEL, holm, level_of, one_sided_p, out_of_bag_gain, paired_gain, verdict
+from redheart.select.statistics import (
+    LEVEL,
+    bca_interval,
+    holm,
+    level_of,
+    level_text,
+    one_sided_p,
+    out_of_bag_gain,
+    paired_gain,
+    verdict,
+)
 from redheart.select.strategies import STRATEGIES
 
 
@@ -44,6 +59,44 @@ def test_a_planted_gain_is_found_and_said() -> None:
     assert same.percent == 0 and "No evidence of gain" in verdict(same, candidate="a", reference="b")
 
 
+@pytest.mark.parametrize("number", [30, 31, 500, 3000])
+def test_the_interval_is_that_of_scipys_bootstrap(number: int) -> None:
+    random = np.random.default_rng(number)
+    differences_N = random.gamma(0.7, 1.0, number) - 0.5
+    gain = paired_gain(100 + differences_N, np.full(number, 100.0), seed=3, resamples=2000)
+    own_random = np.random.default_rng(3)
+    found = bootstrap((differences_N,), np.mean, method="BCa", n_resamples=2000, rng=own_random, vectorized=True)
+    ends = np.array([found.confidence_interval.low, found.confidence_interval.high])
+    assert [gain.low, gain.high] == pytest.approx(100 * ends / (100 + differences_N.mean()), rel=1e-9)
+
+
+def test_the_price_of_an_interval_goes_with_the_records() -> None:
+    """A jackknife that is written out holds the square of their number."""
+    random = np.random.default_rng(0)
+    losses_N = random.random(10_000)
+    tracemalloc.start()
+    paired_gain(losses_N, losses_N + random.normal(0, 0.1, 10_000), seed=0, resamples=500)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+
+
+def test_a_correction_for_skew_does_not_turn_an_end_round() -> None:
+    """Beyond 1 / acceleration the correction of the lower end has a pole."""
+    means_B = np.linspace(-1.0, 1.0, 1001)
+    assert bca_interval(means_B, 0.0, -1 / 6, level=1 - 1e-12)[0] == -1.0
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_record_that_one_model_fails_on_counts_against_it(wrong: float) -> None:
+    random = np.random.default_rng(0)
+    reference_N = random.gamma(2.0, 0.5, 40) + 1
+    candidate_N = reference_N * 0.5
+    candidate_N[3] = wrong
+    gain = paired_gain(reference_N, candidate_N, seed=0)
+    assert gain.num_records == 40 and gain.percent < -100 and not gain.is_evidence
+    assert paired_gain(candidate_N, reference_N, seed=0).percent > 0
+
+
 def test_losses_below_zero_turn_no_verdict_round() -> None:
     random = np.random.default_rng(0)
     base_N = random.normal(-2.0, 0.3, 300)
@@ -71,6 +124,29 @@ def test_a_handful_of_records_is_evidence_no_more_often_than_it_may_be(number: i
 def test_all_choices_that_the_same_records_judge_err_at_most_twice_as_often_as_one() -> None:
     assert level_of(1) == LEVEL and level_of(2) == pytest.approx(0.975)
     assert sum(1 - level_of(number) for number in range(1, 40)) <= 2 * (1 - LEVEL) + 1e-9
+
+
+def test_the_interval_of_a_later_choice_is_wider_without_end_and_said_so() -> None:
+    random = np.random.default_rng(0)
+    for number in (5, 40):
+        reference_N, candidate_N = random.random((2, number))
+        gains = [paired_gain(reference_N, candidate_N, seed=0, level=level_of(place)) for place in range(1, 37)]
+        assert all(later.low < gain.low for gain, later in itertools.pairwise(gains))
+        assert all(later.high > gain.high for gain, later in itertools.pairwise(gains))
+        last = paired_gain(reference_N, candidate_N, seed=0, level=level_of(5000))
+        assert last.level < 1 and math.isfinite(last.low) and math.isfinite(last.high)
+    texts = [level_text(level_of(place)) for place in (1, 2, 8, 10, 5000)]
+    assert texts == ["95.0%", "97.5%", "99.961%", "99.9902%", "99.999999999900%"]
+
+
+@pytest.mark.parametrize(("place", "enough"), [(1, 6), (2, 7), (8, 13)])
+def test_a_few_differences_that_are_the_same_are_no_evidence(place: int, enough: int) -> None:
+    """Errors are 0 or 1: as often as not both of two records say the same."""
+    for number in (enough - 1, enough):
+        better = paired_gain(np.full(number, 1.1), np.full(number, 1.1) - 1, seed=0, level=level_of(place))
+        assert better.is_evidence == (number == enough) and better.low == (0 if number < enough else better.percent)
+        worse = paired_gain(np.ones(number), np.full(number, 2.0), seed=0, level=level_of(place))
+        assert worse.high == (0 if number < enough else worse.percent)
 
 
 def test_records_without_a_target_are_left_out_of_the_comparison() -> None:
