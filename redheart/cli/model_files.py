@@ -51,6 +51,7 @@ class ImportOptions:
 
 
 def consolidate(arguments: Sequence[str]) -> None:
+    from redheart.core.files import real_path
     from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
     from redheart.snapshots.single_file import consolidated
     from redheart.snapshots.states import State, newest_state
@@ -58,6 +59,12 @@ def consolidate(arguments: Sequence[str]) -> None:
 
     options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
     run, _ = run_folder.load(options.run)
+    if any(real_path(options.out).is_relative_to(real_path(run.root / part)) for part in run.parts):
+        raise BadInput(
+            "the output would lie among the run's own files",
+            where=options.out,
+            hint=f"give a file beside them, for example {run.root / 'model.safetensors'}",
+        )
     folder, states = run.snapshots, run.states
     source: Snapshot | State | None
     if options.from_state:
@@ -89,13 +96,12 @@ def consolidate(arguments: Sequence[str]) -> None:
 def import_model(arguments: Sequence[str]) -> None:
     from redheart.model.ledger import module_names
     from redheart.snapshots.consolidate import write_modules
-    from redheart.snapshots.foreign import READ_NAMES, open_foreign, problems_against, refuse_problems
+    from redheart.snapshots.foreign import files_read, open_foreign, problems_against, refuse_problems
     from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
     from redheart.snapshots.tensors import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")
-    inside = [item for name in READ_NAMES for item in options.source.glob(name)]
-    refuse_own_input(options.out, [options.source, *inside])
+    refuse_own_input(options.out, files_read(options.source))
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:
         raise BadInput(

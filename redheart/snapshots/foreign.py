@@ -19,8 +19,8 @@ from redheart.snapshots.tensors import Tensors, TensorSpec
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"
-READ_NAMES = ("model*.safetensors", "pytorch_model*.bin", "*_states.pt", "*/*_states.pt")
-"""Patterns of the files in a folder that weights are read from."""
+_READ_NAMES = ("model*.safetensors", "pytorch_model*.bin", "*_states.pt", "*/*_states.pt")
+"""Patterns of the files in a folder that weights are read from, beside those that an index names."""
 
 
 class _Index(msgspec.Struct, frozen=True):
@@ -62,6 +62,18 @@ def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()
             "there are no weights", where=source, got=names_text(found.ignored, shown=MAX_PROBLEMS) or "nothing"
         )
     return found
+
+
+def files_read(source: Path) -> list[Path]:
+    """The files that `open_foreign` may read weights from.
+
+    Raises:
+        BadInput: an index cannot be read.
+    """
+    found = [source, *(item for name in _READ_NAMES for item in source.glob(name))]
+    indices = [source / f"{name}{_INDEX_SUFFIX}" for name in _WHOLE]
+    maps = [read_json(index, _Index).weight_map for index in indices if index.is_file()]
+    return found + indices + [source / file for weight_map in maps for file in weight_map.values()]
 
 
 def problems_against(
@@ -142,11 +154,13 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
         return _named("DeepSpeed ZeRO folder", open_zero(folder), folder, part, expected, is_model=True)
     for name in _WHOLE:
         path, index = folder / name, folder / f"{name}{_INDEX_SUFFIX}"
-        if len(several := sorted(folder.glob(f"{path.stem}*{path.suffix}"))) > 1 and not index.is_file():
+        several = sorted(folder.glob(f"{path.stem}*{path.suffix}"))
+        is_beside = index.is_file() and path.is_file() and name not in read_json(index, _Index).weight_map.values()
+        if is_beside or (len(several) > 1 and not index.is_file()):
             raise BadInput(
                 "the folder holds several models",
                 where=folder,
-                got=", ".join(item.name for item in several),
+                got=", ".join(item.name for item in [*several, *([index] if is_beside else [])]),
                 hint="give the file that you mean",
             )
         if index.is_file():

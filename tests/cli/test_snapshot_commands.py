@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import PYTHON, SMALL, launch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from redheart.cli import main
 from redheart.model.dims import preset
@@ -125,6 +125,30 @@ def test_bad_requests_are_one_clear_error(
     with pytest.raises(SystemExit) as ended:
         main(["snapshots", *(str(run) if item == "RUN" else item for item in arguments)])
     assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["train/snapshots/epoch_0002/backbone.safetensors", "features/new.safetensors"])
+def test_a_whole_model_does_not_take_the_place_of_a_runs_own_files(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(SystemExit) as ended:
+        main(["snapshots", "consolidate", str(run), "--out", str(tmp_path / "link" / place)])
+    assert ended.value.code == 2 and "the run's own files" in capsys.readouterr().err
+    assert answer(capsys, "verify", run)["bad"] == []
+
+
+def test_an_import_does_not_take_the_place_of_a_file_that_an_index_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a.w": torch.ones(2)}, tmp_path / "shard-1.safetensors")
+    index = {"weight_map": {"a.w": "shard-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = (tmp_path / "shard-1.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["snapshots", "import", str(tmp_path), "--out", str(tmp_path / "shard-1.safetensors"), "--dtype", "bf16"])
+    assert ended.value.code == 2 and "the output is the input" in capsys.readouterr().err
+    assert (tmp_path / "shard-1.safetensors").read_bytes() == before
 
 
 def test_an_import_does_not_take_the_place_of_what_it_reads(

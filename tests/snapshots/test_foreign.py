@@ -37,6 +37,17 @@ NESTED = {"backbone": {"weight": FLAT["backbone.weight"]}, "heads": {"emotion": 
 TRAINING = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 4, "rng_state": torch.ones(2)}
 
 
+def test_a_whole_model_beside_an_index_of_another_is_not_passed_over(tmp_path: Path) -> None:
+    save_file({"a.w": torch.ones(2)}, tmp_path / "model.safetensors")
+    save_file({"a.w": torch.zeros(2)}, tmp_path / "shard-1.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a.w": "shard-1.safetensors"}}))
+    with pytest.raises(BadInput, match="several models"):
+        open_foreign(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a.w": "model.safetensors"}}))
+    assert open_foreign(tmp_path).tensors["a.w"].tolist() == [1, 1]
+
+
 def same(found: object, expected: dict[str, Tensor]) -> bool:
     specs = found.specs  # type: ignore[attr-defined]
     return set(specs) == set(expected) and all(
