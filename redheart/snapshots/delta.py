@@ -23,7 +23,7 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import disk_errors
-from redheart.snapshots.tensor_file import Delta, TensorFile, read_header
+from redheart.snapshots.tensor_file import Delta, TensorFile, read_errors, read_header
 from redheart.snapshots.tensors import Tensors, TensorSpec
 
 SUFFIX = ".delta"
@@ -104,7 +104,7 @@ def read_delta(path: Path, base: Mapping[str, Tensor]) -> Tensors:
             raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
 
     def plane(frame: tuple[int, int], size: int) -> np.ndarray:
-        with path.open("rb") as file:
+        with read_errors(path), path.open("rb") as file:
             file.seek(start + frame[0])
             packed = file.read(frame[1])
         plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=size)

@@ -76,10 +76,32 @@ class Snapshot:
         Raises:
             CorruptFile: the file, or one that it holds differences to, does not match its digest.
         """
+        opened = self._newest(name)
+
+        def read(key: str) -> Tensor:
+            nonlocal opened
+            try:
+                return opened[key]
+            except FileNotFoundError:
+                opened = self._newest(name)
+                return opened[key]
+
+        return Tensors(opened.specs, read)
+
+    def _newest(self, name: str) -> Tensors:
+        """One module as it lies there: it may be compressed or expanded at any time since the manifest was read."""
         entry = self.manifest.modules[name]
-        if not (self.folder / entry.file).is_file() and (self.folder / MANIFEST).is_file():
-            # Compressed since the manifest was read.
-            entry = open_snapshot(self.folder).manifest.modules[name]
+        try:
+            return self._opened(name, entry)
+        except (CorruptFile, FileNotFoundError):
+            if not (self.folder / MANIFEST).is_file():
+                raise
+            now = open_snapshot(self.folder).manifest.modules.get(name, entry)
+            if now == entry or now.content_sha256 != entry.content_sha256:
+                raise
+            return self._opened(name, now)
+
+    def _opened(self, name: str, entry: TensorFile) -> Tensors:
         if entry.delta is None:
             return open_tensors(self.folder, entry)
         path = verify(self.folder, entry)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -156,6 +157,22 @@ def verify(folder: Path, entry: TensorFile) -> Path:
     return path
 
 
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors while reading into one about this file: around it another may be written.
+
+    Raises:
+        CorruptFile: the file cannot be read.
+        FileNotFoundError: it is gone, maybe since it was compressed.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_MEND) from error
+
+
 def read_header(path: Path) -> tuple[dict[str, msgspec.Raw], int]:
     """The JSON header of a file by tensor, and where the bytes behind it begin.
 
@@ -227,7 +244,7 @@ class TensorReader(Tensors):
 
     def _read(self, name: str, first: int, last: int) -> Tensor:
         content = torch.empty(last - first, dtype=torch.uint8)
-        with self._path.open("rb", buffering=0) as file:
+        with read_errors(self._path), self._path.open("rb", buffering=0) as file:
             file.seek(self._start + first)
             target = content.numpy().data
             while target and (count := file.readinto(target)):

@@ -1,5 +1,6 @@
 """Compressed snapshots give back every byte, at every instant of the rewriting; pruning keeps what others lean on."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -164,6 +165,31 @@ def test_two_do_not_rewrite_at_once_and_a_reader_does_not_notice(tmp_path: Path)
     compress_snapshots(root)
     loaded = opened[1].open_module("part.one")["weight"]
     assert loaded.view(torch.uint8).numpy().tobytes() == tensors[2]["part.one.weight"]
+
+
+def test_a_reader_goes_on_while_what_it_reads_is_compressed_and_expanded(tmp_path: Path) -> None:
+    root = walk(tmp_path / "snapshots", 3)
+    for rewrite in (lambda: compress_snapshots(root), lambda: expand_snapshots(list_snapshots(root))):
+        snapshot = list_snapshots(root)[1]
+        tensors = snapshot.open_model()
+        expected = {name: tensor.clone() for name, tensor in tensors.items()}
+        before = {path.name for path in snapshot.folder.iterdir()}
+        rewrite()
+        assert {path.name for path in snapshot.folder.iterdir()} != before
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_disk_that_cannot_be_read_is_not_said_to_be_one_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = list_snapshots(walk(tmp_path / "snapshots", 1))[0].open_model()
+
+    def failing(*_: object, **__: object) -> object:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(CorruptFile, match="cannot be read"):
+        dict(tensors)
 
 
 def test_pruning_says_first_and_keeps_what_is_leant_on(tmp_path: Path) -> None:
