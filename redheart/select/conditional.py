@@ -101,6 +101,10 @@ class ConditionalEvaluator:
             return
         start_s = time.perf_counter()
         self._compute(list(self._model.wiring), choice, self._keys(choice), {})
+        if not any(self._flops.values()):
+            # Without matrix products all nodes cost the same.
+            self._flops = dict.fromkeys(self._flops, 1.0)
+            self._done_flops = float(len(self._flops))
         self._full_s = time.perf_counter() - start_s
         self._seconds += self._full_s
 

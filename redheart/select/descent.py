@@ -15,6 +15,7 @@ import numpy as np
 
 from redheart.core.config import SelectConfig
 from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
+from redheart.select.scoring import size_of
 from redheart.select.search import Search
 from redheart.snapshots.blend import Blend, mean_of, single
 
@@ -81,7 +82,7 @@ def prior_E(problem: SelectionProblem, members: Sequence[str]) -> np.ndarray:
         scores: np.ndarray = problem.scores_EN.mean(1)
         return scores
     curves = [problem.mean_losses_E(name) for name in predictors]
-    return np.mean([curve / curve.min() for curve in curves], axis=0)
+    return np.mean([curve / size_of(curve.min()) for curve in curves], axis=0)
 
 
 def descend(search: Search, candidates: Candidates) -> Choice:

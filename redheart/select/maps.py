@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from redheart.select.scoring import size_of
 from redheart.select.search import Search
 from redheart.snapshots.blend import single, weighted
 
@@ -19,7 +20,7 @@ class Line(msgspec.Struct, frozen=True):
     """Of the second snapshot."""
     scores: list[float]
     barrier_percent: float
-    """Highest rise above the straight line between the ends' scores, in percent of their mean; 0 where none."""
+    """Highest rise above the straight line between the ends' scores, in percent of their mean's size; 0 where none."""
 
 
 class Maps(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ def draw_maps(search: Search, *, num_epochs: int) -> Maps:
                 if donor != host:
                     changed = {**base, **dict.fromkeys(members, single(donor))}
                     score = float(search.scores_N(changed, base=base).mean())
-                    transplants[name][row][column] = 100 * (1 - score / scores[host])
+                    transplants[name][row][column] = 100 * (scores[host] - score) / size_of(scores[host])
     best = search.problem.best_epoch
     lines = [_line(search, (best, epoch), (scores[best], scores[epoch])) for epoch in epochs if epoch != best]
     return Maps(list(epochs), [scores[epoch] for epoch in epochs], transplants, lines, search.spent)
@@ -81,4 +82,4 @@ def _line(search: Search, ends: tuple[int, int], end_scores: tuple[float, float]
     shares, scores = [0.0, *SHARES, 1.0], [end_scores[0], *inner, end_scores[1]]
     straight = np.interp(shares, [0.0, 1.0], end_scores)
     rise = float(np.max(np.array(scores) - straight))
-    return Line(ends, shares, scores, max(0.0, 100 * rise / float(np.mean(end_scores))))
+    return Line(ends, shares, scores, max(0.0, 100 * rise / size_of(np.mean(end_scores))))

@@ -52,6 +52,10 @@ def scoring_of(
     for name in finals:
         if name in losses_EN and not np.isnan(losses_EN[name]).all():
             above_E = np.nanmean(losses_EN[name] - floors.get(name, 0.0), axis=1)
-            # Log densities are below zero; a scale is a size.
-            scales[name] = max(abs(float(above_E.min())), _SMALLEST_SCALE)
+            scales[name] = size_of(above_E.min())
     return Scoring(scales)
+
+
+def size_of(loss: float) -> float:
+    """What losses beside this one are divided by: log densities are below zero, and a scale is a size."""
+    return max(abs(float(loss)), _SMALLEST_SCALE)

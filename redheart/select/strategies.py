@@ -6,6 +6,7 @@ from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
 from redheart.select.descent import budget_evaluations, coordinate, epochs_alone, window, windows
 from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
+from redheart.select.scoring import size_of
 from redheart.select.search import Search, Strategy
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
 
@@ -32,7 +33,7 @@ def design(search: Search) -> Choice:
             continue
         scores_E = np.mean([_penalised(problem, predictor) for predictor in predictors], axis=0)
         variances_E = np.mean([np.nanvar(problem.losses_EN[predictor], axis=1) for predictor in predictors], axis=0)
-        tied = np.flatnonzero(scores_E <= scores_E.min() * (1 + _TIE))
+        tied = np.flatnonzero(scores_E <= scores_E.min() + _TIE * abs(scores_E.min()))
         best = int(tied[np.argmin(variances_E[tied])])
         reason = "lowest own loss" if len(tied) == 1 else f"lowest variance of {len(tied)} tied epochs"
         scores = {single(epoch): float(score) for epoch, score in zip(problem.epochs, scores_E, strict=True)}
@@ -116,5 +117,5 @@ def strategy_named(name: str) -> Strategy:
 def _penalised(problem: SelectionProblem, predictor: str) -> np.ndarray:
     losses_E = problem.mean_losses_E(predictor)
     penalty_E = np.maximum(0.0, losses_E - problem.train_losses_E[predictor])
-    scores: np.ndarray = (losses_E + penalty_E) / losses_E.min()
+    scores: np.ndarray = (losses_E + penalty_E) / size_of(losses_E.min())
     return scores

@@ -66,6 +66,19 @@ def everywhere(epoch: int) -> dict[str, Blend]:
     return dict.fromkeys(MODULES, single(epoch))
 
 
+def test_without_matrix_products_all_nodes_cost_the_same() -> None:
+    class Sums(Toy):
+        def compute(self, node: str, batch: int, read: Mapping[str, Signals]) -> Signals:
+            total = sum((signals["x"] for signals in read.values()), self.inputs[batch])
+            return {"x": total if node == "join" else total + self.weights[node].sum()}
+
+    found = evaluator(Sums())
+    found.start(everywhere(1))
+    assert found.work.evaluations == 1
+    found.losses({**everywhere(1), "a": single(2)})
+    assert found.cost(["a"]) == pytest.approx(1 / len(WIRING)) == pytest.approx(found.work.evaluations - 1)
+
+
 def test_a_swap_runs_the_module_and_what_is_below_it_once() -> None:
     model = Toy()
     cached = evaluator(model)

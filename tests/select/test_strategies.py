@@ -1,12 +1,15 @@
 """Strategies see the select records only, cover every module, keep to their budget and find what is planted."""
 
+import itertools
+
 import numpy as np
 import pytest
 from synthetic import FINAL, Additive
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
-from redheart.select.descent import deal, epochs_alone, windows
+from redheart.select.descent import deal, epochs_alone, prior_E, windows
+from redheart.select.maps import draw_maps
 from redheart.select.problem import SelectionProblem
 from redheart.select.search import Modules, Search, Swap
 from redheart.select.statistics import paired_gain
@@ -63,6 +66,28 @@ def test_a_model_without_a_finite_loss_where_there_is_a_target_is_not_chosen(nam
     spot = find_sweet_spot(problem, evaluator, SelectConfig(strategy=name, level="module"), seed=0)
     assert set(spot.modules.values()) == {single(problem.best_epoch)}
     assert spot.selection.gain.percent == 0 and spot.baselines["uniform"].high < 0
+
+
+def test_losses_below_zero_turn_no_strategy_round() -> None:
+    """Log densities are below zero: a smaller share of the best one's is not better."""
+    search = stored({FINAL: [-1.0, -3.0, -2.0], "neural.a": [-2.0, -1.0, -3.0]})
+    chosen = STRATEGIES["design"](search).units
+    assert chosen["top"].blend == single(4) and chosen["neural"].blend == single(6)
+    assert prior_E(search.problem, ["neural.a"]).argsort().tolist() == [2, 0, 1]
+    below = Additive(MODULES, EPOCHS, num_records=60, noise=0.1, seed=0)
+    below.base_N -= 20
+    search = below.search()
+    maps = draw_maps(search, num_epochs=3)
+    for name, table in maps.transplants.items():
+        for (row, donor), (column, host) in itertools.product(enumerate(EPOCHS), enumerate(EPOCHS)):
+            base = search.everywhere(single(host))
+            gain_N = search.scores_N(base) - search.scores_N({**base, name: single(donor)})
+            assert np.sign(table[row][column]) == np.sign(round(float(gain_N.mean()), 12))
+    rises = [np.max(np.array(line.scores) - np.interp(line.shares, [0, 1], line.scores[::4])) for line in maps.lines]
+    size = np.abs(maps.scores).max()
+    assert [line.barrier_percent for line in maps.lines] == pytest.approx(
+        [100 * rise / size for rise in rises], rel=0.1
+    )
 
 
 def test_overfit_penalty_counts_only_validation_above_training() -> None:
