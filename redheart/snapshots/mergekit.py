@@ -56,14 +56,19 @@ def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Seque
         lines.append(f"# {name}: {blend} (SHA-256 {digests})")
     lines += ["merge_method: linear", "dtype: bfloat16", "parameters:", "  normalize: true", "models:"]
     for epoch in epochs:
-        lines.append(f"  - model: {json.dumps(str(folder / f'epoch_{epoch:04d}.safetensors'))}")
+        lines.append(f"  - model: {_quoted(str(folder / f'epoch_{epoch:04d}.safetensors'))}")
         lines += ["    parameters:", "      weight:"]
         for name, blend in choice.items():
             if epoch in blend.epochs:
                 share = blend.weights[blend.epochs.index(epoch)]
-                lines += [f"        - filter: {json.dumps(f'{name}.')}", f"          value: {share!r}"]
+                lines += [f"        - filter: {_quoted(f'{name}.')}", f"          value: {share!r}"]
         lines.append("        - value: 0.0")
     write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it; beyond U+FFFF JSON's escapes are two halves, of which YAML makes two characters."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def tensors_folder(path: Path) -> Path:

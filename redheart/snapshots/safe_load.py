@@ -103,12 +103,16 @@ def load_torch_file(path: Path) -> object:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except _UNREADABLE as error:
         raise CorruptFile("a file of torch.save cannot be read", where=path, got=str(error).split("\n")[0]) from error
+    is_sharded = any(name.endswith(".DTensor") for name in unsafe)
+    whole = "its tensors are parts of several processes: save tensor.full_tensor() of each there"
     raise BadInput(
         "a file wants to run code when it is read; it was not",
         where=path,
         got=", ".join(sorted(unsafe)),
         expected="tensors, numbers, texts, lists and dictionaries",
-        hint="if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
+        hint=whole
+        if is_sharded
+        else "if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
     )
 
 

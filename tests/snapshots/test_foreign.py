@@ -243,6 +243,16 @@ class Evaluated(Payload):
         return eval, (f"open({str(self.path)!r}, 'w')",)
 
 
+class DTensor:
+    """Stands for torch's: a part of a tensor on every process, which lies in a state_dict() too."""
+
+
+def test_tensors_that_are_parts_of_several_processes_are_named_as_such(tmp_path: Path) -> None:
+    torch.save({**FLAT, "extra": DTensor()}, tmp_path / "model.pt")
+    with pytest.raises(BadInput, match="full_tensor"):
+        open_foreign(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize("payload", [Payload, Evaluated])
 def test_a_hostile_pickle_is_refused_and_not_run(payload: type[Payload], tmp_path: Path) -> None:
     harmed = tmp_path / "harmed"

@@ -49,6 +49,13 @@ def test_the_yaml_says_what_was_assembled(choice: dict, tmp_path: Path) -> None:
     }
 
 
+def test_the_yaml_names_a_path_beyond_the_first_plane(tmp_path: Path) -> None:
+    (tmp_path / "\U0001f600").mkdir()
+    crossover(tmp_path / "\U0001f600", CHOICE)
+    config = yaml.safe_load((tmp_path / "\U0001f600" / "merge.yaml").read_text(encoding="utf-8"))
+    assert all(Path(entry["model"]).is_file() for entry in config["models"])
+
+
 @pytest.mark.skipif(find_spec("mergekit") is None, reason="mergekit is not installed")
 @pytest.mark.parametrize("choice", CHOICES)
 def test_mergekit_makes_the_same_weights(choice: dict, tmp_path: Path) -> None:  # type: ignore[type-arg]
