@@ -7,8 +7,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from redheart.core.config import SelectConfig, digest
 from redheart.core.errors import BadInput
@@ -26,6 +24,7 @@ from redheart.snapshots.blend import Blend, single
 from redheart.snapshots.consolidate import assemble, module_specs, read_module
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
 from redheart.snapshots.parts import parts_of
+from redheart.snapshots.tensors import take
 from redheart.train.device.held_types import in_float32
 
 
@@ -71,10 +70,8 @@ class WholeEvaluator:
         for name, blend in choice.items():
             if self._loaded.get(name) != blend:
                 weights = read_module(self._snapshots, name, blend, self._specs[name])
-                with torch.no_grad():
-                    for key, tensor in self._parts[name].items():
-                        if not _is_frozen_same(tensor, weights[key]):
-                            tensor.copy_(weights[key])
+                for key, tensor in self._parts[name].items():
+                    take(tensor, weights[key])
                 self._loaded[name] = blend
 
     def cost(self, modules: object) -> float:
@@ -84,12 +81,6 @@ class WholeEvaluator:
     def work(self) -> Work:
         each_s = self._seconds / max(1, self._evaluations)
         return Work(self._evaluations, self._seconds, each_s, 0, 0, 0)
-
-
-def _is_frozen_same(tensor: Tensor, kept: Tensor) -> bool:
-    """Whether a weight was not trained, and a snapshot holds it rounded: here it has the type that it came in."""
-    is_frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
-    return is_frozen and torch.equal(tensor.to(kept.dtype), kept.to(tensor.device))
 
 
 def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig | None = None) -> Chosen:
@@ -126,9 +117,12 @@ def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig
     spot = find_sweet_spot(_problem(snapshots, learner, len(select)), evaluator, settings, seed=learner.seed)
     models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": dict(spot.modules)}
     digests = {name: digest(msgspec.to_builtins(choice)) for name, choice in models.items()}
-    place = confirm_place(
-        folder, judged="chosen", models=digests, num_records=len(confirm), file=known, command="choose"
-    )
+    # The best single snapshot beside itself needs no judge.
+    place = 1
+    if digests["chosen"] != digests["best_single"]:
+        place = confirm_place(
+            folder, judged="chosen", models=digests, num_records=len(confirm), file=known, command="choose"
+        )
     judge = WholeEvaluator(learner, snapshots, confirm)
     losses = {name: judge.losses(choice)[LOSS] for name, choice in models.items()}
     gain = paired_gain(

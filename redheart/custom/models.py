@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from redheart.core.errors import BadInput, names_text
+from redheart.snapshots.parts import kept_type, model_tensors
+from redheart.snapshots.tensor_file import DTYPE_NAMES
 
 
 def refuse_unfit(model: nn.Module) -> None:
@@ -14,7 +17,7 @@ def refuse_unfit(model: nn.Module) -> None:
 
     Raises:
         BadInput: there are no parameters, or none with a size yet; gradients are sparse; a module has a state beside
-            its tensors.
+            its tensors, or a tensor of a type that a snapshot cannot hold.
     """
     if next(model.parameters(), None) is None:
         raise BadInput("the model has no parameters", where="model", got=type(model).__name__)
@@ -40,6 +43,11 @@ def refuse_unfit(model: nn.Module) -> None:
             got=names_text(stateful),
             hint="keep it in a buffer (register_buffer)",
         )
+    unknown = [
+        name for name, item in model_tensors(model).items() if kept_type(item, torch.bfloat16) not in DTYPE_NAMES
+    ]
+    if unknown:
+        raise BadInput("tensors are of types that a snapshot cannot hold", where="model", got=names_text(unknown))
 
 
 @contextmanager

@@ -58,16 +58,21 @@ def single(epoch: int) -> Blend:
 def blended(readers: Sequence[Mapping[str, Tensor]], weights: Sequence[float], name: str) -> Tensor:
     """One tensor of a mixture, summed in float32 and rounded to the sources' type; one source is held at a time.
 
-    Whole numbers have no mean: a counter or table of them is the last source's.
+    Whole numbers have no mean: a counter or table of them is the last source's. What is the same in all is left as it
+    is: the shares' sum is 1 only but for rounding, by which a mask's lowest number would become infinite.
     """
     first = readers[0][name]
     if len(readers) == 1:
         return first
-    if not first.is_floating_point():
-        return readers[-1][name]
     dtype = first.dtype
-    total = first.to(torch.promote_types(dtype, torch.float32)).mul_(weights[0])
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return readers[-1][name]
+    same: Tensor | None = first
+    total = first.to(torch.promote_types(dtype, torch.float32), copy=True).mul_(weights[0])
     del first
     for reader, weight in zip(readers[1:], weights[1:], strict=True):
-        total.add_(reader[name], alpha=weight)
-    return total.to(dtype)
+        source = reader[name]
+        same = same if same is not None and torch.equal(same, source) else None
+        total.add_(source, alpha=weight)
+        del source
+    return total.to(dtype) if same is None else same

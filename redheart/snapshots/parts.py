@@ -46,4 +46,7 @@ def kept_type(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     """
     if not tensor.is_floating_point():
         return tensor.dtype
-    return dtype if isinstance(tensor, nn.Parameter) else torch.promote_types(tensor.dtype, torch.float32)
+    if isinstance(tensor, nn.Parameter):
+        return dtype
+    # torch promotes no type of 8 bits.
+    return tensor.dtype if tensor.dtype.itemsize >= torch.float32.itemsize else torch.float32

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redheart.core.errors import CorruptFile
 
@@ -73,15 +73,22 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def copy_into(target: Mapping[str, Tensor], source: Tensors, *, where: object) -> None:
-    """Copy tensors by name into existing ones, strictly but for their types; one is read at a time.
+    """Copy tensors by name into existing ones as `take` does, strictly but for their types; one is read at a time.
 
     Raises:
         CorruptFile: a tensor is missing, unexpected or of another shape; all are named.
     """
     check_specs(source.specs, Tensors.of(target).specs, where=where, compare_types=False)
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(source[name])
+    for name, tensor in target.items():
+        take(tensor, source[name])
+
+
+@torch.no_grad()
+def take(tensor: Tensor, kept: Tensor) -> None:
+    """Give a tensor its kept value, but for a weight that is not trained and is kept rounded: it has its own type."""
+    is_frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+    if not (is_frozen and torch.equal(tensor.to(kept.dtype), kept.to(tensor.device))):
+        tensor.copy_(kept)
 
 
 def check_specs(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from redheart.core.config import SelectConfig, TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import TensorLearner, choose, fit, plan
+from redheart.evaluate.holdout_log import read_openings
 from redheart.snapshots.consolidate import load_assembly
 from redheart.train.log.events import read_events
 
@@ -101,6 +102,23 @@ def test_the_choice_is_judged_on_records_that_it_has_not_seen_and_can_be_loaded(
     losses_N = fresh.validation_losses(fresh.model, np.arange(40))
     best = chosen.spot.curves["loss"][chosen.spot.epochs.index(chosen.spot.best_epoch)]
     assert losses_N.mean() <= best * 1.01
+
+
+def test_the_best_snapshot_beside_itself_is_no_choice_that_the_records_judge(tmp_path: Path) -> None:
+    trained = learner()
+    fit(trained, CONFIG, tmp_path, epochs=2, learning_rate=1e-2)
+    levels = [
+        choose(trained, tmp_path, settings=SelectConfig(strategy=name, level="module", map_epochs=0)).gain_confirm.level
+        for name in ("best-single", "uniform", "best-single", "uniform")
+    ]
+    assert levels == [0.95] * 4 and len(read_openings(tmp_path)) == 1
+
+
+def test_a_tensor_that_no_snapshot_holds_is_named() -> None:
+    model = Sum()
+    model.first.register_buffer("phases", torch.zeros(2, dtype=torch.complex128))
+    with pytest.raises(BadInput, match=r"first\.phases"):
+        TensorLearner(model, squares, train=[torch.ones(3, 8), torch.ones(3)], validation=[torch.ones(3, 8)] * 2)
 
 
 def test_a_plan_needs_no_device_and_refuses_what_cannot_fit() -> None:

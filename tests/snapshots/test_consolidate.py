@@ -54,6 +54,36 @@ def specs() -> Specs:
     return module_specs(model(), ["one", "two"])
 
 
+def test_complex_weights_have_a_mean_too() -> None:
+    sources = [{"w": torch.tensor([1 + 1j])}, {"w": torch.tensor([3 + 3j])}]
+    assert blended(sources, [0.5, 0.5], "w").tolist() == [2 + 2j]
+    assert sources[0]["w"].tolist() == [1 + 1j]
+
+
+@pytest.mark.parametrize("number", [2, 6, 10])
+def test_what_is_the_same_in_all_snapshots_stays_as_it_is(number: int) -> None:
+    """The lowest number of a mask must not become infinite, which 0 times is no number."""
+    table = torch.tensor([torch.finfo(torch.float32).min, 0.1, 1 / 3])
+    assert torch.equal(blended([{"w": table.clone()}] * number, [1 / number] * number, "w"), table)
+
+
+def test_what_is_not_trained_keeps_the_type_that_it_came_in(tmp_path: Path) -> None:
+    """Snapshots hold it rounded to bf16."""
+    frozen = model()
+    own = {name: parameter.detach().clone() for name, parameter in frozen.named_parameters()}
+    parts = {name: {"weight": module.weight.detach().bfloat16()} for name, module in frozen.items()}
+    choice = dict.fromkeys(parts, single(2))
+    assemble(tmp_path / "out", choice=choice, snapshots=[write(tmp_path / "s", 2, parts)], expected=specs())
+    frozen["one"].requires_grad_(False)
+    load_assembly(frozen, tmp_path / "out")
+    assert torch.equal(frozen["one"].weight, own["one.weight"])
+    assert torch.equal(frozen["two"].weight, own["two.weight"].bfloat16().float())
+    with torch.no_grad():
+        frozen["one"].weight.add_(1.0)
+    load_assembly(frozen, tmp_path / "out")
+    assert torch.equal(frozen["one"].weight, own["one.weight"].bfloat16().float())
+
+
 def test_every_module_comes_from_its_epochs_with_provenance(tmp_path: Path) -> None:
     snapshots = [write(tmp_path / "s", epoch) for epoch in (2, 4, 6)]
     choice = {"one": single(4), "two": weighted({2: 1.0, 4: 1.0, 6: 2.0})}
