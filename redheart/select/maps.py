@@ -82,4 +82,4 @@ def _line(search: Search, ends: tuple[int, int], end_scores: tuple[float, float]
     shares, scores = [0.0, *SHARES, 1.0], [end_scores[0], *inner, end_scores[1]]
     straight = np.interp(shares, [0.0, 1.0], end_scores)
     rise = float(np.max(np.array(scores) - straight))
-    return Line(ends, shares, scores, max(0.0, 100 * rise / size_of(np.mean(end_scores))))
+    return Line(ends, shares, scores, max(0.0, 100 * rise / size_of(float(np.mean(end_scores)))))
