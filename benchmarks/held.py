@@ -25,7 +25,7 @@ def held(cap: str, arguments: Sequence[str]) -> None:
     from redheart.study import sweep
     from redheart.study.outlook.planning import parse_bytes
 
-    # The command is PYTHON [-P] -m redheart.cli trial ...
+    # The command is PYTHON [-P] -m redheart trial ...
     sweep.start = lambda command: Popen([sys.executable, __file__, cap, *command[command.index("trial") :]])  # type: ignore
     cap_bytes, overhead = parse_bytes(cap), None
     if arguments[0] != "sweep":

@@ -39,7 +39,7 @@ case "${1:-}" in
   ;;
 4)
   for number in 1 2; do
-    timeout 260 $PYTHON -m redheart.cli train --data "${DATA:-generated}" --preset full --epochs 1 \
+    timeout 260 $PYTHON -m redheart train --data "${DATA:-generated}" --preset full --epochs 1 \
       --train.learning-rate 1e-4 --out "runs/on_card_$number"
   done
   cmp <(cd runs/on_card_1/train/snapshots && find . -type f -name '*.safetensors' -exec sha256sum {} + | sort) \

@@ -122,7 +122,7 @@ def _is_for_python(words: list[str]) -> bool:
 
 def redheart(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
-    return launch([sys.executable, "-m", "redheart.cli"], *arguments, **options)  # type: ignore[arg-type]
+    return launch([sys.executable, "-m", "redheart"], *arguments, **options)  # type: ignore[arg-type]
 
 
 def weights_digest(run: Path) -> dict[str, str]:

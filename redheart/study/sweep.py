@@ -123,7 +123,7 @@ def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
     """
     # `-m` finds what lies in the current folder before libraries: a user's random.py is for it only if it is for us.
     safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
-    command = [sys.executable, *safe, "-m", "redheart.cli", "trial", "--run", str(folder.root), *arguments]
+    command = [sys.executable, *safe, "-m", "redheart", "trial", "--run", str(folder.root), *arguments]
     with StopRequest() as stop:
         process, is_told = start(command), False
         code = None

@@ -105,7 +105,7 @@ SWEEP = ["sweep", *WHOLE_STUDY[1 : WHOLE_STUDY.index("--epochs")], "--train.stra
 
 def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_too(whole_study: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [*PYTHON[:1], "-m", "redheart.cli", *SWEEP, "--out", str(run)]
+    command = [*PYTHON[:1], "-m", "redheart", *SWEEP, "--out", str(run)]
     trial = "sweep/rate_0.001"
     done = 0
     for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):

@@ -101,7 +101,7 @@ def test_a_port_in_use_is_one_clear_error(address: str, finished_run: Path) -> N
 
 
 def test_the_command_serves_until_it_is_ended(finished_run: Path) -> None:
-    command = [sys.executable, "-m", "redheart.cli", "demo", str(finished_run), "--port", "0"]
+    command = [sys.executable, "-m", "redheart", "demo", str(finished_run), "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment()
     )

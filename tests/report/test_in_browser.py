@@ -58,7 +58,7 @@ def test_the_report_reads_on_a_phone_without_a_network(page: Any, finished_run: 
 
 
 def test_the_demo_takes_a_text_and_shows_bars(page: Any, finished_run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "redheart.cli", "demo", str(finished_run), "--port", "0"]
+    command = [sys.executable, "-m", "redheart", "demo", str(finished_run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()) as process:
         try:
             assert process.stdout is not None

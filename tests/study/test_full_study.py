@@ -182,7 +182,7 @@ def test_every_process_that_computes_is_held_and_leaves_its_peaks(
 ) -> None:
     held_bytes, fractions, started = [], [], []
     monkeypatch.setattr(sweep, "start", sweep.start)
-    monkeypatch.setattr(held, "main", lambda arguments: sweep.start(["PYTHON", "-m", "redheart.cli", "trial", "--run"]))
+    monkeypatch.setattr(held, "main", lambda arguments: sweep.start(["PYTHON", "-m", "redheart", "trial", "--run"]))
     monkeypatch.setattr(held, "Popen", started.append)
     monkeypatch.setattr(held.probe, "measure", lambda: {"host_rss_bytes": 5})
     monkeypatch.setenv("HELD_PEAKS", str(tmp_path / "peaks.jsonl"))

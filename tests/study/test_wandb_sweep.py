@@ -40,7 +40,7 @@ def wandb(server: WandbServer, folder: Path, *arguments: object, **variables: st
 
 
 def train(server: WandbServer, folder: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "redheart.cli", "train", *local_arguments(folder / "run")]
+    command = [sys.executable, "-m", "redheart", "train", *local_arguments(folder / "run")]
     options = ["--train.learning-rate", "1e-4", "--train.wandb", "online", *map(str, arguments)]
     return run_process([*command, *options], server, folder, **variables)
 

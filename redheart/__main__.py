@@ -1,4 +1,4 @@
-"""`python -m redheart.cli`."""
+"""`python -m redheart`."""
 
 from redheart.cli import main
 
