@@ -47,6 +47,7 @@ def plan(run: Path, results: Path, cap: str, call_s: float, arguments: Sequence[
     from redheart.core.config import StudyConfig, resolved
     from redheart.core.files import read_sealed, write_json
     from redheart.data.prepare import Manifest
+    from redheart.data.split import expected_rows
     from redheart.memory.cards import known
     from redheart.study.outlook import plan_output, planning
 
@@ -71,7 +72,8 @@ def plan(run: Path, results: Path, cap: str, call_s: float, arguments: Sequence[
         found = {"asked": asked, "device": device, "plan": plan_output.plan_fields(answer)}
         write_json(path, found)
     manifest = run / "data" / "manifest.json"
-    records = read_sealed(manifest, Manifest).train if manifest.is_file() else planning.NUM_TRAINING
+    planned = expected_rows(planning.NUM_RECORDS)["train"]
+    records = read_sealed(manifest, Manifest).train if manifest.is_file() else planned
     steps = math.ceil(records / config.train.effective_batch)
     for part, epochs in {"sweep": len(config.sweep.rates) * config.sweep.epochs, "train": config.epochs}.items():
         print(f"{part}: {estimate_text(found['plan'], epochs, steps, call_s=call_s)}", file=sys.stderr)

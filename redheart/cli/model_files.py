@@ -80,7 +80,9 @@ def consolidate(arguments: Sequence[str]) -> None:
     else:
         by_epoch = {item.epoch: item for item in list_snapshots(folder)}
         if not by_epoch:
-            raise BadInput("the run has no snapshots", where=folder, hint="train first: `redheart train`")
+            raise BadInput(
+                "the run has no snapshots", where=folder, hint=f"train first: `redheart train --run {run.root}`"
+            )
         epoch = max(by_epoch) if options.epoch is None else options.epoch
         if epoch not in by_epoch:
             expected = ", ".join(map(str, by_epoch))

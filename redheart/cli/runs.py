@@ -80,7 +80,7 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         data = phases.load_data(config, folder, display=display_of(options))
         with run_folder.reading_snapshots(folder):
             spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
-        bests = best_epochs_of(folder, data, spot)
+            bests = best_epochs_of(folder, data, spot)
     answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 
 

@@ -33,8 +33,9 @@ def note(text: str) -> None:
 
 
 def _say_aside(text: str) -> None:
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def silence_stdout() -> None:

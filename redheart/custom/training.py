@@ -80,7 +80,7 @@ def fit(
         warmup_steps: over which the rate rises from 0.
         max_steps: optimizer steps after which the run ends, with a validation and a snapshot.
         sinks: are told every event.
-        show_progress: bars on standard output.
+        show_progress: on standard output: a bar in a terminal, lines elsewhere.
 
     Raises:
         BadInput: the folder holds another run or other people's files, or another process works in it; a setting has
@@ -201,7 +201,7 @@ def _sinks(config: TrainConfig, settings: RunSettings, folder: Path, *, show_pro
 
 
 def _key(learner: TensorLearner, config: TrainConfig, rate: float, folder: Path, more: dict[str, object]) -> str:
-    """Digest of what decides the result; `more` than the defaults, so that earlier runs keep theirs."""
+    """Digest of what decides the result."""
     where = str(folder.resolve())
     if where not in learner.started or newest_progress(folder / "states") is None:
         learner.started[where] = {

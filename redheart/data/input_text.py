@@ -5,6 +5,7 @@ import unicodedata
 from functools import cache
 from itertools import pairwise, zip_longest
 
+import msgspec
 from tokenizers.normalizers import BertNormalizer
 
 from redheart.data.records import Record
@@ -50,3 +51,10 @@ def _stands_alone(character: str) -> bool:
     """Whether it is a token of its own, with or without a space beside it."""
     is_mark = character in string.punctuation or unicodedata.category(character).startswith("P")
     return is_mark or any(first <= ord(character) <= last for first, last in _IDEOGRAPHS)
+
+
+def read_forms(record: Record, *, text_chars: int) -> tuple[str, str]:
+    """What the encoder reads of a record, and of its text alone, `folded`: a file may lack the title and the action."""
+    alone = msgspec.structs.replace(record, title="", action="")
+    whole, text = (folded(input_text(item, text_chars=text_chars)) for item in (record, alone))
+    return whole, text

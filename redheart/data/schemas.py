@@ -165,7 +165,7 @@ def parse_rows(path: Path, kind: str, rows: list[Row]) -> Parsed:
 def schema_finder(values: Sequence[dict[str, object]]) -> Callable[[dict[str, object]], Schema]:
     """What tells the schema of a record among these of its file; see `parse_rows`."""
     marks = Counter(mark for value in values for mark in _marks(value))
-    is_labelled = any(_TARGETS & value.keys() for value in values)
+    is_labelled = any(value.get(name) is not None for value in values for name in _TARGETS)
     # Of texts without labels, to be predicted, the whole is meant.
     is_documented = is_labelled and marks["distribution"] < max(1, marks["documented"])
     usual: Schema = "documented" if is_documented else "distribution"

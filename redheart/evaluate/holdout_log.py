@@ -80,7 +80,7 @@ def read_openings(root: Path) -> list[Opening]:
 
 
 def open_test(root: Path, prepared: Prepared, *, models: Mapping[str, str]) -> Prepared:
-    """The data set with its test split open; that is logged first. The only way to the test split of a run."""
+    """The data set with its test split open; that is logged first. The only way to its labels."""
     split = prepared.split.opened()
     record_opening(root, part=TEST, file=root / RECORDS, num_records=len(split[TEST]), models=models)
     return replace(prepared, split=split)
@@ -113,7 +113,8 @@ def confirm_place(
         command: what was started; by default this program with its arguments.
     """
     openings = [opening.models for opening in read_openings(root) if opening.part == CONFIRM]
-    choices = list(dict.fromkeys(shown[judged] for shown in openings if judged in shown))
+    # One model alone, under two names, is no choice.
+    choices = list(dict.fromkeys(shown[judged] for shown in openings if judged in shown and len({*shown.values()}) > 1))
     if models[judged] not in choices:
         choices.append(models[judged])
         if launched().is_first:

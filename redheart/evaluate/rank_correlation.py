@@ -18,6 +18,8 @@ import numpy as np
 from scipy.stats import norm, spearmanr, t
 
 _LEAST_TEXTS = 4
+_LEAST_UNITS = 6
+"""Of one correlation alone: of five pairs one in sixty is perfect by chance, which no interval says."""
 _VARIANCE = 1.06
 _LEVEL, _POWER = 0.95, 0.8
 # artanh(1) is infinite; a perfect correlation of few texts must not be worth more than all other subjects together.
@@ -75,7 +77,7 @@ def correlate(
             design, unit_N = "across texts", np.asarray(texts)
         units = np.unique(unit_N)
         pairs_U2 = np.array([(predicted_N[unit_N == unit].mean(), rated_N[unit_N == unit].mean()) for unit in units])
-        if len(units) < _LEAST_TEXTS or (np.ptp(pairs_U2, axis=0) == 0).any():
+        if len(units) < _LEAST_UNITS or (np.ptp(pairs_U2, axis=0) == 0).any():
             return None
         correlations = [(float(spearmanr(*pairs_U2.T).statistic), len(units))]
     rhos, counts = (np.array(column) for column in zip(*correlations, strict=True))

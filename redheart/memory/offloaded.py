@@ -163,7 +163,12 @@ class Offloaded:
                 self._pipeline.use([flat.bucket])
                 self._hand_over(flat)
         groups = [{**group, **changed} for group, changed in zip(self._host.param_groups, settings, strict=True)]
-        self._normed = self._pipeline.step(groups)
+        try:
+            self._normed = self._pipeline.step(groups)
+        except BaseException:
+            # Of a step that has not come to its norm.
+            self._squares = 0.0
+            raise
 
     def buffers(self) -> list[Tensor]:
         """What is held on the host beside the optimizer: slots and sums."""
@@ -174,9 +179,8 @@ class Offloaded:
         self._pipeline.reuse_gradients()
 
     def forget(self) -> None:
-        """Drop all gradients since the last step, also what one that an error has ended has made of them."""
+        """Drop all gradients since the last step."""
         self._pipeline.forget()
-        self._squares = 0.0
         for flat in self.flats:
             flat.arrived.clear()
 

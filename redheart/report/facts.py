@@ -37,7 +37,7 @@ class RunFacts(msgspec.Struct, frozen=True):
     calibration: CalibrationResult | None
     """None as well where it was fitted to another model than the run now recommends."""
     openings: Sequence[Opening]
-    """Of the confirm records and the test split."""
+    """Of the confirm records, the test split and files."""
 
 
 class _Config(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from redheart.core.files import write_bytes
 from redheart.core.text import csv_table
 from redheart.data.prepare import Manifest
 from redheart.evaluate.evaluation import Evaluation
-from redheart.report.tables import comparison_rows
+from redheart.report.tables import RECORDS, comparison_rows
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -31,7 +31,6 @@ _SPECIAL = {
     "\r": " ",
     "–": "--",
 }
-_PARTS = ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
 
 
 def write_tables(
@@ -50,7 +49,7 @@ def write_tables(
         evaluations: models and baselines on the test split, by name.
     """
     total = sum(count for _, count in ledger_rows)
-    data = [(part, getattr(manifest, part)) for part in _PARTS]
+    data = [(part, getattr(manifest, part)) for part in RECORDS]
     model = [*ledger_rows, ("total", total)]
     texts = {
         "data.tex": latex_table(["", "records"], [[name, f"{count:,}"] for name, count in data]),

@@ -8,8 +8,7 @@ from typing import Any
 from redheart.core.files import write_bytes
 from redheart.core.recipes import followed, recipe_of
 from redheart.core.units import GIB
-from redheart.data.inventory import trained_targets
-from redheart.data.prepare import Prepared, load_prepared
+from redheart.data.prepare import Manifest
 from redheart.data.split import TEST
 from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
@@ -47,7 +46,7 @@ def make_report(root: Path) -> Path:
         f"# {plain(f'Red Heart: {facts.name}')}",
         _summary(facts),
         "## Data",
-        _data(load_prepared(root / "data")),
+        _data(facts.manifest),
         "## Model",
         _model(ledger_rows),
         "## Learning-rate sweep",
@@ -88,14 +87,11 @@ def _summary(facts: RunFacts) -> str:
     return f"**{facts.crossover.verdict}**" + (f"\n\n{better}" if better else "")
 
 
-def _data(prepared: Prepared) -> str:
-    manifest = prepared.manifest
+def _data(manifest: Manifest) -> str:
     rows = [[name, str(getattr(manifest, name))] for name in ("schema", *RECORDS)]
     text = markdown_table(["", "records"], rows)
-    trained = trained_targets(prepared.mask_NT[prepared.split["train"]], manifest.inventory)
-    kinds = {task.name: task.kind for task in manifest.inventory.tasks}
-    tasks = [[name, kinds[name], ", ".join(map(plain, targets))] for name, targets in trained.items()]
-    text += "\n\nTargets that no training record has are not trained and not predicted, and are left out.\n\n"
+    tasks = [[task.name, task.kind, ", ".join(map(plain, task.targets))] for task in manifest.inventory.tasks]
+    text += "\n\nTargets of the schema; those that no training record has are not trained and not predicted.\n\n"
     text += markdown_table(["task", "kind", "targets"], tasks)
     if manifest.best_reachable is not None:
         text += (

@@ -66,7 +66,7 @@ def level_of(number: int) -> float:
 
 def level_text(level: float) -> str:
     """A level in percent, with as many decimals as tell it from 100 %."""
-    decimals = max(0, math.ceil(-math.log10(100 * (1 - level)))) + 1
+    decimals = max(0, math.ceil(-math.log10(100 * max(1 - level, 1e-15)))) + 1
     return f"{level:.{decimals}%}"
 
 

@@ -56,10 +56,11 @@ def single(epoch: int) -> Blend:
 
 
 def blended(readers: Sequence[Mapping[str, Tensor]], weights: Sequence[float], name: str) -> Tensor:
-    """One tensor of a mixture, summed in float32 and rounded to the sources' type; one source is held at a time.
+    """One tensor of a mixture, summed in float32 and rounded to the sources' type.
 
-    Whole numbers have no mean: a counter or table of them is the last source's. What is the same in all is left as it
-    is: the shares' sum is 1 only but for rounding, by which a mask's lowest number would become infinite.
+    One source is held at a time, two while they are equal. Whole numbers have no mean: a counter or table of them is
+    the last source's. What is the same in all is left as it is: the shares' sum is 1 only but for rounding, by which
+    the lowest number of a mask would become infinite.
     """
     first = readers[0][name]
     if len(readers) == 1:

@@ -153,6 +153,8 @@ def read_assembly(folder: Path) -> Assembly:
 def load_assembly(model: nn.Module, folder: Path) -> Assembly:
     """Load an assembled model strictly, every tensor of every module and nothing else; one tensor is held at a time.
 
+    Frozen parameters that the files hold rounded keep their own type's values: they were not trained.
+
     Raises:
         CorruptFile: a file does not match its digest, or a tensor does not fit; all are named.
     """

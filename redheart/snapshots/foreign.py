@@ -161,7 +161,7 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
                 "the folder holds several models",
                 where=folder,
                 got=", ".join(item.name for item in [*several, *([index] if is_beside else [])]),
-                hint="give the file that you mean",
+                hint="give the file that you mean, or move what you do not mean elsewhere",
             )
         if index.is_file():
             return _named("accelerate folder", _sharded(folder, index), folder, part, expected)

@@ -13,7 +13,7 @@ from redheart.core.errors import BadInput, listed
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.features import forget_others, make_features
-from redheart.data.input_text import folded, input_text
+from redheart.data.input_text import read_forms
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Manifest, Prepared, load_prepared, target_arrays
 from redheart.data.records import Record, read_rows
@@ -143,12 +143,13 @@ def _evaluation(
 def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:
     """How many of these records are the same to an encoder as one of a run's, by part; parts without any left out."""
 
-    def identity(record: Record) -> str:
-        return folded(input_text(record, text_chars=text_chars))
-
-    parts = rows_by_part(prepared)
-    part_of = {identity(prepared.records[row]): part for part, rows in parts.items() for row in rows}
-    found = Counter(part_of.get(identity(record)) for record in records)
+    part_of: dict[str, str] = {}
+    for part, rows in rows_by_part(prepared).items():
+        for row in rows:
+            for form in read_forms(prepared.records[row], text_chars=text_chars):
+                # What was trained on was trained on, wherever else it is.
+                part_of.setdefault(form, part)
+    found = Counter(part_of.get(read_forms(record, text_chars=text_chars)[0]) for record in records)
     return {part: found[part] for part in PARTS if found[part]}
 
 

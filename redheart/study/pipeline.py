@@ -65,7 +65,8 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
         say(config, "evaluate", f"{evaluation.recommended}: {shown}")
         if better := better_text(evaluation):
             say(config, "evaluate", better)
-        path = make_report(folder.root)
+        with run_folder.reporting(folder):
+            path = make_report(folder.root)
         say(config, "report", f"{path.with_suffix('.html')}, {path.name} beside it")
     return path
 

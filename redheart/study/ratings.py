@@ -8,7 +8,7 @@ import numpy as np
 
 from redheart.core.config import Device
 from redheart.core.errors import BadInput
-from redheart.data.input_text import folded, input_text
+from redheart.data.input_text import read_forms
 from redheart.data.prepare import load_prepared
 from redheart.data.rating_table import RatingTable, read_ratings
 from redheart.data.records import Record
@@ -106,14 +106,8 @@ def _known_texts(root: Path, table: RatingTable, texts: Path | None) -> dict[str
             raise BadInput("an id stands for several texts", where=texts, got=", ".join(twice[:10]))
         text_chars = config.features.text_chars
         trained = {
-            form for row in prepared.split["train"] for form in _forms(prepared.records[row], text_chars=text_chars)
+            form for row in prepared.split["train"] for form in read_forms(prepared.records[row], text_chars=text_chars)
         }
-        return {record.id: record for record in found if trained.isdisjoint(_forms(record, text_chars=text_chars))}
+        return {record.id: record for record in found if trained.isdisjoint(read_forms(record, text_chars=text_chars))}
     rows = np.concatenate([prepared.split[part] for part in (SELECT, CONFIRM)])
     return {prepared.records[row].id: prepared.records[row] for row in rows if prepared.records[row].id in wanted}
-
-
-def _forms(record: Record, *, text_chars: int) -> set[str]:
-    """What the encoder reads of a record, and of its text alone: a file may lack the title and the action."""
-    alone = msgspec.structs.replace(record, title="", action="")
-    return {folded(input_text(item, text_chars=text_chars)) for item in (record, alone)}

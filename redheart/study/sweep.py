@@ -79,8 +79,8 @@ def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: flo
             # Another W&B sweep over this folder asks for the same trial: it is told what came out.
             sinks = event_sinks(config, settings, out, name=name)
             EventLog(out / "events.jsonl", length_bytes=0, keeps_rest=True, sinks=sinks).close()
-            return
-        train_at(config, data, settings, out, name=name)
+        else:
+            train_at(config, data, settings, out, name=name)
         if is_first_rank():
             # Two states of every trial would take more disk than the main run is planned with; nobody resumes them.
             remove_states(out / "states")

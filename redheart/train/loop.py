@@ -148,6 +148,7 @@ class _Run:
             step=self.at.step,
             epochs=self.settings.epochs,
             steps_per_epoch=self._steps_per_epoch,
+            steps=self.at.step + self._remaining()["steps"],
             key=self.settings.key,
             peak_learning_rate=self.settings.peak_learning_rate,
             strategy=self.settings.train.strategy,

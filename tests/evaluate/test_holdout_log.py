@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from redheart.evaluate.holdout_log import read_openings, record_opening
+from redheart.evaluate.holdout_log import CONFIRM, confirm_place, read_openings, record_opening
 
 
 def test_paths_of_the_machine_are_not_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +40,9 @@ def test_a_file_from_elsewhere_is_logged_by_its_name(tmp_path: Path, monkeypatch
     opened = record_opening(root, part="file", file=data, num_records=3, models={})
     assert opened[-1].command == "redheart evaluate RUN --data=records.json --seed=1 --json"
     assert opened[-1].file == "records.json"
+
+
+def test_one_model_under_two_names_takes_no_place_among_choices(tmp_path: Path) -> None:
+    """As a labelled file with confirm records is shown to a choice that is the best single snapshot."""
+    record_opening(tmp_path, part=CONFIRM, file=tmp_path / "a.json", num_records=3, models={"one": "S", "two": "S"})
+    assert confirm_place(tmp_path, judged="one", models={"one": "C", "two": "S"}, num_records=3) == 1

@@ -133,5 +133,8 @@ def test_few_shared_texts_are_too_little_to_correlate() -> None:
     subjects, texts = [f"s{index}" for index in range(12)], ["a", "b", "c"] * 4
     assert correlate([1, 2, 3] * 4, list(range(12)), subjects, texts) is None
     # Each of their own: subjects are what is compared.
-    found = correlate([1, 2, 3, 4, 5], [1, 2, 3, 5, 4], subjects[:5], [f"t{index}" for index in range(5)])
-    assert found is not None and found.rho == pytest.approx(0.9)
+    own = [f"t{index}" for index in range(6)]
+    found = correlate([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 6, 5], subjects[:6], own)
+    assert found is not None and found.rho == pytest.approx(1 - 6 * 2 / 210)
+    # Of so few a perfect order is no rarity.
+    assert correlate([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], subjects[:5], own[:5]) is None

@@ -30,6 +30,12 @@ def test_records_are_recognised_by_what_the_encoder_reads(finished_run: Path) ->
     records = [changed, other, chosen, tested, as_record("Nothing like it was seen.", "new")]
     assert seen_records(prepared, records, text_chars=1500) == {"train": 1, "val_select": 1, "test": 1}
     assert seen_records(prepared, records[4:], text_chars=1500) == {}
+    alone = msgspec.structs.replace(second, title="", action="")
+    assert seen_records(prepared, [alone], text_chars=1500) == {"train": 1}
+    # One text in two parts, as without the search for near-duplicates: it was trained on.
+    twice = [*prepared.records]
+    twice[prepared.split.opened()["test"][0]] = first
+    assert seen_records(replace(prepared, records=twice), [first], text_chars=1500) == {"train": 1}
 
 
 def test_the_warning_has_the_numbers_and_nothing_seen_has_none() -> None:

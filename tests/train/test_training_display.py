@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
         return True
 
 
-START = {"event": "start", "epochs": 2, "steps_per_epoch": 4, "step": 4}
+START = {"event": "start", "epochs": 2, "steps_per_epoch": 4, "steps": 7, "step": 4}
 STEP = {"event": "step", "epoch": 2, "step": 6, "loss": 0.25}
 EPOCH = {"event": "epoch", "epoch": 2, "val_loss": 0.5, "val_metrics": {"[/red]": 0.25, ":smile:": 1.0}}
 END = {"event": "end", **asdict(Outcome(3.0, 0.5, None))}
@@ -70,9 +70,9 @@ def test_without_a_bar_a_line_says_where_training_stands(
     told = capsys.readouterr().out
     if form == "json":
         found = json.loads(told)
-        assert (found["event"], found["done"], found["total"]) == ("progress", 6, 8)
+        assert (found["event"], found["done"], found["total"]) == ("progress", 6, 7)
     else:
-        assert told == "train      epoch 2/2, step 2 of 4, loss 0.2500, 0 s left\n"
+        assert told == "train      epoch 2/2, step 2 of 3, loss 0.2500, 0 s left\n"
 
 
 class Full(io.StringIO):

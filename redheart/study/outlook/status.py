@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from redheart.core.config import StudyConfig, SweepConfig
-from redheart.core.files import read_sealed
+from redheart.core.files import is_sealed, read_sealed
 from redheart.core.progress import duration_text
 from redheart.core.units import GIB, MIB
 from redheart.data.prepare import Manifest
@@ -41,6 +41,7 @@ class _Entry(msgspec.Struct, frozen=True):
     time_utc: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     epochs: int = 0
     steps_per_epoch: int = 0
+    steps: int = 0
     effective_batch: int = 0
     step: int = 0
     step_s: float = 0.0
@@ -129,6 +130,8 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
             why = "; ".join(filter(None, [f"trial {len(trials)} of {len(config.sweep.rates)} of the sweep", why]))
         return RunStatus(state, why, phases, trials)
     start, sample = starts[-1], (samples or [_Entry("sample")])[-1]
+    # Logs of before do not say it.
+    num_steps = start.steps or start.epochs * start.steps_per_epoch
     steps = [entry for entry in entries if entry.event == "step" and entry.step]
     epochs = [entry for entry in entries if entry.event == "epoch" and entry.epoch]
     recent_s = [step.step_s for step in steps[-NUM_RECENT_STEPS:]]
@@ -151,16 +154,14 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         epoch=len(epochs),
         epochs=start.epochs,
         step=step.step,
-        steps=start.epochs * start.steps_per_epoch,
+        steps=num_steps,
         losses={name: loss for name, loss in by_kind.items() if loss is not None},
         chosen=next((entry.text for entry in reversed(entries) if entry.event == "chosen"), ""),
         best_epoch=min(measured)[1] if measured else None,
         best_epochs_text=_best_epochs(folder, measured) if phases["sweet-spot"] else None,
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
-        time_left_s=_time_left(entries, now, least_s=step_s * (start.epochs * start.steps_per_epoch - step.step))
-        if state == "running"
-        else None,
+        time_left_s=_time_left(entries, now, least_s=step_s * (num_steps - step.step)) if state == "running" else None,
         memory_bytes={name: size for name, size in sizes.items() if size is not None},
         last_events=[_line(event) for event in events if event["event"] not in ("step", "epoch", "chosen")][-5:],
     )
@@ -173,7 +174,7 @@ def status_of(root: Path) -> RunStatus:
         BadInput: there is no run in this folder.
     """
     folder = RunFolder(root)
-    if folder.config.is_file() or not (root / "events.jsonl").is_file():
+    if is_sealed(folder.config) or not (root / "events.jsonl").is_file():
         return read_status(*load(root))
     folder.train = root
     return read_status(folder, StudyConfig(sweep=SweepConfig(rates=())))

@@ -28,15 +28,18 @@ class TrainingDisplay:
         self._standing, self._line = Standing("train", 0, unit="steps"), "train      starting"
         self._bar = _bar(self._output) if sys.stdout.isatty() and not self._is_json else None
         self._task = self._bar.add_task("", total=1, loss=float("nan"), left="") if self._bar else None
-        self._ticker = None if self._bar else Ticker(self._tell).start()
+        self._ticker: Ticker | None = None
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Show one event."""
         if event["event"] == "start":
             self._epochs, self._steps = event["epochs"], event["steps_per_epoch"]
-            self._standing = Standing("train", self._epochs * self._steps, unit="steps", done=event["step"])
+            self._total = event["steps"]
+            self._standing = Standing("train", self._total, unit="steps", done=event["step"])
             if self._bar:
                 self._bar.start()
+            else:
+                self._ticker = Ticker(self._tell).start()
         elif event["event"] == "step":
             self._standing.done = event["step"]
         if self._is_json:
@@ -59,12 +62,13 @@ class TrainingDisplay:
             self._bar.stop()
 
     def _show_step(self, event: Mapping[str, Any]) -> None:
-        name, done = f"epoch {event['epoch']}/{self._epochs}", event["step"] - (event["epoch"] - 1) * self._steps
+        name, before = f"epoch {event['epoch']}/{self._epochs}", (event["epoch"] - 1) * self._steps
+        done, steps = event["step"] - before, min(self._steps, self._total - before)
         loss = float("nan") if event["loss"] is None else event["loss"]
         left = "" if self._standing.left_s is None else f"{duration_text(self._standing.left_s)} left"
-        self._line = f"train      {name}, step {done} of {self._steps}, loss {loss:.4f}" + f", {left}" * bool(left)
+        self._line = f"train      {name}, step {done} of {steps}, loss {loss:.4f}" + f", {left}" * bool(left)
         if self._bar and self._task is not None:
-            shown = {"completed": done, "total": self._steps, "description": name, "loss": loss, "left": left}
+            shown = {"completed": done, "total": steps, "description": name, "loss": loss, "left": left}
             self._bar.update(self._task, **shown)
 
     def _tell(self) -> None:
