@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import pickle
+import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -231,3 +232,32 @@ def test_a_model_outlives_its_optimizer_and_is_copied_without_it(cuda: DeferredC
     del optimizer
     gc.collect()
     assert work() is None and not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_gradients_that_are_forgotten_behind_a_step_leave_its_norm_alone(
+    cuda: DeferredCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms, reached, forgotten = [], threading.Event(), threading.Event()
+    for is_paced in (False, True):
+        model = new_model()
+        optimizer = new_optimizer(model, overlaps=True, ring_bytes=1 << 20)
+        add = optimizer._work.add_squares_on_host
+
+        def paced(*arguments: Any, add: Any = add, is_paced: bool = is_paced) -> None:
+            add(*arguments)
+            if is_paced and not reached.is_set():
+                reached.set()
+                assert forgotten.wait(20)
+
+        monkeypatch.setattr(optimizer._work, "add_squares_on_host", paced)
+        random = torch.Generator().manual_seed(7)
+        for _ in range(2):
+            model(torch.randn(2, 48, generator=random).bfloat16()).square().sum().backward()
+        optimizer.step()
+        if is_paced:
+            assert reached.wait(20)
+            optimizer.zero_grad()
+            forgotten.set()
+        norms.append(optimizer.grad_norm)
+        optimizer.finish()
+    assert norms[0] == norms[1] > 0
