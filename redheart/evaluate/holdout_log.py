@@ -113,8 +113,9 @@ def confirm_place(
         command: what was started; by default this program with its arguments.
     """
     openings = [opening.models for opening in read_openings(root) if opening.part == CONFIRM]
-    # One model alone, under two names, is no choice.
-    choices = list(dict.fromkeys(shown[judged] for shown in openings if judged in shown and len({*shown.values()}) > 1))
+    # The same model under two names is no choice.
+    chosen = [shown for shown in openings if judged in shown and (len(shown) == 1 or len({*shown.values()}) > 1)]
+    choices = list(dict.fromkeys(shown[judged] for shown in chosen))
     if models[judged] not in choices:
         choices.append(models[judged])
         if launched().is_first:
