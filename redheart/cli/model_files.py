@@ -52,10 +52,11 @@ class ImportOptions:
 
 def consolidate(arguments: Sequence[str]) -> None:
     from redheart.core.files import real_path
-    from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+    from redheart.snapshots.module_snapshots import Snapshot
     from redheart.snapshots.single_file import consolidated
     from redheart.snapshots.states import State, newest_state
     from redheart.study import run_folder
+    from redheart.study.selecting import open_snapshots
 
     options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
     run, _ = run_folder.load(options.run)
@@ -65,7 +66,7 @@ def consolidate(arguments: Sequence[str]) -> None:
             where=options.out,
             hint=f"give a file beside them, for example {run.root / 'model.safetensors'}",
         )
-    folder, states = run.snapshots, run.states
+    states = run.states
     source: Snapshot | State | None
     if options.from_state:
         if options.epoch is not None:
@@ -78,11 +79,7 @@ def consolidate(arguments: Sequence[str]) -> None:
             )
         size = sum(entry.bytes for entry in source.manifest.files)
     else:
-        by_epoch = {item.epoch: item for item in list_snapshots(folder)}
-        if not by_epoch:
-            raise BadInput(
-                "the run has no snapshots", where=folder, hint=f"train first: `redheart train --run {run.root}`"
-            )
+        by_epoch = {item.epoch: item for item in open_snapshots(run)}
         epoch = max(by_epoch) if options.epoch is None else options.epoch
         if epoch not in by_epoch:
             expected = ", ".join(map(str, by_epoch))

@@ -117,12 +117,9 @@ def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig
     spot = find_sweet_spot(_problem(snapshots, learner, len(select)), evaluator, settings, seed=learner.seed)
     models = {"best_single": dict.fromkeys(spot.modules, single(spot.best_epoch)), "chosen": dict(spot.modules)}
     digests = {name: digest(msgspec.to_builtins(choice)) for name, choice in models.items()}
-    # The best single snapshot beside itself needs no judge.
-    place = 1
-    if digests["chosen"] != digests["best_single"]:
-        place = confirm_place(
-            folder, judged="chosen", models=digests, num_records=len(confirm), file=known, command="choose"
-        )
+    place = confirm_place(
+        folder, judged="chosen", models=digests, num_records=len(confirm), file=known, command="choose"
+    )
     judge = WholeEvaluator(learner, snapshots, confirm)
     losses = {name: judge.losses(choice)[LOSS] for name, choice in models.items()}
     gain = paired_gain(

@@ -102,7 +102,8 @@ def confirm_place(
 ) -> int:
     """The place of a choice among those that the confirm records have judged, from 1.
 
-    A new one is logged before anything is looked at; one that comes again keeps its place, and so its verdict.
+    A new one is logged before anything is looked at; one that comes again keeps its place, and so its verdict. A model
+    beside itself, as the best single snapshot, needs no judge.
 
     Args:
         root: the run.
@@ -112,13 +113,18 @@ def confirm_place(
         file: where they lie, by default the run's own.
         command: what was started; by default this program with its arguments.
     """
+    if not _is_choice(models):
+        return 1
     openings = [opening.models for opening in read_openings(root) if opening.part == CONFIRM]
-    # The same model under two names is no choice.
-    chosen = [shown for shown in openings if judged in shown and (len(shown) == 1 or len({*shown.values()}) > 1)]
-    choices = list(dict.fromkeys(shown[judged] for shown in chosen))
+    choices = list(dict.fromkeys(shown[judged] for shown in openings if judged in shown and _is_choice(shown)))
     if models[judged] not in choices:
         choices.append(models[judged])
         if launched().is_first:
             file = file or root / RECORDS
             record_opening(root, part=CONFIRM, file=file, num_records=num_records, models=models, command=command)
     return choices.index(models[judged]) + 1
+
+
+def _is_choice(models: Mapping[str, str]) -> bool:
+    """Whether these are not one model under several names."""
+    return len(models) == 1 or len(set(models.values())) > 1

@@ -13,8 +13,8 @@ from redheart.core.errors import BadInput, listed
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.features import forget_others, make_features
-from redheart.data.input_text import read_forms
-from redheart.data.inventory import Inventory
+from redheart.data.input_text import folded, input_text, read_forms
+from redheart.data.inventory import Inventory, trained_targets
 from redheart.data.prepare import Manifest, Prepared, load_prepared, target_arrays
 from redheart.data.records import Record, read_rows
 from redheart.data.schemas import parse_rows
@@ -91,14 +91,13 @@ def evaluate_file(
     records = [_renamed(record, parsed.inventory, inventory, path) for record in parsed.records]
     prepared = load_prepared(folder.data)
     values_NT, mask_NT = target_arrays(records, inventory)
-    trained_T = _trained_T(prepared)
-    mask_NT &= trained_T
+    mask_NT &= _trained_T(prepared)
     if not mask_NT.any():
-        targets = [f"{task.name}: {name}" for task in inventory.tasks for name in task.targets]
+        trained = trained_targets(prepared.mask_NT[prepared.split["train"]], inventory)
         raise BadInput(
             "no record has a target that the run was trained on",
             where=path,
-            expected="one of " + ", ".join(name for name, is_told in zip(targets, trained_T, strict=True) if is_told),
+            expected="one of " + ", ".join(f"{task}: {name}" for task, names in trained.items() for name in names),
         )
     features = make_features(
         records,
@@ -142,14 +141,13 @@ def _evaluation(
 
 def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:
     """How many of these records are the same to an encoder as one of a run's, by part; parts without any left out."""
-
     part_of: dict[str, str] = {}
     for part, rows in rows_by_part(prepared).items():
         for row in rows:
             for form in read_forms(prepared.records[row], text_chars=text_chars):
                 # What was trained on was trained on, wherever else it is.
                 part_of.setdefault(form, part)
-    found = Counter(part_of.get(read_forms(record, text_chars=text_chars)[0]) for record in records)
+    found = Counter(part_of.get(folded(input_text(record, text_chars=text_chars))) for record in records)
     return {part: found[part] for part in PARTS if found[part]}
 
 

@@ -67,11 +67,8 @@ def run_crossover(config: StudyConfig, folder: RunFolder, data: StudyData) -> Cr
             expected=f"{spot.selection.gain.percent:+.4f} %",
             hint="snapshots or features have changed since; run `redheart sweet-spot RUN` again",
         )
-    # The best single snapshot beside itself needs no judge.
-    num_judged = 1
-    if digests["crossover"] != digests["best_single"]:
-        num_records = len(data.prepared.split[CONFIRM])
-        num_judged = confirm_place(folder.root, judged="crossover", models=digests, num_records=num_records)
+    num_records = len(data.prepared.split[CONFIRM])
+    num_judged = confirm_place(folder.root, judged="crossover", models=digests, num_records=num_records)
     confirm = _losses(config, folder, data, CONFIRM, digests)
     level = level_of(num_judged)
     gain_confirm = gain_on(CONFIRM, config, data.prepared, spot.scales, confirm, level=level)

@@ -122,7 +122,8 @@ class Remembering:
             self._has_halved = True
         elif event["event"] == "step":
             self._steps.append(event)
-        if not self._has_halved and (event["event"] == "end" or len(self._steps) == 1 + CHECK_STEPS):
+        is_enough = event["event"] == "step" and len(self._steps) == 1 + CHECK_STEPS
+        if not self._has_halved and (is_enough or event["event"] == "end"):
             found = measured_step(
                 self._config,
                 self._steps,
