@@ -1,9 +1,13 @@
 """What the commands share: option types, parsing, printing."""
 
+import ast
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Protocol, TypeVar
 
 import tyro
@@ -45,11 +49,33 @@ def parse(
     Args:
         also: options that the command reads by itself, to be named in its help.
     """
+    _tell_help(kind)
     prog = f"redheart {command}"
     description = f"{kind.__doc__}\n\nAlso: {also}." if also else None
     if default is None:
         return tyro.cli(kind, args=list(arguments), prog=prog, description=description)
     return tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=default)
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The string that stands below each field, as one paragraph; Python itself does not keep it."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for pair in pairwise(definition.body):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+def _tell_help(kind: type) -> None:
+    """Give tyro the docstrings below fields as paragraphs: by itself it breaks their lines where the source does."""
+    docs = field_docs(kind)
+    for item in dataclasses.fields(kind):
+        item.metadata = MappingProxyType({"help": docs.get(item.name)})
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            _tell_help(item.type)
 
 
 def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:

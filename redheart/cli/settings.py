@@ -3,7 +3,6 @@
 Read from the dataclasses of `redheart.core.config` and their docstrings, so that nothing here can be out of date.
 """
 
-import ast
 import inspect
 import json
 import sys
@@ -11,14 +10,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from redheart.cli.options import parse, print_json
+from redheart.cli.options import field_docs, parse, print_json
 from redheart.cli.study import study_defaults
 from redheart.core.config import RECIPE, StudyConfig, read_toml, resolved
 from redheart.core.errors import BadInput
@@ -129,7 +127,7 @@ def origins(
 
 
 def _settings(section: Any, prefix: str) -> Iterator[Setting]:
-    docs = _docstrings(type(section))
+    docs = field_docs(type(section))
     values = {item.name: getattr(section, item.name) for item in fields(section)}
     for name, value in values.items():
         if not is_dataclass(value):
@@ -138,18 +136,6 @@ def _settings(section: Any, prefix: str) -> Iterator[Setting]:
     for name, value in values.items():
         if is_dataclass(value):
             yield from _settings(value, f"{prefix}{name}.")
-
-
-def _docstrings(kind: type) -> dict[str, str]:
-    """The string that stands below each field; Python itself does not keep it."""
-    (definition,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(definition, ast.ClassDef)
-    found = {}
-    for pair in pairwise(definition.body):
-        match pair:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                found[name] = inspect.cleandoc(text)
-    return found
 
 
 def _comment(text: str) -> list[str]:

@@ -56,3 +56,13 @@ def test_init_writes_once_and_config_reads_it(tmp_path: Path, capsys: pytest.Cap
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["seed"].split()[1:] == ["5", "command", "line"]
     assert lines["epochs"].endswith(str(path))
+
+
+def test_help_breaks_no_line_where_the_source_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "other ones at every reading" in line)
+    assert "reading. A study" in line
