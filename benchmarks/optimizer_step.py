@@ -29,7 +29,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from redheart.core.cache import cache_folder, private_folder  # noqa: E402
-from redheart.memory.adamw8bit.kernel import Kernel, kernels  # noqa: E402
+from redheart.memory.adamw8bit.kernel import Kernel, compiled_kernels  # noqa: E402
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit  # noqa: E402
 
 CLIP_FACTOR = 0.5
@@ -219,7 +219,7 @@ def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if options.path:
         hold_to_avx2()
-    kernel = next(kernel for kernel in reversed(kernels()) if options.path in (None, kernel.name))
+    kernel = next(kernel for kernel in reversed(compiled_kernels()) if options.path in (None, kernel.name))
     result = measure(options.params, options.rounds, kernel)
     if options.write:
         settings = {"params": options.params, "rounds": options.rounds}

@@ -14,8 +14,7 @@ from redheart.core.config import StudyConfig, resolved
 from redheart.core.units import GIB
 from redheart.memory.cards import find
 from redheart.study.outlook import planning
-from redheart.study.outlook.card_times import card_lines
-from redheart.study.outlook.plan_output import total_lines, verdict
+from redheart.study.outlook.plan_output import card_lines, total_lines, verdict
 
 ROOT = Path(__file__).parent.parent
 
@@ -174,7 +173,7 @@ def plan() -> str:
     with mock.patch.dict(os.environ, REDHEART_STEP_TIMES=os.devnull):
         found = planning.answer(resolved(StudyConfig(preset="full")), vram_bytes=card.memory_bytes, card=card)
     assert found.on_card
-    lines = [*total_lines(found.plan), *card_lines(found.on_card), " ".join(verdict(found.plan))]
+    lines = [*total_lines(found.plan), *card_lines(found.plan, found.on_card), " ".join(verdict(found.plan))]
     return "\n".join(["```text", *lines, "```"])
 
 

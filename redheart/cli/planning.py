@@ -14,7 +14,7 @@ from redheart.core.config import FeatureConfig, Preset, StudyConfig, resolved
 if TYPE_CHECKING:
     from redheart.core.config import TrainConfig
     from redheart.memory.cards import Card
-    from redheart.study.outlook.planning import Answer
+    from redheart.train.choice import Choice
 
 
 @dataclass(frozen=True)
@@ -190,9 +190,9 @@ def _plan_pretrained(
 ) -> None:
     from redheart.custom.pretrained_plan import facts_line, plan_pretrained
     from redheart.memory.step_time import CardClock
-    from redheart.study.outlook import card_times, planning, timings
+    from redheart.study.outlook import planning, timings
 
-    found = plan_pretrained(
+    choice, model = plan_pretrained(
         source,
         replace(_train(options), card_share=0.0 if card_share == "auto" else card_share),
         vram_bytes=vram_bytes,
@@ -204,17 +204,14 @@ def _plan_pretrained(
         shares=card_share == "auto",
     )
     if not options.json:
-        print(facts_line(found))
-    on_card = None
+        print(facts_line(model, choice.plan))
     if card and options.ranks == 1:
-        clock = CardClock(card, found.choice.planner, timings.recall_host())
-        on_card = card_times.step_alone(clock, found.plan, found.choice.sizes)
-    choice = found.choice
-    answer = planning.Answer(found.plan, choice.replay, choice.nearest, on_card, found.hint, choice.left_out)
-    _show(answer, options, model=found.model)
+        clock = CardClock(card, choice.planner, timings.recall_host())
+        choice = replace(choice, on_card=planning.step_alone(clock, choice.plan, choice.sizes))
+    _show(choice, options, model=model)
 
 
-def _show(answer: "Answer", options: PlanOptions, **besides: object) -> None:
+def _show(answer: "Choice", options: PlanOptions, **besides: object) -> None:
     """Draw and print an answer, and refuse what does not fit."""
     from redheart.study.outlook import plan_output, planning
 

@@ -1,7 +1,7 @@
 """Does training a Hugging Face model fit, from its configuration: the plan that is asked for or the best that fits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache, partial
 
 import msgspec
@@ -31,17 +31,6 @@ class ModelFacts(msgspec.Struct, frozen=True):
     """None where a record is an image."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """A plan, the model, and what fits where the plan does not."""
-
-    choice: Choice
-    plan: Plan
-    """The choice's, with what there is to say of its time."""
-    model: ModelFacts
-    hint: str | None
-
-
 def plan_pretrained(
     source: str,
     train: TrainConfig,
@@ -53,7 +42,7 @@ def plan_pretrained(
     ranks: int = 1,
     comfort_share: float = COMFORT_SHARE,
     shares: bool = False,
-) -> Found:
+) -> tuple[Choice, ModelFacts]:
     """Plan the training of a model from its configuration; weights are neither read nor allocated.
 
     Args:
@@ -116,12 +105,11 @@ def plan_pretrained(
     plan = msgspec.structs.replace(choice.plan, time_basis=NO_TIMES)
     facts = _facts(choice.planner, seq_len_tokens)
     hint = None if plan.fits or choice.nearest else _hint(plan, facts)
-    return Found(choice, plan, facts, hint)
+    return replace(choice, plan=plan, hint=hint), facts
 
 
-def facts_line(found: Found) -> str:
+def facts_line(model: ModelFacts, plan: Plan) -> str:
     """The model and its micro-batch in a sentence."""
-    model, plan = found.model, found.plan
     trained = "all" if model.trained_parameters == model.parameters else f"{model.trained_parameters:,}"
     micro = f"{plan.micro_batch} records" if plan.micro_batch > 1 else "1 record"
     return (

@@ -80,6 +80,12 @@ class Plan(msgspec.Struct, frozen=True):
     """What the times were measured on, or why there are none."""
     basis: str = PREDICTED
 
+    def setting_text(self, *, before_size: str = "") -> str:
+        """The configuration in a few words."""
+        share = f", {self.card_share:g} of the optimizer on the card" if self.card_share else ""
+        recompute = ", checkpointing" if self.checkpointing else ""
+        return f"{self.strategy}, {before_size}{self.micro_batch} x {self.accumulation_steps}{recompute}{share}"
+
 
 class Planner:
     """Traces a workload once per setting and answers for any strategy and micro-batch from these traces."""

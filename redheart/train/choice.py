@@ -12,9 +12,24 @@ from redheart.memory.ledger import StrategySizes
 from redheart.memory.offloaded import RING_BYTES
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.replay import Replay
-from redheart.memory.step_time import CardClock, HostSpeed
+from redheart.memory.step_time import CardClock, HostSpeed, StepTime
 from redheart.train.device.graphs import MAX_SHAPES
 from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
+
+
+@dataclass(frozen=True)
+class OnCard:
+    """What a plan says of a card beside its memory."""
+
+    card: str
+    step: StepTime
+    run_s: tuple[float, float, float] | None
+    """Seconds of all steps of the run: simulated, and from least to most; None where nobody said how many there are."""
+    is_host_measured: bool
+    others: list[tuple[Plan, float]]
+    """The next best configurations, with their seconds of a step."""
+    note: str | None
+    """What is wrong with the card."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,10 @@ class Choice:
     nearest: Plan | None
     left_out: tuple[str, ...] = ()
     """Switches that were asked for and that the nearest plan is without."""
+    on_card: OnCard | None = None
+    """Times on the card that was asked for."""
+    hint: str | None = None
+    """What makes it fit where no configuration does, in words of its own."""
 
 
 def choose(

@@ -16,7 +16,7 @@ from redheart.core.errors import BadInput
 from redheart.core.units import GIB
 from redheart.memory.cards import find
 from redheart.memory.step_time import HostSpeed
-from redheart.study.outlook import card_times, chosen, host_speed, planning, timings
+from redheart.study.outlook import chosen, host_speed, plan_output, planning, timings
 from redheart.train.log.pace import CHECK_STEPS
 from redheart.train.settings import Chosen
 
@@ -51,22 +51,23 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_next_best_are_slower_fit_and_are_not_the_chosen_one() -> None:
-    found = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).on_card
+    answer = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8)
+    found = answer.on_card
     assert found is not None and found.note is None and not found.is_host_measured
-    settings = {card_times.setting_text(plan) for plan in (found.plan, *(plan for plan, _ in found.others))}
+    settings = {plan.setting_text() for plan in (answer.plan, *(plan for plan, _ in found.others))}
     assert len(settings) == 3 and all(plan.fits for plan, _ in found.others)
     assert sorted(step_s for _, step_s in found.others) == [step_s for _, step_s in found.others]
     low, typical, high = (seconds / (-(-7086 // 32) * 10) for seconds in sorted(found.run_s))
     assert (low, typical, high) == pytest.approx((found.step.low_s, found.step.step_s, found.step.high_s))
-    lines = card_times.card_lines(found)
+    lines = plan_output.card_lines(answer.plan, found)
     assert lines[0].startswith("time") and "simulated, RTX 3070" in lines[0]
-    assert card_times.LANES[found.step.bound_by] in lines[1] and "doctor --measure" in lines[-1]
+    assert plan_output.LANES[found.step.bound_by] in lines[1] and "doctor --measure" in lines[-1]
 
 
 @pytest.mark.long
 def test_without_offload_is_chosen_where_it_is_faster_and_fits() -> None:
-    found = planning.answer(CONFIG, vram_bytes=24 * GIB, card=find("RTX 4090"), strategy="auto").on_card
-    assert found is not None and found.plan.strategy == "gpu_adam8bit"
+    found = planning.answer(CONFIG, vram_bytes=24 * GIB, card=find("RTX 4090"), strategy="auto")
+    assert found.on_card is not None and found.plan.strategy == "gpu_adam8bit"
 
 
 def test_a_card_without_bf16_units_is_told_so_and_offered_what_works() -> None:
@@ -102,7 +103,7 @@ def test_steps_that_were_taken_on_the_card_are_believed() -> None:
     timings.remember(msgspec.structs.replace(found, device="NVIDIA GeForce RTX 3070"))
     answer = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8)
     assert answer.plan.step_s == pytest.approx(1.5) and answer.on_card is not None
-    assert "(measured: steps of" in card_times.card_lines(answer.on_card)[0]
+    assert "(measured: steps of" in plan_output.card_lines(answer.plan, answer.on_card)[0]
     assert planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070 Ti"), micro_batch=8).plan.step_s is None
 
 
@@ -135,9 +136,10 @@ def test_what_is_expected_is_what_was_measured_here_else_what_the_planner_says_o
 @pytest.mark.long
 def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     config = resolved(StudyConfig(preset="full", train=TrainConfig(micro_batch=64, checkpointing=True)))
-    planned = planning.answer(config, vram_bytes=8 * GIB, card=find("RTX 3070")).on_card
+    answer = planning.answer(config, vram_bytes=8 * GIB, card=find("RTX 3070"))
+    plan, planned = answer.plan, answer.on_card
     work = planning.planner_of(config).pass_work(64, checkpointing=True)
-    assert planned is not None and (planned.plan.micro_batch, planned.plan.checkpointing) == (64, True)
+    assert planned is not None and (plan.micro_batch, plan.checkpointing) == (64, True)
     # What benchmarks/step_times.py takes for the passes that were measured.
     assert work.forward[1:] == pytest.approx(step_times.FORWARD[1:], rel=0.01)
     assert work.backward[1:] == pytest.approx(step_times.CHECKPOINTED[1:], rel=0.01)
@@ -148,11 +150,11 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     assert (taken.train.micro_batch, taken.train.checkpointing) == (64, True) and found is not None
     assert (found.by, found.device, found.vram_bytes) == ("planner", "NVIDIA GeForce RTX 3070", 8 * GIB)
     assert (found.predicted_step_s, found.bound_by) == (planned.step.step_s, planned.step.bound_by)
-    assert found.low_s < found.predicted_step_s < found.high_s and found.upper_bytes == planned.plan.upper_bytes
+    assert found.low_s < found.predicted_step_s < found.high_s and found.upper_bytes == plan.upper_bytes
     assert len(found.others) == planning.NUM_OTHERS and all("s a step" in other for other in found.others)
     assert found.constants == "RTX 3070, constants of its data sheet and any host's" and found.constants in found.text
     assert "within a tenth of the fastest that fits, and it leaves 40% of the card free" in found.text
-    assert f"bound by {card_times.LANES[found.bound_by]}" in found.text
+    assert f"bound by {plan_output.LANES[found.bound_by]}" in found.text
     steps = [{"event": "step", "forward_backward_s": 0.5, "step_s": 0.75}] * 5
     measured = timings.measured_step(resolved(taken), steps, ranks=1)
     assert measured is not None and measured.device == "NVIDIA GeForce RTX 3070"

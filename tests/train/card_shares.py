@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from fixed_batch import DIMS, RECORDS, fixed_batch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.adamw8bit.on_card import CardKernel
+from redheart.memory.adamw8bit.chunked import CardKernel
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
 from redheart.train import engine as engines
@@ -47,8 +47,8 @@ def steps(engine: engines.ZeroEngine) -> list[list[float]]:
 
 def main(before: float, after: float) -> None:
     calls = []
-    update8 = CardKernel.update8
-    CardKernel.update8 = lambda self, *args, **options: (calls.append(1), update8(self, *args, **options))
+    update = CardKernel.update
+    CardKernel.update = lambda self, *args, **options: (calls.append(1), update(self, *args, **options))
     first = start(before)
     steps(first)
     saved = {name: tensor.clone() for name, tensor in first.state_tensors()}

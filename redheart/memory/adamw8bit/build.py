@@ -72,22 +72,21 @@ def compile_in(folder: Path, compiler: Sequence[str], extra_flags: Sequence[str]
         command = [*compiler, *FLAGS, *extra_flags, "-o", str(built), str(SOURCES / "adamw8bit.cpp")]
         _run(command, Path(build), name=shlex.join(compiler))
         built.chmod(0o755)
-        path = folder / f"{_stem(compiler)}-{_content_digest(built)}.so"
+        path = folder / f"{_sources_stem()}-{_content_digest(built)}.so"
         built.replace(path)
     return path
 
 
-def compiled_in(folder: Path, compiler: Sequence[str] | None) -> list[Path]:
-    """Libraries of these sources in a folder that are as they were written; of any compiler where it is None.
+def compiled_in(folder: Path) -> list[Path]:
+    """Libraries of these sources in a folder that are as they were written, by whichever compiler: all give the same.
 
     A library that was cut would end the process when it is loaded, not raise.
     """
-    stem = _stem(compiler) if compiler else _sources_stem()
-    found = []
-    for path in sorted(folder.glob(f"{stem}-*.so")):
-        if is_trusted_file(path) and path.stem.endswith(f"-{_content_digest(path)}"):
-            found.append(path)
-    return found
+    return [
+        path
+        for path in sorted(folder.glob(f"{_sources_stem()}-*.so"))
+        if is_trusted_file(path) and path.stem.endswith(f"-{_content_digest(path)}")
+    ]
 
 
 def _run(command: Sequence[str], folder: Path, *, name: str) -> None:
@@ -120,12 +119,8 @@ def _run(command: Sequence[str], folder: Path, *, name: str) -> None:
         raise NoKernel(f"the C++ compiler {name} fails: {next(iter(said.strip().splitlines()), end)}")
 
 
-def _stem(compiler: Sequence[str]) -> str:
-    """A library's name up to the digest of its content."""
-    return f"{_sources_stem()}-{hashlib.sha256(shlex.join(compiler).encode()).hexdigest()[:8]}"
-
-
 def _sources_stem() -> str:
+    """A library's name up to the digest of its content."""
     content = hashlib.sha256("\n".join((sys.platform, platform.machine(), *FLAGS)).encode())
     for source in sorted(SOURCES.iterdir()):
         content.update(source.read_bytes())

@@ -1,4 +1,4 @@
-"""The same step in plain torch, chunk by chunk: for machines without a compiler. Correct and slow.
+"""The same step without a compiled kernel: in plain torch, chunk by chunk, correct and slow; or on a card.
 
 Its results differ from the kernel's in the last bit of a moment, and so at times by one code, because torch has no
 fused multiply-add.
@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.kernel import BLOCK, StepScalars
+from redheart.memory.adamw8bit.kernel import BLOCK, Moments, StepScalars
 
 # 65,536 elements keep every temporary at 256 KiB.
 CHUNK = 256 * BLOCK
@@ -20,46 +20,25 @@ class Chunked:
 
     name = "torch"
 
-    def update8(
+    def update(
         self,
         scalars: StepScalars,
         master: Tensor,
         grad: Tensor,
-        *,
-        codes: tuple[Tensor, Tensor],
-        absmax: tuple[Tensor, Tensor],
-        qmaps: tuple[Tensor, Tensor],
+        moments: Moments,
         out_bf16: Tensor | None = None,
     ) -> None:
-        """See `Kernel.update8`."""
+        """See `Kernel.update`."""
         for start in range(0, master.numel(), CHUNK):
             part, blocks = slice(start, start + CHUNK), slice(start // BLOCK, (start + CHUNK) // BLOCK)
-            moments = [
-                dequantise(code[part], scale[blocks], qmap)
-                for code, scale, qmap in zip(codes, absmax, qmaps, strict=True)
-            ]
-            _update(scalars, master[part], grad[part], moments[0], moments[1])
-            for code, scale, qmap, moment, smallest in zip(
-                codes, absmax, qmaps, moments, (0, scalars.min_code2), strict=True
-            ):
-                code[part], scale[blocks] = quantise(moment, qmap)
-                code[part].clamp_(min=smallest)
-            if out_bf16 is not None:
-                out_bf16[part] = master[part]
-
-    def update32(
-        self,
-        scalars: StepScalars,
-        master: Tensor,
-        grad: Tensor,
-        *,
-        moments: tuple[Tensor, Tensor],
-        out_bf16: Tensor | None = None,
-    ) -> None:
-        """See `Kernel.update32`."""
-        for start in range(0, master.numel(), CHUNK):
-            part = slice(start, start + CHUNK)
-            _update(scalars, master[part], grad[part], moments[0][part], moments[1][part])
+            states = [state[part] for state in moments.states]
+            # None of 32-bit moments.
+            coded = list(zip(states, [scale[blocks] for scale in moments.absmax], moments.qmaps, strict=False))
+            floats = [dequantise(*item) for item in coded] or states
+            _update(scalars, master[part], grad[part], *floats)
+            for (codes, scale, qmap), moment, smallest in zip(coded, floats, (0, scalars.min_code2), strict=False):
+                codes[:], scale[:] = quantise(moment, qmap)
+                codes.clamp_(min=smallest)
             if out_bf16 is not None:
                 out_bf16[part] = master[part]
 
@@ -71,6 +50,55 @@ class Chunked:
         """See `Kernel.add`; a chunk's copy stays in the cache."""
         for part, chunk in zip(total.split(CHUNK), addend.split(CHUNK), strict=True):
             part.add_(chunk)
+
+
+class CardKernel(Chunked):
+    """By bitsandbytes, for the part of an optimizer whose masters and states lie on a card; it has the CPU as well.
+
+    Its rounding is not the kernel's: it decays weights after the update, and codes of a second moment may be zero.
+    """
+
+    def update(
+        self,
+        scalars: StepScalars,
+        master: Tensor,
+        grad: Tensor,
+        moments: Moments,
+        out_bf16: Tensor | None = None,
+    ) -> None:
+        """See `Kernel.update`."""
+        if not moments.absmax:
+            super().update(scalars, master, grad, moments, out_bf16)
+            return
+        from bitsandbytes.functional import optimizer_update_8bit_blockwise
+
+        (codes1, codes2), (absmax1, absmax2), (qmap1, qmap2) = moments
+        optimizer_update_8bit_blockwise(
+            "adam",
+            grad.float(),
+            master,
+            codes1,
+            codes2,
+            scalars.beta1,
+            scalars.beta2,
+            0.0,
+            0.0,
+            scalars.eps,
+            scalars.step,
+            scalars.learning_rate,
+            qmap1,
+            qmap2,
+            absmax1,
+            absmax2,
+            weight_decay=scalars.weight_decay,
+            gnorm_scale=scalars.grad_scale,
+        )
+        if out_bf16 is not None:
+            out_bf16.copy_(master)
+
+    def sum_squares(self, grad: Tensor) -> float:
+        """See `Kernel.sum_squares`."""
+        return float(torch.linalg.vector_norm(grad, dtype=torch.float64) ** 2)
 
 
 def dequantise(codes: Tensor, absmax: Tensor, qmap: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ Source of the update: Loshchilov & Hutter 2019 (AdamW); of block-wise dynamic 8-
 
 import ctypes
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +35,17 @@ class StepScalars:
     """Smallest code of a second moment: 1 never rounds it to zero, which would divide by eps; 0 is bitsandbytes'."""
 
 
+class Moments(NamedTuple):
+    """Both moments of (n,) elements: in float32, or as codes of 8 bits with what these stand for."""
+
+    states: Sequence[Tensor]
+    """The first and the second, (n,) float32 or uint8 each."""
+    absmax: Sequence[Tensor] = ()
+    """Of each block of 256 codes, (ceil(n / 256),) float32 each."""
+    qmaps: Sequence[Tensor] = ()
+    """bitsandbytes' signed and unsigned dynamic maps, (256,) float32 each."""
+
+
 class _Step(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_float) for name in ("grad_to_m", "grad_to_h", "beta1", "beta2")),
@@ -56,15 +68,12 @@ class Kernel:
         """The same path by so many threads."""
         return Kernel(self._library, self._rank, num_threads)
 
-    def update8(
+    def update(
         self,
         scalars: StepScalars,
         master: Tensor,
         grad: Tensor,
-        *,
-        codes: tuple[Tensor, Tensor],
-        absmax: tuple[Tensor, Tensor],
-        qmaps: tuple[Tensor, Tensor],
+        moments: Moments,
         out_bf16: Tensor | None = None,
     ) -> None:
         """One step in place.
@@ -73,49 +82,22 @@ class Kernel:
             scalars: hyper-parameters of the step.
             master: weights, (n,) float32.
             grad: (n,) float32 or bfloat16.
-            codes: of the first and second moment, (n,) uint8 each.
-            absmax: of each block of 256, (ceil(n / 256),) float32 each.
-            qmaps: bitsandbytes' signed and unsigned dynamic maps, (256,) float32 each.
+            moments: of 8 or 32 bits.
             out_bf16: where the new weights are also written, (n,) bfloat16.
         """
         step = _scalars(scalars)
+        run = self._library.redheart_adamw8bit if moments.absmax else self._library.redheart_adamw32
         self._check(
-            self._library.redheart_adamw8bit(
+            run(
                 self._rank,
                 self._threads(),
                 ctypes.byref(step),
-                _at(qmaps[0]),
-                _at(qmaps[1]),
+                *map(_at, moments.qmaps),
                 ctypes.c_int64(master.numel()),
                 _at(master),
                 _at(grad),
                 _is_bf16(grad),
-                *map(_at, (*codes, *absmax)),
-                _at(out_bf16),
-            )
-        )
-
-    def update32(
-        self,
-        scalars: StepScalars,
-        master: Tensor,
-        grad: Tensor,
-        *,
-        moments: tuple[Tensor, Tensor],
-        out_bf16: Tensor | None = None,
-    ) -> None:
-        """The same step with float32 moments, (n,) each."""
-        step = _scalars(scalars)
-        self._check(
-            self._library.redheart_adamw32(
-                self._rank,
-                self._threads(),
-                ctypes.byref(step),
-                ctypes.c_int64(master.numel()),
-                _at(master),
-                _at(grad),
-                _is_bf16(grad),
-                *map(_at, moments),
+                *map(_at, (*moments.states, *moments.absmax)),
                 _at(out_bf16),
             )
         )
@@ -145,15 +127,6 @@ class Kernel:
 
     def _check(self, status: int) -> None:
         assert status == 0, f"this processor does not run the path {self.name}"
-
-
-@cache
-def kernels() -> tuple[Kernel, ...]:
-    """All paths that this processor runs, the fastest last; empty where there is no compiled library."""
-    try:
-        return compiled_kernels()
-    except NoKernel:
-        return ()
 
 
 def compiled_kernels() -> tuple[Kernel, ...]:

@@ -4,8 +4,9 @@ What can go wrong with a cache goes wrong somewhere: no home, a read-only one, a
 may be loaded, a file that was damaged or is of another machine. None of it ends a run; the next place is tried.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from redheart.core.cache import cache_folder, private_folder, temporary_private_folder
@@ -22,14 +23,13 @@ def libraries(failures: list[str]) -> Iterator[Path]:
     if not found:
         failures.append("no C++ compiler was found: install g++ or clang++")
     folders = list(usable_folders(failures))
-    for compiler in found:
-        for folder in folders:
-            yield from _found(partial(compiled_in, folder, compiler), failures)
-        for folder in folders:
-            yield from _found(partial(_compiled_now, folder, compiler), failures)
-    # What another compiler made gives the same bits.
-    for folder in folders:
-        yield from _found(partial(compiled_in, folder, None), failures)
+    for compiler, folder in product((None, *found), folders):
+        try:
+            yield from [compile_in(folder, compiler)] if compiler else compiled_in(folder)
+        except NoKernel as failure:
+            failures.append(str(failure))
+        except OSError as error:
+            failures.append(_not_kept(error))
 
 
 def usable_folders(failures: list[str]) -> Iterator[Path]:
@@ -48,17 +48,8 @@ def usable_folders(failures: list[str]) -> Iterator[Path]:
         try:
             yield make()
         except OSError as error:
-            failures.append(f"no compiled kernel can be kept: {error.strerror}: {error.filename}")
+            failures.append(_not_kept(error))
 
 
-def _compiled_now(folder: Path, compiler: Sequence[str]) -> list[Path]:
-    return [compile_in(folder, compiler)]
-
-
-def _found(find: Callable[[], list[Path]], failures: list[str]) -> Iterator[Path]:
-    try:
-        yield from find()
-    except NoKernel as failure:
-        failures.append(str(failure))
-    except OSError as error:
-        failures.append(f"no compiled kernel can be kept: {error.strerror}: {error.filename}")
+def _not_kept(error: OSError) -> str:
+    return f"no compiled kernel can be kept: {error.strerror}: {error.filename}"

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from redheart.core.progress import note
 from redheart.memory.adamw8bit.build import NoKernel
-from redheart.memory.adamw8bit.chunked import Chunked
-from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, compiled_kernels
-from redheart.memory.adamw8bit.on_card import CardKernel
+from redheart.memory.adamw8bit.chunked import CardKernel, Chunked
+from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, Moments, StepScalars, compiled_kernels
 
 MIN_8BIT_ELEMENTS = 4096
 """A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
@@ -133,20 +132,12 @@ class HostAdamW8bit(torch.optim.Optimizer):
         path = CardKernel() if group.get("on_card") else self._backend
         state = self.state[parameter]
         master, flat_grad = parameter.data.view(-1)[part], grad.reshape(-1)[part]
-        first, second = state["state1"].view(-1)[part], state["state2"].view(-1)[part]
-        if first.dtype == torch.uint8:
+        moments = Moments((state["state1"].view(-1)[part], state["state2"].view(-1)[part]))
+        if moments.states[0].dtype == torch.uint8:
             blocks = slice(part.start // BLOCK, -(-part.stop // BLOCK))
-            path.update8(
-                scalars,
-                master,
-                flat_grad,
-                codes=(first, second),
-                absmax=(state["absmax1"][blocks], state["absmax2"][blocks]),
-                qmaps=(state["qmap1"], state["qmap2"]),
-                out_bf16=out_bf16,
-            )
-        else:
-            path.update32(scalars, master, flat_grad, moments=(first, second), out_bf16=out_bf16)
+            absmax = state["absmax1"][blocks], state["absmax2"][blocks]
+            moments = Moments(moments.states, absmax, (state["qmap1"], state["qmap2"]))
+        path.update(scalars, master, flat_grad, moments, out_bf16)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state of this class or of `bitsandbytes.optim.AdamW8bit`; tensors are copied in their own dtype to

@@ -10,8 +10,9 @@ from redheart.core.units import GIB
 from redheart.memory.cards import known
 from redheart.memory.plan import COMFORT_SHARE
 from redheart.study.outlook import timings
-from redheart.study.outlook.card_times import LANES, other_line, setting_text
-from redheart.study.outlook.planning import Answer, answer
+from redheart.study.outlook.plan_output import LANES, other_line
+from redheart.study.outlook.planning import answer
+from redheart.train.choice import Choice
 from redheart.train.log.pace import Expected
 from redheart.train.settings import Chosen
 
@@ -47,27 +48,27 @@ def expected(config: StudyConfig, chosen: Chosen | None, *, ranks: int, num_vali
     return Expected(chosen.predicted_step_s, None, f"simulated, {chosen.constants}")
 
 
-def _chosen(found: Answer, *, device: str, is_told: bool) -> Chosen:
+def _chosen(found: Choice, *, device: str, is_told: bool) -> Chosen:
     plan, on_card = found.plan, found.on_card
-    setting, free = setting_text(plan), f"{1 - COMFORT_SHARE:.0%} of the card free"
+    setting, free = plan.setting_text(), f"{1 - COMFORT_SHARE:.0%} of the card free"
     if is_told:
         why = f"as the settings ask: {setting}"
     elif plan.upper_bytes <= COMFORT_SHARE * plan.vram_bytes:
         why = f"chosen by the planner: {setting}, within a tenth of the fastest that fits, and it leaves {free}"
     else:
         why = f"chosen by the planner: {setting}, the fastest that fits, and none within a tenth of it leaves {free}"
-    reasons = [why]
+    reasons, others, step = [why], [], None
     if plan.step_s is not None:
         reasons.append(f"{plan.step_s:.2f} s a step (measured: {plan.time_basis})")
-    step = on_card.step if on_card else None
     constants = f"constants of no card: {device} is not in the table"
-    if on_card and step:
+    if on_card:
+        step = on_card.step
+        others = [other_line(plan, step.step_s, *other) for other in on_card.others]
         host = "this host's as measured" if on_card.is_host_measured else "any host's"
         constants = f"{on_card.card}, constants of its data sheet and {host}"
         reasons.append(f"{step.step_s:.2f} s a step ({step.low_s:.2f} to {step.high_s:.2f}), simulated")
         reasons.append(f"bound by {LANES[step.bound_by]}")
     reasons.append(f"at most {plan.upper_bytes / GIB:.2f} of {plan.vram_bytes / GIB:.2f} GiB")
-    others = [other_line(plan, step.step_s, *other) for other in on_card.others] if on_card and step else []
     return Chosen(
         setting=setting,
         by="settings" if is_told else "planner",

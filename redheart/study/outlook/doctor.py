@@ -69,7 +69,7 @@ def _kernel() -> Finding:
     if not folders:
         hint = f"{'; '.join(failures)}: set XDG_CACHE_HOME; the slow optimizer in plain torch is used"
         return Finding("kernel", "note", "nowhere to keep it", hint)
-    kept = [path for folder in folders for path in compiled_in(folder, None)]
+    kept = [path for folder in folders for path in compiled_in(folder)]
     text = f"compiled: {kept[0]}" if kept else f"compiled at the first start, in {folders[0]}"
     if not failures:
         return Finding("kernel", "ok", text)

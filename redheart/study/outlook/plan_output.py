@@ -8,14 +8,25 @@ from typing import Any
 from redheart.core.units import GIB, MIB
 from redheart.memory.plan import PREDICTED, Plan
 from redheart.memory.replay import Replay
-from redheart.study.outlook.card_times import card_lines, setting_text
-from redheart.study.outlook.planning import Answer, nearest_text
+from redheart.study.outlook.planning import nearest_text
+from redheart.train.choice import Choice, OnCard
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
 
 
-def print_plan(answer: Answer) -> None:
+LANES = {
+    "card": "the card's computing",
+    "launches": "launching operators",
+    "gradients": "the host's taking gradients in",
+    "host": "the optimizer on the host",
+    "bus": "the bus",
+    "order": "one lane's waiting for another",
+    "rest": "DeepSpeed and the loop",
+}
+
+
+def print_plan(answer: Choice) -> None:
     """A table of the device by moment, then host, disk and time, then the verdict."""
     from rich.box import SIMPLE
     from rich.console import Console
@@ -26,7 +37,7 @@ def print_plan(answer: Answer) -> None:
     console = Console()
     table = Table(
         box=SIMPLE,
-        title=Text(f"{setting_text(plan, before_size='micro-batch ')}: predicted device memory, MiB"),
+        title=Text(f"{plan.setting_text(before_size='micro-batch ')}: predicted device memory, MiB"),
     )
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")
@@ -39,7 +50,7 @@ def print_plan(answer: Answer) -> None:
     table.add_row("allocated", *[_mib(moment.allocated_bytes) for moment in plan.moments.values()])
     table.add_row("reserved", *[_mib(moment.reserved_bytes) for moment in plan.moments.values()])
     console.print(table)
-    times = card_lines(answer.on_card) if answer.on_card else [f"{'time':<14} {time_text(plan)}"]
+    times = card_lines(plan, answer.on_card) if answer.on_card else [f"{'time':<14} {time_text(plan)}"]
     for line in [*total_lines(plan), *times]:
         console.print(Text(fill(line, console.width, subsequent_indent=" " * 15)))
     word, rest = verdict(plan)
@@ -91,6 +102,34 @@ def time_text(plan: Plan) -> str:
     return f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
 
 
+def card_lines(plan: Plan, found: OnCard) -> list[str]:
+    """For people: the time, what it waits for, and the next configurations."""
+    step = found.step
+    if plan.step_s is not None and plan.run_s is not None:
+        time = f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
+    else:
+        time = f"{step.step_s:.2f} s a step ({step.low_s:.2f} to {step.high_s:.2f}), "
+        if found.run_s:
+            hours, fewest, most = (seconds / 3600 for seconds in found.run_s)
+            time += f"{hours:.1f} hours of steps ({fewest:.1f} to {most:.1f}), "
+        time += f"simulated, {found.card}"
+    lines = [f"{'time':<14} {time}"]
+    waits = sorted(step.waits_s.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{LANES[name]} ({seconds:.2f} s)" for name, seconds in waits if seconds)
+    lines.append(f"{'bound by':<14} {shares}")
+    lines += [f"{'also fits':<14} {other_line(plan, step.step_s, *other)}" for other in found.others]
+    if not found.is_host_measured:
+        lines.append(f"{'host':<14} not measured: `redheart doctor --measure` narrows the time")
+    return [*lines, *([f"{'note':<14} {found.note}"] if found.note else [])]
+
+
+def other_line(chosen: Plan, chosen_s: float, other: Plan, other_s: float) -> str:
+    """What another configuration would save or cost beside the chosen one."""
+    seconds, size = other_s - chosen_s, (other.peak_bytes - chosen.peak_bytes) / GIB
+    time = "as fast" if abs(seconds) < 0.005 else f"{abs(seconds):.2f} s a step {'slower' if seconds > 0 else 'faster'}"
+    return f"{other.setting_text()}: {time}, {abs(size):.2f} GiB {'more' if size > 0 else 'less'}"
+
+
 def draw_step(replay: Replay, path: Path) -> None:
     """Stacked areas of what the device holds over one optimizer step, in the order of its requests."""
     from matplotlib.figure import Figure
@@ -116,16 +155,13 @@ def draw_step(replay: Replay, path: Path) -> None:
     save_png(figure, path)
 
 
-def plan_fields(answer: Answer) -> dict[str, object]:
+def plan_fields(answer: Choice) -> dict[str, object]:
     """The plan as JSON, the nearest configuration that fits beside it."""
     import msgspec
 
     fields: dict[str, Any] = dict(msgspec.to_builtins(answer.plan))
     fields["nearest"] = msgspec.to_builtins(answer.nearest)
     fields["on_card"] = msgspec.to_builtins(answer.on_card)
-    if answer.on_card:
-        # It is this plan.
-        del fields["on_card"]["plan"]
     fields["hint"] = None if answer.plan.fits else nearest_text(answer, prefix="--")
     return fields
 

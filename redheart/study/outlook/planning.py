@@ -2,8 +2,9 @@
 
 import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,7 @@ from redheart.data.split import expected_rows
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
-from redheart.memory.replay import Replay
+from redheart.memory.plan import COMFORT_SHARE, Cost, Plan, Planner
 from redheart.memory.step_time import CardClock
 from redheart.memory.workload import Workload, model_sizes
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
@@ -28,8 +28,7 @@ from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study.outlook import timings
-from redheart.study.outlook.card_times import NO_BF16, OnCard, next_best
-from redheart.train.choice import Choice, choose, sizes_of
+from redheart.train.choice import Choice, OnCard, choose, sizes_of
 from redheart.train.device.compute_type import compute_type
 from redheart.train.zero.groups import parameter_groups
 
@@ -39,23 +38,12 @@ NUM_RECORDS = 8858
 """Records that disk and time are planned for where no data set is at hand: the size of the real one."""
 EPOCH_EVENT_BYTES, STEP_EVENT_BYTES = 4096, 400
 """Of an epoch's line in the log and of a step's with its samples of memory: measured 2,047 and 260."""
+NO_BF16 = (
+    "no bf16 units before Ampere: torch emulates them, without the attention kernels that memory is planned with, and "
+    "the time above takes products to be as fast as in float32"
+)
 TIMED = ("zero2_offload_adam8bit", "gpu_adam8bit")
 """Those whose steps were measured on a card; a plan for a card names what else they offer."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A plan, the replay behind it, and the nearest configuration that fits where the plan does not."""
-
-    plan: Plan
-    replay: Replay
-    nearest: Plan | None
-    on_card: OnCard | None = None
-    """Times on the card that was asked for."""
-    hint: str | None = None
-    """What makes it fit where no configuration does, in words of its own."""
-    left_out: tuple[str, ...] = ()
-    """Switches of the question that the nearest configuration is without."""
 
 
 def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
@@ -104,7 +92,7 @@ def answer(
     comfort_share: float = COMFORT_SHARE,
     card_share: float | Literal["auto"] = 0.0,
     num_records: int = NUM_RECORDS,
-) -> Answer:
+) -> Choice:
     """Plan a study: its strategy or `auto`, its micro-batch or the best that fits, with times where a card is named.
 
     `comfort_share` of the card is not exceeded if anything stays below it. `card_share` of the optimizer lies on the
@@ -136,8 +124,9 @@ def answer(
     )
     steps = _steps_of_epoch(config, num_records) * config.epochs
     found = dataclasses.replace(found, plan=_timed(config, found.plan, steps=steps, ranks=ranks, card=card))
-    on_card = _on_card(config, found, found.clock, steps=steps) if found.clock else None
-    return Answer(found.plan, found.replay, found.nearest, on_card, left_out=found.left_out)
+    return dataclasses.replace(
+        found, on_card=_on_card(config, found, found.clock, steps=steps) if found.clock else None
+    )
 
 
 def _steps_of_epoch(config: StudyConfig, num_records: int) -> int:
@@ -159,7 +148,7 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int
     if plan.fits:
         alone = dataclasses.replace(config.train, card_share=0.0)
         offered = [sizes] if is_float32 else [sizes_of(alone, name) for name in TIMED]
-        others += next_best(planner, plan, offered, count=NUM_OTHERS - len(others), **limits)
+        others += islice(_next_best(planner, plan, offered, **limits), NUM_OTHERS - len(others))
         others.sort(key=itemgetter(1))
     note = None
     if clock.card.bf16_tflops is None and not is_float32:
@@ -169,7 +158,27 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int
     elif sizes.kind.name not in TIMED:
         note = "no step of this strategy has been measured on a card: its time is a guess"
     run_s = (steps * step.step_s, steps * step.low_s, steps * step.high_s)
-    return OnCard(plan, clock.card.name, step, run_s, clock.host is not None, others, note)
+    return OnCard(clock.card.name, step, run_s, clock.host is not None, others, note)
+
+
+def _next_best(
+    planner: Planner, chosen: Plan, strategies: Sequence[StrategySizes], *, cost: Cost, checkpointing: bool | None
+) -> Iterator[tuple[Plan, float]]:
+    """The other configurations that fit, with their seconds of a step by `cost`, the fastest first."""
+    for step_s, strategy, size, recompute in planner.by_time(strategies, cost, checkpointing):
+        setting = {"micro_batch": size, "checkpointing": recompute, "vram_bytes": chosen.vram_bytes}
+        plan, _ = planner.plan(strategy, **setting, is_search=True)  # type: ignore[arg-type]
+        if plan.fits and plan.setting_text() != chosen.setting_text():
+            yield plan, step_s
+
+
+def step_alone(clock: CardClock, plan: Plan, sizes: StrategySizes) -> OnCard:
+    """The time of a plan's step for a model of somebody's, of whose run nothing is known."""
+    note = "the constants are those of our full model; no step of this one has been measured"
+    if clock.card.bf16_tflops is None and sizes.weight_bytes < 4:
+        note = NO_BF16
+    step = clock.time(sizes, plan.micro_batch, plan.checkpointing)
+    return OnCard(clock.card.name, step, None, clock.host is not None, [], note)
 
 
 def _timed(config: StudyConfig, plan: Plan, *, steps: int, ranks: int, card: Card | None) -> Plan:
@@ -186,7 +195,7 @@ def _timed(config: StudyConfig, plan: Plan, *, steps: int, ranks: int, card: Car
     return msgspec.structs.replace(plan, step_s=step_s, run_s=step_s * steps, time_basis=basis)
 
 
-def refuse_unless_fits(found: Answer, *, prefix: str = "--train.") -> None:
+def refuse_unless_fits(found: Choice, *, prefix: str = "--train.") -> None:
     """Turn a verdict against a run into its error, with options as in `nearest_text`.
 
     Raises:
@@ -203,7 +212,7 @@ def refuse_unless_fits(found: Answer, *, prefix: str = "--train.") -> None:
         )
 
 
-def nearest_text(found: Answer, *, prefix: str) -> str:
+def nearest_text(found: Choice, *, prefix: str) -> str:
     """The change that makes a refused run fit, as options that begin with `--train.`, or as `plan` has them."""
     nearest = found.nearest
     if nearest is None:

@@ -63,7 +63,7 @@ def _in_ring(parts: Sequence[int], strategy: StrategySizes, accumulates: bool) -
 
 
 def _on_card(model: ModelSizes, card: Sequence[int], weight: int, grad_bytes: int) -> list[Entry]:
-    update = "redheart/memory/adamw8bit/on_card.py, CardKernel.update8: grad.float()"
+    update = "redheart/memory/adamw8bit/chunked.py, CardKernel.update: grad.float()"
     own, converted = each(4 if weight < 4 else 0, card), each(4 if grad_bytes < 4 else 0, card)
     states = tuple(map(zero2.states_bytes, card, model.group_state_bits))
     made = f"{ZERO}, __init__; taken to the card by {INSTALL}"

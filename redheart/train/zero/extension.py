@@ -2,22 +2,20 @@
 
 Torch's lock is a file that its owner removes at the end. A killed owner does not, and every later start waits for ever
 and says nothing (`torch.utils.file_baton`). So operators are compiled in a folder of ours, where a lock of the system's
-is held around a build, which ends with its process: a lock of torch's that is found there belongs to nobody, unless a
-compiler has outlived its owner, which is waited for.
+is held around a build, which ends with its process: a lock of torch's that is found there belongs to nobody.
 """
 
 import os
 import platform
 import shutil
 import sys
+import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import psutil
 import torch
 
 from redheart.core.cache import cache_folder, private_folder, temporary_private_folder
@@ -26,8 +24,6 @@ from redheart.memory.adamw8bit.build import compilers
 
 SAY_AFTER_S = 3.0
 """What takes less is no compilation: an operator that was compiled before is loaded in half a second."""
-POLL_S = 0.2
-_COMPILING = ("ninja", "cc1plus", "++", "clang", "collect2", "nvcc", "cicc", "ptxas")
 
 
 @contextmanager
@@ -43,24 +39,15 @@ def building(name: str) -> Iterator[None]:
         _saying(f"note: waiting for another process that compiles {name}", after_s=SAY_AFTER_S) as wait,
         folder_lock(folder, name=name, wait=True),
     ):
-        while _compiles_in(folder / name):
-            time.sleep(POLL_S)
         wait.cancel()
-        (folder / name / "lock").unlink(missing_ok=True)
+        if (folder / name / "lock").exists():
+            # A compiler that has outlived its owner goes on where it disturbs nobody.
+            with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as gone:
+                (folder / name).rename(Path(gone) / name)
         is_new = not any((folder / name).glob("*.so"))
         said = _saying(f"note: compiling {name}, about a minute, once", after_s=0.0 if is_new else SAY_AFTER_S)
         with said, mock.patch.dict(os.environ, {"TORCH_EXTENSIONS_DIR": str(folder), **_compiler()}):
             yield
-
-
-def _compiles_in(folder: Path) -> bool:
-    """Whether a process works there as compilers do: torch starts them in the folder of the build."""
-    for process in psutil.process_iter():
-        # Gone meanwhile, or another user's.
-        with suppress(psutil.Error, OSError):
-            if process.cwd() == str(folder) and any(word in process.name() for word in _COMPILING):
-                return True
-    return False
 
 
 def _folder() -> Path:

@@ -66,8 +66,7 @@ def test_a_killed_compiler_leaves_nothing_that_blocks(tmp_path: Path) -> None:
     path = build.compile_in(tmp_path, [str(COMPILER)])
     assert path.stat().st_size > 10_000
     assert [item.name for item in tmp_path.iterdir() if item.name != ".build-killed"] == [path.name]
-    assert build.compiled_in(tmp_path, [str(COMPILER)]) == [path] == build.compiled_in(tmp_path, None)
-    assert build.compiled_in(tmp_path, [str(COMPILER), "-m64"]) == []
+    assert build.compiled_in(tmp_path) == [path]
 
 
 @needs_compiler

@@ -9,11 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from redheart.memory.adamw8bit.build import NoKernel
 from redheart.memory.adamw8bit.chunked import Chunked, dequantise, quantise
-from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, StepScalars, kernels
+from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, Moments, StepScalars, compiled_kernels
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, dynamic_map
 
-KERNELS = kernels()
+try:
+    KERNELS = compiled_kernels()
+except NoKernel:
+    KERNELS = ()
 SCALARS = StepScalars(3, 1e-3, 0.9, 0.999, 1e-8, 0.01, grad_scale=0.5, min_code2=0)
 QMAPS = (dynamic_map(True), dynamic_map(False))
 
@@ -33,15 +37,7 @@ class State:
         self.out = torch.zeros(n, dtype=torch.bfloat16)
 
     def step(self, backend: Kernel | Chunked, scalars: StepScalars = SCALARS) -> "State":
-        backend.update8(
-            scalars,
-            self.master,
-            self.grad,
-            codes=self.codes,
-            absmax=self.absmax,
-            qmaps=QMAPS,
-            out_bf16=self.out,
-        )
+        backend.update(scalars, self.master, self.grad, Moments(self.codes, self.absmax, QMAPS), self.out)
         return self
 
     def tensors(self) -> tuple[Tensor, ...]:

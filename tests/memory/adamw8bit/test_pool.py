@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from redheart.memory.adamw8bit.kernel import kernels
+from redheart.memory.adamw8bit.kernel import Kernel
+from redheart.memory.adamw8bit.optimizer import backend
 
 THREADS = 4
-pytestmark = pytest.mark.skipif(not kernels() or not Path("/proc/self/task").is_dir(), reason="no kernel or no Linux")
+pytestmark = pytest.mark.skipif(
+    not isinstance(backend(), Kernel) or not Path("/proc/self/task").is_dir(), reason="no kernel or no Linux"
+)
 
 
 def sum_squares(seed: int, num_threads: int = THREADS) -> float:
     grad = torch.randn(300_000, generator=torch.Generator().manual_seed(seed))
-    return kernels()[-1].with_threads(num_threads).sum_squares(grad)
+    kernel = backend()
+    assert isinstance(kernel, Kernel)
+    return kernel.with_threads(num_threads).sum_squares(grad)
 
 
 def num_threads() -> int:
