@@ -1,16 +1,14 @@
-"""Strategies by name: those of `strategies/`, and what a program registers."""
+"""Strategies by name: those of `strategies.py`, and what a program registers."""
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
 from redheart.memory.ledger import Strategy, StrategySizes
-from redheart.train import strategies
+from redheart.train.strategies import ALL
 
-_known: dict[str, Strategy] = {}
+_known = {strategy.name: strategy for strategy in ALL}
 
 
 def register(strategy: Strategy) -> None:
@@ -21,10 +19,6 @@ def register(strategy: Strategy) -> None:
     """
     if _known.setdefault(strategy.name, strategy) is not strategy:
         raise BadInput("there is a strategy of that name", got=strategy.name)
-
-
-for _module in iter_modules(strategies.__path__, f"{strategies.__name__}."):
-    register(import_module(_module.name).STRATEGY)
 
 
 def all_strategies() -> list[Strategy]:
