@@ -6,8 +6,11 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
 from redheart.memory.ledger import Strategy, StrategySizes
+from redheart.memory.offloaded import RING_BYTES
+from redheart.train.device.graphs import MAX_SHAPES
 from redheart.train.strategies import ALL
 
+_DEFAULTS = TrainConfig()
 _known = {strategy.name: strategy for strategy in ALL}
 
 
@@ -69,13 +72,22 @@ def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, objec
     return (read_json(strategy.configuration, dict[str, object]) if strategy.configuration else {}) | own
 
 
-def strategy_sizes(name: str, *, ranks: int = 1, card_share: float = 0.0) -> StrategySizes:
-    """A strategy with what the ledger depends on in its DeepSpeed configuration, and a share of it on the card.
+def strategy_sizes(name: str, train: TrainConfig = _DEFAULTS, *, ranks: int = 1) -> StrategySizes:
+    """A strategy with what the ledger depends on in its DeepSpeed configuration, and the switches that it takes.
 
     Raises:
         BadInput: there is no strategy of that name.
     """
     kind = strategy_named(name)
-    zero: Any = deepspeed_config(kind, TrainConfig()).get("zero_optimization", {})
+    zero: Any = deepspeed_config(kind, _DEFAULTS).get("zero_optimization", {})
     bucket_elements, num_buckets = zero.get("reduce_bucket_size", 500_000_000), 2 if zero.get("overlap_comm") else 1
-    return StrategySizes(kind, ranks, bucket_elements, num_buckets, kind.card_dtype.itemsize, card_share)
+    return StrategySizes(
+        kind,
+        ranks,
+        bucket_elements,
+        num_buckets,
+        weight_bytes=kind.card_dtype.itemsize,
+        card_share=train.card_share if kind.takes_share else 0.0,
+        graph_shapes=MAX_SHAPES if train.graphs and kind.is_zero else 0,
+        ring_bytes=RING_BYTES if train.pipeline and kind.takes_share else 0,
+    )
