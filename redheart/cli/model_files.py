@@ -52,8 +52,8 @@ class ImportOptions:
 
 def consolidate(arguments: Sequence[str]) -> None:
     from redheart.core.files import real_path
+    from redheart.snapshots.consolidate import consolidated
     from redheart.snapshots.module_snapshots import Snapshot
-    from redheart.snapshots.single_file import consolidated
     from redheart.snapshots.states import State, newest_state
     from redheart.study import run_folder
     from redheart.study.selecting import open_snapshots
@@ -94,9 +94,8 @@ def consolidate(arguments: Sequence[str]) -> None:
 
 def import_model(arguments: Sequence[str]) -> None:
     from redheart.model.ledger import module_names
-    from redheart.snapshots.consolidate import write_modules
+    from redheart.snapshots.consolidate import DTYPES, SUFFIX, write_model, write_modules
     from redheart.snapshots.foreign import files_read, open_foreign, problems_against, refuse_problems
-    from redheart.snapshots.single_file import DTYPES, SUFFIX, write_model
     from redheart.snapshots.tensors import spec_of
 
     options = parse(ImportOptions, arguments, "snapshots import")

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
@@ -43,9 +43,6 @@ _DISK_ERRNOS = {
     errno.EPERM: "no permission to write here",
 }
 
-_FREE_SPACE = "free some space or choose another folder"
-_DISK_HINTS = {errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE}
-
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -57,11 +54,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         # And a reader that wants no more of a pipe is not a disk.
         if error.errno in (None, errno.EPIPE):
             raise
+        room = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise DiskError(
             f"cannot write: {_DISK_ERRNOS.get(error.errno, str(error.strerror).lower())}",
             where=path,
-            hint=f"{_DISK_HINTS.get(error.errno or 0, 'choose another folder')}, then run the same command again; "
-            "nothing was lost",
+            hint=f"{room}choose another folder, then run the same command again; nothing was lost",
         ) from error
 
 
@@ -78,6 +75,19 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_digests(folder: Path, digests: Mapping[str, str], *, what: str, hint: str) -> None:
+    """Hold files of a folder against their SHA-256 by name.
+
+    Raises:
+        CorruptFile: one is missing or was changed.
+    """
+    for name, expected in digests.items():
+        path = folder / name
+        found = sha256_file(path) if path.is_file() else "no file"
+        if found != expected:
+            raise CorruptFile(what, where=path, got=found, expected=expected, hint=hint)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -50,18 +50,11 @@ def refuse_foreign(path: Path, contents: Contents | None) -> None:
             expected=f"a new or empty folder{others}",
             hint="choose another one, or move these files elsewhere",
         )
+    hint = f"give a folder in it, for example {path / 'out'}"
     if os.path.ismount(path):
-        raise BadInput(
-            "a file system is mounted at this folder, which so cannot be replaced",
-            where=path,
-            hint=f"give a folder in it, for example {path / 'out'}",
-        )
+        raise BadInput("a file system is mounted at this folder, which so cannot be replaced", where=path, hint=hint)
     if _holds_current_folder(path):
-        raise BadInput(
-            "the current folder cannot be replaced, and none above it",
-            where=path,
-            hint=f"give a folder in it, for example {path / 'out'}",
-        )
+        raise BadInput("the current folder cannot be replaced, and none above it", where=path, hint=hint)
 
 
 def _holds_current_folder(path: Path) -> bool:

@@ -16,7 +16,7 @@ from redheart.custom.losses import sums_and_counts
 from redheart.custom.records import Batch
 from redheart.memory.plan import Plan, Planner
 from redheart.memory.workload import Workload, model_sizes
-from redheart.train.choice import sizes_of
+from redheart.train.strategy import strategy_sizes
 from redheart.train.zero.groups import parameter_groups
 
 
@@ -37,7 +37,7 @@ def plan(
     Raises:
         BadInput: there is no such strategy, or the loss cannot be traced on `meta` tensors or is not one of records.
     """
-    sizes = sizes_of(config, config.strategy)
+    sizes = strategy_sizes(config.strategy, config)
     with _needing_contents("the model cannot be copied without its contents", where=type(learner.model).__name__):
         module = _on_meta(learner.model, sizes.kind.card_dtype).train()
     example = learner.train.batch(learner.train.longest())

@@ -1,6 +1,6 @@
 """A training strategy, and its buffers beside activations: what, where, how large, how long, from which code.
 
-What a strategy is lies in one file of `redheart/train/strategies/`; here is what such a file is made of.
+The strategies themselves are in `redheart/train/strategies.py`; here is what they are made of.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -1,25 +1,28 @@
-"""One model from the modules of several snapshots, tensor by tensor, with where each came from."""
+"""Whole models, tensor by tensor: from the modules of several snapshots with where each came from, or as one file."""
 
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import canonical_json, read_sealed, write_sealed
+from redheart.core.files import canonical_json, new_file, read_sealed, write_sealed
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
-from redheart.snapshots.parts import full_name, kept_type, model_tensors, parts_of
-from redheart.snapshots.single_file import in_type
+from redheart.snapshots.parts import full_name, kept_type, model_tensors, parts_of, whole
+from redheart.snapshots.states import State, open_masters
 from redheart.snapshots.tensor_file import SUFFIX, TensorFile, open_tensors, write_tensors
 from redheart.snapshots.tensors import Tensors, TensorSpec, check_specs, copy_into
 
+DtypeName = Literal["fp32", "bf16"]
+DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Specs = Mapping[str, Mapping[str, TensorSpec]]
 """Types and shapes of all tensors, by module and name within it."""
 
@@ -32,6 +35,19 @@ class Part(msgspec.Struct, frozen=True):
     sources: tuple[str, ...]
     """SHA-256 of their safetensors files."""
     weights: TensorFile
+
+
+class SingleFile(msgspec.Struct, frozen=True):
+    """A model that was written as one file."""
+
+    file: str
+    sha256: str
+    bytes: int
+    num_tensors: int
+    num_elements: int
+    dtype: str
+    source: str
+    """The folder or file that it was made from."""
 
 
 class Assembly(msgspec.Struct, frozen=True):
@@ -110,6 +126,74 @@ def _write(out: Path, modules: Iterable[str], part: Callable[[Path, str], Part])
     return assembly
 
 
+def consolidated(
+    source: Snapshot | State, out: Path, *, dtype: DtypeName | None, on_tensor: Callable[[int], object] = lambda _: None
+) -> SingleFile:
+    """Write a snapshot's model, or the float32 masters of a resume state of any number of ranks, as one file.
+
+    Args:
+        source: a snapshot may be compressed.
+        out: a `.safetensors` file; it appears whole or not at all.
+        dtype: of floating-point tensors; None keeps what the source holds.
+        on_tensor: told the bytes of every tensor when it is written.
+
+    Raises:
+        BadInput: `out` is no `.safetensors` file.
+        CorruptFile: a file of the source does not match its digest.
+        DiskError: the file cannot be written.
+    """
+    if isinstance(source, Snapshot):
+        kind, epoch, step, tensors = "snapshot", source.epoch, source.manifest.step, source.open_model()
+    else:
+        progress = source.manifest.progress
+        kind, epoch, step, tensors = "resume state", progress.epoch, progress.step, open_masters(source)
+    return write_model(
+        out,
+        tensors,
+        dtype=DTYPES[dtype] if dtype else None,
+        source=source.folder,
+        provenance={"epoch": str(epoch), "step": str(step), "from": kind},
+        on_tensor=on_tensor,
+    )
+
+
+def write_model(
+    out: Path,
+    tensors: Tensors,
+    *,
+    dtype: torch.dtype | None,
+    source: Path,
+    provenance: Mapping[str, str],
+    on_tensor: Callable[[int], object] = lambda _: None,
+) -> SingleFile:
+    """Write tensors as one file, tensor by tensor; floating-point ones in `dtype`, or as they are where it is None."""
+    if out.suffix != SUFFIX:
+        raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
+    converted = in_type(tensors, dtype)
+
+    def read(name: str) -> Tensor:
+        tensor = converted[name]
+        on_tensor(tensor.nbytes)
+        return tensor
+
+    specs = converted.specs
+    with new_file(out) as temporary:
+        entry = write_tensors(temporary, Tensors(specs, read), metadata={"format": "pt", **provenance})
+    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+    return SingleFile(
+        str(out), entry.sha256, entry.bytes, len(specs), entry.num_elements, ", ".join(found), str(source)
+    )
+
+
+def in_type(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
+    """Tensors with floating-point numbers turned into `dtype`; None leaves them."""
+    specs = {
+        name: TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
+        for name, spec in tensors.specs.items()
+    }
+    return Tensors(specs, lambda name: tensors[name].to(specs[name].dtype))
+
+
 def read_module(
     snapshots: Mapping[int, Snapshot], name: str, blend: Blend, specs: Mapping[str, TensorSpec]
 ) -> dict[str, Tensor]:
@@ -160,13 +244,12 @@ def load_assembly(model: nn.Module, folder: Path) -> Assembly:
     """
     assembly = read_assembly(folder)
     readers = {name: open_tensors(folder, part.weights) for name, part in assembly.modules.items()}
-    whole = Tensors.joined({full_name(name, key): (reader, key) for name, reader in readers.items() for key in reader})
     parts = parts_of(model, list(readers))
     targets = {full_name(name, key): tensor for name, part in parts.items() for key, tensor in part.items()}
     held = {id(tensor) for tensor in targets.values()}
     targets |= {name: tensor for name, tensor in model_tensors(model).items() if id(tensor) not in held}
     # The model may compute in another type than the weights are kept in.
-    copy_into(targets, whole, where=folder)
+    copy_into(targets, whole(readers), where=folder)
     return assembly
 
 

@@ -9,9 +9,7 @@ also the smallest of the fast ones: 26.1 %, 27.0 at level 3 and 27.1 at level 6,
 A file is 8 bytes of header length, a JSON header, then the frames; every tensor can be read alone.
 """
 
-import hashlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,8 +20,7 @@ import zstandard
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile
-from redheart.core.files import disk_errors
-from redheart.snapshots.tensor_file import Delta, TensorFile, read_errors, read_header
+from redheart.snapshots.tensor_file import Delta, TensorFile, read_errors, read_header, write_blocks
 from redheart.snapshots.tensors import Tensors, TensorSpec
 
 SUFFIX = ".delta"
@@ -70,20 +67,8 @@ def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Te
             planes.append(packed)
         header[name] = _Frames(list(tensor.shape), frames, older is not None)
     text = msgspec.json.encode(header)
-    digest = hashlib.sha256()
-    with disk_errors(path), path.open("wb") as file:
-        for block in (len(text).to_bytes(8, "little"), text, *planes):
-            digest.update(block)
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    return TensorFile(
-        file=path.name,
-        sha256=digest.hexdigest(),
-        bytes=8 + len(text) + offset,
-        num_elements=num_elements,
-        delta=delta,
-    )
+    sha256, size = write_blocks(path, (len(text).to_bytes(8, "little"), text, *planes))
+    return TensorFile(path.name, sha256, size, num_elements, delta)
 
 
 def read_delta(path: Path, base: Mapping[str, Tensor]) -> Tensors:

@@ -2,16 +2,16 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, listed, names_text
 from redheart.core.files import read_json
 from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_empty
-from redheart.snapshots.foreign_names import PREFIXES, keys_by_name, model_names
+from redheart.snapshots.foreign_names import PREFIXES, Names, keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
 from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
 from redheart.snapshots.tensor_file import TensorReader
@@ -128,13 +128,16 @@ def refuse_problems(problems: list[str], source: Path) -> None:
 def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
         return _named("safetensors file", TensorReader(path), path, part, expected)
-    names_of = partial(model_names, prefixes=PREFIXES, expected=expected)
+
+    def names_of(tensors: Mapping[str, Tensor]) -> Names:
+        specs = {key: spec_or_empty(tensor) for key, tensor in tensors.items()}
+        return model_names(specs, prefixes=PREFIXES, expected=expected)
+
     found = find_model(read_parts(load_torch_file(path), path), path=part, names_of=names_of, expected=expected)
-    names = names_of({key: spec_or_empty(tensor) for key, tensor in found.tensors.items()})
-    keys = keys_by_name(names, path)
-    tensors = {name: found.tensors[key] for name, key in keys.items()}
+    names = names_of({key: tensor for key, (tensor, _) in found.named.items()})
+    tensors = {name: found.named[key][0] for name, key in keys_by_name(names, path).items()}
     refuse_unwritable(tensors, path)
-    ignored = found.ignored + [found.paths[key] for key in names.strays]
+    ignored = found.ignored + [found.named[key][1] for key in names.strays]
     return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, found.together)
 
 

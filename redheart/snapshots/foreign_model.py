@@ -29,8 +29,8 @@ _TRAINING_WORDS = OPTIMIZER_WORDS | {"rng", "scaler", "sched", "scheduler", "sch
 _MODEL_WORDS = frozenset(("dict", "model", "module", "net", "network", "params", "weights"))
 """Words in the keys of models, and of `state_dict`; where structure leaves it open, these decide."""
 
-NamesOf = Callable[[Mapping[str, TensorSpec]], Names]
-"""From types and shapes by name in the source to the model's own names."""
+NamesOf = Callable[[Mapping[str, Tensor]], Names]
+"""From tensors by name in the source to the model's own names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +119,8 @@ class Part:
 class FoundModel:
     """What was taken for the model."""
 
-    tensors: dict[str, Tensor]
-    """By their names in the source."""
-    paths: dict[str, str]
-    """Where they lie in the file."""
+    named: dict[str, tuple[Tensor, str]]
+    """Tensors and where they lie in the file, by their names in the source."""
     ignored: list[str]
     """Paths of what holds tensors too and is not the model."""
     together: list[str]
@@ -144,7 +142,9 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
     start = _part_at(root, path) if path else root
     weights = [] if start.is_training else start.weights()
     if weights:
-        return _taken(start, _meant(weights, names_of, expected))
+        taken = _meant(weights, names_of, expected)
+        flat = [str(part) for part in taken if part.is_flat]
+        return FoundModel(_named(taken), _ignored(start, taken), together=flat if len(flat) > 1 else [])
     if arrays := [part.at(key) for part in start.below() for key in part.arrays]:
         raise BadInput(
             "weights are arrays of numpy, which are not read",
@@ -177,8 +177,8 @@ def _meant(weights: list[Part], names_of: NamesOf, expected: Collection[str]) ->
     flat = [part for part in weights if part.is_flat]
     contents = []
     for part in flat or (weights if named else []):
-        specs = {name: spec_or_empty(tensor) for name, tensor in part.all_tensors()}
-        contents.append({(name, specs[key].shape) for key, name in names_of(specs).by_key.items()})
+        tensors = dict(part.all_tensors())
+        contents.append({(name, spec_or_empty(tensors[key]).shape) for key, name in names_of(tensors).by_key.items()})
     for one, other in combinations(contents, 2):
         if len(one & other) >= max(1, _ALIKE * min(len(one), len(other))):
             raise _several(flat or weights)
@@ -186,8 +186,8 @@ def _meant(weights: list[Part], names_of: NamesOf, expected: Collection[str]) ->
 
 
 def _num_expected(weights: Sequence[Part], names_of: NamesOf, expected: Collection[str]) -> int:
-    specs = {name: spec_or_empty(tensor) for name, (tensor, _) in _named(weights).items()}
-    return sum(name in expected for name in names_of(specs).by_key.values())
+    tensors = {name: tensor for name, (tensor, _) in _named(weights).items()}
+    return sum(name in expected for name in names_of(tensors).by_key.values())
 
 
 def _named(weights: Sequence[Part]) -> dict[str, tuple[Tensor, str]]:
@@ -207,17 +207,6 @@ def _named(weights: Sequence[Part]) -> dict[str, tuple[Tensor, str]]:
                 raise BadInput("two tensors of the file have one name", where=part.file, got=part.at(key))
             found[name] = tensor, part.at(key)
     return found
-
-
-def _taken(start: Part, weights: list[Part]) -> FoundModel:
-    named = _named(weights)
-    flat = [str(part) for part in weights if part.is_flat]
-    return FoundModel(
-        tensors={name: tensor for name, (tensor, _) in named.items()},
-        paths={name: path for name, (_, path) in named.items()},
-        ignored=_ignored(start, weights),
-        together=flat if len(flat) > 1 else [],
-    )
 
 
 def _ignored(part: Part, weights: list[Part]) -> list[str]:

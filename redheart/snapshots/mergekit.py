@@ -16,9 +16,8 @@ from redheart.core.folders import new_folder, refuse_foreign
 from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, checked_module
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.parts import full_name
+from redheart.snapshots.parts import whole
 from redheart.snapshots.tensor_file import write_tensors
-from redheart.snapshots.tensors import Tensors
 
 _MANIFEST = "manifest.json"
 
@@ -102,6 +101,4 @@ def _check_filters(expected: Specs) -> None:
 
 
 def _write_epoch(path: Path, snapshot: Snapshot, modules: Sequence[str], expected: Specs) -> None:
-    readers = {name: checked_module(snapshot, name, expected[name]) for name in modules}
-    keys = {full_name(name, key): (reader, key) for name, reader in readers.items() for key in reader}
-    write_tensors(path, Tensors.joined(keys))
+    write_tensors(path, whole({name: checked_module(snapshot, name, expected[name]) for name in modules}))

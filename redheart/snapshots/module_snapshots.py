@@ -21,7 +21,7 @@ from redheart.core.folders import REPLACED, new_folder
 from redheart.core.lock import folder_lock
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
-from redheart.snapshots.parts import full_name
+from redheart.snapshots.parts import whole
 from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, open_tensors, verify, write_tensors
 from redheart.snapshots.tensors import Tensors
 
@@ -109,10 +109,7 @@ class Snapshot:
 
     def open_model(self) -> Tensors:
         """All tensors by their names in the model."""
-        modules = {name: self.open_module(name) for name in self.manifest.modules}
-        return Tensors.joined(
-            {full_name(name, key): (reader, key) for name, reader in modules.items() for key in reader}
-        )
+        return whole({name: self.open_module(name) for name in self.manifest.modules})
 
     def base_of(self, delta: Delta, name: str) -> "Snapshot":
         """The snapshot that one module's differences belong to.

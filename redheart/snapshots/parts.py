@@ -1,9 +1,11 @@
 """Which tensors of a model every part of it holds: a part is a submodule, or what lies outside of all named ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from redheart.snapshots.tensors import Tensors
 
 REST = "_rest"
 """Name of the part that holds what no submodule among the parts does; its keys are the names in the model."""
@@ -12,6 +14,11 @@ REST = "_rest"
 def full_name(part: str, key: str) -> str:
     """A tensor's name in the model, from its part's and its name within it."""
     return key if part == REST else f"{part}.{key}"
+
+
+def whole(parts: Mapping[str, Tensors]) -> Tensors:
+    """All parts' tensors by their names in the model."""
+    return Tensors.joined({full_name(part, key): (own, key) for part, own in parts.items() for key in own})
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ library maps the whole file into the process, which counts as resident and made 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,14 +92,23 @@ def write_tensors(
         DiskError: the disk is full, read-only or over its quota.
     """
     tensors = Tensors.of(tensors)
+    sha256, size = write_blocks(path, _blocks(tensors, metadata))
+    return TensorFile(path.name, sha256, size, sum(spec.num_elements for spec in tensors.specs.values()))
+
+
+def write_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> tuple[str, int]:
+    """Write and flush a new file; its SHA-256 and size in bytes.
+
+    Raises:
+        DiskError: the disk is full, read-only or over its quota.
+    """
     digest, size = hashlib.sha256(), 0
     with disk_errors(path), open_output(path) as file:
-        for block in _blocks(tensors, metadata):
+        for block in blocks:
             digest.update(block)
             size += file.write(block)
         to_disk(file)
-    num_elements = sum(spec.num_elements for spec in tensors.specs.values())
-    return TensorFile(path.name, digest.hexdigest(), size, num_elements)
+    return digest.hexdigest(), size
 
 
 def content_sha256(tensors: Tensors) -> str:

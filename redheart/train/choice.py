@@ -9,11 +9,9 @@ import torch
 from redheart.core.config import TrainConfig
 from redheart.memory.cards import Card
 from redheart.memory.ledger import StrategySizes
-from redheart.memory.offloaded import RING_BYTES
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
 from redheart.memory.replay import Replay
 from redheart.memory.step_time import CardClock, HostSpeed, StepTime
-from redheart.train.device.graphs import MAX_SHAPES
 from redheart.train.strategy import all_strategies, check_switches, strategy_sizes
 
 
@@ -103,7 +101,7 @@ def choose(
     if name == "auto":
         found = fastest(planner_in(torch.bfloat16), _offered(train, ranks=ranks))
         name = found.strategy if found else TrainConfig().strategy
-    sizes = sizes_of(train, name, ranks=ranks)
+    sizes = strategy_sizes(name, train, ranks=ranks)
     switches = replace(train, card_share=1.0) if shares else train
     # A strategy that was not named need not be one whose optimizer can be divided.
     shares = shares and (train.strategy != "auto" or sizes.kind.takes_share)
@@ -128,7 +126,7 @@ def choose(
     if nearest or not _asked(switches):
         return replace(choice, nearest=nearest)
     bare = replace(train, card_share=0.0, pipeline=False, graphs=False)
-    nearest = nearest_in(bare, [sizes_of(bare, name, ranks=ranks)])
+    nearest = nearest_in(bare, [strategy_sizes(name, bare, ranks=ranks)])
     return replace(choice, nearest=nearest, left_out=_asked(switches))
 
 
@@ -137,21 +135,10 @@ def _offered(train: TrainConfig, *, ranks: int) -> list[StrategySizes]:
     # What is asked of the optimizer on the host is a question among those that have one.
     on_host = train.pipeline or train.card_share > 0
     kinds = [item for item in all_strategies() if item.is_offered and (item.takes_share or not on_host)]
-    return [sizes_of(train, item.name, ranks=ranks) for item in kinds]
+    return [strategy_sizes(item.name, train, ranks=ranks) for item in kinds]
 
 
 def _asked(train: TrainConfig) -> tuple[str, ...]:
     """The switches that are on."""
     switches = {"card-share": train.card_share > 0, "pipeline": train.pipeline, "graphs": train.graphs}
     return tuple(name for name, is_on in switches.items() if is_on)
-
-
-def sizes_of(train: TrainConfig, name: str, *, ranks: int = 1) -> StrategySizes:
-    """A strategy with the switches that it takes of a configuration."""
-    sizes = strategy_sizes(name, ranks=ranks)
-    return replace(
-        sizes,
-        card_share=train.card_share if sizes.kind.takes_share else 0.0,
-        graph_shapes=MAX_SHAPES if train.graphs and sizes.kind.is_zero else 0,
-        ring_bytes=RING_BYTES if train.pipeline and sizes.kind.takes_share else 0,
-    )

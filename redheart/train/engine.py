@@ -57,7 +57,7 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """A module under training."""
+    """A module under training; what is said here of several ranks holds for one."""
 
     module: nn.Module
     rank: int
@@ -75,6 +75,7 @@ class Engine(Protocol):
 
     def finish(self) -> None:
         """Until the module's weights are those of the last step, where they come beside what follows it."""
+        return None
 
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """This rank's master weights, optimizer states and buffers of the module, by name."""
@@ -90,12 +91,15 @@ class Engine(Protocol):
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """Elementwise sum over all ranks."""
+        return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+        return None
 
     def close(self) -> None:
         """Let go of the module, which keeps its weights: another engine may be built around it."""
+        return None
 
 
 def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
@@ -119,7 +123,7 @@ def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -
     torch.set_num_threads(config.num_threads or (1 if is_small else max(1, cores // local_world_size)))
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """One process, no DeepSpeed, float32: for debugging and as a reference."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
@@ -149,9 +153,6 @@ class PlainEngine:
         self._optimizer.zero_grad()
         return StepResult(norm, applied)
 
-    def finish(self) -> None:
-        return None
-
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from tensors_of(self._masters, self._optimizer, self.module)
 
@@ -161,15 +162,6 @@ class PlainEngine:
 
     def host_bytes(self) -> dict[str, int]:
         return held_bytes(self._masters, self._optimizer, [])
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        return values
-
-    def barrier(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 class ZeroEngine:

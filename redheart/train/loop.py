@@ -97,7 +97,7 @@ def train(
             engine.finish()
             writer.wait()
             run.compress_rest()
-            run.log_end()
+            run.log.write("end", step=run.at.step, **asdict(run.pace.outcome()))
         _refuse_to_go_on(stop)
 
 
@@ -161,10 +161,6 @@ class _Run:
         if self.settings.chosen:
             self.log.write("chosen", step=self.at.step, **asdict(self.settings.chosen))
 
-    def log_end(self) -> None:
-        """Note how long it took, and how far the estimate was off."""
-        self.log.write("end", step=self.at.step, **asdict(self.pace.outcome()))
-
     def announce(self) -> None:
         """Note how long the run will take, as soon as it is known."""
         estimate = self.pace.news(**self._remaining())
@@ -173,11 +169,6 @@ class _Run:
         check = self.pace.check()
         if check:
             self.log.write("estimate_check", step=self.at.step, **asdict(check))
-
-    def left_s(self) -> float | None:
-        """Seconds that are left, None before that is known."""
-        estimate = self.pace.estimate(**self._remaining())
-        return round(estimate.seconds, 1) if estimate else None
 
     def _remaining(self) -> dict[str, int]:
         epochs = self.settings.epochs - self.at.epoch
@@ -255,12 +246,20 @@ class _Run:
         if not self.at.sums:
             raise self._diverged("no step of the epoch had a finite loss and gradient")
         self.engine.finish()
-        epoch = self._trained_epoch()
+        last = self.at.step - 1
+        epoch = TrainedEpoch(
+            self.at,
+            learning_rate=self._learning_rate(last),
+            cycle_position=position_of(last, self.settings, steps_per_epoch=self._steps_per_epoch),
+            records=self._epoch_records,
+            seconds=time.perf_counter() - self._epoch_start_s,
+        )
         found = self._validated(epoch)
         self.at = after_epoch(self.at)
         if found:
             validation, validation_s = found
-            takes_snapshot = self._takes_snapshot()
+            is_due = self.at.epoch % self.settings.train.snapshot_every == 0 or self.at.epoch == self.settings.epochs
+            takes_snapshot = self.settings.snapshots and is_due
             if takes_snapshot:
                 self.saver.save_snapshot(
                     self.learner.model,
@@ -268,7 +267,9 @@ class _Run:
                     compress=bool(self.settings.train.compress_snapshots),
                 )
             event = epoch_event(self.learner, epoch, validation, validation_s=validation_s)
-            self.log.write("epoch", **event, snapshot=takes_snapshot, time_left_s=self.left_s())
+            estimate = self.pace.estimate(**self._remaining())
+            left_s = round(estimate.seconds, 1) if estimate else None
+            self.log.write("epoch", **event, snapshot=takes_snapshot, time_left_s=left_s)
         # The snapshot goes first: a state that counts an epoch must not be there without it.
         if self.saver.is_by_epoch or self.is_done():
             self.save_state()
@@ -294,20 +295,6 @@ class _Run:
                 raise failure
             self.engine.barrier()  # which ends with the first rank's error
         return found
-
-    def _trained_epoch(self) -> TrainedEpoch:
-        step = self.at.step - 1
-        return TrainedEpoch(
-            self.at,
-            learning_rate=self._learning_rate(step),
-            cycle_position=position_of(step, self.settings, steps_per_epoch=self._steps_per_epoch),
-            records=self._epoch_records,
-            seconds=time.perf_counter() - self._epoch_start_s,
-        )
-
-    def _takes_snapshot(self) -> bool:
-        epoch, every = self.at.epoch, self.settings.train.snapshot_every
-        return self.settings.snapshots and (epoch % every == 0 or epoch == self.settings.epochs)
 
     def save_state(self) -> None:
         """Write a resume state of this point; all ranks together."""

@@ -21,7 +21,8 @@ def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
     """Learning rate of step `step` (from 0) of a run: of its cycles or its one decay, or of a range test."""
     train, peak = settings.train, settings.peak_learning_rate
     if settings.ramp_from is not None and settings.max_steps is not None:
-        return ramped_rate(step, low=settings.ramp_from, high=peak, steps=settings.max_steps)
+        # Exponential (Smith, 2017).
+        return settings.ramp_from * (peak / settings.ramp_from) ** (step / max(1, settings.max_steps - 1))
     if step < settings.warmup_steps:
         return peak * (step + 1) / settings.warmup_steps
     fraction = position_of(step, settings, steps_per_epoch=steps_per_epoch)
@@ -37,8 +38,3 @@ def position_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> fl
         return cycle_position(step, first_cycle_steps=cycle_steps, growth=settings.train.cycle_growth)
     behind = max(0, step - settings.warmup_steps)
     return behind / max(1, settings.num_steps - settings.warmup_steps)
-
-
-def ramped_rate(step: int, *, low: float, high: float, steps: int) -> float:
-    """Learning rate of step `step` (from 0) of a range test: exponential from `low` to `high` (Smith, 2017)."""
-    return low * (high / low) ** (step / max(1, steps - 1))

@@ -1,16 +1,17 @@
-"""Strategies by name: those of `strategies/`, and what a program registers."""
+"""Strategies by name: those of `strategies.py`, and what a program registers."""
 
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
 from redheart.memory.ledger import Strategy, StrategySizes
-from redheart.train import strategies
+from redheart.memory.offloaded import RING_BYTES
+from redheart.train.device.graphs import MAX_SHAPES
+from redheart.train.strategies import ALL
 
-_known: dict[str, Strategy] = {}
+_DEFAULTS = TrainConfig()
+_known = {strategy.name: strategy for strategy in ALL}
 
 
 def register(strategy: Strategy) -> None:
@@ -21,10 +22,6 @@ def register(strategy: Strategy) -> None:
     """
     if _known.setdefault(strategy.name, strategy) is not strategy:
         raise BadInput("there is a strategy of that name", got=strategy.name)
-
-
-for _module in iter_modules(strategies.__path__, f"{strategies.__name__}."):
-    register(import_module(_module.name).STRATEGY)
 
 
 def all_strategies() -> list[Strategy]:
@@ -75,13 +72,22 @@ def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, objec
     return (read_json(strategy.configuration, dict[str, object]) if strategy.configuration else {}) | own
 
 
-def strategy_sizes(name: str, *, ranks: int = 1, card_share: float = 0.0) -> StrategySizes:
-    """A strategy with what the ledger depends on in its DeepSpeed configuration, and a share of it on the card.
+def strategy_sizes(name: str, train: TrainConfig = _DEFAULTS, *, ranks: int = 1) -> StrategySizes:
+    """A strategy with what the ledger depends on in its DeepSpeed configuration, and the switches that it takes.
 
     Raises:
         BadInput: there is no strategy of that name.
     """
     kind = strategy_named(name)
-    zero: Any = deepspeed_config(kind, TrainConfig()).get("zero_optimization", {})
+    zero: Any = deepspeed_config(kind, _DEFAULTS).get("zero_optimization", {})
     bucket_elements, num_buckets = zero.get("reduce_bucket_size", 500_000_000), 2 if zero.get("overlap_comm") else 1
-    return StrategySizes(kind, ranks, bucket_elements, num_buckets, kind.card_dtype.itemsize, card_share)
+    return StrategySizes(
+        kind,
+        ranks,
+        bucket_elements,
+        num_buckets,
+        weight_bytes=kind.card_dtype.itemsize,
+        card_share=train.card_share if kind.takes_share else 0.0,
+        graph_shapes=MAX_SHAPES if train.graphs and kind.is_zero else 0,
+        ring_bytes=RING_BYTES if train.pipeline and kind.takes_share else 0,
+    )

@@ -46,7 +46,7 @@ def engine_tensors(strategy: str, divisor: int, *ways: str) -> list[dict[str, An
 def predicted(strategy: str, divisor: int, *, weight_bytes: int, card_share: float = 0.0) -> dict[str, int]:
     module = build(scaled(divisor), seed=0, device="meta")
     sizes = model_sizes(module, parameter_groups(module, weight_decay=0.01))
-    numbers = replace(strategy_sizes(strategy, card_share=card_share), weight_bytes=weight_bytes)
+    numbers = replace(strategy_sizes(strategy, TrainConfig(card_share=card_share)), weight_bytes=weight_bytes)
     entries = ledger(sizes, numbers, accumulates=True)
     named = held_bytes(entries)
     # Alive in a backward pass only; its size is the configuration's own number.

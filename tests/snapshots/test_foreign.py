@@ -21,10 +21,9 @@ from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
-from redheart.snapshots.consolidate import load_assembly, write_modules
+from redheart.snapshots.consolidate import load_assembly, write_model, write_modules
 from redheart.snapshots.foreign import open_foreign, problems_against
 from redheart.snapshots.foreign_names import model_names
-from redheart.snapshots.single_file import write_model
 from redheart.snapshots.tensors import TensorSpec, spec_of
 
 FLAT = {

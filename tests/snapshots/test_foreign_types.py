@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from redheart.cli import main
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
+from redheart.snapshots.consolidate import write_model
 from redheart.snapshots.foreign import open_foreign, problems_against
-from redheart.snapshots.single_file import write_model
 from redheart.snapshots.tensor_file import DTYPE_NAMES, TensorReader
 
 BYTES = torch.arange(96, dtype=torch.uint8)

@@ -14,8 +14,8 @@ from test_consolidate import write
 from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
+from redheart.snapshots.consolidate import consolidated
 from redheart.snapshots.module_snapshots import list_snapshots
-from redheart.snapshots.single_file import consolidated
 from redheart.snapshots.states import ParameterPlace, State, StateManifest, newest_state, open_masters, write_state
 
 

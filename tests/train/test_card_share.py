@@ -79,7 +79,7 @@ def test_the_planner_s_point_is_within_the_bound_and_no_slower_than_without_a_sh
 def test_a_share_moves_bytes_and_makes_none(accumulates: bool) -> None:
     sizes = planning.planner_of(resolved(StudyConfig(preset="small"))).workload.sizes
     held = [
-        held_bytes(ledger(sizes, strategy_sizes(NAME, card_share=share), accumulates=accumulates))
+        held_bytes(ledger(sizes, strategy_sizes(NAME, TrainConfig(card_share=share)), accumulates=accumulates))
         for share in (0, 0.05, 1)
     ]
     assert held[0] == held[1] == held[2]

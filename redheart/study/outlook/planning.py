@@ -28,8 +28,9 @@ from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss
 from redheart.model.network import build
 from redheart.study.outlook import timings
-from redheart.train.choice import Choice, OnCard, choose, sizes_of
+from redheart.train.choice import Choice, OnCard, choose
 from redheart.train.device.compute_type import compute_type
+from redheart.train.strategy import strategy_sizes
 from redheart.train.zero.groups import parameter_groups
 
 NUM_OTHERS = 2
@@ -147,7 +148,7 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int
             others.append((shared, clock.cost(sharing, shared.micro_batch, shared.checkpointing)))
     if plan.fits:
         alone = dataclasses.replace(config.train, card_share=0.0)
-        offered = [sizes] if is_float32 else [sizes_of(alone, name) for name in TIMED]
+        offered = [sizes] if is_float32 else [strategy_sizes(name, alone) for name in TIMED]
         others += islice(_next_best(planner, plan, offered, **limits), NUM_OTHERS - len(others))
         others.sort(key=itemgetter(1))
     note = None
@@ -252,7 +253,9 @@ def cpu_workload(config: StudyConfig, *, num_records: int = NUM_RECORDS) -> Work
 def cpu_sizes(config: StudyConfig) -> StrategySizes:
     """The study's strategy in the type that this CPU computes in."""
     weight_bytes = compute_type(config.train).itemsize
-    return dataclasses.replace(sizes_of(config.train, config.train.strategy), weight_bytes=weight_bytes, graph_shapes=0)
+    return dataclasses.replace(
+        strategy_sizes(config.train.strategy, config.train), weight_bytes=weight_bytes, graph_shapes=0
+    )
 
 
 def workload(

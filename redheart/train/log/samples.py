@@ -24,11 +24,20 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
     if every_s <= 0:
         yield
         return
-    probes = [host_probe(), *device_probes()]
+    process, probes = psutil.Process(), device_probes()
+    # The share of one core in percent, between one call and the next.
+    process.cpu_percent()
 
     def take() -> None:
         with suppress(OSError), path.open("a", encoding="utf-8") as file:
-            sample: Event = {"event": "sample", "step": step(), "time_utc": time_utc()}
+            sample: Event = {
+                "event": "sample",
+                "step": step(),
+                "time_utc": time_utc(),
+                "host_rss_bytes": process.memory_info().rss,
+                "host_available_bytes": available_host_bytes(),
+                "cpu_percent": process.cpu_percent(),
+            }
             for probe in probes:
                 sample |= probe()
             file.write(json.dumps(sample) + "\n")
@@ -39,21 +48,6 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
             yield
     finally:
         take()
-
-
-def host_probe() -> Probe:
-    """This process's resident memory, what it may still take, and this process's share of one core in percent."""
-    process = psutil.Process()
-    process.cpu_percent()
-
-    def probe() -> dict[str, object]:
-        return {
-            "host_rss_bytes": process.memory_info().rss,
-            "host_available_bytes": available_host_bytes(),
-            "cpu_percent": process.cpu_percent(),
-        }
-
-    return probe
 
 
 def device_probes() -> list[Probe]:

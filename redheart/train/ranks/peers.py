@@ -45,22 +45,15 @@ class Failure(msgspec.Struct, frozen=True):
         return error
 
 
-class Welcome(msgspec.Struct, frozen=True):
-    """All ranks have come."""
-
-    host: str
-    """Of the first rank."""
-    speaks: bool
-    """Whether the receiver is the one that says, where its errors go, that the first rank has ended without a word."""
-
-
 class Message(msgspec.Struct, frozen=True):
     """What goes over a line: to the first rank what has failed, from it what failed first; nothing at a good end."""
 
     failure: Failure | None = None
     is_said: bool = False
-    """Whether somebody prints it where the receiver's errors go."""
-    welcome: Welcome | None = None
+    """Whether another one prints it where the receiver's errors go: the failure, or in the first message that the first
+    rank has ended without a word."""
+    host: str = ""
+    """Of the first rank: in its first message, when all have come."""
 
 
 class Watch:
@@ -195,19 +188,6 @@ def _first_rank(ranks: Ranks) -> Watch:
             decide(message.failure)
         decide(_without_a_word(rank, here[rank].host), speaks=False)
 
-    def admit(hello: Hello, line: Line) -> None:
-        with decides:
-            here[hello.rank], lines[hello.rank] = hello, line
-        threading.Thread(target=listen, args=(hello.rank, line), name="peers", daemon=True).start()
-
-    def welcome() -> None:
-        # Only now: who begins before all have come may fail before all can be told.
-        spoken_for = set()
-        for rank, line in sorted(lines.items()):
-            place = _terminal(here[rank])
-            line.send(Message(welcome=Welcome(here[0].host, speaks=place not in spoken_for)))
-            spoken_for.add(place)
-
     def end() -> None:
         for line in lines.values():
             line.send(Message())
@@ -219,11 +199,19 @@ def _first_rank(ranks: Ranks) -> Watch:
                 if watch.first is not None:
                     raise watch.first.as_error()
                 if arrival is not None:
-                    admit(*arrival)
+                    hello, line = arrival
+                    with decides:
+                        here[hello.rank], lines[hello.rank] = hello, line
+                    threading.Thread(target=listen, args=(hello.rank, line), name="peers", daemon=True).start()
     except BaseException as error:
         decide(_failure(0, error))
         raise
-    welcome()
+    # Only now: who begins before all have come may fail before all can be told.
+    spoken_for = set()
+    for rank, line in sorted(lines.items()):
+        place = _terminal(here[rank])
+        line.send(Message(is_said=place in spoken_for, host=here[0].host))
+        spoken_for.add(place)
     return watch
 
 
@@ -239,13 +227,11 @@ def _other_rank(ranks: Ranks) -> Watch:
             if message.failure is None:
                 return
             watch.learn(message.failure, is_said=message.is_said)
-        watch.learn(_without_a_word(0, welcome.host), is_said=not welcome.speaks)
+        watch.learn(_without_a_word(0, answer.host), is_said=answer.is_said)
 
     if answer.failure is not None:
         watch.learn(answer.failure, is_said=answer.is_said)
         raise answer.failure.as_error()
-    assert answer.welcome is not None
-    welcome = answer.welcome
     threading.Thread(target=listen, name="peers", daemon=True).start()
     return watch
 
