@@ -10,9 +10,8 @@ from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput, names_text, one_line
 from redheart.custom.losses import RecordLosses, check_takes_batch, sums_and_counts
-from redheart.custom.models import refuse_unfit
+from redheart.custom.models import checked_parts, found_parts, refuse_unfit
 from redheart.custom.records import Batch, Collate, Records
-from redheart.custom.splitting import checked_parts, found_parts
 from redheart.data.loader import epoch_order
 from redheart.train.device.out_of_memory import in_parts
 from redheart.train.draws import drawn
