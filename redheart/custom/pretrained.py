@@ -59,12 +59,9 @@ def read_config(source: str) -> Any:
 
 
 def build(config: Any, *, dtype: torch.dtype, freeze: Sequence[str] = ()) -> nn.Module:
-    """The module in training mode on `meta`; tied weights are one parameter.
+    """The module of a configuration in training mode on `meta`; tied weights are one parameter.
 
-    Args:
-        config: as `read_config` gives it.
-        dtype: of its weights.
-        freeze: names of parameters or of modules that are not trained, or patterns of parameters' names.
+    `freeze` has names of parameters or of modules that are not trained, or patterns of parameters' names.
 
     Raises:
         BadInput: there is no class with a loss for it, it cannot be built, or a pattern fits nothing or everything.

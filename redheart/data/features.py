@@ -150,7 +150,7 @@ def make_features(
         labels: targets, and the training records that the fit is made on; without them it must be there already.
         identity: of the encoder, where it is known; what is there already is then opened without the encoder.
         device: where the encoder computes.
-        display: where it is told how far this is.
+        display: is told how far this is.
 
     Raises:
         BadInput: the encoder cannot be loaded, or is not the one that is known.
