@@ -49,7 +49,7 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
     import torch
     from torch.nn.functional import pad
 
-    from redheart.data.loader import load_batch
+    from redheart.data.loader import load_features
     from redheart.model.blocks import set_checkpointing
     from redheart.model.dims import preset
     from redheart.model.losses import multitask_loss, task_counts
@@ -76,11 +76,12 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
         parts = effective_batch // micro_batch
         for part in range(parts):
             rows = prepared.split["train"][part * micro_batch : (part + 1) * micro_batch]
-            batch = load_batch(data.features, prepared.values_NT, prepared.mask_NT, rows)
-            room = length - batch.mask_BS.shape[1]
-            features = pad(batch.features_BSD, (0, 0, 0, room)).to(engine.device, engine.dtype)
-            mask_BS = pad(batch.mask_BS, (0, room)).to(engine.device)
-            targets, present_BT = batch.targets_BT.to(engine.device), batch.target_mask_BT.to(engine.device)
+            features_BSD, mask_BS = load_features(data.features, rows)
+            room = length - mask_BS.shape[1]
+            features = pad(features_BSD, (0, 0, 0, room)).to(engine.device, engine.dtype)
+            mask_BS = pad(mask_BS, (0, room)).to(engine.device)
+            targets = torch.from_numpy(prepared.values_NT[rows]).to(engine.device)
+            present_BT = torch.from_numpy(prepared.mask_NT[rows]).to(engine.device)
             counts_K = task_counts(present_BT, dims.outputs) * parts
             start = _now(torch)
             predictions = engine.module(features, mask_BS)

@@ -188,7 +188,7 @@ def _plan_pretrained(
     card: "Card | None",
     card_share: float | Literal["auto"],
 ) -> None:
-    from redheart.custom.pretrained_plan import facts_line, plan_pretrained
+    from redheart.custom.pretrained import facts_line, plan_pretrained
     from redheart.memory.step_time import CardClock
     from redheart.study.outlook import planning, timings
 

@@ -40,10 +40,7 @@ class Chosen(msgspec.Struct, frozen=True):
 
 
 class WholeEvaluator:
-    """Implements `redheart.select.search.Evaluator` for any model: every choice is evaluated as a whole.
-
-    It loads the weights of the choices into the learner's model.
-    """
+    """Implements `redheart.select.search.Evaluator` for any model: every choice is loaded into it and evaluated."""
 
     def __init__(self, learner: TensorLearner, snapshots: list[Snapshot], rows: np.ndarray) -> None:
         self._learner, self._rows = learner, rows

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from redheart.core.errors import BadInput, names_text, one_line
-from redheart.core.seeds import stream_seed
 from redheart.custom.losses import RecordLosses, check_takes_batch, sums_and_counts
-from redheart.custom.models import refuse_unfit
+from redheart.custom.models import checked_parts, found_parts, refuse_unfit
 from redheart.custom.records import Batch, Collate, Records
-from redheart.custom.splitting import checked_parts, found_parts
+from redheart.data.loader import epoch_order
 from redheart.train.device.out_of_memory import in_parts
 from redheart.train.draws import drawn
 from redheart.train.learner import MicroLoss, Validation
@@ -83,8 +82,7 @@ class TensorLearner:
         return self._modules
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
-        random = np.random.default_rng(stream_seed(self.seed, "order", epoch))
-        order = random.permutation(len(self.train))
+        order = epoch_order(np.arange(len(self.train)), seed=self.seed, epoch=epoch)
         if self.run.max_steps is None:
             return order
         size = self.run.effective_batch
@@ -165,18 +163,6 @@ class TensorLearner:
         found = np.concatenate(done, axis=1)
         return found[0], found[1] if len(found) > 1 else None
 
-    def _refuse_mixture(self, error: RuntimeError) -> None:
-        """Say what an error of torch's is about, where buffers in float32 have met weights in bf16."""
-        types = {parameter.dtype for parameter in self.model.parameters()}
-        tables = [name for name, item in self.model.named_buffers() if item.dtype == torch.float32]
-        if "dtype" in str(error) and tables and torch.bfloat16 in types:
-            raise BadInput(
-                "tensors of two types meet in the model: weights are in bf16, buffers stay as they are",
-                where=names_text(tables),
-                got=one_line(error),
-                hint="turn a buffer where it is used, as in `self.table.to(inputs.dtype)`, or train with `plain`",
-            ) from error
-
     def _batch(self, records: Records, rows: np.ndarray) -> Batch:
         device = next(self.model.parameters()).device
         batch: Batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
@@ -186,6 +172,14 @@ class TensorLearner:
         try:
             losses = self.record_losses(module, self._batch(records, rows))
         except RuntimeError as error:
-            self._refuse_mixture(error)
-            raise
+            types = {parameter.dtype for parameter in self.model.parameters()}
+            tables = [name for name, item in self.model.named_buffers() if item.dtype == torch.float32]
+            if "dtype" not in str(error) or not tables or torch.bfloat16 not in types:
+                raise
+            raise BadInput(
+                "tensors of two types meet in the model: weights are in bf16, buffers stay as they are",
+                where=names_text(tables),
+                got=one_line(error),
+                hint="turn a buffer where it is used, as in `self.table.to(inputs.dtype)`, or train with `plain`",
+            ) from error
         return sums_and_counts(losses, len(rows))

@@ -36,11 +36,8 @@ _ROUNDING = 1e-2
 
 
 class EditBounds:
-    """Histograms of texts, and the pairs that they leave over.
-
-    Args:
-        texts: each.
-        allowed: a pair is near if its distance is at most this share of both lengths together; below 1.
+    """Histograms of texts, and the pairs that they leave over: a distance may be at most the share `allowed`, below 1,
+    of both lengths together.
     """
 
     def __init__(self, texts: Sequence[str], *, allowed: float):
@@ -56,12 +53,9 @@ class EditBounds:
     def pairs(
         self, rows_R: np.ndarray, columns_C: np.ndarray, slack_N: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The pairs of a row and a column, chunk by chunk, whose distance may be within what is allowed.
+        """The pairs of a row and a column, indices of texts, whose distance may be within what is allowed, by chunks.
 
-        Args:
-            rows_R: indices of texts.
-            columns_C: indices of texts.
-            slack_N: what is added to the allowed distance of a pair, a part for each of its texts; nothing without it.
+        `slack_N` is added to the allowed distance of a pair, a part for each of its texts; nothing without it.
         """
         slack_N = np.zeros(len(self.lengths_N)) if slack_N is None else slack_N
         rows_R = rows_R[np.argsort(self.lengths_N[rows_R], kind="stable")]

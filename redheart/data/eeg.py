@@ -51,10 +51,9 @@ def log_ratio(left_E: np.ndarray, right_E: np.ndarray, *, name: str, subject: st
     """
     if len(left_E) == 0:
         raise _too_short(name)
-    powers = np.stack((left_E, right_E))
-    if not (np.isfinite(powers) & (powers > 0)).all():
-        flat = "F3" if not (np.isfinite(left_E) & (left_E > 0)).all() else "F4"
-        raise _flat(name, flat)
+    for channel, power_E in ((_LEFT, left_E), (_RIGHT, right_E)):
+        if not (np.isfinite(power_E) & (power_E > 0)).all():
+            raise _flat(name, channel)
     ratio_E = np.log(right_E) - np.log(left_E)
     independent = len(ratio_E) // 2
     error = float(ratio_E.std(ddof=1)) / math.sqrt(independent) if independent > 1 else None
@@ -90,8 +89,7 @@ def measure_file(path: Path, *, subject: str | None, reference: Reference) -> As
     epochs of 2 s every second, band power by Welch.
 
     Raises:
-        BadInput: MNE is not installed.
-        BadInput: the file cannot be read, or has no F3 and F4.
+        BadInput: MNE is not installed, the file cannot be read, or as `measure`.
     """
     mne = _mne()
     if not path.exists():
@@ -130,7 +128,6 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
         )
     if bad := [channel for channel in (_LEFT, _RIGHT) if channel in raw.info["bads"]]:
         raise BadInput("a channel is marked as bad", where=f"{name}: {bad[0]}", hint="leave the recording out")
-    low_hz, high_hz = _PASS_HZ
     half_rate_hz = raw.info["sfreq"] / 2
     if half_rate_hz <= ALPHA_HZ[1]:
         expected = f"more than {2 * ALPHA_HZ[1]:g} Hz"
@@ -150,7 +147,7 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
         )
     raw.set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
     # What lies above half the rate is not in it.
-    raw.filter(low_hz, high_hz if high_hz < half_rate_hz else None, verbose="error")
+    raw.filter(_PASS_HZ[0], _PASS_HZ[1] if _PASS_HZ[1] < half_rate_hz else None, verbose="error")
     raw = _without_eyes(mne, raw)
     if reference == "average":
         raw.set_eeg_reference("average", verbose="error")
@@ -167,11 +164,10 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
     epochs = mne.make_fixed_length_epochs(raw, duration=EPOCH_S, overlap=OVERLAP_S, preload=True, verbose="error")
     if not len(epochs):
         raise _too_short(name)
-    low, high = ALPHA_HZ
     spectrum = epochs.compute_psd(
         method="welch",
-        fmin=low,
-        fmax=high,
+        fmin=ALPHA_HZ[0],
+        fmax=ALPHA_HZ[1],
         picks=[_LEFT, _RIGHT],
         n_fft=round(EPOCH_S * raw.info["sfreq"]),
         verbose="error",

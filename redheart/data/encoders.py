@@ -49,12 +49,7 @@ class Encoder(Protocol):
 
 
 def open_encoder(name: str, *, identity: str | None = None, device: Device = "auto") -> Encoder:
-    """The encoder called `minilm` or `hash`, or a Hugging Face encoder by hub id or folder.
-
-    Args:
-        name: where it is; a folder may have moved.
-        identity: what it must be, where that is known.
-        device: where it computes.
+    """The encoder called `minilm` or `hash`, or one of Hugging Face by hub id or folder; `identity` is what it must be.
 
     Raises:
         BadInput: it cannot be found, is another one, or its states are neither 384 (minilm) nor 768 wide.
@@ -92,7 +87,7 @@ def average_to(states_SD: np.ndarray, max_tokens: int) -> np.ndarray:
 
 
 class HashEncoder:
-    """Every word is a fixed pseudo-random unit-variance vector: deterministic, no weights, for tests."""
+    """Every word is a fixed pseudo-random unit-variance vector: no weights, for tests."""
 
     identity = "hash:1"
 

@@ -150,7 +150,7 @@ def make_features(
         labels: targets, and the training records that the fit is made on; without them it must be there already.
         identity: of the encoder, where it is known; what is there already is then opened without the encoder.
         device: where the encoder computes.
-        display: where it is told how far this is.
+        display: is told how far this is.
 
     Raises:
         BadInput: the encoder cannot be loaded, or is not the one that is known.
@@ -163,36 +163,24 @@ def make_features(
             got=config.seq_len_tokens,
             expected="1 to 512",
         )
+    texts = [input_text(record, text_chars=config.text_chars) for record in records]
+
+    def folder_of(encoder: str) -> Path:
+        key = digest({"format": _FORMAT, "encoder": encoder, "texts": texts, "tokens": config.seq_len_tokens})
+        return root / key
+
     with folder_lock(root, name="features", wait=True):
-        texts = [input_text(record, text_chars=config.text_chars) for record in records]
-        folder = _encoded_folder(texts, config, root, identity=identity, device=device, display=display)
+        remove_leftovers(root)
+        folder = None if identity is None else folder_of(identity)
+        if folder is None or not (folder / "manifest.json").exists():
+            encoder = open_encoder(config.encoder, identity=identity, device=device)
+            folder = folder_of(encoder.identity)
+            if not (folder / "manifest.json").exists():
+                _write_features(encoder, texts, config=config, folder=folder, display=display)
+        # Also where a killed run had the cache whole and this still there.
+        _remove_partial(folder)
         with display.working("features"):
             return open_features(folder, texts, fit=fit, labels=labels, reads_words=config.words)
-
-
-def _encoded_folder(
-    texts: Sequence[str],
-    config: FeatureConfig,
-    root: Path,
-    *,
-    identity: str | None,
-    device: Device,
-    display: Display,
-) -> Path:
-    remove_leftovers(root)
-
-    def key_with(encoder: str) -> str:
-        return digest({"format": _FORMAT, "encoder": encoder, "texts": texts, "tokens": config.seq_len_tokens})
-
-    key = None if identity is None else key_with(identity)
-    if key is None or not (root / key / "manifest.json").exists():
-        encoder = open_encoder(config.encoder, identity=identity, device=device)
-        key = key_with(encoder.identity)
-        if not (root / key / "manifest.json").exists():
-            _write_features(encoder, texts, config=config, folder=root / key, key=key, display=display)
-    # Also where a killed run had the cache whole and this still there.
-    _remove_partial(root / key)
-    return root / key
 
 
 def forget_others(root: Path, key: str) -> None:
@@ -287,7 +275,7 @@ def _remove_partial(folder: Path) -> None:
 
 
 def _write_features(
-    encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, key: str, display: Display
+    encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, display: Display
 ) -> None:
     partial = _partial(folder)
     if any(partial.glob("*.chunk")):
@@ -300,7 +288,7 @@ def _write_features(
         remove_leftovers(partial)
         write_bytes(offsets, np.cumsum([0, *lengths], dtype=np.int64).tobytes())
         manifest = FeatureManifest(
-            key=key,
+            key=folder.name,
             encoder=encoder.identity,
             seq_len_tokens=config.seq_len_tokens,
             num_records=len(lengths),

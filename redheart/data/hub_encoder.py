@@ -81,7 +81,9 @@ class HubModel:
         self.digest = _weights_digest(self._model)
         if with_tokens:
             # How it cuts texts into tokens is part of what an encoder is.
-            self.digest = hashlib.sha256(f"{self.digest}{self._rules()}".encode()).hexdigest()[:16]
+            backend = getattr(tokenizer, "backend_tokenizer", None)
+            rules = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+            self.digest = hashlib.sha256(f"{self.digest}{rules}".encode()).hexdigest()[:16]
 
     def to(self, device: torch.device) -> None:
         """Move the weights."""
@@ -98,10 +100,6 @@ class HubModel:
         output = self._model(input_ids=ids_BS, attention_mask=mask_BS, output_hidden_states=all_layers)
         layers: Sequence[Tensor] = output.hidden_states if all_layers else (output.last_hidden_state,)
         return layers
-
-    def _rules(self) -> str:
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        return str(backend.to_str()) if backend is not None else repr(sorted(self._tokenizer.get_vocab().items()))
 
 
 def reaches_hub() -> bool:

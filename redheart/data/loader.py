@@ -1,10 +1,9 @@
 """Batches in a seekable order: the records of any step of any epoch follow from the seed alone.
 
-Shape suffixes: B batch, S tokens, D 768, T target columns, N records.
+Shape suffixes: B batch, S tokens, D 768.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,20 +11,6 @@ import torch
 from redheart.core.config import FEATURE_WIDTH
 from redheart.core.seeds import stream_seed
 from redheart.data.features import FeatureCache
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Records side by side; padding is on the right."""
-
-    features_BSD: torch.Tensor
-    """float32."""
-    mask_BS: torch.Tensor
-    """True where there is a token."""
-    targets_BT: torch.Tensor
-    """float32, 0 where absent."""
-    target_mask_BT: torch.Tensor
-    """True where the target is present."""
 
 
 def epoch_order(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
@@ -54,19 +39,13 @@ def split(parts: list[np.ndarray], micro_batch: int) -> list[np.ndarray]:
     return [part[start : start + micro_batch] for part in parts for start in range(0, len(part), micro_batch)]
 
 
-def load_batch(features: FeatureCache, values_NT: np.ndarray, mask_NT: np.ndarray, rows: np.ndarray) -> Batch:
-    """Read rows into a batch, padded to the longest of them."""
-    features_BSD, mask_BS = load_features(features, rows)
-    return Batch(features_BSD, mask_BS, torch.from_numpy(values_NT[rows]), torch.from_numpy(mask_NT[rows]))
-
-
 def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of rows, (B, S, 768) float32, and their mask, (B, S) bool."""
+    """Features of rows, (B, S, 768) float32, padded to the longest of them, and their mask, (B, S) bool."""
     return pad([features.row(int(row)) for row in rows])
 
 
 def pad(states: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (S, 768) of several texts side by side, (B, S, 768) float32, and their mask, (B, S) bool."""
+    """Features (S, 768) of several texts side by side, padded on the right, as `load_features` gives them."""
     lengths = [len(item) for item in states]
     features_BSD = torch.zeros(len(states), max(lengths), FEATURE_WIDTH)
     mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]

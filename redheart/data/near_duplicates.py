@@ -69,12 +69,7 @@ def near_duplicates(texts: Sequence[str], *, similarity: float) -> NearDuplicate
 
 
 class _Search:
-    """The search among different texts, step by step.
-
-    Args:
-        texts: no two equal.
-        similarity: from which on a pair is near.
-    """
+    """The search among texts, no two of them equal, step by step; a pair is near from `similarity` on."""
 
     def __init__(self, texts: Sequence[str], similarity: Fraction):
         self._texts_N = np.array(texts, dtype=object)

@@ -111,13 +111,7 @@ def prepare(
     replaced, unless `replace` is False. Then what an older version made of the same file is kept too, so that a run
     that was started with it goes on with its own split; and what is prepared stands for a file that is gone.
 
-    Args:
-        source: the file.
-        out: the folder.
-        config: what is dropped.
-        seed: of the split.
-        text_chars: characters of a text that the encoder reads; near-duplicates are judged on those.
-        replace: whether a folder of other content may be replaced.
+    Near-duplicates are judged on the `text_chars` characters of a text that the encoder reads.
 
     Raises:
         BadInput: the file or its records are malformed; all problems are listed. Or the folder holds other content

@@ -59,7 +59,7 @@ def read_rows(path: Path) -> tuple[str, list[Row]]:
     if suffix == ".json":
         rows = _array(path, decode(content, path))
     else:
-        rows = [Row(where, _cells(line) if suffix == ".tsv" else _object(line)) for where, line in text_lines(content)]
+        rows = [Row(where, _value(line, suffix)) for where, line in text_lines(content)]
     if not rows:
         raise BadInput("the file holds no record", where=path, expected="at least one record")
     return suffix.removeprefix(".").removesuffix("l"), rows
@@ -134,19 +134,17 @@ def _array(path: Path, text: str) -> list[Row]:
     return [Row(f"record {index}", item) for index, item in enumerate(value)]
 
 
-def _object(line: str | Malformed) -> object:
+def _value(line: str | Malformed, suffix: str) -> object:
     if isinstance(line, Malformed):
         return line
+    if suffix == ".tsv":
+        return line.split("\t")
     if len(line) > MAX_LINE_CHARS:
         return Malformed(f"{len(line)} characters", f"at most {MAX_LINE_CHARS} of them, one record a line")
     try:
         return _parse(line)
     except ValueError as error:
         return Malformed(f"{shown(line)} ({error})", "valid JSON")
-
-
-def _cells(line: str | Malformed) -> object:
-    return line if isinstance(line, Malformed) else line.split("\t")
 
 
 def _parse(text: str) -> object:

@@ -62,11 +62,8 @@ def letters_alone(text: str) -> str:
 def has_words_of(script: str, tokens: Sequence[int], text: str, *, unknown: int | None) -> bool:
     """Whether a tokenizer was made for a script: it does not take a text apart into single letters, and knows them.
 
-    Args:
-        script: of the text.
-        tokens: that it makes of the text.
-        text: from `letters_alone`.
-        unknown: its token for what it does not know.
+    `tokens` are what it makes of the text, which comes from `letters_alone`, and `unknown` is the one for what it does
+    not know.
     """
     letters = sum(map(str.isalpha, unicodedata.normalize("NFKC", text)))
     per_letter = _TOKENS_PER_SYLLABLE if script in _SYLLABLES else _TOKENS_PER_LETTER
@@ -74,12 +71,9 @@ def has_words_of(script: str, tokens: Sequence[int], text: str, *, unknown: int 
 
 
 def unread_text(scripts: Mapping[str, int], num_texts: int, *, encoder: str) -> str | None:
-    """What is to be said of texts in scripts that an encoder does not read; None where that is a tenth or less of them.
+    """What is to be said of texts in scripts that an encoder does not read; None where that is a tenth or less of all.
 
-    Args:
-        scripts: number of these texts by script.
-        num_texts: of all.
-        encoder: its name, or where it is.
+    `scripts` has the number of these texts by script; the encoder is told by its name, or where it is.
     """
     number = sum(scripts.values())
     if encoder == _HASH or number <= _TEXTS_SHARE * num_texts:

@@ -13,12 +13,8 @@ _DEAL = ("test", *["train"] * 4, "val_select", *["train"] * 4, "test", *["train"
 
 
 def split_rows(classes_N: np.ndarray, clusters_N: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
-    """Rows of every part, sorted.
-
-    Args:
-        classes_N: class of every record; the records' order must be canonical.
-        clusters_N: records of equal number stay in one part.
-        seed: the study's seed.
+    """Rows of every part, sorted, from the class of every record, in a canonical order; those of one cluster stay
+    together.
     """
     leaders_M, first_M = np.unique(clusters_N, return_index=True)
     shuffled_M = np.random.default_rng(stream_seed(seed, "split")).permutation(len(leaders_M))
@@ -34,11 +30,7 @@ def expected_rows(num_records: int) -> dict[str, int]:
 
 
 class Split(Mapping[str, np.ndarray]):
-    """Rows by part. The rows of the test part are closed: whoever wants them must open them, and say so.
-
-    Args:
-        parts: rows by part, all of `PARTS`.
-    """
+    """Rows by part. The rows of the test part are closed: whoever wants them must open them, and say so."""
 
     def __init__(self, parts: Mapping[str, np.ndarray], *, _is_open: bool = False) -> None:
         self._parts, self._is_open = dict(parts), _is_open

@@ -97,12 +97,8 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
     """The fit on the training records, and their own numbers, (M, 64) float16, by fits that have not seen them.
 
     A term stands in two training texts at least; of these the 50,000 most frequent are kept. Each target has the
-    strength that predicts it best in five folds.
-
-    Args:
-        texts: of all records.
-        labels: their targets; those that fewer than ten training records have, or near-duplicates of one alone, are
-            not predicted.
+    strength that predicts it best in five folds. Targets that fewer than ten training records have, or near-duplicates
+    of one alone, are not predicted. The texts are those of all records.
     """
     values_MT, mask_MT = labels.values_NT[labels.train].astype(np.float64), labels.mask_NT[labels.train]
     targets = values_MT.shape[1]

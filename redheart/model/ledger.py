@@ -86,12 +86,8 @@ def check_full(ledger: Ledger) -> None:
     rows = {name: (ledger.modules[name], text) for name, (_, text) in PRINTED.items()}
     rows |= {name: (ledger.groups[name], text) for name, text in PRINTED_GROUPS.items()}
     wrong = [f"{name}: {size:,} is not {text}" for name, (size, text) in rows.items() if rounded(size) != text]
-    for name, size, exact in (
-        ("total", ledger.total, FULL_TOTAL),
-        ("backbone", ledger.modules["backbone"], FULL_BACKBONE),
-    ):
-        if size != exact:
-            wrong.append(f"{name}: {size:,} is not {exact:,}")
+    exact = {"total": (ledger.total, FULL_TOTAL), "backbone": (ledger.modules["backbone"], FULL_BACKBONE)}
+    wrong += [f"{name}: {size:,} is not {right:,}" for name, (size, right) in exact.items() if size != right]
     if wrong:
         raise RedHeartError("the model does not match its ledger", got="; ".join(wrong))
 

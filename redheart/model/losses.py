@@ -5,6 +5,7 @@ Shape suffixes: B batch, T target columns of all tasks side by side, O targets o
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,11 +32,8 @@ class LossTerms:
 
 def task_columns(outputs: tuple[int, ...]) -> dict[str, slice]:
     """Where each task's targets lie among the T columns."""
-    columns, start = {}, 0
-    for task, width in zip(TASKS, outputs, strict=True):
-        columns[task] = slice(start, start + width)
-        start += width
-    return columns
+    ends = accumulate(outputs)
+    return {task: slice(end - width, end) for task, width, end in zip(TASKS, outputs, ends, strict=True)}
 
 
 def record_losses(task: str, predictions_PBO: Tensor, targets_BO: Tensor, mask_BO: Tensor) -> Tensor:

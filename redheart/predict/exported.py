@@ -82,6 +82,8 @@ def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifes
             # Where it lay on this machine is nobody's business; the way to it from far away would tell.
             features = replace(features, encoder=Path(features.encoder).name)
             place = place if Path(place).parts.count("..") <= _FARTHEST else None
+        fit = predictor.summary.tensors() if predictor.summary else {}
+        summary = {name: torch.from_numpy(values.copy()) for name, values in fit.items()}
         config = ExportConfig(
             format=FORMAT,
             redheart=__version__,
@@ -93,7 +95,7 @@ def write_export(out: Path, predictor: Predictor, *, card: str) -> ExportManifes
             trained=predictor.trained,
             calibration=predictor.calibration,
             weights=write_tensors(folder / WEIGHTS, tensors),
-            summary=write_tensors(folder / SUMMARY, _tensors(predictor.summary)) if predictor.summary else None,
+            summary=write_tensors(folder / SUMMARY, summary) if summary else None,
         )
         write_sealed(folder / CONFIG, config)
         write_bytes(folder / CARD, card.encode())
@@ -141,10 +143,6 @@ def load(folder: str | Path, *, encoder: str | None = None, device: Device = "au
         summary=_summary(folder, config.summary) if config.summary else None,
         calibration=config.calibration,
     )
-
-
-def _tensors(fit: SummaryFit) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(values.copy()) for name, values in fit.tensors().items()}
 
 
 def _summary(folder: Path, entry: TensorFile) -> SummaryFit:

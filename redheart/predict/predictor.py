@@ -31,7 +31,7 @@ BATCH = 32
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """What the model says of one text, by task and target; shares of a distribution sum to 1."""
+    """What the model says of one text; shares of a distribution sum to 1."""
 
     id: str
     tasks: dict[str, dict[str, float]]
@@ -55,11 +55,7 @@ class Predictor:
     calibration: Calibration | None = None
 
     def predict(self, texts: Sequence[str | Record], *, batch: int = BATCH) -> list[Prediction]:
-        """Predict texts, in their order; a `Record` may bring a title and an action.
-
-        Args:
-            texts: in any language that the encoder reads.
-            batch: texts that the model reads at once.
+        """Predict texts, in their order, `batch` of them at once; a `Record` may bring a title and an action.
 
         Raises:
             BadInput: a text is given for the list of them, or is empty, or the model's outputs are not numbers.

@@ -3,16 +3,16 @@
 Shape suffixes: B batch, T target columns, O targets of a task, N records.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redheart.data.ahead import Ahead
 from redheart.data.features import FeatureCache
-from redheart.data.loader import epoch_order, load_batch
+from redheart.data.loader import epoch_order, load_features
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
 from redheart.evaluate.prediction import predict_rows, predictor_losses
@@ -23,6 +23,27 @@ from redheart.model.network import RedHeart, task_of
 from redheart.train.learner import MicroLoss, Validation
 
 VALIDATION_PARTS = ("val_select", "val_confirm")
+Tensors = tuple[Tensor, ...]
+
+
+class _Ahead:
+    """Reads rows when they are asked for, or in a thread before."""
+
+    def __init__(self, read: Callable[[np.ndarray], Tensors]):
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._coming: tuple[np.ndarray, Future[Tensors]] | None = None
+
+    def begin(self, rows: np.ndarray) -> None:
+        if len(rows):
+            self._coming = rows, self._thread.submit(self._read, rows)
+
+    def get(self, rows: np.ndarray) -> Tensors:
+        """What was read of these rows; raises what reading them raised."""
+        coming, self._coming = self._coming, None
+        if coming is not None and np.array_equal(coming[0], rows):
+            return coming[1].result()
+        return self._read(rows)
 
 
 class EmotionLearner:
@@ -49,7 +70,7 @@ class EmotionLearner:
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
         self._module_names = module_names(model)
         self._length_step = length_step if torch.cuda.is_available() else 1
-        self._pinned, self._batches = pinned and torch.cuda.is_available(), Ahead(self._read)
+        self._pinned, self._batches = pinned and torch.cuda.is_available(), _Ahead(self._read)
 
     def modules(self) -> Sequence[str]:
         return self._module_names
@@ -80,14 +101,15 @@ class EmotionLearner:
     def read_ahead(self, rows: np.ndarray) -> None:
         self._batches.begin(rows)
 
-    def _read(self, rows: np.ndarray) -> tuple[Tensor, ...]:
+    def _read(self, rows: np.ndarray) -> Tensors:
         """Features in the model's type, their mask, targets and their mask; where they are copied from, page-locked."""
-        batch = load_batch(self._features, self._prepared.values_NT, self._prepared.mask_NT, rows)
-        features_BSD = batch.features_BSD.to(next(self.model.parameters()).dtype)
+        features_BSD, mask_BS = load_features(self._features, rows)
+        features_BSD = features_BSD.to(next(self.model.parameters()).dtype)
         more = -features_BSD.shape[1] % self._length_step
         if more:
             features_BSD = functional.pad(features_BSD, (0, 0, 0, more))
-        tensors = features_BSD, functional.pad(batch.mask_BS, (0, more)), batch.targets_BT, batch.target_mask_BT
+        targets = (torch.from_numpy(whole[rows]) for whole in (self._prepared.values_NT, self._prepared.mask_NT))
+        tensors = (features_BSD, functional.pad(mask_BS, (0, more)), *targets)
         return tuple(tensor.pin_memory() for tensor in tensors) if self._pinned else tensors
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:

@@ -19,8 +19,8 @@ from redheart.cli import main
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.units import GIB
-from redheart.custom import pretrained, pretrained_plan
-from redheart.custom.pretrained_plan import plan_pretrained
+from redheart.custom import pretrained
+from redheart.custom.pretrained import plan_pretrained
 from redheart.memory.kernels import CPU, CUDA, Kernels
 from redheart.memory.trace import Trace, at_batch, trace_pass
 
@@ -207,7 +207,7 @@ def test_the_sentence_says_records_and_tokens(tmp_path: Path) -> None:
     )
     train = TrainConfig(micro_batch=2)
     choice, model = plan_pretrained(folder, train, vram_bytes=8 * GIB, seq_len_tokens=64, epochs=1, freeze=["encoder"])
-    line = pretrained_plan.facts_line(model, choice.plan)
+    line = pretrained.facts_line(model, choice.plan)
     assert line.endswith("micro-batch of 2 records x 64 tokens, and 64 of the answer")
     assert f"{model.trained_parameters:,} trained" in line
 

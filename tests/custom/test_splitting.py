@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from redheart.core.errors import BadInput
-from redheart.custom.splitting import checked_parts, found_parts
+from redheart.custom.models import checked_parts, found_parts
 from redheart.snapshots.parts import REST, full_name, model_tensors, parts_of
 
 LLAMA = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]

@@ -26,7 +26,7 @@ from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open
 from redheart.data.encoding import NOTE, STATES, SUMMARIES
 from redheart.data.features import forget_others, make_features, open_features
 from redheart.data.hub_encoder import HubModel, _weights_digest
-from redheart.data.loader import effective_batches, epoch_order, load_batch, micro_batches
+from redheart.data.loader import effective_batches, epoch_order, load_features, micro_batches
 from redheart.data.prepare import load_prepared, prepare
 from redheart.data.summary import POOLED_WIDTH
 from redheart.data.words import WORDS_WIDTH, Labels
@@ -322,11 +322,10 @@ def test_batches_are_padded_and_masked(tmp_path: Path) -> None:
     prepared = load_prepared(tmp_path / "data")
     cache = make_features(prepared.records, config=HASHED, root=tmp_path / "features", fit=NO_FIT)
     rows = np.array([3, 0, 7])
-    batch = load_batch(cache, prepared.values_NT, prepared.mask_NT, rows)
-    assert batch.mask_BS.sum(1).tolist() == [len(cache.row(row)) for row in rows]
-    assert torch.equal(batch.features_BSD[1][batch.mask_BS[1]], torch.from_numpy(cache.row(0).astype(np.float32)))
-    assert not batch.features_BSD[~batch.mask_BS].any()
-    assert np.array_equal(batch.targets_BT.numpy(), prepared.values_NT[rows])
+    features_BSD, mask_BS = load_features(cache, rows)
+    assert mask_BS.sum(1).tolist() == [len(cache.row(row)) for row in rows]
+    assert torch.equal(features_BSD[1][mask_BS[1]], torch.from_numpy(cache.row(0).astype(np.float32)))
+    assert not features_BSD[~mask_BS].any()
 
 
 def test_order_is_seekable_and_ranks_share_every_step() -> None:
