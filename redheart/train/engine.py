@@ -255,7 +255,7 @@ class ZeroEngine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
         if self._pipeline and self._has_graphs:
-            self._pipeline.before_backward()
+            self._pipeline.reuse_gradients()
         # DeepSpeed averages over the ranks; the loss is already each rank's share of the whole.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 

@@ -165,7 +165,7 @@ def test_gradients_that_stay_in_memory_leave_before_the_next_pass(
         for _ in range(2):
             for _ in range(2):
                 if waits:
-                    optimizer._work.before_backward()
+                    optimizer._work.reuse_gradients()
                 model(torch.randn(2, 48).bfloat16()).sum().backward()
             optimizer.step()
 
@@ -226,7 +226,7 @@ def test_a_model_outlives_its_optimizer_and_is_copied_without_it(cuda: DeferredC
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     optimizer.step()  # whose weights are on their way
     inputs = torch.randn(2, 48).bfloat16()
-    assert torch.equal(copies[0](inputs), copies[1](inputs)) and optimizer._work._pipeline._returned
+    assert torch.equal(copies[0](inputs), copies[1](inputs)) and optimizer._work._returned
     optimizer.finish()
     work = weakref.ref(optimizer._work)
     del optimizer
