@@ -11,8 +11,9 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.units import GIB
 from redheart.custom import pretrained
+from redheart.memory.ledger import model_sizes
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
-from redheart.memory.workload import Workload, model_sizes
+from redheart.memory.trace import Workload
 from redheart.train.choice import Choice, choose
 from redheart.train.zero.groups import parameter_groups
 

@@ -20,9 +20,8 @@ from redheart.core.units import MIB
 from redheart.memory.host_disk import disk_parts, host_parts
 from redheart.memory.ledger import StrategySizes, ledger
 from redheart.memory.replay import Moment, Replay, replay_step
-from redheart.memory.trace import Trace, at_batch, trace_pass
-from redheart.memory.workload import Workload
-from redheart.pipeline.in_turn import PassWork
+from redheart.memory.trace import Trace, Workload, at_batch, trace_pass
+from redheart.pipeline.clock import PassWork
 
 CONTEXT_BYTES, CONTEXT_UPPER_BYTES = 832 * MIB, 896 * MIB
 """CUDA context with loaded kernels, as measured on an H100 with torch 2.11 (612 MiB before the first pass); cards with

@@ -33,8 +33,7 @@ from redheart.train.hooks import remembered_hooks
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 from redheart.train.zero import pipelined_step
 from redheart.train.zero.groups import parameter_groups, parameter_places
-from redheart.train.zero.optimizer_state import held_bytes, load_buffers, load_tensors, tensors_of
-from redheart.train.zero.repartition import Repartitioned
+from redheart.train.zero.optimizer_state import Repartitioned, held_bytes, load_buffers, load_tensors, tensors_of
 from redheart.train.zero.startup import leave_gradients, let_weights_be_masters, send_weights, start_group_of_one
 
 COLLECTIVES_TIMEOUT = timedelta(hours=12)

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import NoKernel
-from redheart.memory.adamw8bit.library import libraries
+from redheart.memory.adamw8bit.build import NoKernel, libraries
 
 BLOCK = 256
 

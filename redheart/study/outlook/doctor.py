@@ -13,8 +13,7 @@ from packaging.requirements import Requirement
 
 from redheart.core.errors import RedHeartError
 from redheart.core.units import GIB
-from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler
-from redheart.memory.adamw8bit.library import usable_folders
+from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler, usable_folders
 from redheart.memory.host import host_memory
 
 PACKAGES = ("torch", "deepspeed", "accelerate", "bitsandbytes")

@@ -19,10 +19,10 @@ from redheart.data.features import record_bytes
 from redheart.data.split import expected_rows
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
-from redheart.memory.ledger import StrategySizes
+from redheart.memory.ledger import StrategySizes, model_sizes
 from redheart.memory.plan import COMFORT_SHARE, Cost, Plan, Planner
 from redheart.memory.step_time import CardClock
-from redheart.memory.workload import Workload, model_sizes
+from redheart.memory.trace import Workload
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss

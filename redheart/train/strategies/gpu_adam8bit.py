@@ -4,8 +4,8 @@ import torch
 
 from redheart.core.config import TrainConfig
 from redheart.memory.ledger import DS_CONFIGS, Entry, Groups, ModelSizes, Strategy, StrategySizes, each
-from redheart.memory.step_cost import on_card
 from redheart.memory.zero2 import HELD, ZERO, bucket, padded_groups, states_bytes
+from redheart.pipeline.clock import on_card
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:

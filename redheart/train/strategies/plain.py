@@ -4,7 +4,7 @@ import torch
 
 from redheart.core.config import TrainConfig
 from redheart.memory.ledger import Entry, Groups, ModelSizes, Strategy, StrategySizes, each
-from redheart.memory.step_cost import on_card
+from redheart.pipeline.clock import on_card
 
 
 def ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:

@@ -5,8 +5,8 @@ import torch
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.memory.ledger import DS_CONFIGS, Groups, Strategy
-from redheart.memory.step_cost import deepspeed_offload
 from redheart.memory.zero2 import deepspeed_offload as ledger
+from redheart.pipeline.clock import deepspeed_offload
 from redheart.train.zero.extension import building
 
 

@@ -6,8 +6,8 @@ from redheart.core.config import TrainConfig
 from redheart.memory import zero2
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, ModelSizes, Strategy, StrategySizes, each
-from redheart.memory.step_cost import fused_offload
 from redheart.memory.zero2 import HELD, ZERO
+from redheart.pipeline.clock import fused_offload
 from redheart.train.zero.fused_step import install
 
 INSTALL = "redheart/train/zero/fused_step.py, install"

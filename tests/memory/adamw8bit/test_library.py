@@ -13,9 +13,9 @@ from stub_programs import program
 
 from redheart.core.cache import cache_folder
 from redheart.memory.adamw8bit import build, optimizer
+from redheart.memory.adamw8bit.build import libraries
 from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import compiled_kernels
-from redheart.memory.adamw8bit.library import libraries
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++")
