@@ -168,7 +168,7 @@ class CardClock:
         self, strategy: StrategySizes, micro_batch: int, checkpointing: bool
     ) -> tuple[int, StrategySizes, int, PassWork, dict[str, Range]]:
         workload = self.planner.workload
-        steps = -(-workload.effective_batch // (micro_batch * strategy.ranks))
+        steps = self.planner.steps(strategy, micro_batch)
         work = self.planner.pass_work(micro_batch, checkpointing=checkpointing)
         is_replayed = strategy.graph_shapes > 0 and not (checkpointing and self.has_dropout)
         ranges = constants(self.card, strategy, self.host, is_replayed=is_replayed)

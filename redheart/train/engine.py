@@ -34,7 +34,7 @@ from redheart.train.strategy import check_switches, deepspeed_config, strategy_n
 from redheart.train.zero import pipelined_step
 from redheart.train.zero.groups import parameter_groups, parameter_places
 from redheart.train.zero.optimizer_state import Repartitioned, held_bytes, load_buffers, load_tensors, tensors_of
-from redheart.train.zero.startup import leave_gradients, let_weights_be_masters, send_weights, start_group_of_one
+from redheart.train.zero.startup import let_weights_be_masters, send_weights, start_group_of_one
 
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
@@ -225,7 +225,7 @@ class ZeroEngine:
         self._pipeline: Offloaded | None = None
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
-            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = leave_gradients
+            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = lambda *_, **__: None
         if strategy.home == "host" and self._zero.dtype == torch.float32:
             let_weights_be_masters(self._zero)
         accumulates = config.micro_batch * world_size < config.effective_batch

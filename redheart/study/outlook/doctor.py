@@ -28,10 +28,15 @@ class Finding(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
+def _finding(name: str, found: str, hint: str | None = None) -> Finding:
+    """A note where there is something to say."""
+    return Finding(name, "ok" if hint is None else "note", found, hint)
+
+
 def examine(folder: Path, *, measures: bool = False) -> list[Finding]:
     """Look at everything; nothing is changed and nothing large is allocated, unless the host is to be measured."""
     machine = [arithmetic(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm(), *([_host_speed()] if measures else [])]
-    python = Finding("python", "ok", platform.python_version())
+    python = _finding("python", platform.python_version())
     return [python, *_packages(), _compiler(), _kernel(), *machine]
 
 
@@ -51,14 +56,14 @@ def _compiler() -> Finding:
     """The compiler that the first start of a run takes, by the function that it asks."""
     found = compilers()
     if not found:
-        hint = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
-        return Finding("C++ compiler", "note", "none", hint)
+        missing = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
+        return _finding("C++ compiler", "none", missing)
     command = shlex.join(found[0])
     text = _output([*found[0], "--version"])
     line = f"{command}: {text.splitlines()[0]}" if text else command
-    if os.environ.get("CXX", "").strip() and not named_compiler():
-        return Finding("C++ compiler", "note", line, f"CXX names no program that is there: {os.environ['CXX']}")
-    return Finding("C++ compiler", "ok", line)
+    is_missing = os.environ.get("CXX", "").strip() and not named_compiler()
+    hint = f"CXX names no program that is there: {os.environ['CXX']}" if is_missing else None
+    return _finding("C++ compiler", line, hint)
 
 
 def _kernel() -> Finding:
@@ -67,12 +72,10 @@ def _kernel() -> Finding:
     folders = list(usable_folders(failures))
     if not folders:
         hint = f"{'; '.join(failures)}: set XDG_CACHE_HOME; the slow optimizer in plain torch is used"
-        return Finding("kernel", "note", "nowhere to keep it", hint)
+        return _finding("kernel", "nowhere to keep it", hint)
     kept = [path for folder in folders for path in compiled_in(folder)]
     text = f"compiled: {kept[0]}" if kept else f"compiled at the first start, in {folders[0]}"
-    if not failures:
-        return Finding("kernel", "ok", text)
-    return Finding("kernel", "note", text, f"{'; '.join(failures)}: set XDG_CACHE_HOME")
+    return _finding("kernel", text, f"{'; '.join(failures)}: set XDG_CACHE_HOME" if failures else None)
 
 
 def arithmetic() -> Finding:
@@ -85,10 +88,8 @@ def arithmetic() -> Finding:
     taken = "bf16" if has_bf16_units() else "fp32"
     faster = "bf16" if bf16 > fp32 else "fp32"
     found = f"bf16 {bf16:.0f}, float32 {fp32:.0f} GFLOPS a core; a run on the CPU takes {taken}"
-    if taken == faster:
-        return Finding("CPU arithmetic", "ok", found)
     hint = f"oneDNN says otherwise: once nothing else runs, look again, or run with --train.compute-type {faster}"
-    return Finding("CPU arithmetic", "note", found, hint)
+    return _finding("CPU arithmetic", found, None if taken == faster else hint)
 
 
 def _gpu() -> list[Finding]:
@@ -97,22 +98,19 @@ def _gpu() -> list[Finding]:
     driver = _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
     if not torch.cuda.is_available():
         if driver:
-            hint = f"this torch ({torch.__version__}) has no CUDA or not this driver's: install a CUDA build"
-            return [Finding("GPU", "bad", driver.splitlines()[0], hint)]
-        return [Finding("GPU", "note", "none", "everything runs on the CPU; `full` wants a CUDA device of 8 GiB")]
+            wrong = f"this torch ({torch.__version__}) has no CUDA or not this driver's: install a CUDA build"
+            return [Finding("GPU", "bad", driver.splitlines()[0], wrong)]
+        return [_finding("GPU", "none", "everything runs on the CPU; `full` wants a CUDA device of 8 GiB")]
     findings = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        bf16 = torch.cuda.get_device_capability(index) >= (8, 0)
         version = driver.rpartition(",")[2].strip() or "unknown"
         found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, driver {version}"
-        if not bf16:
-            findings.append(Finding(f"GPU {index}", "note", found, "no bf16 units before Ampere: slower than planned"))
-        elif free < 0.8 * total:
-            findings.append(Finding(f"GPU {index}", "note", found, "other processes hold memory: see nvidia-smi"))
-        else:
-            findings.append(Finding(f"GPU {index}", "ok", found))
+        hint = "other processes hold memory: see nvidia-smi" if free < 0.8 * total else None
+        if torch.cuda.get_device_capability(index) < (8, 0):
+            hint = "no bf16 units before Ampere: slower than planned"
+        findings.append(_finding(f"GPU {index}", found, hint))
     return findings
 
 
@@ -125,48 +123,43 @@ def _host_speed() -> Finding:
     try:
         path = remember_host(found)
     except RedHeartError as error:
-        return Finding("host speed", "note", host_text(found), f"not kept: {error.what}")
-    return Finding("host speed", "ok", f"{host_text(found)}; kept {f'in {path}' if path else 'nowhere'}")
+        return _finding("host speed", host_text(found), f"not kept: {error.what}")
+    return _finding("host speed", f"{host_text(found)}; kept {f'in {path}' if path else 'nowhere'}")
 
 
 def _memory() -> Finding:
     memory = host_memory()
-    good = memory.available_bytes > 12 * GIB
     close = "raise the limit" if memory.limited_by else "close other programs"
-    hint = None if good else f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
-    return Finding("host memory", "ok" if good else "note", str(memory), hint)
+    hint = f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
+    return _finding("host memory", str(memory), None if memory.available_bytes > 12 * GIB else hint)
 
 
 def _disk(folder: Path) -> Finding:
     from redheart.study.outlook.planning import free_disk_bytes
 
     free = free_disk_bytes(folder.resolve())
-    good = free > 60 * GIB
-    hint = (
-        None if good else "`full` with 60 epochs wants about 55 GiB: another --out, or a larger --train.snapshot-every"
-    )
-    return Finding("disk", "ok" if good else "note", f"{free / GIB:.1f} GiB free at {folder}", hint)
+    hint = "`full` with 60 epochs wants about 55 GiB: another --out, or a larger --train.snapshot-every"
+    return _finding("disk", f"{free / GIB:.1f} GiB free at {folder}", None if free > 60 * GIB else hint)
 
 
 def _wsl() -> Finding:
     release = platform.release().lower()
     if "microsoft" not in release:
-        return Finding("WSL", "ok", "no")
+        return _finding("WSL", "no")
     hint = (
         "Windows spills a full card into host memory without an error, and a run becomes much slower: in the NVIDIA "
         "control panel set `CUDA - Sysmem Fallback Policy` to `Prefer No Sysmem Fallback`; see `memory=` in .wslconfig"
     )
-    return Finding("WSL", "note", platform.release(), hint)
+    return _finding("WSL", platform.release(), hint)
 
 
 def _shm() -> Finding:
     path = Path("/dev/shm")
     if not path.is_dir():
-        return Finding("/dev/shm", "note", "none", "several ranks on one host use sockets instead: slower")
+        return _finding("/dev/shm", "none", "several ranks on one host use sockets instead: slower")
     free = shutil.disk_usage(path).free
-    good = free >= GIB // 4
-    hint = None if good else "several ranks want 256 MiB: in a container `--shm-size 1g`"
-    return Finding("/dev/shm", "ok" if good else "note", f"{free / GIB:.2f} GiB free", hint)
+    hint = None if free >= GIB // 4 else "several ranks want 256 MiB: in a container `--shm-size 1g`"
+    return _finding("/dev/shm", f"{free / GIB:.2f} GiB free", hint)
 
 
 def _output(command: list[str]) -> str:

@@ -166,8 +166,9 @@ def _next_best(
 ) -> Iterator[tuple[Plan, float]]:
     """The other configurations that fit, with their seconds of a step by `cost`, the fastest first."""
     for step_s, strategy, size, recompute in planner.by_time(strategies, cost, checkpointing):
-        setting = {"micro_batch": size, "checkpointing": recompute, "vram_bytes": chosen.vram_bytes}
-        plan, _ = planner.plan(strategy, **setting, is_search=True)  # type: ignore[arg-type]
+        plan, _ = planner.plan(
+            strategy, micro_batch=size, checkpointing=recompute, vram_bytes=chosen.vram_bytes, is_search=True
+        )
         if plan.fits and plan.setting_text() != chosen.setting_text():
             yield plan, step_s
 

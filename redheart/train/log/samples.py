@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from redheart.core.progress import Ticker
-from redheart.memory.host import available_host_bytes
+from redheart.memory.host import host_memory
 from redheart.train.log.events import Event, time_utc
 
 Probe = Callable[[], Mapping[str, object]]
@@ -49,7 +49,7 @@ def host_probe() -> Probe:
     def probe() -> dict[str, object]:
         return {
             "host_rss_bytes": process.memory_info().rss,
-            "host_available_bytes": available_host_bytes(),
+            "host_available_bytes": host_memory().available_bytes,
             "cpu_percent": process.cpu_percent(),
         }
 
