@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 
-from redheart.pipeline.bucket import BUCKET_ELEMENTS, WIRE_BYTES, Bucket, cut
+from redheart.pipeline.bucket import BUCKET_ELEMENTS, WIRE_BYTES, cut
 from redheart.pipeline.lanes import Lane, Task, Wait
 from redheart.pipeline.step import OffloadStep
 
@@ -189,8 +189,6 @@ class StepTimes:
     """A step of a run that has been under way for a while."""
 
     step_s: float
-    floor_s: float
-    """The longest chain that no order can shorten: backward pass, norm, all updates, the last upload."""
     busy_s: dict[str, float]
     """By lane."""
     timeline: tuple[Interval, ...]
@@ -214,9 +212,8 @@ def simulate(
         ring_bytes: page-locked memory for slots.
         steps: how many are simulated.
     """
-    buckets, total = cut(modules), sum(modules.values())
-    lanes = ClockLanes(machine)
-    step = OffloadStep(buckets, lanes, ring_bytes=ring_bytes, accumulates=passes.micro_batches > 1)
+    total, lanes = sum(modules.values()), ClockLanes(machine)
+    step = OffloadStep(cut(modules), lanes, ring_bytes=ring_bytes, accumulates=passes.micro_batches > 1)
     shares = {name: elements / total for name, elements in modules.items() if elements}
     ends = []
     for _ in range(steps):
@@ -234,16 +231,7 @@ def simulate(
     busy_s = {
         lane.value: sum(item.end_s - max(item.start_s, span[0]) for item in last if item.lane == lane) for lane in Lane
     }
-    return StepTimes(span[1] - span[0], floor_s(buckets, machine, passes), busy_s, last)
-
-
-def floor_s(buckets: Sequence[Bucket], machine: Machine, passes: Passes) -> float:
-    """The chain backward pass, norm, all updates, last upload, and the passes before the last micro-batch."""
-    elements = sum(bucket.elements for bucket in buckets)
-    norm_s = machine.norm_s if passes.micro_batches == 1 else elements * machine.square_s
-    earlier = (passes.micro_batches - 1) * (passes.forward_s + passes.backward_s)
-    upload = buckets[-1].wire_bytes / machine.in_bytes_s
-    return earlier + passes.backward_s + norm_s + elements * machine.update_s + upload
+    return StepTimes(span[1] - span[0], busy_s, last)
 
 
 def pipelined(work: PassWork, rates: Rates, *, micro_batches: int, on_host: int, ring_bytes: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from redheart.core.errors import BadInput
 from redheart.core.units import GIB
 from redheart.memory.cards import find
 from redheart.memory.step_time import HostSpeed
-from redheart.study.outlook import chosen, host_speed, plan_output, planning, timings
+from redheart.study.outlook import chosen, doctor, plan_output, planning, timings
 from redheart.train.log.pace import CHECK_STEPS
 from redheart.train.settings import Chosen
 
@@ -168,7 +168,7 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
 
 def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
     assert timings.recall_host() is None
-    found = host_speed.measure(elements=1 << 18)
+    found = doctor.measure(elements=1 << 18)
     assert 0 < found.update_s < 1e-6 and 0 < found.add_s < 1e-6 and found.copy_bytes_s > 1e7
     assert (found.launch_s is None) == (not torch.cuda.is_available())
     assert timings.remember_host(found) == empty_store.with_name("host_speed.json")
@@ -183,7 +183,7 @@ def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
 
 
 def test_a_launch_is_timed_by_its_operators() -> None:
-    assert 1e-7 < host_speed.launch_s(torch.device("cpu")) < 1
+    assert 1e-7 < doctor.launch_s(torch.device("cpu")) < 1
 
 
 def test_too_little_is_left_of_a_card() -> None:
