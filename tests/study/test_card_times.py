@@ -70,8 +70,10 @@ def test_without_offload_is_chosen_where_it_is_faster_and_fits() -> None:
     assert found.on_card is not None and found.plan.strategy == "gpu_adam8bit"
 
 
-def test_a_card_without_bf16_units_is_told_so_and_offered_what_works() -> None:
-    found = planning.answer(CONFIG, vram_bytes=6 * GIB, card=find("RTX 2060"), micro_batch=8).on_card
+@pytest.mark.parametrize("switch", [{}, {"pipeline": True}, {"graphs": True}])
+def test_a_card_without_bf16_units_is_told_so_and_offered_what_works(switch: dict[str, bool]) -> None:
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **switch))
+    found = planning.answer(config, vram_bytes=6 * GIB, card=find("RTX 2060"), micro_batch=8).on_card
     assert found is not None and found.note is not None
     assert "no bf16 units" in found.note and "--strategy fp32_adamw) `tiny` fits" in found.note
 

@@ -152,7 +152,9 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int
         others.sort(key=itemgetter(1))
     note = None
     if clock.card.bf16_tflops is None and not is_float32:
-        in_float32 = answer(config, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
+        bare = dataclasses.replace(config.train, pipeline=False, graphs=False)
+        asked = dataclasses.replace(config, train=bare)
+        in_float32 = answer(asked, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
         verdict = "fits" if in_float32.fits else f"takes {in_float32.upper_bytes / GIB:.1f} GiB; --preset small fits"
         note = f"{NO_BF16}; in float32 throughout (--strategy fp32_adamw) `{config.preset}` {verdict}"
     elif sizes.kind.name not in TIMED:
