@@ -31,7 +31,6 @@ def on_this_card(config: StudyConfig) -> tuple[StudyConfig, Chosen | None]:
         vram_bytes=torch.cuda.get_device_properties(0).total_memory,
         micro_batch=train.micro_batch,
         card=known(name),
-        card_share=train.card_share,
     )
     plan = found.plan
     if not plan.fits:

@@ -90,13 +90,13 @@ def answer(
     ranks: int = 1,
     card: Card | None = None,
     comfort_share: float = COMFORT_SHARE,
-    card_share: float | Literal["auto"] = 0.0,
+    shares: bool = False,
     num_records: int = NUM_RECORDS,
 ) -> Choice:
     """Plan a study: its strategy or `auto`, its micro-batch or the best that fits, with times where a card is named.
 
-    `comfort_share` of the card is not exceeded if anything stays below it. `card_share` of the optimizer lies on the
-    card; `auto` takes what there is room for. Disk and time are those of so many records, before they are split.
+    `comfort_share` of the card is not exceeded if anything stays below it. With `shares` as much of the optimizer lies
+    on the card as there is room for. Disk and time are those of so many records, before they are split.
 
     Raises:
         BadInput: an unknown strategy, or a micro-batch or length out of range.
@@ -109,16 +109,13 @@ def answer(
         raise BadInput(
             "out of range", got=f"length {length}, micro-batch {micro}", expected="length 1-4096, micro 0-1024"
         )
-    is_open = card_share == "auto"
-    share = 0.0 if card_share == "auto" else card_share
-    asked = {"strategy": strategy or config.train.strategy, "micro_batch": micro, "card_share": share}
     found = choose(
-        dataclasses.replace(config.train, **asked),  # type: ignore[arg-type]
+        dataclasses.replace(config.train, strategy=strategy or config.train.strategy, micro_batch=micro),
         lambda dtype: planner_of(config, dtype=dtype, num_records=num_records),
         vram_bytes=vram_bytes,
         ranks=ranks,
         comfort_share=comfort_share,
-        shares=is_open,
+        shares=shares,
         card=card,
         host=timings.recall_host(),
     )
@@ -152,7 +149,7 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int
         others.sort(key=itemgetter(1))
     note = None
     if clock.card.bf16_tflops is None and not is_float32:
-        bare = dataclasses.replace(config.train, pipeline=False, graphs=False)
+        bare = dataclasses.replace(config.train, card_share=0.0, pipeline=False, graphs=False)
         asked = dataclasses.replace(config, train=bare)
         in_float32 = answer(asked, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
         verdict = "fits" if in_float32.fits else f"takes {in_float32.upper_bytes / GIB:.1f} GiB; --preset small fits"
