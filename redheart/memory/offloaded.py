@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.pipeline.bucket import Bucket
-from redheart.pipeline.lanes import Event, InTurn
+from redheart.pipeline.lanes import Event, InTurn, StreamLanes
 from redheart.pipeline.step import OffloadStep
-from redheart.pipeline.streams import StreamLanes
 
 RING_BYTES = 256 << 20
 """Memory for gradients that wait for their norm; page-locked where there is a device."""

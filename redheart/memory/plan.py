@@ -106,10 +106,9 @@ class Planner:
         work = self.workload
         steps = self.steps(strategy, micro_batch)
         entries = ledger(work.sizes, strategy, accumulates=steps > 1)
-        kind = "release" if strategy.kind.is_zero else "keep"
         # A rank has no more records than its share of the effective batch; validation takes whole micro-batches.
         records = self._records(strategy, micro_batch)
-        training = self._trace(records, checkpointing, kind)
+        training = self._training(strategy, records, checkpointing)
         validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
         batch_bytes = _tensor_bytes(work.batch(records)), _tensor_bytes(work.batch(micro_batch))
         replay = replay_step(
@@ -275,8 +274,7 @@ class Planner:
         fixed = self._fixed_bytes(strategy)
         if fixed > vram_bytes:
             return fixed
-        kind = "release" if strategy.kind.is_zero else "keep"
-        return fixed + self._trace(self._records(strategy, micro_batch), checkpointing, kind).peak_bytes
+        return fixed + self._training(strategy, self._records(strategy, micro_batch), checkpointing).peak_bytes
 
     def _records(self, strategy: StrategySizes, micro_batch: int) -> int:
         """Of a pass in training."""
@@ -292,6 +290,9 @@ class Planner:
     def pass_bytes(self, micro_batch: int, *, checkpointing: bool) -> int:
         """Peak of live storages in forward and backward of one micro-batch, gradients leaving as they are complete."""
         return self._trace(micro_batch, checkpointing, "release").peak_bytes
+
+    def _training(self, strategy: StrategySizes, records: int, checkpointing: bool) -> Trace:
+        return self._trace(records, checkpointing, "release" if strategy.kind.is_zero else "keep")
 
     def _trace(self, micro_batch: int, checkpointing: bool, kind: str) -> Trace:
         key = (micro_batch, checkpointing, kind)

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from redheart.memory import offloaded
 from redheart.optim import OffloadAdamW8bit
-from redheart.pipeline import streams
-from redheart.pipeline.lanes import InTurn, Lane, Task, Wait
-from redheart.pipeline.streams import StreamLanes
+from redheart.pipeline import lanes
+from redheart.pipeline.lanes import InTurn, Lane, StreamLanes, Task, Wait
 
 
 class Block(nn.Module):
@@ -92,7 +91,7 @@ class Checked:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> DeferredCuda:
     device = DeferredCuda(0)
-    monkeypatch.setattr(streams, "Cuda", device)
+    monkeypatch.setattr(lanes, "Cuda", device)
     return device
 
 
@@ -108,7 +107,7 @@ def test_deferred_lanes_give_the_bits_of_the_work_in_turn(
     expected = train(model, optimizer, passes=passes)
     monkeypatch.setattr(offloaded, "StreamLanes", Checked)
     for seed in range(num_seeds):
-        monkeypatch.setattr(streams, "Cuda", DeferredCuda(10 * seed))
+        monkeypatch.setattr(lanes, "Cuda", DeferredCuda(10 * seed))
         model = new_model()
         optimizer = new_optimizer(model, overlaps=True, ring_bytes=ring_bytes, max_grad_norm=1.0)
         found = train(model, optimizer, passes=passes)
