@@ -45,10 +45,8 @@ def print_plan(found: Choice) -> None:
 
     plan = found.plan
     console = Console()
-    table = Table(
-        box=SIMPLE,
-        title=Text(f"{plan.setting_text(before_size='micro-batch ')}: predicted device memory, MiB"),
-    )
+    title = f"{plan.setting_text(before_size='micro-batch ')}: predicted device memory, MiB"
+    table = Table(box=SIMPLE, title=Text(title))
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")
     for name in plan.moments:
@@ -80,14 +78,11 @@ def verdict(plan: Plan) -> tuple[str, str]:
 def total_lines(plan: Plan) -> list[str]:
     """The peak of the device, the host and the disk, a line each."""
     lines = [
-        f"{'whole process':<14} {plan.peak_bytes / GIB:.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"
+        f"{'whole process':<14} {plan.peak_bytes / GIB:.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB",
+        f"{'host':<14} {plan.host_bytes / GIB:.2f} GiB ({parts_text(plan.host_parts)})",
+        f"{'disk':<14} {plan.disk_bytes / GIB:.2f} GiB ({parts_text(plan.disk_parts)})",
+        f"{'':<14} {plan.compressed_disk_bytes / GIB:.2f} GiB with compressed snapshots",
     ]
-    for title, total, parts in (
-        ("host", plan.host_bytes, plan.host_parts),
-        ("disk", plan.disk_bytes, plan.disk_parts),
-    ):
-        lines.append(f"{title:<14} {total / GIB:.2f} GiB ({parts_text(parts)})")
-    lines.append(f"{'':<14} {plan.compressed_disk_bytes / GIB:.2f} GiB with compressed snapshots")
     return lines + [f"{'basis':<14} {plan.basis}"] * (plan.basis != PREDICTED)
 
 
@@ -103,8 +98,7 @@ def time_text(plan: Plan) -> str:
         why = "this machine has not taken such steps yet; a training measures them"
         if not torch.cuda.is_available():
             why = "there is no card here; --card NAME simulates one"
-        why = plan.time_basis or why
-        return f"unknown: {why}"
+        return f"unknown: {plan.time_basis or why}"
     if not torch.cuda.is_available():
         return f"unknown for a card; without one a step takes {plan.step_s:.2f} s here (measured: {plan.time_basis})"
     return f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"

@@ -28,7 +28,7 @@ MIN_STEPS = 3
 """Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""
 
 
-class StepTime(msgspec.Struct, frozen=True):
+class MeasuredStep(msgspec.Struct, frozen=True):
     """A measured optimizer step, taken apart into what grows with the batch and what does not."""
 
     device: str
@@ -70,7 +70,7 @@ def measured_step(
     ranks: int,
     epoch_end_s: float | None = None,
     num_validation: int = 1,
-) -> StepTime | None:
+) -> MeasuredStep | None:
     """The median step of a run's `step` events, None where there are too few.
 
     `epoch_end_s` is what the end of an epoch took, with that many validation records.
@@ -80,7 +80,7 @@ def measured_step(
         return None
     passes = [float(str(event["forward_backward_s"])) for event in warm]
     updates = [float(str(event["step_s"])) - passing for event, passing in zip(warm, passes, strict=True)]
-    return StepTime(
+    return MeasuredStep(
         this_device(),
         config.preset,
         config.train.strategy,
@@ -95,7 +95,7 @@ def measured_step(
     )
 
 
-def remember(found: StepTime) -> None:
+def remember(found: MeasuredStep) -> None:
     """Keep a figure in place of an older one of the same setting.
 
     A cache that cannot be written leaves times unknown and nothing else.
@@ -139,7 +139,7 @@ class Remembering:
         """Nothing is open."""
 
 
-def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> StepTime | None:
+def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> MeasuredStep | None:
     """The figure nearest in micro-batch and length, for exactly this preset, strategy and type.
 
     It is of this machine, or of a card by its name in the table.
@@ -153,7 +153,7 @@ def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> Step
     else:
         same = [i for i in same if (i.device, i.compute_type) == (this_device(), type_name(train))]
 
-    def distance(kept: StepTime) -> tuple[int, int]:
+    def distance(kept: MeasuredStep) -> tuple[int, int]:
         return abs(kept.micro_batch - train.micro_batch), abs(kept.seq_len_tokens - length)
 
     return min(same, key=distance, default=None)
@@ -197,10 +197,10 @@ def _path(beside: str = "") -> Path | None:
     return path.with_name(beside) if path and beside else path
 
 
-def _kept() -> list[StepTime]:
+def _kept() -> list[MeasuredStep]:
     path = _path()
     try:
-        return read_json(path, list[StepTime]) if path else []
+        return read_json(path, list[MeasuredStep]) if path else []
     except BadInput:
         # Not there, not readable, or written by another version: the next run writes it anew.
         return []
