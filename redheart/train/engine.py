@@ -25,10 +25,9 @@ from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
 from redheart.memory.offloaded import Offloaded
 from redheart.snapshots.states import ParameterPlace
-from redheart.train.device.compute_type import compute_type
+from redheart.train.device.compute_type import compute_type, in_float32, let_norms_compute_in_float32
 from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs
-from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
 from redheart.train.hooks import remembered_hooks
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 from redheart.train.zero import pipelined_step

@@ -121,9 +121,8 @@ def answer(
     )
     steps = _steps_of_epoch(config, num_records) * config.epochs
     found = dataclasses.replace(found, plan=_timed(config, found.plan, steps=steps, ranks=ranks, card=card))
-    return dataclasses.replace(
-        found, on_card=_on_card(config, found, found.clock, steps=steps) if found.clock else None
-    )
+    on_card = _on_card(config, found, found.clock, steps=steps) if found.clock else None
+    return dataclasses.replace(found, on_card=on_card)
 
 
 def _steps_of_epoch(config: StudyConfig, num_records: int) -> int:
