@@ -37,11 +37,7 @@ class HostMemory:
 
 
 def host_memory(root: Path = ROOT) -> HostMemory:
-    """The tightest of all bounds on this process's memory.
-
-    Args:
-        root: where `proc` and `sys` lie.
-    """
+    """The tightest of all bounds on this process's memory, by `proc` and `sys` below a folder."""
     machine = psutil.virtual_memory()
     bounds = [HostMemory(machine.available, machine.total), *_group_bounds(root), *_process_bounds()]
     return min(bounds, key=lambda bound: bound.available_bytes)

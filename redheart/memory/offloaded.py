@@ -147,8 +147,7 @@ class Offloaded(OffloadStep):
     def step(self, settings: Any = None) -> Event:
         """One update with all gradients since the last; where no pass has used a parameter, its gradient is zero.
 
-        Args:
-            settings: by flat, what of its group in `host` has changed.
+        The settings are by flat what of its group in `host` has changed.
         """
         for flat in self.flats:
             if flat.arrived or not self.has_gradient(flat.bucket):

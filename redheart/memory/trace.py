@@ -133,11 +133,11 @@ def trace_pass(
     backward: bool = True,
     release_gradients: bool = False,
 ) -> Trace:
-    """Run one pass under a tracker that sees every operator, and give its allocations.
+    """Run one pass under a tracker that sees every operator, and give its allocations but those of parameters.
 
     Args:
-        module: on any device; its parameters are not counted.
-        batch: any structure of tensors, on the module's device.
+        module: on any device.
+        batch: any structure of tensors, on that device.
         loss: from module and batch to a scalar.
         kernels: those of the device that the pass is meant for; None leaves the choice to torch.
         backward: False traces the forward pass without gradients, as in validation.

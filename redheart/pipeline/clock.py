@@ -203,14 +203,10 @@ class StepTimes:
 def simulate(
     modules: Mapping[str, int], machine: Machine, passes: Passes, *, ring_bytes: int, steps: int = 4
 ) -> StepTimes:
-    """A step of a model in full swing, the last of `steps`.
+    """A step of a model in full swing, the last of `steps` that are simulated.
 
-    Args:
-        modules: elements of every module, in the order of the forward pass; a pass's time is divided by them.
-        machine: of these constants.
-        passes: of one micro-batch.
-        ring_bytes: page-locked memory for slots.
-        steps: how many are simulated.
+    A pass's time is divided by the elements of its modules, which are in the order of the forward pass; `ring_bytes` is
+    page-locked memory for slots.
     """
     total, lanes = sum(modules.values()), ClockLanes(machine)
     step = OffloadStep(cut(modules), lanes, ring_bytes=ring_bytes, accumulates=passes.micro_batches > 1)
@@ -237,7 +233,7 @@ def simulate(
 def pipelined(work: PassWork, rates: Rates, *, micro_batches: int, on_host: int, ring_bytes: int) -> dict[str, float]:
     """As `in_turn`, as a pipeline: the busiest lane, and what else nothing hides.
 
-    A step's time around it is taken to stay as it is; `ring_bytes` is page-locked memory for slots.
+    A step's time around it is taken to stay as it is.
     """
     parts = max(1, on_host // BUCKET_ELEMENTS)
     launches = work.forward.operators + work.backward.operators - work.recomputed_operators

@@ -138,15 +138,9 @@ class OffloadStep:
             of_this_step.clear()
 
     def step(self, settings: Any = None) -> Event:
-        """After the last backward pass: the norm, all updates, and the weights on their way back.
+        """After the last backward pass: the norm, whose end is given, all updates, and the weights on their way back.
 
-        Every bucket must have had a gradient.
-
-        Args:
-            settings: handed to `clip`.
-
-        Returns:
-            The end of the norm.
+        Every bucket must have had a gradient. The settings are handed to `clip`.
         """
         on_host = self._norm_on_host or max(self._num_gradients.values()) > 1
         waits = self._squares_on_host() if on_host else self._squares_on_card()

@@ -39,8 +39,7 @@ class NoKernel(Exception):
 def libraries(failures: list[str]) -> Iterator[Path]:
     """Compiled kernels to try, one after the other: made before, or compiled when they are asked for.
 
-    Args:
-        failures: is told why a place or a compiler gave none, in the order in which they were tried.
+    `failures` is told why a place or a compiler gave none, in the order in which they were tried.
     """
     found = compilers()
     if not found:
@@ -56,11 +55,7 @@ def libraries(failures: list[str]) -> Iterator[Path]:
 
 
 def usable_folders(failures: list[str]) -> Iterator[Path]:
-    """The folders in which a kernel may lie, each made if it is not there.
-
-    Args:
-        failures: is told what is wrong with the others.
-    """
+    """The folders in which a kernel may lie, each made if it is not there; `failures` is told what is wrong."""
     cache = cache_folder()
     makers: list[Callable[[], Path]] = [temporary_private_folder]
     if cache is None:
