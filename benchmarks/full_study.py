@@ -65,7 +65,6 @@ def plan(run: Path, results: Path, cap: str, call_s: float, arguments: Sequence[
             vram_bytes=planning.parse_bytes(cap),
             micro_batch=None if is_open else config.train.micro_batch,
             card=known(device) if device else None,
-            card_share=config.train.card_share,
         )
         if device:
             planning.refuse_unless_fits(answer)

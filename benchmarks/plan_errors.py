@@ -27,10 +27,9 @@ from redheart.data.summary import POOLED_WIDTH
 from redheart.data.words import Labels
 from redheart.memory.host_disk import cpu_host_parts, disk_parts
 from redheart.memory.kernels import CPU
-from redheart.memory.ledger import ledger
+from redheart.memory.ledger import ledger, model_sizes
 from redheart.memory.plan import Planner
-from redheart.memory.trace import trace_pass
-from redheart.memory.workload import Workload, model_sizes
+from redheart.memory.trace import Workload, trace_pass
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import scaled
 from redheart.model.losses import multitask_loss

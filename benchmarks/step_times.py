@@ -18,7 +18,7 @@ from record import RESULTS, write_result
 
 from redheart.memory.cards import find
 from redheart.memory.step_time import HostSpeed, constants
-from redheart.pipeline.in_turn import Counts, PassWork, Rates, in_turn
+from redheart.pipeline.clock import Counts, PassWork, Rates, in_turn
 from redheart.train.strategy import strategy_sizes
 
 FITTED = ("flop_s", "launch_s", "recompute_s", "hand_over_s", "keep_s")

@@ -177,9 +177,9 @@ def row(
 
 def _bus_bytes(config: "StudyConfig", name: str, steps: int) -> int:
     """Bytes over PCIe in one optimizer step, as DeepSpeed's ZeRO-2 offload moves them; 0 without offload."""
-    from redheart.memory.step_cost import traffic_bytes
     from redheart.model.dims import preset
     from redheart.model.network import build
+    from redheart.pipeline.clock import traffic_bytes
     from redheart.train.strategy import strategy_named
 
     strategy = strategy_named(name)

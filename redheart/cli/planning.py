@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -91,10 +91,11 @@ def model(arguments: Sequence[str]) -> None:
 
 
 def plan(arguments: Sequence[str]) -> None:
+    from redheart.core.config import TrainConfig
     from redheart.core.errors import BadInput
     from redheart.memory import cards
     from redheart.memory.plan import COMFORT_SHARE
-    from redheart.study.outlook import planning
+    from redheart.study.outlook import plan_output, planning
 
     options = parse(PlanOptions, arguments, "plan")
     for name, value in (("--ranks", options.ranks), ("--epochs", options.epochs)):
@@ -108,41 +109,68 @@ def plan(arguments: Sequence[str]) -> None:
         raise BadInput(
             "nothing is left of the card", where="--reserve", got=options.reserve, expected="less than its memory"
         )
-    vram_bytes -= reserve_bytes
-    # Who says what others keep needs no room beside that.
-    comfort_share = 1.0 if reserve_bytes else COMFORT_SHARE
-    if options.model is not None:
-        _plan_pretrained(
-            options.model,
-            options,
-            vram_bytes=vram_bytes,
-            comfort_share=comfort_share,
-            card=card,
-            card_share=card_share,
-        )
-        return
-    config = StudyConfig(
-        preset=options.preset,
-        epochs=options.epochs,
-        features=FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens),
-        train=_train(options),
+    train = TrainConfig(
+        strategy=options.strategy or TrainConfig().strategy,
+        effective_batch=options.effective_batch,
+        micro_batch=options.micro_batch,
+        checkpointing=options.checkpointing,
+        card_share=0.0 if card_share == "auto" else card_share,
+        pipeline=options.pipeline,
+        graphs=options.graphs,
     )
+    limits: dict[str, Any] = {
+        "vram_bytes": vram_bytes - reserve_bytes,
+        "ranks": options.ranks,
+        # Who says what others keep needs no room beside that.
+        "comfort_share": 1.0 if reserve_bytes else COMFORT_SHARE,
+        "shares": card_share == "auto",
+    }
+    answer, line, besides = (_of_preset if options.model is None else _of_pretrained)(options, train, card, limits)
+    if not options.json:
+        print(line)
+    if options.figure:
+        plan_output.draw_step(answer.replay, options.figure)
+    if options.json:
+        print_json(besides | plan_output.plan_fields(answer), True)
+    else:
+        plan_output.print_plan(answer)
+    planning.refuse_unless_fits(answer, prefix="--")
+
+
+def _of_preset(
+    options: PlanOptions, train: "TrainConfig", card: "Card | None", limits: dict[str, Any]
+) -> "tuple[Choice, str, dict[str, object]]":
+    """The plan of the emotion model, a line on what it is of, and what JSON has besides."""
+    from redheart.study.outlook import planning
+
+    features = FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens)
+    config = StudyConfig(preset=options.preset, epochs=options.epochs, features=features, train=train)
     num_records, warning = planning.NUM_RECORDS, None
     if options.data:
-        num_records, warning = _records_in(options.data, config.features)
+        num_records, warning = _records_in(options.data, features)
     answer = planning.answer(
-        resolved(config),
-        vram_bytes=vram_bytes,
-        micro_batch=options.micro_batch,
-        ranks=options.ranks,
-        card=card,
-        comfort_share=comfort_share,
-        card_share=card_share,
-        num_records=num_records,
+        resolved(config), micro_batch=options.micro_batch, card=card, num_records=num_records, **limits
     )
-    if not options.json:
-        print(f"{options.epochs} epochs of {num_records:,} records")
-    _show(answer, options, records=num_records, warning=warning)
+    line = f"{options.epochs} epochs of {num_records:,} records"
+    return answer, line, {"records": num_records, "warning": warning}
+
+
+def _of_pretrained(
+    options: PlanOptions, train: "TrainConfig", card: "Card | None", limits: dict[str, Any]
+) -> "tuple[Choice, str, dict[str, object]]":
+    """As `_of_preset`, of a model of Hugging Face's."""
+    from redheart.custom.pretrained import facts_line, plan_pretrained
+    from redheart.memory.step_time import CardClock
+    from redheart.study.outlook import planning, timings
+
+    length, epochs = options.seq_len_tokens, options.epochs
+    choice, model = plan_pretrained(
+        str(options.model), train, seq_len_tokens=length, epochs=epochs, freeze=options.freeze, **limits
+    )
+    if card and options.ranks == 1:
+        clock = CardClock(card, choice.planner, timings.recall_host())
+        choice = replace(choice, on_card=planning.step_alone(clock, choice.plan, choice.sizes))
+    return choice, facts_line(model, choice.plan), {"model": model}
 
 
 def _records_in(data: Path, features: FeatureConfig) -> tuple[int, str | None]:
@@ -164,64 +192,6 @@ def _records_in(data: Path, features: FeatureConfig) -> tuple[int, str | None]:
     # What another encoder's tokenizer makes of them is seen when a run opens it.
     known = features.encoder in BUILT_IN_ENCODERS
     return count, warn_unread(scripts, count, encoder=features.encoder) if known else None
-
-
-def _train(options: PlanOptions) -> "TrainConfig":
-    from redheart.core.config import TrainConfig
-
-    return TrainConfig(
-        strategy=options.strategy or TrainConfig().strategy,
-        effective_batch=options.effective_batch,
-        micro_batch=options.micro_batch,
-        checkpointing=options.checkpointing,
-        pipeline=options.pipeline,
-        graphs=options.graphs,
-    )
-
-
-def _plan_pretrained(
-    source: str,
-    options: PlanOptions,
-    *,
-    vram_bytes: int,
-    comfort_share: float,
-    card: "Card | None",
-    card_share: float | Literal["auto"],
-) -> None:
-    from redheart.custom.pretrained import facts_line, plan_pretrained
-    from redheart.memory.step_time import CardClock
-    from redheart.study.outlook import planning, timings
-
-    choice, model = plan_pretrained(
-        source,
-        replace(_train(options), card_share=0.0 if card_share == "auto" else card_share),
-        vram_bytes=vram_bytes,
-        seq_len_tokens=options.seq_len_tokens,
-        epochs=options.epochs,
-        freeze=options.freeze,
-        ranks=options.ranks,
-        comfort_share=comfort_share,
-        shares=card_share == "auto",
-    )
-    if not options.json:
-        print(facts_line(model, choice.plan))
-    if card and options.ranks == 1:
-        clock = CardClock(card, choice.planner, timings.recall_host())
-        choice = replace(choice, on_card=planning.step_alone(clock, choice.plan, choice.sizes))
-    _show(choice, options, model=model)
-
-
-def _show(answer: "Choice", options: PlanOptions, **besides: object) -> None:
-    """Draw and print an answer, and refuse what does not fit."""
-    from redheart.study.outlook import plan_output, planning
-
-    if options.figure:
-        plan_output.draw_step(answer.replay, options.figure)
-    if options.json:
-        print_json(besides | plan_output.plan_fields(answer), True)
-    else:
-        plan_output.print_plan(answer)
-    planning.refuse_unless_fits(answer, prefix="--")
 
 
 def doctor(arguments: Sequence[str]) -> None:

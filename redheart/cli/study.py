@@ -163,13 +163,13 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig, Chosen | None]":
     """What a card takes best and why, and the planner's verdict before anything is allocated, if not with `--force`."""
     from redheart.select.strategies import strategy_named
-    from redheart.study.outlook import chosen, planning
+    from redheart.study.outlook import plan_output, planning
     from redheart.study.phases import say
     from redheart.study.preflight import check_run
 
     asked = _study([item for item in arguments if item != "--force"], command)
     strategy_named(asked.select.strategy)
-    taken, found = chosen.on_this_card(asked)
+    taken, found = plan_output.on_this_card(asked)
     config = resolved(taken)
     if found:
         say(config, "plan", found.text)

@@ -25,7 +25,7 @@ from redheart.snapshots.consolidate import assemble, module_specs, read_module
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
 from redheart.snapshots.parts import parts_of
 from redheart.snapshots.tensors import take
-from redheart.train.device.held_types import in_float32
+from redheart.train.device.compute_type import in_float32
 
 
 class Chosen(msgspec.Struct, frozen=True):

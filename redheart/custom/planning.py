@@ -14,8 +14,9 @@ from redheart.core.errors import BadInput, one_line
 from redheart.custom.learner import TensorLearner
 from redheart.custom.losses import sums_and_counts
 from redheart.custom.records import Batch
+from redheart.memory.ledger import model_sizes
 from redheart.memory.plan import Plan, Planner
-from redheart.memory.workload import Workload, model_sizes
+from redheart.memory.trace import Workload
 from redheart.train.strategy import strategy_sizes
 from redheart.train.zero.groups import parameter_groups
 

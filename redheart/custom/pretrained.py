@@ -18,8 +18,9 @@ from redheart.core.errors import BadInput, one_line
 from redheart.core.units import GIB
 from redheart.custom import planning
 from redheart.data.hub_encoder import reaches_hub
+from redheart.memory.ledger import model_sizes
 from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
-from redheart.memory.workload import Workload, model_sizes
+from redheart.memory.trace import Workload
 from redheart.train.choice import Choice, choose
 from redheart.train.zero.groups import parameter_groups
 

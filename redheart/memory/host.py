@@ -6,6 +6,7 @@ versions are read, and all groups above the process's own, for each can have a l
 """
 
 import os
+import re
 import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,19 +37,10 @@ class HostMemory:
 
 
 def host_memory(root: Path = ROOT) -> HostMemory:
-    """The tightest of all bounds on this process's memory.
-
-    Args:
-        root: where `proc` and `sys` lie.
-    """
+    """The tightest of all bounds on this process's memory, by `proc` and `sys` below a folder."""
     machine = psutil.virtual_memory()
     bounds = [HostMemory(machine.available, machine.total), *_group_bounds(root), *_process_bounds()]
     return min(bounds, key=lambda bound: bound.available_bytes)
-
-
-def available_host_bytes(root: Path = ROOT) -> int:
-    """Bytes that this process may still take before it is killed or refused."""
-    return host_memory(root).available_bytes
 
 
 def available_cores(root: Path = ROOT) -> int:
@@ -161,6 +153,4 @@ def _lines(path: Path) -> Sequence[str]:
 
 def _unescaped(text: str) -> str:
     """A path of mountinfo, in which blanks are octal."""
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, character)
-    return text
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)

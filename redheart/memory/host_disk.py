@@ -6,7 +6,7 @@ import torch
 
 from redheart.core.units import MIB
 from redheart.memory.ledger import SLOTS, Entry, StrategySizes, held_bytes
-from redheart.memory.workload import Workload
+from redheart.memory.trace import Workload
 
 HOST_BASE_BYTES = 630 * MIB
 """A process with torch, DeepSpeed, accelerate and bitsandbytes at work, CPU builds: measured 540 (0.3M parameters)

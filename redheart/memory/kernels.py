@@ -115,9 +115,8 @@ def replaced(kernels: Kernels | None) -> Iterator[None]:
             return rms_norm(states, shape, weight, eps)  # type: ignore[no-any-return]
         return kernels.rms_norm(states, weight)
 
-    functional.scaled_dot_product_attention, functional.rms_norm = chosen_attention, chosen_norm
-    try:
-        with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
-            yield
-    finally:
-        functional.scaled_dot_product_attention, functional.rms_norm = attention, rms_norm
+    with (
+        mock.patch.multiple(functional, scaled_dot_product_attention=chosen_attention, rms_norm=chosen_norm),
+        mock.patch.object(torch.compiler, "is_compiling", return_value=True),
+    ):
+        yield

@@ -3,12 +3,13 @@
 The strategies themselves are in `redheart/train/strategies.py`; here is what they are made of.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from redheart.core.config import TrainConfig
 
@@ -50,6 +51,21 @@ class ModelSizes:
     def trained(self) -> int:
         """Elements that have masters, gradients and states."""
         return sum(self.parameters.values())
+
+
+def model_sizes(module: nn.Module, groups: Sequence[Mapping[str, Any]]) -> ModelSizes:
+    """Names and sizes of the parameters that are trained and of their optimizer groups (`params`, `state_bits`)."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    kept = module.state_dict().keys()
+    names = {id(parameter): name for name, parameter in trained.items()}
+    return ModelSizes(
+        {name: parameter.numel() for name, parameter in trained.items()},
+        tuple(tuple(names[id(parameter)] for parameter in group["params"]) for group in groups),
+        tuple(int(group["state_bits"]) for group in groups),
+        tuple(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad),
+        tuple(buffer.nbytes for buffer in module.buffers()),
+        sum(buffer.nbytes for name, buffer in module.named_buffers() if name in kept),
+    )
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.pipeline.bucket import Bucket
-from redheart.pipeline.lanes import Event, InTurn
+from redheart.pipeline.lanes import Event, InTurn, StreamLanes
 from redheart.pipeline.step import OffloadStep
-from redheart.pipeline.streams import StreamLanes
 
 RING_BYTES = 256 << 20
 """Memory for gradients that wait for their norm; page-locked where there is a device."""
@@ -60,8 +59,8 @@ class _WeightsWait:
         return _WeightsWait, ()
 
 
-class Offloaded:
-    """Flats, the optimizer of their masters, and the pipeline between them. Implements `redheart.pipeline.step.Work`.
+class Offloaded(OffloadStep):
+    """Flats, the optimizer of their masters, and the pipeline between them.
 
     Args:
         flats: of parameters on one device and of masters that are parameters of `host`, one a group.
@@ -89,17 +88,16 @@ class Offloaded:
         self.flats, self._host, self._max_grad_norm = list(flats), host, max_grad_norm
         self._overlaps = overlap is not None
         device = self.flats[0].parameters[0].device
-        self._lanes = StreamLanes(device) if self._overlaps else InTurn()
+        self._lanes: StreamLanes | InTurn = StreamLanes(device) if self._overlaps else InTurn()
         largest = max(flat.bucket.elements * flat.dtype.itemsize for flat in self.flats)
         largest_wire = max(flat.bucket.wire_bytes for flat in self.flats)
-        self._pipeline = OffloadStep(
+        super().__init__(
             [flat.bucket for flat in self.flats],
             self._lanes,
             # Its slots are of bf16; these of what the parameters are in.
             ring_bytes=(ring_bytes or RING_BYTES) * largest_wire // largest,
             accumulates=accumulates,
             norm_on_host=not self._overlaps,
-            work=self,
         )
         pinned = device.type == "cuda"
         self._slots = [
@@ -117,11 +115,6 @@ class Offloaded:
             self._hold_back(overlap)
 
     @property
-    def num_slots(self) -> int:
-        """Gradients that can be on their way at once."""
-        return self._pipeline.num_slots
-
-    @property
     def grad_norm(self) -> float:
         """The last step's norm before clipping; waits for it, but not for the updates."""
         if self._normed is not None:
@@ -131,7 +124,7 @@ class Offloaded:
     def arrived(self, parameter: nn.Parameter, grad: Tensor) -> None:
         """Take a parameter's gradient, which nobody writes to any more."""
         flat = self._flat_of[parameter]
-        if self._overlaps and self._pipeline.is_returning(flat.bucket):
+        if self._overlaps and self.is_returning(flat.bucket):
             raise RuntimeError(
                 "weights were used before they were there: a module that reads another one's parameters must be its "
                 "parent, or be called through a module that is"
@@ -148,39 +141,35 @@ class Offloaded:
         flat.arrived |= {parameter: torch.zeros_like(parameter) for parameter in missing}
         gradient = [flat.arrived[parameter] for parameter in flat.parameters] + flat.padding
         flat.arrived.clear()
-        self._pipeline.gradient_ready(flat.bucket, gradient)
+        self.gradient_ready(flat.bucket, gradient)
 
     @torch.no_grad()
-    def step(self, settings: Sequence[dict[str, Any]]) -> None:
+    def step(self, settings: Any = None) -> Event:
         """One update with all gradients since the last; where no pass has used a parameter, its gradient is zero.
 
-        Args:
-            settings: by flat, what of its group in `host` has changed.
+        The settings are by flat what of its group in `host` has changed.
         """
         for flat in self.flats:
-            if flat.arrived or not self._pipeline.has_gradient(flat.bucket):
+            if flat.arrived or not self.has_gradient(flat.bucket):
                 # Its update may still be under way where no pass has waited for it.
-                self._pipeline.use([flat.bucket])
+                self.use([flat.bucket])
                 self._hand_over(flat)
         groups = [{**group, **changed} for group, changed in zip(self._host.param_groups, settings, strict=True)]
         try:
-            self._normed = self._pipeline.step(groups)
+            self._normed = super().step(groups)
         except BaseException:
             # Of a step that has not come to its norm.
             self._squares = 0.0
             raise
+        return self._normed
 
     def buffers(self) -> list[Tensor]:
         """What is held on the host beside the optimizer: slots and sums."""
         return self._slots + [flat.total for flat in self.flats if flat.total is not None]
 
-    def before_backward(self) -> None:
-        """Let the device wait until all gradients have left, where the next ones take the same memory."""
-        self._pipeline.reuse_gradients()
-
     def forget(self) -> None:
         """Drop all gradients since the last step."""
-        self._pipeline.forget()
+        super().forget()
         for flat in self.flats:
             flat.arrived.clear()
 
@@ -191,7 +180,7 @@ class Offloaded:
 
     def use_weights(self) -> None:
         """Let what is launched from now on find all weights."""
-        self._pipeline.use([flat.bucket for flat in self.flats])
+        self.use(self._buckets)
 
     def write_weights(self, flat: Flat, values: Tensor) -> None:
         """Set a flat's weights, from (n,)."""
@@ -214,11 +203,11 @@ class Offloaded:
         flats = {id(flat): flat.bucket for item in read if (flat := self._flat_of.get(item))}
         if flats:
             buckets = list(flats.values())
-            hook = module.register_forward_pre_hook(_WeightsWait(self._pipeline, buckets))
+            hook = module.register_forward_pre_hook(_WeightsWait(self, buckets))
             # The model often outlives the optimizer.
             weakref.finalize(self, hook.remove)
 
-    # What the pipeline has done, see `redheart.pipeline.step.Work`.
+    # What the pipeline has done, see `OffloadStep`.
 
     @torch.no_grad()
     def add_squares(self, bucket: Bucket, gradient: list[Tensor]) -> None:
@@ -229,7 +218,7 @@ class Offloaded:
     @torch.no_grad()
     def copy_out(self, bucket: Bucket, gradient: list[Tensor], slot: int) -> None:
         # In turn, what follows reads or writes the slot at once: then every copy is waited for.
-        arrived, start = self._slot(self.flats[bucket.index], slot), 0
+        arrived, start = self._of_slot(self.flats[bucket.index], slot), 0
         for grad in gradient:
             arrived[start : (start := start + grad.numel())].copy_(grad.reshape(-1), non_blocking=self._overlaps)
             if self._overlaps and grad.is_cuda:
@@ -238,7 +227,7 @@ class Offloaded:
 
     def drain(self, bucket: Bucket, slot: int, *, begins: bool) -> None:
         flat = self.flats[bucket.index]
-        arrived = self._slot(flat, slot)
+        arrived = self._of_slot(flat, slot)
         if flat.total is None:
             flat.total = torch.empty_like(arrived, pin_memory=False)
         if begins:
@@ -256,7 +245,7 @@ class Offloaded:
 
     def add_squares_on_host(self, bucket: Bucket, slot: int | None) -> None:
         flat = self.flats[bucket.index]
-        grad = flat.total if slot is None else self._slot(flat, slot)
+        grad = flat.total if slot is None else self._of_slot(flat, slot)
         self._squares += self._host.sum_squares(grad)  # type: ignore[arg-type]
 
     def clip(self, settings: list[dict[str, Any]], *, on_host: bool) -> None:
@@ -268,7 +257,7 @@ class Offloaded:
 
     def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
         flat = self.flats[bucket.index]
-        weights = self._slot(flat, slot)
+        weights = self._of_slot(flat, slot)
         if math.isfinite(self._grad_scale):
             grad = flat.total if from_sum else weights
             out_bf16 = weights if weights.dtype == torch.bfloat16 else None
@@ -279,7 +268,7 @@ class Offloaded:
 
     def copy_in(self, bucket: Bucket, slot: int) -> None:
         flat = self.flats[bucket.index]
-        self.write_weights(flat, self._slot(flat, slot))
+        self.write_weights(flat, self._of_slot(flat, slot))
 
-    def _slot(self, flat: Flat, slot: int) -> Tensor:
+    def _of_slot(self, flat: Flat, slot: int) -> Tensor:
         return self._slots[slot][: flat.bucket.elements * flat.dtype.itemsize].view(flat.dtype)

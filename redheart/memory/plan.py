@@ -7,7 +7,7 @@ import dataclasses
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from heapq import merge
 from operator import itemgetter
 from typing import Any
@@ -20,9 +20,8 @@ from redheart.core.units import MIB
 from redheart.memory.host_disk import disk_parts, host_parts
 from redheart.memory.ledger import StrategySizes, ledger
 from redheart.memory.replay import Moment, Replay, replay_step
-from redheart.memory.trace import Trace, at_batch, trace_pass
-from redheart.memory.workload import Workload
-from redheart.pipeline.in_turn import PassWork
+from redheart.memory.trace import Trace, Workload, at_batch, trace_pass
+from redheart.pipeline.clock import PassWork
 
 CONTEXT_BYTES, CONTEXT_UPPER_BYTES = 832 * MIB, 896 * MIB
 """CUDA context with loaded kernels, as measured on an H100 with torch 2.11 (612 MiB before the first pass); cards with
@@ -105,12 +104,11 @@ class Planner:
     ) -> tuple[Plan, Replay]:
         """The verdict on one configuration, and the replay behind it; a search leaves the validation out."""
         work = self.workload
-        steps = -(-work.effective_batch // (micro_batch * strategy.ranks))
+        steps = self.steps(strategy, micro_batch)
         entries = ledger(work.sizes, strategy, accumulates=steps > 1)
-        kind = "release" if strategy.kind.is_zero else "keep"
         # A rank has no more records than its share of the effective batch; validation takes whole micro-batches.
         records = self._records(strategy, micro_batch)
-        training = self._trace(records, checkpointing, kind)
+        training = self._training(strategy, records, checkpointing)
         validation = None if is_search else self._trace(micro_batch, checkpointing, "validation")
         batch_bytes = _tensor_bytes(work.batch(records)), _tensor_bytes(work.batch(micro_batch))
         replay = replay_step(
@@ -167,28 +165,27 @@ class Planner:
         cost: Cost | None = None,
         comfort_share: float = COMFORT_SHARE,
     ) -> Plan | None:
-        """The fastest configuration by the simulated step that fits by its upper bound, or one as fast with more room.
+        """The fastest configuration that fits a card by its upper bound, or one as fast with more room.
 
         Args:
+            strategies: to choose from.
             vram_bytes: size of the card.
             checkpointing: with, without, or either.
-            cost: of a card; without one the ranking is that of no card.
+            cost: of the card; without one the ranking is that of no card.
             comfort_share: of the card that is not exceeded if anything stays below it within `COMFORT_COST`.
         """
         # What cannot fit at any micro-batch is not simulated: 64 micro-batches of 7B parameters take seconds.
         strategies = [strategy for strategy in strategies if self._fixed_bytes(strategy) <= vram_bytes]
         comfort_bytes, fits, least_cost = int(comfort_share * vram_bytes), None, 0.0
-        for step_cost, strategy, micro_batch, recompute in self.by_time(
-            strategies, cost or self._step_s, checkpointing
-        ):
+        for step_cost, strategy, size, recompute in self.by_time(strategies, cost, checkpointing):
             if fits and step_cost > COMFORT_COST * least_cost:
                 break
             limit_bytes = comfort_bytes if fits else vram_bytes
-            if self._at_least_bytes(strategy, micro_batch, recompute, limit_bytes) > limit_bytes:
+            if self._at_least_bytes(strategy, size, recompute, limit_bytes) > limit_bytes:
                 continue
-            setting = {"micro_batch": micro_batch, "checkpointing": recompute, "vram_bytes": vram_bytes}
-            if self.plan(strategy, **setting, is_search=True)[0].upper_bytes <= limit_bytes:  # type: ignore[arg-type]
-                plan, _ = self.plan(strategy, **setting)  # type: ignore[arg-type]
+            asked = partial(self.plan, strategy, micro_batch=size, checkpointing=recompute, vram_bytes=vram_bytes)
+            if asked(is_search=True)[0].upper_bytes <= limit_bytes:
+                plan, _ = asked()
                 if plan.upper_bytes <= comfort_bytes:
                     return plan
                 if fits is None and plan.fits:
@@ -196,15 +193,24 @@ class Planner:
         return fits
 
     def by_time(
-        self, strategies: Sequence[StrategySizes], cost: Cost, checkpointing: bool | None
+        self,
+        strategies: Sequence[StrategySizes],
+        cost: Cost | None,
+        checkpointing: bool | None,
+        *,
+        micro_batch: int = 0,
     ) -> Iterator[tuple[float, StrategySizes, int, bool]]:
-        """Seconds of a step of every configuration, the fastest first: of strategy, micro-batch and checkpointing."""
+        """Seconds of a step of every configuration, the fastest first: of strategy, micro-batch and checkpointing.
+
+        As in `fastest`; `micro_batch` is one that is asked for.
+        """
+        cost_s = cost or self._step_s
 
         def of_sizes(strategy: StrategySizes, recompute: bool) -> Iterator[tuple[float, StrategySizes, int, bool]]:
             # The more micro-batches the slower: what is not asked for is not simulated.
-            for size in MICRO_BATCHES:
-                if size == self._records(strategy, size):
-                    yield cost(strategy, size, recompute), strategy, size, recompute
+            for size in (micro_batch,) if micro_batch else MICRO_BATCHES:
+                if size in (micro_batch, self._records(strategy, size)):
+                    yield cost_s(strategy, size, recompute), strategy, size, recompute
 
         recomputes = (False, True) if checkpointing is None else (checkpointing,)
         return merge(*(of_sizes(item, recompute) for item in strategies for recompute in recomputes), key=itemgetter(0))
@@ -220,28 +226,17 @@ class Planner:
     ) -> Plan | None:
         """The fastest configuration that fits with as much of the optimizer on the card as there is room for.
 
-        Args:
-            strategy: one that takes a share.
-            vram_bytes: what the run may use.
-            checkpointing: with, without, or either.
-            micro_batch: 0 takes any.
-            cost: of a card; without one the ranking is that of no card.
+        As in `fastest`; the strategy is one that takes a share, and a micro-batch of 0 takes any.
         """
-        cost = cost or self._step_s
         best, best_s = None, math.inf
         whole = dataclasses.replace(strategy, card_share=1.0)
-        ways = [
-            (cost(whole, size, recompute), size, recompute)
-            for recompute in ((False, True) if checkpointing is None else (checkpointing,))
-            for size in ((micro_batch,) if micro_batch else MICRO_BATCHES)
-            if size == self._records(strategy, size) or size == micro_batch
-        ]
-        for least_s, size, recompute in sorted(ways):
+        for least_s, _, size, recompute in self.by_time([whole], cost, checkpointing, micro_batch=micro_batch):
             if best_s <= least_s:
                 break
             found = self._largest_share(strategy, size, recompute, vram_bytes)
             if found:
-                found_s = cost(dataclasses.replace(strategy, card_share=found.card_share), size, recompute)
+                sharing = dataclasses.replace(strategy, card_share=found.card_share)
+                found_s = (cost or self._step_s)(sharing, size, recompute)
                 best, best_s = (found, found_s) if found_s < best_s else (best, best_s)
         return best
 
@@ -253,13 +248,16 @@ class Planner:
         @cache
         def planned(twentieths: int) -> Plan:
             sizes = dataclasses.replace(strategy, card_share=twentieths / 20)
-            setting = {"micro_batch": micro_batch, "checkpointing": checkpointing, "vram_bytes": vram_bytes}
-            return self.plan(sizes, **setting)[0]  # type: ignore[arg-type]
+            return self.plan(sizes, micro_batch=micro_batch, checkpointing=checkpointing, vram_bytes=vram_bytes)[0]
 
         if self._at_least_bytes(strategy, micro_batch, checkpointing, vram_bytes) > vram_bytes:
             return None
         fitting = bisect_left(range(21), True, key=lambda twentieths: not planned(twentieths).fits)
         return planned(fitting - 1) if fitting else None
+
+    def steps(self, strategy: StrategySizes, micro_batch: int) -> int:
+        """Micro-batches of a step."""
+        return -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
 
     def pass_work(self, micro_batch: int, *, checkpointing: bool) -> PassWork:
         """What a pass launches, computes and moves."""
@@ -267,18 +265,16 @@ class Planner:
         return PassWork(found.forward, found.backward, found.backward.operators - once.backward.operators)
 
     def _step_s(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
-        steps = -(-self.workload.effective_batch // (micro_batch * strategy.ranks))
         # What is updated on the card is behind the pass: tens of milliseconds for all of the full model.
         on_host = round(self.workload.sizes.trained * (1 - strategy.card_share)) // strategy.ranks
-        return strategy.kind.cost(on_host, steps, checkpointing)
+        return strategy.kind.cost(on_host, self.steps(strategy, micro_batch), checkpointing)
 
     def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
         """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
         fixed = self._fixed_bytes(strategy)
         if fixed > vram_bytes:
             return fixed
-        kind = "release" if strategy.kind.is_zero else "keep"
-        return fixed + self._trace(self._records(strategy, micro_batch), checkpointing, kind).peak_bytes
+        return fixed + self._training(strategy, self._records(strategy, micro_batch), checkpointing).peak_bytes
 
     def _records(self, strategy: StrategySizes, micro_batch: int) -> int:
         """Of a pass in training."""
@@ -294,6 +290,9 @@ class Planner:
     def pass_bytes(self, micro_batch: int, *, checkpointing: bool) -> int:
         """Peak of live storages in forward and backward of one micro-batch, gradients leaving as they are complete."""
         return self._trace(micro_batch, checkpointing, "release").peak_bytes
+
+    def _training(self, strategy: StrategySizes, records: int, checkpointing: bool) -> Trace:
+        return self._trace(records, checkpointing, "release" if strategy.kind.is_zero else "keep")
 
     def _trace(self, micro_batch: int, checkpointing: bool, kind: str) -> Trace:
         key = (micro_batch, checkpointing, kind)

@@ -4,7 +4,6 @@ The pass comes from a trace, the buffers from the ledger; what is replayed is th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -25,22 +24,17 @@ class Moment(msgspec.Struct):
     """By category what was held when the moment's peak was reached."""
 
 
-@dataclass
 class Replay:
-    """What the card held at every moment, and over the requests of one step."""
+    """A card under the requests of a run: what it held at every moment, and over the requests of one step."""
 
-    moments: dict[str, Moment] = field(default_factory=dict)
-    """Initialisation, forward, backward, step, validation, save: in the order of a run."""
-    curve: list[tuple[str, dict[str, int]]] = field(default_factory=list)
-    """(moment, bytes by category) after every request of the last step."""
-
-
-class _Card:
     def __init__(self, model: ModelSizes, strategy: StrategySizes, entries: Sequence[Entry]):
         self.model, self.strategy = model, strategy
         self.entries = [entry for entry in entries if entry.where == "device"]
         self.allocator = CachingAllocator()
-        self.replay = Replay()
+        self.moments: dict[str, Moment] = {}
+        """Initialisation, forward, backward, step, validation, save: in the order of a run."""
+        self.curve: list[tuple[str, dict[str, int]]] = []
+        """(moment, bytes by category) after every request of the last step."""
         self.moment = "initialisation"
         self.is_recording = False
         self.held: dict[str, int] = {}
@@ -65,7 +59,7 @@ class _Card:
 
     def look(self) -> None:
         """Count what is held, at a moment that requests nothing too."""
-        peak, now = self.replay.moments.setdefault(self.moment, Moment()), self.allocator.allocated_bytes
+        peak, now = self.moments.setdefault(self.moment, Moment()), self.allocator.allocated_bytes
         if now > peak.allocated_bytes:
             peak.allocated_bytes, peak.parts = now, {name: size for name, size in self.held.items() if size}
         peak.reserved_bytes = max(peak.reserved_bytes, self.allocator.reserved_bytes)
@@ -73,7 +67,7 @@ class _Card:
 
     def _record(self) -> None:
         if self.is_recording:
-            self.replay.curve.append((self.moment, dict(self.held)))
+            self.curve.append((self.moment, dict(self.held)))
 
 
 def replay_step(
@@ -94,7 +88,7 @@ def replay_step(
         batch_bytes: inputs of a micro-batch on the device, in training and in validation.
         micro_batches: per step; more than two behave as two do.
     """
-    card = _Card(model, strategy, entries)
+    card = Replay(model, strategy, entries)
     _initialise(card)
     for number in range(2):
         card.is_recording = number == 1 and validation is not None
@@ -112,10 +106,10 @@ def replay_step(
     card.moment = "save"
     # A snapshot copies the weights tensor by tensor to the host; on the device it takes nothing.
     card.look()
-    return card.replay
+    return card
 
 
-def _initialise(card: _Card) -> None:
+def _initialise(card: Replay) -> None:
     card.take_all(card.of("always", "parameter"))
     if not card.strategy.kind.is_zero:
         return
@@ -137,7 +131,7 @@ def _initialise(card: _Card) -> None:
     card.take_all([entry for entry in card.of("always", "group") if entry.attribute == "state"])
 
 
-def _micro_batch(card: _Card, trace: Trace, batch_bytes: int, gradients: list[Held], *, is_last: bool) -> None:
+def _micro_batch(card: Replay, trace: Trace, batch_bytes: int, gradients: list[Held], *, is_last: bool) -> None:
     model, strategy = card.model, card.strategy
     card.moment = "forward"
     batch = card.take(batch_bytes, "batch")
@@ -172,10 +166,10 @@ def _micro_batch(card: _Card, trace: Trace, batch_bytes: int, gradients: list[He
     card.give(*held, batch)
 
 
-def _step(card: _Card) -> None:
+def _step(card: Replay) -> None:
     card.moment = "step"
     # The last step counts, which is the one that is drawn.
-    card.replay.moments["step"] = Moment()
+    card.moments["step"] = Moment()
     card.look()
     card.give(*card.take_all(card.of("step_all", "parameter")))
     stepped = card.of("step", "group")
@@ -183,7 +177,7 @@ def _step(card: _Card) -> None:
         card.give(*[card.take(entry.each_bytes[index], entry.name) for entry in stepped])
 
 
-def _play(card: _Card, events: Sequence[Event], on_gradient: Callable[[str], None] | None = None) -> list[Held]:
+def _play(card: Replay, events: Sequence[Event], on_gradient: Callable[[str], None] | None = None) -> list[Held]:
     """Replay a pass; what is still there at its end is returned."""
     live: dict[int, Held] = {}
     is_training = card.moment != "validation"

@@ -4,7 +4,6 @@ Typical values are fitted to the steps that were measured on an H100 and an H200
 (`benchmarks/step_times.py` shows what is left); ranges are what other machines are taken to do.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import hypot
 from typing import NamedTuple
@@ -14,10 +13,8 @@ import msgspec
 from redheart.memory.cards import Card
 from redheart.memory.ledger import StrategySizes
 from redheart.memory.plan import Planner
-from redheart.memory.step_cost import UPDATE_32_S, traffic_bytes
 from redheart.pipeline.bucket import WIRE_BYTES
-from redheart.pipeline.clock import pipelined
-from redheart.pipeline.in_turn import PassWork, Rates, in_turn
+from redheart.pipeline.clock import UPDATE_32_S, PassWork, Rates, in_turn, pipelined, traffic_bytes
 
 
 class Range(NamedTuple):
@@ -121,34 +118,25 @@ def constants(
 
 
 def step_time(
-    parameters: int, strategy: StrategySizes, steps: int, work: PassWork, ranges: Mapping[str, Range]
+    parameters: int, strategy: StrategySizes, steps: int, work: PassWork, ranges: dict[str, Range]
 ) -> StepTime:
     """A step of `steps` micro-batches: typical constants, and each one's range and the residual added in squares."""
     typical = _waits(parameters, strategy, steps, work, ranges)
     step_s = sum(typical.values())
-    best, worst = (
-        hypot(
-            RESIDUAL * step_s,
-            *(
-                sum(_waits(parameters, strategy, steps, work, ranges, **{name: value[end]}).values()) - step_s
-                for name, value in ranges.items()
-            ),
-        )
-        for end in (1, 2)
-    )
-    return StepTime(step_s, max(step_s - best, 0.0), step_s + worst, typical)
+
+    def off_s(end: int) -> float:
+        changed = [ranges | {name: Range(value[end], *value[1:])} for name, value in ranges.items()]
+        each_s = (sum(_waits(parameters, strategy, steps, work, item).values()) for item in changed)
+        return hypot(RESIDUAL * step_s, *(other_s - step_s for other_s in each_s))
+
+    return StepTime(step_s, max(step_s - off_s(1), 0.0), step_s + off_s(2), typical)
 
 
 def _waits(
-    parameters: int,
-    strategy: StrategySizes,
-    steps: int,
-    work: PassWork,
-    ranges: Mapping[str, Range],
-    **changed: float,
+    parameters: int, strategy: StrategySizes, steps: int, work: PassWork, ranges: dict[str, Range]
 ) -> dict[str, float]:
-    """By what it waits for; typical constants but for those that are changed."""
-    rates = Rates(**{name: value.typical for name, value in ranges.items()} | changed)
+    """By what it waits for, with typical constants."""
+    rates = Rates(**{name: value.typical for name, value in ranges.items()})
     share = parameters // strategy.ranks
     if strategy.ring_bytes:
         return pipelined(work, rates, micro_batches=steps, on_host=share, ring_bytes=strategy.ring_bytes)
@@ -180,7 +168,7 @@ class CardClock:
         self, strategy: StrategySizes, micro_batch: int, checkpointing: bool
     ) -> tuple[int, StrategySizes, int, PassWork, dict[str, Range]]:
         workload = self.planner.workload
-        steps = -(-workload.effective_batch // (micro_batch * strategy.ranks))
+        steps = self.planner.steps(strategy, micro_batch)
         work = self.planner.pass_work(micro_batch, checkpointing=checkpointing)
         is_replayed = strategy.graph_shapes > 0 and not (checkpointing and self.has_dropout)
         ranges = constants(self.card, strategy, self.host, is_replayed=is_replayed)

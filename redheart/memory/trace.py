@@ -16,12 +16,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from redheart.memory.kernels import Kernels, replaced
-from redheart.pipeline.in_turn import Counts
+from redheart.memory.kernels import CUDA, Kernels, replaced
+from redheart.memory.ledger import ModelSizes
+from redheart.pipeline.clock import Counts
 
 Loss = Callable[[nn.Module, Any], Tensor]
 _VIEWS_BY_COPY = ("aten::_unsafe_view",)
 """Views that do not call themselves so."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with its batch and loss, and everything about it that does not depend on the strategy."""
+
+    module: nn.Module
+    """On `meta`, in the type that it is trained in."""
+    sizes: ModelSizes
+    batch: Callable[[int], Any]
+    loss: Loss
+    set_checkpointing: Callable[[nn.Module, bool], None]
+    effective_batch: int
+    snapshots: int
+    snapshot_output_bytes: int
+    feature_bytes: int
+    log_bytes: int = 0
+    kernels: Kernels = CUDA
+    is_affine: bool = True
+    """Whether every tensor's size is known to be affine in the number of records; else it is tried."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +133,11 @@ def trace_pass(
     backward: bool = True,
     release_gradients: bool = False,
 ) -> Trace:
-    """Run one pass under a tracker that sees every operator, and give its allocations.
+    """Run one pass under a tracker that sees every operator, and give its allocations but those of parameters.
 
     Args:
-        module: on any device; its parameters are not counted.
-        batch: any structure of tensors, on the module's device.
+        module: on any device.
+        batch: any structure of tensors, on that device.
         loss: from module and batch to a scalar.
         kernels: those of the device that the pass is meant for; None leaves the choice to torch.
         backward: False traces the forward pass without gradients, as in validation.

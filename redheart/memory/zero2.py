@@ -60,12 +60,7 @@ def bucket(strategy: StrategySizes) -> Entry:
 def offload(
     model: ModelSizes, strategy: StrategySizes, *, leaving: Sequence[Entry] = (), kept: Sequence[Entry]
 ) -> list[Entry]:
-    """What is there whoever steps on the host.
-
-    Args:
-        leaving: what a gradient passes through on the device on its way out.
-        kept: gradients and new weights on the host.
-    """
+    """What is there whoever steps on the host, with what a gradient passes through on its way out and is kept in."""
     weight, (groups, parts) = strategy.weight_bytes, padded_groups(model, strategy.ranks)
     # Float32 weights are the masters.
     upcast, beside = each(4 if weight < 4 else 0, parts), each(0 if weight < 4 else 4, parts)

@@ -26,12 +26,7 @@ class Bucket:
 
 
 def cut(modules: Mapping[str, int], *, largest: int = BUCKET_ELEMENTS) -> list[Bucket]:
-    """Buckets of modules, in the order of the forward pass, each module cut into parts as even as can be.
-
-    Args:
-        modules: elements of every module's parameters.
-        largest: most elements of a bucket.
-    """
+    """Buckets of modules by their elements, in the order of the forward pass, in parts as even as can be."""
     parts = [
         (name, elements // count + (part < elements % count))
         for name, elements in modules.items()

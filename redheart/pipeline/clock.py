@@ -1,13 +1,115 @@
-"""The pipeline against a clock: what a step takes on a machine that is known by its constants."""
+"""Seconds of a step on a machine that is known by its constants: as training takes it today, or as a pipeline.
+
+Today transfers come in turn, and what nothing hides is added up. One thread launches the pass. A gradient's copy to the
+host stands in the stream that computes, and one thread there takes what arrives; the norm, the update and the copies
+back follow when the pass is over (`train/zero/fused_step.py`, `train/device/transfers.py`). The pipeline that hides all
+of this runs against a clock.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import NamedTuple
 
-from redheart.pipeline.bucket import BUCKET_ELEMENTS, WIRE_BYTES, Bucket, cut
-from redheart.pipeline.in_turn import NORM_OF_SUMS_SHARE, PassWork, Rates, computed_s
+from redheart.pipeline.bucket import BUCKET_ELEMENTS, WIRE_BYTES, cut
 from redheart.pipeline.lanes import Lane, Task, Wait
 from redheart.pipeline.step import OffloadStep
+
+NORM_SHARE, NORM_OF_SUMS_SHARE = 0.18, 0.30
+"""The norm's time over the update's: .026 and .043 ns/param beside .142 on 16 cores, of gradients in bf16 and of their
+sums in float32."""
+
+
+class Counts(NamedTuple):
+    """What a pass, or a part of it, asks for."""
+
+    operators: int = 0
+    """Those that launch something; views are none."""
+    flop: float = 0.0
+    """Of products and attention."""
+    moved_bytes: float = 0.0
+    """Read and written by all other operators."""
+
+    def plus(self, other: "Counts", times: float = 1) -> "Counts":
+        """The sum with another, so many times."""
+        flop, moved_bytes = self.flop + times * other.flop, self.moved_bytes + times * other.moved_bytes
+        return Counts(self.operators + round(times * other.operators), flop, moved_bytes)
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """Of one micro-batch."""
+
+    forward: Counts
+    backward: Counts
+    recomputed_operators: int = 0
+    """Those of the backward pass that checkpointing launches a second time."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Constants of a card, its bus and its host: seconds an operator or an element, or units a second."""
+
+    flop_s: float
+    memory_bytes_s: float
+    kernel_s: float
+    """Shortest time of an operator on the card."""
+    launch_s: float
+    recompute_s: float
+    """Launching an operator a second time under checkpointing, with what torch does around it."""
+    bus_bytes_s: float
+    hand_over_s: float
+    """An element's gradient on its way into the host's ordinary memory, through the thread there."""
+    update_s: float
+    """Of the optimizer on the host."""
+    around_s: float
+    """A step, whatever its size: the wait for the norm, DeepSpeed, the loop."""
+    keep_s: float
+    """An element's gradient that stays on the card, in DeepSpeed's hands, a micro-batch."""
+    update_on_card_s: float
+    drain_s: float = 0.0
+    """Of a pipeline: an element's gradient from its slot into ordinary memory."""
+
+
+def in_turn(
+    work: PassWork,
+    rates: Rates,
+    *,
+    micro_batches: int,
+    on_host: int = 0,
+    on_card: int = 0,
+    wire_bytes: int = WIRE_BYTES,
+) -> dict[str, float]:
+    """Seconds of a step by what it waits for, from its work in a micro-batch; their sum is the step.
+
+    `on_host` and `on_card` are elements by where their optimizer is, `wire_bytes` what one of them sends to the host in
+    a micro-batch.
+    """
+    waits: dict[str, float] = {}
+
+    def longest(times: int = 1, **seconds: float) -> None:
+        name = max(seconds, key=lambda lane: seconds[lane])
+        waits[name] = waits.get(name, 0.0) + times * seconds[name]
+
+    forward, backward = work.forward, work.backward
+    longest(micro_batches, launches=forward.operators * rates.launch_s, card=computed_s(forward, rates))
+    kept_s = on_card * rates.keep_s
+    launches_s = backward.operators * rates.launch_s + kept_s
+    launches_s += work.recomputed_operators * (rates.recompute_s - rates.launch_s)
+    card_s = computed_s(backward, rates) + on_host * wire_bytes / rates.bus_bytes_s + kept_s
+    longest(micro_batches, launches=launches_s, card=card_s, gradients=on_host * rates.hand_over_s)
+    longest(rest=rates.around_s)
+    longest(card=on_card * rates.update_on_card_s)
+    norm_share = NORM_SHARE if micro_batches == 1 else NORM_OF_SUMS_SHARE
+    longest(host=norm_share * on_host * rates.update_s)
+    longest(host=on_host * rates.update_s, bus=on_host * WIRE_BYTES / rates.bus_bytes_s)
+    return waits
+
+
+def computed_s(counts: Counts, rates: Rates) -> float:
+    """Seconds on the card."""
+    products_s, others_s = counts.flop / rates.flop_s, counts.moved_bytes / rates.memory_bytes_s
+    return products_s + others_s + counts.operators * rates.kernel_s
 
 
 @dataclass(frozen=True)
@@ -87,8 +189,6 @@ class StepTimes:
     """A step of a run that has been under way for a while."""
 
     step_s: float
-    floor_s: float
-    """The longest chain that no order can shorten: backward pass, norm, all updates, the last upload."""
     busy_s: dict[str, float]
     """By lane."""
     timeline: tuple[Interval, ...]
@@ -103,18 +203,13 @@ class StepTimes:
 def simulate(
     modules: Mapping[str, int], machine: Machine, passes: Passes, *, ring_bytes: int, steps: int = 4
 ) -> StepTimes:
-    """A step of a model in full swing.
+    """A step of a model in full swing, the last of `steps` that are simulated.
 
-    Args:
-        modules: elements of every module, in the order of the forward pass; a pass's time is divided by them.
-        machine: constants of the machine.
-        passes: of one micro-batch.
-        ring_bytes: page-locked memory for slots.
-        steps: how many are simulated; the last one is answered.
+    A pass's time is divided by the elements of its modules, which are in the order of the forward pass; `ring_bytes` is
+    page-locked memory for slots.
     """
-    buckets, total = cut(modules), sum(modules.values())
-    lanes = ClockLanes(machine)
-    step = OffloadStep(buckets, lanes, ring_bytes=ring_bytes, accumulates=passes.micro_batches > 1)
+    total, lanes = sum(modules.values()), ClockLanes(machine)
+    step = OffloadStep(cut(modules), lanes, ring_bytes=ring_bytes, accumulates=passes.micro_batches > 1)
     shares = {name: elements / total for name, elements in modules.items() if elements}
     ends = []
     for _ in range(steps):
@@ -132,27 +227,13 @@ def simulate(
     busy_s = {
         lane.value: sum(item.end_s - max(item.start_s, span[0]) for item in last if item.lane == lane) for lane in Lane
     }
-    return StepTimes(span[1] - span[0], floor_s(buckets, machine, passes), busy_s, last)
-
-
-def floor_s(buckets: Sequence[Bucket], machine: Machine, passes: Passes) -> float:
-    """The chain backward pass, norm, all updates, last upload, and the passes before the last micro-batch."""
-    elements = sum(bucket.elements for bucket in buckets)
-    norm_s = machine.norm_s if passes.micro_batches == 1 else elements * machine.square_s
-    earlier = (passes.micro_batches - 1) * (passes.forward_s + passes.backward_s)
-    upload = buckets[-1].wire_bytes / machine.in_bytes_s
-    return earlier + passes.backward_s + norm_s + elements * machine.update_s + upload
+    return StepTimes(span[1] - span[0], busy_s, last)
 
 
 def pipelined(work: PassWork, rates: Rates, *, micro_batches: int, on_host: int, ring_bytes: int) -> dict[str, float]:
-    """Seconds of a step as a pipeline by what it waits for: the busiest lane, and what else nothing hides.
+    """As `in_turn`, as a pipeline: the busiest lane, and what else nothing hides.
 
-    Args:
-        work: of one micro-batch.
-        rates: of the machine; a step's time around it is taken to stay as it is.
-        micro_batches: of a step.
-        on_host: elements, whose optimizer is there.
-        ring_bytes: page-locked memory for slots.
+    A step's time around it is taken to stay as it is.
     """
     parts = max(1, on_host // BUCKET_ELEMENTS)
     launches = work.forward.operators + work.backward.operators - work.recomputed_operators
@@ -176,3 +257,58 @@ def pipelined(work: PassWork, rates: Rates, *, micro_batches: int, on_host: int,
     lane = Lane(found.bound_by)
     busy_s = found.busy_s[lane]
     return {WAITS[lane]: busy_s, "order": found.step_s - busy_s, "rest": rates.around_s}
+
+
+# Where no card is named, configurations are ranked by a pipeline on a small one: no promise of a time. The functions
+# take the parameters of a rank, the micro-batches of a step and whether it checkpoints.
+RING_BYTES = 96 << 20
+"""Page-locked slots of today's transfers."""
+SMALL_CARD = Machine("a small card on PCIe 3.0 x16", 12e9, 12e9, update_s=0.6e-9, drain_s=0.2e-9)
+"""Constants that configurations are ranked by; no card's own."""
+UPDATE_32_S = 1.1e-9
+"""An element's update on that machine with 32-bit states."""
+PASS_S = (0.08, 0.17)
+"""Forward and backward of 64 records of 128 tokens of the full model on a small card, at 40 TFLOP/s bf16."""
+LAUNCH_S = 0.4
+"""Launches of a micro-batch, whatever its size: measured 383 ms for 16 and 411 for 64 records on an H200."""
+PARTS = 4
+"""Of a model whose modules are not looked at."""
+
+
+def traffic_bytes(steps: int, *, state_bits: int) -> int:
+    """Bytes a parameter over the bus in one step of ZeRO-2 offload with `steps` micro-batches.
+
+    With 8-bit states the gradient leaves in bf16 at every micro-batch and is summed on the host. DeepSpeed's own path
+    sends the sum out at every micro-batch, pulls it in again at every later one, and sends it in float32 at the end.
+    Either way the weights return in bf16. Counted by benchmarks/accumulation.py.
+    """
+    if state_bits == 8:
+        return 2 * steps + 2
+    return 6 if steps == 1 else 4 * steps + 4
+
+
+def on_card(parameters: int, steps: int, checkpointing: bool) -> float:
+    """All on the card: the passes and their launches."""
+    passes = _passes(steps, checkpointing)
+    return steps * max(passes.forward_s + passes.backward_s, passes.launch_s)
+
+
+@cache
+def fused_offload(parameters: int, steps: int, checkpointing: bool, machine: Machine = SMALL_CARD) -> float:
+    """So much of the optimizer on the host, by the pipeline's own order."""
+    if not parameters:
+        return on_card(parameters, steps, checkpointing)
+    modules = {f"part {number}": max(1, parameters // PARTS) for number in range(PARTS)}
+    return simulate(modules, machine, _passes(steps, checkpointing), ring_bytes=RING_BYTES, steps=2).step_s
+
+
+def deepspeed_offload(parameters: int, steps: int, checkpointing: bool) -> float:
+    """The same by DeepSpeed's own path, which takes twice the bytes out (see `traffic_bytes`), with 32-bit states."""
+    machine = replace(SMALL_CARD, update_s=UPDATE_32_S, out_bytes_s=SMALL_CARD.out_bytes_s / 2)
+    return fused_offload(parameters, steps, checkpointing, machine)
+
+
+def _passes(steps: int, checkpointing: bool) -> Passes:
+    forward_s, backward_s = (share / steps for share in PASS_S)
+    launch_s = LAUNCH_S * (4 / 3 if checkpointing else 1)
+    return Passes(forward_s, backward_s + forward_s * checkpointing, launch_s, steps)

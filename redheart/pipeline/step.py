@@ -13,7 +13,7 @@ Source: Ren et al. 2021 (ZeRO-Offload), without its delayed update: the update i
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from redheart.pipeline.bucket import Bucket, by_module
 from redheart.pipeline.lanes import Event, Lane, Lanes, Task, Wait
@@ -21,42 +21,10 @@ from redheart.pipeline.lanes import Event, Lane, Lanes, Task, Wait
 _NORM_BYTES = 8
 
 
-class Work(Protocol):
-    """What is done to real memory, when a lane comes to it; a slot is known by its number.
-
-    Gradients and settings are handed on as they were at submission, since a lane may come to its work much later.
-    """
-
-    def add_squares(self, bucket: Bucket, gradient: Any) -> None:
-        """Note a gradient's sum of squares on the card."""
-
-    def copy_out(self, bucket: Bucket, gradient: Any, slot: int) -> None:
-        """Copy a gradient from the card into a slot."""
-
-    def drain(self, bucket: Bucket, slot: int, *, begins: bool) -> None:
-        """Begin the bucket's sum on the host with a slot's gradient, or add it there."""
-
-    def sum_squares(self) -> None:
-        """Add up on the card what was noted there."""
-
-    def copy_norm(self) -> None:
-        """Copy the card's sum of squares to the host."""
-
-    def add_squares_on_host(self, bucket: Bucket, slot: int | None) -> None:
-        """Add the squares of a slot's gradient, or of the bucket's sum, to those of the others on the host."""
-
-    def clip(self, settings: Any, *, on_host: bool) -> None:
-        """The squares are complete: what they come to, and the settings, are those of the updates that follow."""
-
-    def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
-        """Update a bucket from its slot or its sum, and write its new weights into the slot."""
-
-    def copy_in(self, bucket: Bucket, slot: int) -> None:
-        """Copy new weights from a slot to the card."""
-
-
 class OffloadStep:
     """The pipeline of a run: told of passes and gradients as they come, it keeps the lanes busy.
+
+    What its tasks do to real memory is for a subclass to say; here they are only ordered.
 
     Args:
         buckets: in the order of the forward pass.
@@ -64,7 +32,6 @@ class OffloadStep:
         ring_bytes: page-locked memory for slots; at least one of them there is.
         accumulates: whether several micro-batches are known to come, so that no gradient waits in its slot.
         norm_on_host: whether the norm is never taken on the card.
-        work: what the tasks do; without it they are only ordered.
     """
 
     def __init__(
@@ -75,9 +42,8 @@ class OffloadStep:
         ring_bytes: int,
         accumulates: bool = False,
         norm_on_host: bool = False,
-        work: Work | None = None,
     ):
-        self._buckets, self._lanes, self._work = list(buckets), lanes, work
+        self._buckets, self._lanes = list(buckets), lanes
         self._accumulates, self._norm_on_host = accumulates, norm_on_host or accumulates
         self._of = by_module(buckets)
         largest_bytes = max(bucket.wire_bytes for bucket in buckets)
@@ -143,12 +109,12 @@ class OffloadStep:
             # An earlier micro-batch's.
             self._drain(index)
         self._num_gradients[index] = self._num_gradients.get(index, 0) + 1
-        name, work = f"gradient {index}", self._work
-        run = partial(work.add_squares, bucket, gradient) if work and not self._norm_on_host else None
+        name = f"gradient {index}"
+        run = None if self._norm_on_host else partial(self.add_squares, bucket, gradient)
         square = Task("square", name, 0.0, (name, "squares"), ("squares",), run)
         squared = self._lanes.submit(Lane.COMPUTE, square)
         slot, was_used = self._slot()
-        run = partial(work.copy_out, bucket, gradient, slot) if work else None
+        run = partial(self.copy_out, bucket, gradient, slot)
         copy = Task("copy out", name, bucket.wire_bytes, (name,), (f"slot {slot}",), run)
         waits = [Wait(squared, "gradient computed"), *_after(was_used)]
         copied = self._left[index] = self._lanes.submit(Lane.OUT, copy, waits)
@@ -172,32 +138,24 @@ class OffloadStep:
             of_this_step.clear()
 
     def step(self, settings: Any = None) -> Event:
-        """After the last backward pass: the norm, all updates, and the weights on their way back.
+        """After the last backward pass: the norm, whose end is given, all updates, and the weights on their way back.
 
-        Every bucket must have had a gradient.
-
-        Args:
-            settings: handed to `Work.clip`.
-
-        Returns:
-            The end of the norm.
+        Every bucket must have had a gradient. The settings are handed to `clip`.
         """
-        work = self._work
         on_host = self._norm_on_host or max(self._num_gradients.values()) > 1
         waits = self._squares_on_host() if on_host else self._squares_on_card()
-        run = partial(work.clip, settings, on_host=on_host) if work else None
-        norm = Task("norm", "", 0.0, ("host norm",), ("scale",), run)
+        norm = Task("norm", "", 0.0, ("host norm",), ("scale",), partial(self.clip, settings, on_host=on_host))
         normed = self._lanes.submit(Lane.HOST, norm, waits)
         for index in reversed(self._num_gradients):
             bucket = self._buckets[index]
             slot, was_used = (self._held.pop(index)[0], None) if index in self._held else self._slot()
             from_sum = index in self._summed
             source = f"sum {index}" if from_sum else f"slot {slot}"
-            run = partial(work.update, bucket, slot, from_sum=from_sum) if work else None
+            run = partial(self.update, bucket, slot, from_sum=from_sum)
             writes = (f"master {index}", f"slot {slot}", f"queued {index}")
             update = Task("update", str(index), bucket.elements, ("scale", source), writes, run)
             updated = self._lanes.submit(Lane.HOST, update, _after(was_used))
-            run = partial(work.copy_in, bucket, slot) if work else None
+            run = partial(self.copy_in, bucket, slot)
             copy = Task("copy in", str(index), bucket.wire_bytes, (f"slot {slot}",), (f"weights {index}",), run)
             arrived = self._lanes.submit(Lane.IN, copy, [Wait(updated, "updated")])
             self._free.append((slot, arrived))
@@ -207,11 +165,10 @@ class OffloadStep:
         return normed
 
     def _squares_on_card(self) -> list[Wait]:
-        work = self._work
-        norm = Task("norm", "", 0.0, ("squares",), ("norm",), work.sum_squares if work else None)
+        norm = Task("norm", "", 0.0, ("squares",), ("norm",), self.sum_squares)
         normed = self._lanes.submit(Lane.COMPUTE, norm)
         # Behind all gradients on their lane: who has waited for the norm has waited for them.
-        copy = Task("norm", "", _NORM_BYTES, ("norm",), ("host norm",), work.copy_norm if work else None)
+        copy = Task("norm", "", _NORM_BYTES, ("norm",), ("host norm",), self.copy_norm)
         known = self._lanes.submit(Lane.OUT, copy, [Wait(normed, "norm computed")])
         return [Wait(known, "norm and gradients copied")]
 
@@ -219,7 +176,7 @@ class OffloadStep:
         for bucket in self._buckets:
             slot, copied = self._held.get(bucket.index, (None, None))
             of = f"sum {bucket.index}" if slot is None else f"slot {slot}"
-            run = partial(self._work.add_squares_on_host, bucket, slot) if self._work else None
+            run = partial(self.add_squares_on_host, bucket, slot)
             task = Task("square", of, bucket.elements, (of,), ("host norm",), run)
             self._lanes.submit(Lane.HOST, task, [] if slot is None else [Wait(copied, "gradient copied")])
         # Before all updates on their lane.
@@ -238,11 +195,41 @@ class OffloadStep:
     def _drain(self, index: int) -> None:
         slot, copied = self._held.pop(index)
         bucket, total = self._buckets[index], f"sum {index}"
-        run = partial(self._work.drain, bucket, slot, begins=index not in self._summed) if self._work else None
+        run = partial(self.drain, bucket, slot, begins=index not in self._summed)
         task = Task("drain", str(index), bucket.elements, (f"slot {slot}", total), (total,), run)
         drained = self._lanes.submit(Lane.HOST, task, [Wait(copied, "gradient copied")])
         self._free.append((slot, drained))
         self._summed.add(index)
+
+    # What is done when a lane comes to it; a slot is known by its number. Gradients and settings are handed on as they
+    # were at submission, since a lane may come to its work much later.
+
+    def add_squares(self, bucket: Bucket, gradient: Any) -> None:
+        """Note a gradient's sum of squares on the card."""
+
+    def copy_out(self, bucket: Bucket, gradient: Any, slot: int) -> None:
+        """Copy a gradient from the card into a slot."""
+
+    def drain(self, bucket: Bucket, slot: int, *, begins: bool) -> None:
+        """Begin the bucket's sum on the host with a slot's gradient, or add it there."""
+
+    def sum_squares(self) -> None:
+        """Add up on the card what was noted there."""
+
+    def copy_norm(self) -> None:
+        """Copy the card's sum of squares to the host."""
+
+    def add_squares_on_host(self, bucket: Bucket, slot: int | None) -> None:
+        """Add the squares of a slot's gradient, or of the bucket's sum, to those of the others on the host."""
+
+    def clip(self, settings: Any, *, on_host: bool) -> None:
+        """The squares are complete: what they come to, and the settings, are those of the updates that follow."""
+
+    def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
+        """Update a bucket from its slot or its sum, and write its new weights into the slot."""
+
+    def copy_in(self, bucket: Bucket, slot: int) -> None:
+        """Copy new weights from a slot to the card."""
 
 
 def _weights(buckets: Sequence[Bucket]) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import timings
-from redheart.study.outlook.chosen import expected
+from redheart.study.outlook.plan_output import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.log.display import TrainingDisplay

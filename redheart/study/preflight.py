@@ -34,13 +34,8 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     num_records = _num_records(config)
     if torch.cuda.is_available():
         total_bytes = torch.cuda.get_device_properties(0).total_memory
-        train = config.train
         found = planning.answer(
-            config,
-            vram_bytes=total_bytes,
-            micro_batch=train.micro_batch,
-            card_share=train.card_share,
-            num_records=num_records,
+            config, vram_bytes=total_bytes, micro_batch=config.train.micro_batch, num_records=num_records
         )
         planning.refuse_unless_fits(found)
         host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)

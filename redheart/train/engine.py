@@ -25,17 +25,15 @@ from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
 from redheart.memory.offloaded import Offloaded
 from redheart.snapshots.states import ParameterPlace
-from redheart.train.device.compute_type import compute_type
+from redheart.train.device.compute_type import compute_type, in_float32, let_norms_compute_in_float32
 from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs
-from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
 from redheart.train.hooks import remembered_hooks
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 from redheart.train.zero import pipelined_step
 from redheart.train.zero.groups import parameter_groups, parameter_places
-from redheart.train.zero.optimizer_state import held_bytes, load_buffers, load_tensors, tensors_of
-from redheart.train.zero.repartition import Repartitioned
-from redheart.train.zero.startup import leave_gradients, let_weights_be_masters, send_weights, start_group_of_one
+from redheart.train.zero.optimizer_state import Repartitioned, held_bytes, load_buffers, load_tensors, tensors_of
+from redheart.train.zero.startup import let_weights_be_masters, send_weights, start_group_of_one
 
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
@@ -218,7 +216,7 @@ class ZeroEngine:
         self._pipeline: Offloaded | None = None
         if world_size == 1:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
-            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = leave_gradients
+            self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = lambda *_, **__: None
         if strategy.home == "host" and self._zero.dtype == torch.float32:
             let_weights_be_masters(self._zero)
         accumulates = config.micro_batch * world_size < config.effective_batch
@@ -247,7 +245,7 @@ class ZeroEngine:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
         if self._pipeline and self._has_graphs:
-            self._pipeline.before_backward()
+            self._pipeline.reuse_gradients()
         # DeepSpeed averages over the ranks; the loss is already each rank's share of the whole.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 

@@ -12,7 +12,7 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.folders import remove_leftovers
 from redheart.core.progress import note, warn
-from redheart.memory.host import available_host_bytes
+from redheart.memory.host import host_memory
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import snapshot_folders
 from redheart.snapshots.parts import kept_type, parts_of
@@ -186,7 +186,7 @@ def compress_or_warn(snapshots: Path) -> None:
 
 def copies_fit(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there is memory to copy these tensors and let training go on."""
-    return ROOM_FOR_COPIES * sum(tensor.nbytes for tensor in tensors.values()) < available_host_bytes()
+    return ROOM_FOR_COPIES * sum(tensor.nbytes for tensor in tensors.values()) < host_memory().available_bytes
 
 
 def module_copies(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:

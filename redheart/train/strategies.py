@@ -10,8 +10,8 @@ from redheart.core.errors import BadInput
 from redheart.memory import zero2
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, ModelSizes, Strategy, StrategySizes, each
-from redheart.memory.step_cost import deepspeed_offload, fused_offload, on_card
 from redheart.memory.zero2 import HELD, ZERO
+from redheart.pipeline.clock import deepspeed_offload, fused_offload, on_card
 from redheart.train.zero.extension import building
 from redheart.train.zero.fused_step import install
 

@@ -15,9 +15,8 @@ from torch import nn
 
 from redheart.core.config import TrainConfig
 from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
-from redheart.memory.ledger import SLOTS, ModelSizes, Strategy, held_bytes, ledger
+from redheart.memory.ledger import SLOTS, ModelSizes, Strategy, held_bytes, ledger, model_sizes
 from redheart.memory.offloaded import Flat, Offloaded
-from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.pipeline.bucket import Bucket

@@ -14,9 +14,8 @@ from redheart.core.config import FeatureConfig, StudyConfig, TrainConfig, resolv
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.units import GIB
 from redheart.memory.host_disk import disk_parts
-from redheart.memory.ledger import ledger
+from redheart.memory.ledger import ledger, model_sizes
 from redheart.memory.plan import MICRO_BATCHES, Planner
-from redheart.memory.workload import model_sizes
 from redheart.model.dims import scaled
 from redheart.model.network import build
 from redheart.snapshots.states import Progress, write_state

@@ -9,7 +9,7 @@ import pytest
 
 from redheart.memory.cards import find
 from redheart.memory.step_time import RESIDUAL, HostSpeed, constants, step_time
-from redheart.pipeline.in_turn import PassWork
+from redheart.pipeline.clock import PassWork
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import step_times

@@ -52,7 +52,7 @@ class Passes:
 
 
 class DeferredCuda:
-    """Stands in for `redheart.pipeline.streams.Cuda`."""
+    """Stands in for `redheart.pipeline.lanes.Cuda`."""
 
     def __init__(self, seed: int) -> None:
         self.gate = Event()

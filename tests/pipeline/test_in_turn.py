@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from redheart.pipeline.in_turn import Counts, PassWork, Rates, in_turn
+from redheart.pipeline.clock import Counts, PassWork, Rates, in_turn
 
 RATES = Rates(
     flop_s=1e12,

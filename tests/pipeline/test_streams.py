@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from redheart.memory import offloaded
 from redheart.optim import OffloadAdamW8bit
-from redheart.pipeline import streams
-from redheart.pipeline.lanes import InTurn, Lane, Task, Wait
-from redheart.pipeline.streams import StreamLanes
+from redheart.pipeline import lanes
+from redheart.pipeline.lanes import InTurn, Lane, StreamLanes, Task, Wait
 
 
 class Block(nn.Module):
@@ -92,7 +91,7 @@ class Checked:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> DeferredCuda:
     device = DeferredCuda(0)
-    monkeypatch.setattr(streams, "Cuda", device)
+    monkeypatch.setattr(lanes, "Cuda", device)
     return device
 
 
@@ -108,7 +107,7 @@ def test_deferred_lanes_give_the_bits_of_the_work_in_turn(
     expected = train(model, optimizer, passes=passes)
     monkeypatch.setattr(offloaded, "StreamLanes", Checked)
     for seed in range(num_seeds):
-        monkeypatch.setattr(streams, "Cuda", DeferredCuda(10 * seed))
+        monkeypatch.setattr(lanes, "Cuda", DeferredCuda(10 * seed))
         model = new_model()
         optimizer = new_optimizer(model, overlaps=True, ring_bytes=ring_bytes, max_grad_norm=1.0)
         found = train(model, optimizer, passes=passes)
@@ -165,7 +164,7 @@ def test_gradients_that_stay_in_memory_leave_before_the_next_pass(
         for _ in range(2):
             for _ in range(2):
                 if waits:
-                    optimizer._work.before_backward()
+                    optimizer._work.reuse_gradients()
                 model(torch.randn(2, 48).bfloat16()).sum().backward()
             optimizer.step()
 
@@ -226,7 +225,7 @@ def test_a_model_outlives_its_optimizer_and_is_copied_without_it(cuda: DeferredC
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     optimizer.step()  # whose weights are on their way
     inputs = torch.randn(2, 48).bfloat16()
-    assert torch.equal(copies[0](inputs), copies[1](inputs)) and optimizer._work._pipeline._returned
+    assert torch.equal(copies[0](inputs), copies[1](inputs)) and optimizer._work._returned
     optimizer.finish()
     work = weakref.ref(optimizer._work)
     del optimizer

@@ -16,7 +16,7 @@ from redheart.core.errors import BadInput
 from redheart.core.units import GIB
 from redheart.memory.cards import find
 from redheart.memory.step_time import HostSpeed
-from redheart.study.outlook import chosen, host_speed, plan_output, planning, timings
+from redheart.study.outlook import doctor, plan_output, planning, timings
 from redheart.train.log.pace import CHECK_STEPS
 from redheart.train.settings import Chosen
 
@@ -70,8 +70,10 @@ def test_without_offload_is_chosen_where_it_is_faster_and_fits() -> None:
     assert found.on_card is not None and found.plan.strategy == "gpu_adam8bit"
 
 
-def test_a_card_without_bf16_units_is_told_so_and_offered_what_works() -> None:
-    found = planning.answer(CONFIG, vram_bytes=6 * GIB, card=find("RTX 2060"), micro_batch=8).on_card
+@pytest.mark.parametrize("switch", [{}, {"pipeline": True}, {"graphs": True}])
+def test_a_card_without_bf16_units_is_told_so_and_offered_what_works(switch: dict[str, bool]) -> None:
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **switch))
+    found = planning.answer(config, vram_bytes=6 * GIB, card=find("RTX 2060"), micro_batch=8).on_card
     assert found is not None and found.note is not None
     assert "no bf16 units" in found.note and "--strategy fp32_adamw) `tiny` fits" in found.note
 
@@ -120,16 +122,16 @@ def test_a_run_that_was_expected_remembers_its_first_steps(empty_store: Path) ->
 
 def test_what_is_expected_is_what_was_measured_here_else_what_the_planner_says_of_the_card() -> None:
     found = Chosen("64 x 1", "planner", "", [], "a card", "its constants", 2.0, 1.0, 3.0, "host", 1, 2)
-    assert chosen.expected(CONFIG, None, ranks=1, num_validation=10) is None
+    assert plan_output.expected(CONFIG, None, ranks=1, num_validation=10) is None
     unknown = dataclasses.replace(found, predicted_step_s=None)
-    assert chosen.expected(CONFIG, unknown, ranks=1, num_validation=10) is None
-    said = chosen.expected(CONFIG, found, ranks=1, num_validation=10)
+    assert plan_output.expected(CONFIG, unknown, ranks=1, num_validation=10) is None
+    said = plan_output.expected(CONFIG, found, ranks=1, num_validation=10)
     assert said is not None and (said.step_s, said.basis) == (2.0, "simulated, its constants")
     steps = [{"event": "step", "forward_backward_s": 0.5, "step_s": 1.0}] * 5
     measured = timings.measured_step(CONFIG, steps, ranks=1)
     assert measured is not None
     timings.remember(measured)
-    before = chosen.expected(CONFIG, found, ranks=1, num_validation=10)
+    before = plan_output.expected(CONFIG, found, ranks=1, num_validation=10)
     assert before is not None and before.step_s == pytest.approx(1.0) and "measured" in before.basis
 
 
@@ -146,7 +148,7 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _index=0: "NVIDIA GeForce RTX 3070")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: SimpleNamespace(total_memory=8 * GIB))
-    taken, found = chosen.on_this_card(StudyConfig(preset="full"))
+    taken, found = plan_output.on_this_card(StudyConfig(preset="full"))
     assert (taken.train.micro_batch, taken.train.checkpointing) == (64, True) and found is not None
     assert (found.by, found.device, found.vram_bytes) == ("planner", "NVIDIA GeForce RTX 3070", 8 * GIB)
     assert (found.predicted_step_s, found.bound_by) == (planned.step.step_s, planned.step.bound_by)
@@ -160,7 +162,7 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
     assert measured is not None and measured.device == "NVIDIA GeForce RTX 3070"
     timings.remember(measured)
     timings.remember_host(HostSpeed(0.1e-9, 0.05e-9, 20e9))
-    faster = chosen.on_this_card(StudyConfig(preset="full"))[1]
+    faster = plan_output.on_this_card(StudyConfig(preset="full"))[1]
     assert faster is not None and faster.predicted_step_s < found.predicted_step_s
     assert "this host's as measured" in faster.text
     assert "0.75 s a step (measured: steps of 64 x 128 tokens on NVIDIA GeForce RTX 3070)" in faster.text
@@ -168,7 +170,7 @@ def test_full_on_a_known_card_is_expected_to_take_what_its_plan_says(monkeypatch
 
 def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
     assert timings.recall_host() is None
-    found = host_speed.measure(elements=1 << 18)
+    found = doctor.measure(elements=1 << 18)
     assert 0 < found.update_s < 1e-6 and 0 < found.add_s < 1e-6 and found.copy_bytes_s > 1e7
     assert (found.launch_s is None) == (not torch.cuda.is_available())
     assert timings.remember_host(found) == empty_store.with_name("host_speed.json")
@@ -183,7 +185,7 @@ def test_the_host_is_measured_kept_and_taken(empty_store: Path) -> None:
 
 
 def test_a_launch_is_timed_by_its_operators() -> None:
-    assert 1e-7 < host_speed.launch_s(torch.device("cpu")) < 1
+    assert 1e-7 < doctor.launch_s(torch.device("cpu")) < 1
 
 
 def test_too_little_is_left_of_a_card() -> None:

@@ -9,7 +9,7 @@ from stub_programs import program
 from redheart.memory.adamw8bit import build
 from redheart.memory.host import HostMemory
 from redheart.memory.step_time import HostSpeed
-from redheart.study.outlook import doctor, host_speed, timings
+from redheart.study.outlook import doctor, timings
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_is_measured_is_kept_for_plans_or_said_not_to_be(
 ) -> None:
     monkeypatch.setenv("REDHEART_STEP_TIMES", str(tmp_path / path))
     found = HostSpeed(0.35e-9, 0.1e-9, 20e9, launch_s=20e-6, bus_bytes_s=25e9)
-    monkeypatch.setattr(host_speed, "measure", lambda: found)
+    monkeypatch.setattr(doctor, "measure", lambda: found)
     finding = doctor.examine(tmp_path, measures=True)[-1]
     assert (finding.name, finding.verdict) == ("host speed", verdict)
     assert finding.found.startswith(

@@ -22,7 +22,7 @@ from redheart.snapshots import compress
 from redheart.snapshots.prune import disk_bytes
 from redheart.study import phases, preflight, run_folder
 from redheart.study.outlook import planning
-from redheart.study.outlook.chosen import on_this_card
+from redheart.study.outlook.plan_output import on_this_card
 from redheart.study.preflight import check_run
 
 Card = namedtuple("Card", "total_memory")

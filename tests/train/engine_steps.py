@@ -18,7 +18,7 @@ from redheart.core.config import TrainConfig
 from redheart.memory import offloaded
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
-from redheart.pipeline import streams
+from redheart.pipeline import lanes
 from redheart.train.device import transfers
 from redheart.train.engine import start_engine
 from redheart.train.zero import fused_step, pipelined_step
@@ -81,7 +81,7 @@ if __name__ == "__main__":
         fused_step.needs_transfers = lambda device: True
         transfers.SLOT_ELEMENTS = 1024
     if way == "deferred":
-        streams.Cuda = DeferredCuda(0)
+        lanes.Cuda = DeferredCuda(0)
         pipelined_step.needs_transfers = lambda device: True
         offloaded.RING_BYTES = 1
     main(sys.argv[1], int(sys.argv[2]), way)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from redheart.train.device.held_types import in_float32, let_norms_compute_in_float32
+from redheart.train.device.compute_type import in_float32, let_norms_compute_in_float32
 from redheart.train.hooks import remembered_hooks
 
 

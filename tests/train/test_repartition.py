@@ -9,7 +9,7 @@ from torch import Tensor
 from redheart.core.errors import CorruptFile
 from redheart.memory.adamw8bit.chunked import dequantise, quantise
 from redheart.memory.adamw8bit.optimizer import dynamic_map
-from redheart.train.zero.repartition import Repartitioned
+from redheart.train.zero.optimizer_state import Repartitioned
 
 QMAP = dynamic_map(True)
 

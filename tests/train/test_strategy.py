@@ -11,7 +11,7 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import TensorLearner, fit, plan
 from redheart.memory.ledger import Entry, ModelSizes, Strategy, StrategySizes, each
-from redheart.memory.step_cost import on_card
+from redheart.pipeline.clock import on_card
 from redheart.train import strategy as registry
 from redheart.train.log.events import read_events
 

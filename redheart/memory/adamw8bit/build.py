@@ -1,7 +1,9 @@
-"""Compiling the kernel on first use.
+"""Compiling the kernel on first use, and where it is kept: the user's cache, or else a temporary folder of this user's.
 
 The library appears under its final name by a rename, so that a killed compiler leaves nothing that a later start
-would wait for (torch's own extension builder leaves a lock and waits for ever) or load half-written.
+would wait for (torch's own extension builder leaves a lock and waits for ever) or load half-written. What can go wrong
+with a cache goes wrong somewhere: no home, a read-only one, a full disk, a mount from which nothing may be loaded, a
+file that was damaged or is of another machine. None of it ends a run; the next place is tried.
 """
 
 import hashlib
@@ -13,10 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-from redheart.core.cache import is_trusted_file
+from redheart.core.cache import cache_folder, is_trusted_file, private_folder, temporary_private_folder
 from redheart.core.files import sha256_file
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -30,6 +34,43 @@ TIMEOUT_S = 300.0
 
 class NoKernel(Exception):
     """Why there is no compiled kernel, for a person to read."""
+
+
+def libraries(failures: list[str]) -> Iterator[Path]:
+    """Compiled kernels to try, one after the other: made before, or compiled when they are asked for.
+
+    `failures` is told why a place or a compiler gave none, in the order in which they were tried.
+    """
+    found = compilers()
+    if not found:
+        failures.append("no C++ compiler was found: install g++ or clang++")
+    folders = list(usable_folders(failures))
+    for compiler, folder in product((None, *found), folders):
+        try:
+            yield from [compile_in(folder, compiler)] if compiler else compiled_in(folder)
+        except NoKernel as failure:
+            failures.append(str(failure))
+        except OSError as error:
+            failures.append(_not_kept(error))
+
+
+def usable_folders(failures: list[str]) -> Iterator[Path]:
+    """The folders in which a kernel may lie, each made if it is not there; `failures` is told what is wrong."""
+    cache = cache_folder()
+    makers: list[Callable[[], Path]] = [temporary_private_folder]
+    if cache is None:
+        failures.append("there is no home folder to keep a compiled kernel in")
+    else:
+        makers.insert(0, partial(private_folder, cache))
+    for make in makers:
+        try:
+            yield make()
+        except OSError as error:
+            failures.append(_not_kept(error))
+
+
+def _not_kept(error: OSError) -> str:
+    return f"no compiled kernel can be kept: {error.strerror}: {error.filename}"
 
 
 def compilers() -> list[tuple[str, ...]]:

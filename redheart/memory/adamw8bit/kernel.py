@@ -5,15 +5,14 @@ Source of the update: Loshchilov & Hutter 2019 (AdamW); of block-wise dynamic 8-
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import NoKernel
-from redheart.memory.adamw8bit.library import libraries
+from redheart.memory.adamw8bit.build import NoKernel, libraries
 
 BLOCK = 256
 
@@ -86,35 +85,22 @@ class Kernel:
             out_bf16: where the new weights are also written, (n,) bfloat16.
         """
         step = _scalars(scalars)
-        run = self._library.redheart_adamw8bit if moments.absmax else self._library.redheart_adamw32
-        self._check(
-            run(
-                self._rank,
-                self._threads(),
-                ctypes.byref(step),
-                *map(_at, moments.qmaps),
-                ctypes.c_int64(master.numel()),
-                _at(master),
-                _at(grad),
-                _is_bf16(grad),
-                *map(_at, (*moments.states, *moments.absmax)),
-                _at(out_bf16),
-            )
+        self._run(
+            self._library.redheart_adamw8bit if moments.absmax else self._library.redheart_adamw32,
+            ctypes.byref(step),
+            *map(_at, moments.qmaps),
+            ctypes.c_int64(master.numel()),
+            _at(master),
+            _at(grad),
+            _is_bf16(grad),
+            *map(_at, (*moments.states, *moments.absmax)),
+            _at(out_bf16),
         )
 
     def sum_squares(self, grad: Tensor) -> float:
         """Sum of squares in double precision, the same for any number of threads."""
-        total = ctypes.c_double()
-        self._check(
-            self._library.redheart_sum_squares(
-                self._rank,
-                self._threads(),
-                ctypes.c_int64(grad.numel()),
-                _at(grad),
-                _is_bf16(grad),
-                ctypes.byref(total),
-            )
-        )
+        total, count = ctypes.c_double(), ctypes.c_int64(grad.numel())
+        self._run(self._library.redheart_sum_squares, count, _at(grad), _is_bf16(grad), ctypes.byref(total))
         return total.value
 
     def add(self, total: Tensor, addend: Tensor) -> None:
@@ -125,7 +111,8 @@ class Kernel:
     def _threads(self) -> int:
         return self._num_threads or torch.get_num_threads()
 
-    def _check(self, status: int) -> None:
+    def _run(self, function: Callable[..., int], *arguments: object) -> None:
+        status = function(self._rank, self._threads(), *arguments)
         assert status == 0, f"this processor does not run the path {self.name}"
 
 

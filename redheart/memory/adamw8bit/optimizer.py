@@ -119,15 +119,9 @@ class HostAdamW8bit(torch.optim.Optimizer):
         part: slice,
         out_bf16: Tensor | None,
     ) -> None:
-        """The step of a part.
+        """The step that was begun, of a part of [0, n) from a multiple of 256.
 
-        Args:
-            group: the parameter's group.
-            parameter: the master weights, (n,) float32.
-            grad: (n,) float32 or bfloat16.
-            scalars: of `begin`.
-            part: of [0, n), from a multiple of 256.
-            out_bf16: where the part's new weights are written too.
+        `parameter` and `grad` are whole, (n,); `out_bf16` is where the part's new weights are written too.
         """
         path = CardKernel() if group.get("on_card") else self._backend
         state = self.state[parameter]

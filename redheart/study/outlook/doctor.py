@@ -1,22 +1,34 @@
 """Is this machine fit for a run: versions, compiler, card, memory, disk, WSL; each with a verdict and a hint."""
 
+import logging
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import torch
 from packaging.requirements import Requirement
+from torch import nn
 
 from redheart.core.errors import RedHeartError
 from redheart.core.units import GIB
-from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler
-from redheart.memory.adamw8bit.library import usable_folders
+from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler, usable_folders
+from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.host import host_memory
+from redheart.memory.step_time import HostSpeed
+from redheart.memory.trace import trace_pass
+from redheart.study.outlook.timings import remember_host
 
+ELEMENTS = 1 << 25
+"""Of a parameter: far more than caches hold, .3 GiB with its gradient and states."""
+ROUNDS = 5
+LAYERS, WIDTH = 64, 64
 PACKAGES = ("torch", "deepspeed", "accelerate", "bitsandbytes")
 
 
@@ -29,10 +41,15 @@ class Finding(msgspec.Struct, frozen=True):
     hint: str | None = None
 
 
+def _finding(name: str, found: str, hint: str | None = None) -> Finding:
+    """A note where there is something to say."""
+    return Finding(name, "ok" if hint is None else "note", found, hint)
+
+
 def examine(folder: Path, *, measures: bool = False) -> list[Finding]:
     """Look at everything; nothing is changed and nothing large is allocated, unless the host is to be measured."""
     machine = [arithmetic(), *_gpu(), _memory(), _disk(folder), _wsl(), _shm(), *([_host_speed()] if measures else [])]
-    python = Finding("python", "ok", platform.python_version())
+    python = _finding("python", platform.python_version())
     return [python, *_packages(), _compiler(), _kernel(), *machine]
 
 
@@ -52,14 +69,14 @@ def _compiler() -> Finding:
     """The compiler that the first start of a run takes, by the function that it asks."""
     found = compilers()
     if not found:
-        hint = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
-        return Finding("C++ compiler", "note", "none", hint)
+        missing = "install g++ or clang++ (apt install g++); without one the slow optimizer in plain torch is used"
+        return _finding("C++ compiler", "none", missing)
     command = shlex.join(found[0])
     text = _output([*found[0], "--version"])
     line = f"{command}: {text.splitlines()[0]}" if text else command
-    if os.environ.get("CXX", "").strip() and not named_compiler():
-        return Finding("C++ compiler", "note", line, f"CXX names no program that is there: {os.environ['CXX']}")
-    return Finding("C++ compiler", "ok", line)
+    is_missing = os.environ.get("CXX", "").strip() and not named_compiler()
+    hint = f"CXX names no program that is there: {os.environ['CXX']}" if is_missing else None
+    return _finding("C++ compiler", line, hint)
 
 
 def _kernel() -> Finding:
@@ -68,106 +85,87 @@ def _kernel() -> Finding:
     folders = list(usable_folders(failures))
     if not folders:
         hint = f"{'; '.join(failures)}: set XDG_CACHE_HOME; the slow optimizer in plain torch is used"
-        return Finding("kernel", "note", "nowhere to keep it", hint)
+        return _finding("kernel", "nowhere to keep it", hint)
     kept = [path for folder in folders for path in compiled_in(folder)]
     text = f"compiled: {kept[0]}" if kept else f"compiled at the first start, in {folders[0]}"
-    if not failures:
-        return Finding("kernel", "ok", text)
-    return Finding("kernel", "note", text, f"{'; '.join(failures)}: set XDG_CACHE_HOME")
+    return _finding("kernel", text, f"{'; '.join(failures)}: set XDG_CACHE_HOME" if failures else None)
 
 
 def arithmetic() -> Finding:
     """What oneDNN says of the processor, held against the speed of a few products."""
-    import torch
-
     from redheart.train.device.compute_type import has_bf16_units, product_gflops
 
     bf16, fp32 = product_gflops(torch.bfloat16), product_gflops(torch.float32)
     taken = "bf16" if has_bf16_units() else "fp32"
     faster = "bf16" if bf16 > fp32 else "fp32"
     found = f"bf16 {bf16:.0f}, float32 {fp32:.0f} GFLOPS a core; a run on the CPU takes {taken}"
-    if taken == faster:
-        return Finding("CPU arithmetic", "ok", found)
     hint = f"oneDNN says otherwise: once nothing else runs, look again, or run with --train.compute-type {faster}"
-    return Finding("CPU arithmetic", "note", found, hint)
+    return _finding("CPU arithmetic", found, None if taken == faster else hint)
 
 
 def _gpu() -> list[Finding]:
-    import torch
-
     driver = _output(["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"])
     if not torch.cuda.is_available():
         if driver:
-            hint = f"this torch ({torch.__version__}) has no CUDA or not this driver's: install a CUDA build"
-            return [Finding("GPU", "bad", driver.splitlines()[0], hint)]
-        return [Finding("GPU", "note", "none", "everything runs on the CPU; `full` wants a CUDA device of 8 GiB")]
+            wrong = f"this torch ({torch.__version__}) has no CUDA or not this driver's: install a CUDA build"
+            return [Finding("GPU", "bad", driver.splitlines()[0], wrong)]
+        return [_finding("GPU", "none", "everything runs on the CPU; `full` wants a CUDA device of 8 GiB")]
     findings = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name = torch.cuda.get_device_name(index)
-        bf16 = torch.cuda.get_device_capability(index) >= (8, 0)
         version = driver.rpartition(",")[2].strip() or "unknown"
         found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, driver {version}"
-        if not bf16:
-            findings.append(Finding(f"GPU {index}", "note", found, "no bf16 units before Ampere: slower than planned"))
-        elif free < 0.8 * total:
-            findings.append(Finding(f"GPU {index}", "note", found, "other processes hold memory: see nvidia-smi"))
-        else:
-            findings.append(Finding(f"GPU {index}", "ok", found))
+        hint = "other processes hold memory: see nvidia-smi" if free < 0.8 * total else None
+        if torch.cuda.get_device_capability(index) < (8, 0):
+            hint = "no bf16 units before Ampere: slower than planned"
+        findings.append(_finding(f"GPU {index}", found, hint))
     return findings
 
 
 def _host_speed() -> Finding:
     """Measured, and kept for plans."""
-    from redheart.study.outlook.host_speed import host_text, measure
-    from redheart.study.outlook.timings import remember_host
-
     found = measure()
     try:
         path = remember_host(found)
     except RedHeartError as error:
-        return Finding("host speed", "note", host_text(found), f"not kept: {error.what}")
-    return Finding("host speed", "ok", f"{host_text(found)}; kept {f'in {path}' if path else 'nowhere'}")
+        return _finding("host speed", _host_text(found), f"not kept: {error.what}")
+    return _finding("host speed", f"{_host_text(found)}; kept {f'in {path}' if path else 'nowhere'}")
 
 
 def _memory() -> Finding:
     memory = host_memory()
-    good = memory.available_bytes > 12 * GIB
     close = "raise the limit" if memory.limited_by else "close other programs"
-    hint = None if good else f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
-    return Finding("host memory", "ok" if good else "note", str(memory), hint)
+    hint = f"`full` wants about 11 GiB of host memory: {close}, or `redheart plan` another"
+    return _finding("host memory", str(memory), None if memory.available_bytes > 12 * GIB else hint)
 
 
 def _disk(folder: Path) -> Finding:
     from redheart.study.outlook.planning import free_disk_bytes
 
     free = free_disk_bytes(folder.resolve())
-    good = free > 60 * GIB
-    hint = (
-        None if good else "`full` with 60 epochs wants about 55 GiB: another --out, or a larger --train.snapshot-every"
-    )
-    return Finding("disk", "ok" if good else "note", f"{free / GIB:.1f} GiB free at {folder}", hint)
+    hint = "`full` with 60 epochs wants about 55 GiB: another --out, or a larger --train.snapshot-every"
+    return _finding("disk", f"{free / GIB:.1f} GiB free at {folder}", None if free > 60 * GIB else hint)
 
 
 def _wsl() -> Finding:
     release = platform.release().lower()
     if "microsoft" not in release:
-        return Finding("WSL", "ok", "no")
+        return _finding("WSL", "no")
     hint = (
         "Windows spills a full card into host memory without an error, and a run becomes much slower: in the NVIDIA "
         "control panel set `CUDA - Sysmem Fallback Policy` to `Prefer No Sysmem Fallback`; see `memory=` in .wslconfig"
     )
-    return Finding("WSL", "note", platform.release(), hint)
+    return _finding("WSL", platform.release(), hint)
 
 
 def _shm() -> Finding:
     path = Path("/dev/shm")
     if not path.is_dir():
-        return Finding("/dev/shm", "note", "none", "several ranks on one host use sockets instead: slower")
+        return _finding("/dev/shm", "none", "several ranks on one host use sockets instead: slower")
     free = shutil.disk_usage(path).free
-    good = free >= GIB // 4
-    hint = None if good else "several ranks want 256 MiB: in a container `--shm-size 1g`"
-    return Finding("/dev/shm", "ok" if good else "note", f"{free / GIB:.2f} GiB free", hint)
+    hint = None if free >= GIB // 4 else "several ranks want 256 MiB: in a container `--shm-size 1g`"
+    return _finding("/dev/shm", f"{free / GIB:.2f} GiB free", hint)
 
 
 def _output(command: list[str]) -> str:
@@ -176,3 +174,84 @@ def _output(command: list[str]) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def measure(*, elements: int = ELEMENTS) -> HostSpeed:
+    """What this host does beside a card: `redheart plan --card` takes it in place of any host's.
+
+    The fastest of a few rounds: what else runs is not the host's. Launches and the bus need a card.
+    """
+    # It warns of kernels that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    master = nn.Parameter(torch.zeros(elements))
+    optimizer = HostAdamW8bit([master])
+    gradient, weights = (torch.full((elements,), 1e-3, dtype=torch.bfloat16) for _ in range(2))
+    (group,) = optimizer.param_groups
+    update_s = _least_s(lambda: optimizer.update(group, master, gradient, out_bf16=weights))
+    total = torch.zeros(elements)
+    add_s = _least_s(lambda: optimizer.add(total, gradient))
+    copy_s = _least_s(lambda: weights.copy_(gradient))
+    has_card = torch.cuda.is_available()
+    return HostSpeed(
+        update_s / elements,
+        add_s / elements,
+        weights.nbytes / copy_s,
+        launch_s=launch_s(torch.device("cuda")) if has_card else None,
+        bus_bytes_s=_bus_bytes_s(gradient) if has_card else None,
+    )
+
+
+def _host_text(found: HostSpeed) -> str:
+    """In one line."""
+    parts = [
+        f"update {1e9 * found.update_s:.2f} and sum {1e9 * found.add_s:.2f} ns/param",
+        f"copies {found.copy_bytes_s / 1e9:.1f} GB/s",
+    ]
+    if found.launch_s is not None and found.bus_bytes_s is not None:
+        parts.append(f"launches {1e6 * found.launch_s:.0f} us, bus {found.bus_bytes_s / 1e9:.1f} GB/s")
+    return ", ".join(parts)
+
+
+def launch_s(device: torch.device) -> float:
+    """Seconds of an operator in a pass of operators too small to compute for long."""
+
+    def build(where: torch.device | str) -> tuple[nn.Module, torch.Tensor]:
+        layers = [layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH, device=where), nn.GELU())]
+        return nn.Sequential(*layers).bfloat16(), torch.ones(WIDTH, WIDTH, dtype=torch.bfloat16, device=where)
+
+    def loss(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor = module(batch).float().sum()
+        return total
+
+    counted = trace_pass(*build("meta"), loss)
+    module, batch = build(device)
+
+    def run() -> None:
+        loss(module, batch).backward()  # type: ignore[no-untyped-call]
+        module.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return _least_s(run) / (counted.forward.operators + counted.backward.operators)
+
+
+def _bus_bytes_s(tensor: torch.Tensor) -> float:
+    """Page-locked, the slower way."""
+    locked, there = tensor.pin_memory(), tensor.cuda()
+
+    def run(target: torch.Tensor, source: torch.Tensor) -> None:
+        target.copy_(source)
+        torch.cuda.synchronize()
+
+    return tensor.nbytes / max(_least_s(lambda: run(there, locked)), _least_s(lambda: run(locked, there)))
+
+
+def _least_s(run: Callable[[], object]) -> float:
+    """Of a few calls, after one that warms up."""
+    run()
+    times = []
+    for _ in range(ROUNDS):
+        start_s = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start_s)
+    return min(times)

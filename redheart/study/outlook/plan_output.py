@@ -1,15 +1,25 @@
-"""What `redheart plan` prints and draws: a table by moment and category, the verdict, a figure of one step."""
+"""What is said of a plan: `redheart plan` prints and draws it, and a run that takes one tells its log why."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+import msgspec
+import torch
+
+from redheart.core.config import StudyConfig, resolved
+from redheart.core.ranks import launched
 from redheart.core.units import GIB, MIB
-from redheart.memory.plan import PREDICTED, Plan
+from redheart.memory.cards import known
+from redheart.memory.plan import COMFORT_SHARE, PREDICTED, Plan
 from redheart.memory.replay import Replay
-from redheart.study.outlook.planning import nearest_text
+from redheart.study.outlook import timings
+from redheart.study.outlook.planning import answer, nearest_text
 from redheart.train.choice import Choice, OnCard
+from redheart.train.log.pace import Expected
+from redheart.train.settings import Chosen
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
@@ -26,19 +36,17 @@ LANES = {
 }
 
 
-def print_plan(answer: Choice) -> None:
+def print_plan(found: Choice) -> None:
     """A table of the device by moment, then host, disk and time, then the verdict."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    plan = answer.plan
+    plan = found.plan
     console = Console()
-    table = Table(
-        box=SIMPLE,
-        title=Text(f"{plan.setting_text(before_size='micro-batch ')}: predicted device memory, MiB"),
-    )
+    title = f"{plan.setting_text(before_size='micro-batch ')}: predicted device memory, MiB"
+    table = Table(box=SIMPLE, title=Text(title))
     categories = sorted({name for moment in plan.moments.values() for name in moment.parts})
     table.add_column("category")
     for name in plan.moments:
@@ -50,13 +58,13 @@ def print_plan(answer: Choice) -> None:
     table.add_row("allocated", *[_mib(moment.allocated_bytes) for moment in plan.moments.values()])
     table.add_row("reserved", *[_mib(moment.reserved_bytes) for moment in plan.moments.values()])
     console.print(table)
-    times = card_lines(plan, answer.on_card) if answer.on_card else [f"{'time':<14} {time_text(plan)}"]
+    times = card_lines(plan, found.on_card) if found.on_card else [f"{'time':<14} {time_text(plan)}"]
     for line in [*total_lines(plan), *times]:
         console.print(Text(fill(line, console.width, subsequent_indent=" " * 15)))
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
     if not plan.fits:
-        console.print(Text(nearest_text(answer, prefix="--")))
+        console.print(Text(nearest_text(found, prefix="--")))
 
 
 def verdict(plan: Plan) -> tuple[str, str]:
@@ -70,14 +78,11 @@ def verdict(plan: Plan) -> tuple[str, str]:
 def total_lines(plan: Plan) -> list[str]:
     """The peak of the device, the host and the disk, a line each."""
     lines = [
-        f"{'whole process':<14} {plan.peak_bytes / GIB:.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB"
+        f"{'whole process':<14} {plan.peak_bytes / GIB:.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB",
+        f"{'host':<14} {plan.host_bytes / GIB:.2f} GiB ({parts_text(plan.host_parts)})",
+        f"{'disk':<14} {plan.disk_bytes / GIB:.2f} GiB ({parts_text(plan.disk_parts)})",
+        f"{'':<14} {plan.compressed_disk_bytes / GIB:.2f} GiB with compressed snapshots",
     ]
-    for title, total, parts in (
-        ("host", plan.host_bytes, plan.host_parts),
-        ("disk", plan.disk_bytes, plan.disk_parts),
-    ):
-        lines.append(f"{title:<14} {total / GIB:.2f} GiB ({parts_text(parts)})")
-    lines.append(f"{'':<14} {plan.compressed_disk_bytes / GIB:.2f} GiB with compressed snapshots")
     return lines + [f"{'basis':<14} {plan.basis}"] * (plan.basis != PREDICTED)
 
 
@@ -89,14 +94,11 @@ def parts_text(parts: Mapping[str, int]) -> str:
 
 def time_text(plan: Plan) -> str:
     """How long the run takes, or that nobody knows; a machine without a card knows nothing of one."""
-    import torch
-
     if plan.step_s is None or plan.run_s is None:
         why = "this machine has not taken such steps yet; a training measures them"
         if not torch.cuda.is_available():
             why = "there is no card here; --card NAME simulates one"
-        why = plan.time_basis or why
-        return f"unknown: {why}"
+        return f"unknown: {plan.time_basis or why}"
     if not torch.cuda.is_available():
         return f"unknown for a card; without one a step takes {plan.step_s:.2f} s here (measured: {plan.time_basis})"
     return f"{plan.step_s:.2f} s a step, {plan.run_s / 3600:.1f} hours of steps (measured: {plan.time_basis})"
@@ -155,14 +157,12 @@ def draw_step(replay: Replay, path: Path) -> None:
     save_png(figure, path)
 
 
-def plan_fields(answer: Choice) -> dict[str, object]:
+def plan_fields(found: Choice) -> dict[str, object]:
     """The plan as JSON, the nearest configuration that fits beside it."""
-    import msgspec
-
-    fields: dict[str, Any] = dict(msgspec.to_builtins(answer.plan))
-    fields["nearest"] = msgspec.to_builtins(answer.nearest)
-    fields["on_card"] = msgspec.to_builtins(answer.on_card)
-    fields["hint"] = None if answer.plan.fits else nearest_text(answer, prefix="--")
+    fields: dict[str, Any] = dict(msgspec.to_builtins(found.plan))
+    fields["nearest"] = msgspec.to_builtins(found.nearest)
+    fields["on_card"] = msgspec.to_builtins(found.on_card)
+    fields["hint"] = None if found.plan.fits else nearest_text(found, prefix="--")
     return fields
 
 
@@ -173,3 +173,71 @@ def _mib(size: int) -> str:
 def summary(plan: Plan) -> str:
     """One line for a log."""
     return f"predicted {plan.peak_bytes / GIB:.2f} GiB of {plan.vram_bytes / GIB:.2f} GiB, at {plan.peak_moment}"
+
+
+def on_this_card(config: StudyConfig) -> tuple[StudyConfig, Chosen | None]:
+    """The study with the fastest micro-batch that fits the card, where there is one and none is asked for; and why.
+
+    Smaller presets take a step's records at once, and several ranks what they are told. A card of the table is ranked
+    by its own constants, with what this host was measured to do, any other by those of no card.
+    """
+    if config.preset != "full" or launched().world_size > 1 or not torch.cuda.is_available():
+        return config, None
+    train, name = config.train, torch.cuda.get_device_name(0)
+    found = answer(
+        resolved(config),
+        vram_bytes=torch.cuda.get_device_properties(0).total_memory,
+        micro_batch=train.micro_batch,
+        card=known(name),
+    )
+    plan = found.plan
+    if not plan.fits:
+        return config, None
+    taken = dataclasses.replace(train, micro_batch=plan.micro_batch, checkpointing=plan.checkpointing)
+    return dataclasses.replace(config, train=taken), _chosen(found, device=name, is_told=train.micro_batch > 0)
+
+
+def expected(config: StudyConfig, chosen: Chosen | None, *, ranks: int, num_validation: int) -> Expected | None:
+    """What a run is expected to take: by earlier runs here, else by the simulation of the card that is here."""
+    found = timings.expected(config, ranks=ranks, num_validation=num_validation)
+    if found or chosen is None or chosen.predicted_step_s is None:
+        return found
+    return Expected(chosen.predicted_step_s, None, f"simulated, {chosen.constants}")
+
+
+def _chosen(found: Choice, *, device: str, is_told: bool) -> Chosen:
+    """The way to train that a card is found to take best, and why."""
+    plan, on_card = found.plan, found.on_card
+    setting, free = plan.setting_text(), f"{1 - COMFORT_SHARE:.0%} of the card free"
+    if is_told:
+        why = f"as the settings ask: {setting}"
+    elif plan.upper_bytes <= COMFORT_SHARE * plan.vram_bytes:
+        why = f"chosen by the planner: {setting}, within a tenth of the fastest that fits, and it leaves {free}"
+    else:
+        why = f"chosen by the planner: {setting}, the fastest that fits, and none within a tenth of it leaves {free}"
+    reasons, others, step = [why], [], None
+    if plan.step_s is not None:
+        reasons.append(f"{plan.step_s:.2f} s a step (measured: {plan.time_basis})")
+    constants = f"constants of no card: {device} is not in the table"
+    if on_card:
+        step = on_card.step
+        others = [other_line(plan, step.step_s, *other) for other in on_card.others]
+        host = "this host's as measured" if on_card.is_host_measured else "any host's"
+        constants = f"{on_card.card}, constants of its data sheet and {host}"
+        reasons.append(f"{step.step_s:.2f} s a step ({step.low_s:.2f} to {step.high_s:.2f}), simulated")
+        reasons.append(f"bound by {LANES[step.bound_by]}")
+    reasons.append(f"at most {plan.upper_bytes / GIB:.2f} of {plan.vram_bytes / GIB:.2f} GiB")
+    return Chosen(
+        setting=setting,
+        by="settings" if is_told else "planner",
+        text="; ".join([*reasons, constants]),
+        others=others,
+        device=device,
+        constants=constants,
+        predicted_step_s=step.step_s if step else None,
+        low_s=step.low_s if step else None,
+        high_s=step.high_s if step else None,
+        bound_by=step.bound_by if step else None,
+        upper_bytes=plan.upper_bytes,
+        vram_bytes=plan.vram_bytes,
+    )

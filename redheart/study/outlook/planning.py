@@ -19,10 +19,10 @@ from redheart.data.features import record_bytes
 from redheart.data.split import expected_rows
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
-from redheart.memory.ledger import StrategySizes
+from redheart.memory.ledger import StrategySizes, model_sizes
 from redheart.memory.plan import COMFORT_SHARE, Cost, Plan, Planner
 from redheart.memory.step_time import CardClock
-from redheart.memory.workload import Workload, model_sizes
+from redheart.memory.trace import Workload
 from redheart.model.blocks import set_checkpointing, spelled_out_attention
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss
@@ -91,13 +91,13 @@ def answer(
     ranks: int = 1,
     card: Card | None = None,
     comfort_share: float = COMFORT_SHARE,
-    card_share: float | Literal["auto"] = 0.0,
+    shares: bool = False,
     num_records: int = NUM_RECORDS,
 ) -> Choice:
     """Plan a study: its strategy or `auto`, its micro-batch or the best that fits, with times where a card is named.
 
-    `comfort_share` of the card is not exceeded if anything stays below it. `card_share` of the optimizer lies on the
-    card; `auto` takes what there is room for. Disk and time are those of so many records, before they are split.
+    `comfort_share` of the card is not exceeded if anything stays below it. With `shares` as much of the optimizer lies
+    on the card as there is room for. Disk and time are those of so many records, before they are split.
 
     Raises:
         BadInput: an unknown strategy, or a micro-batch or length out of range.
@@ -110,24 +110,20 @@ def answer(
         raise BadInput(
             "out of range", got=f"length {length}, micro-batch {micro}", expected="length 1-4096, micro 0-1024"
         )
-    is_open = card_share == "auto"
-    share = 0.0 if card_share == "auto" else card_share
-    asked = {"strategy": strategy or config.train.strategy, "micro_batch": micro, "card_share": share}
     found = choose(
-        dataclasses.replace(config.train, **asked),  # type: ignore[arg-type]
+        dataclasses.replace(config.train, strategy=strategy or config.train.strategy, micro_batch=micro),
         lambda dtype: planner_of(config, dtype=dtype, num_records=num_records),
         vram_bytes=vram_bytes,
         ranks=ranks,
         comfort_share=comfort_share,
-        shares=is_open,
+        shares=shares,
         card=card,
         host=timings.recall_host(),
     )
     steps = _steps_of_epoch(config, num_records) * config.epochs
     found = dataclasses.replace(found, plan=_timed(config, found.plan, steps=steps, ranks=ranks, card=card))
-    return dataclasses.replace(
-        found, on_card=_on_card(config, found, found.clock, steps=steps) if found.clock else None
-    )
+    on_card = _on_card(config, found, found.clock, steps=steps) if found.clock else None
+    return dataclasses.replace(found, on_card=on_card)
 
 
 def _steps_of_epoch(config: StudyConfig, num_records: int) -> int:
@@ -153,7 +149,9 @@ def _on_card(config: StudyConfig, found: Choice, clock: CardClock, *, steps: int
         others.sort(key=itemgetter(1))
     note = None
     if clock.card.bf16_tflops is None and not is_float32:
-        in_float32 = answer(config, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
+        bare = dataclasses.replace(config.train, card_share=0.0, pipeline=False, graphs=False)
+        asked = dataclasses.replace(config, train=bare)
+        in_float32 = answer(asked, vram_bytes=plan.vram_bytes, strategy="fp32_adamw", micro_batch=1).plan
         verdict = "fits" if in_float32.fits else f"takes {in_float32.upper_bytes / GIB:.1f} GiB; --preset small fits"
         note = f"{NO_BF16}; in float32 throughout (--strategy fp32_adamw) `{config.preset}` {verdict}"
     elif sizes.kind.name not in TIMED:
@@ -167,8 +165,9 @@ def _next_best(
 ) -> Iterator[tuple[Plan, float]]:
     """The other configurations that fit, with their seconds of a step by `cost`, the fastest first."""
     for step_s, strategy, size, recompute in planner.by_time(strategies, cost, checkpointing):
-        setting = {"micro_batch": size, "checkpointing": recompute, "vram_bytes": chosen.vram_bytes}
-        plan, _ = planner.plan(strategy, **setting, is_search=True)  # type: ignore[arg-type]
+        plan, _ = planner.plan(
+            strategy, micro_batch=size, checkpointing=recompute, vram_bytes=chosen.vram_bytes, is_search=True
+        )
         if plan.fits and plan.setting_text() != chosen.setting_text():
             yield plan, step_s
 

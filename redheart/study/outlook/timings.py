@@ -23,11 +23,12 @@ from redheart.memory.step_time import HostSpeed
 from redheart.train.device.compute_type import type_name
 from redheart.train.log.pace import CHECK_STEPS, Expected
 
+HOST_FILE = "host_speed.json"
 MIN_STEPS = 3
 """Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""
 
 
-class StepTime(msgspec.Struct, frozen=True):
+class MeasuredStep(msgspec.Struct, frozen=True):
     """A measured optimizer step, taken apart into what grows with the batch and what does not."""
 
     device: str
@@ -69,7 +70,7 @@ def measured_step(
     ranks: int,
     epoch_end_s: float | None = None,
     num_validation: int = 1,
-) -> StepTime | None:
+) -> MeasuredStep | None:
     """The median step of a run's `step` events, None where there are too few.
 
     `epoch_end_s` is what the end of an epoch took, with that many validation records.
@@ -79,7 +80,7 @@ def measured_step(
         return None
     passes = [float(str(event["forward_backward_s"])) for event in warm]
     updates = [float(str(event["step_s"])) - passing for event, passing in zip(warm, passes, strict=True)]
-    return StepTime(
+    return MeasuredStep(
         this_device(),
         config.preset,
         config.train.strategy,
@@ -94,14 +95,14 @@ def measured_step(
     )
 
 
-def remember(found: StepTime) -> None:
+def remember(found: MeasuredStep) -> None:
     """Keep a figure in place of an older one of the same setting.
 
     A cache that cannot be written leaves times unknown and nothing else.
     """
-    kept = [item for item in _kept() if _setting(item) != _setting(found)]
-    path = _path()
-    if path is not None:
+    # All before the figures is the setting.
+    kept = [item for item in _kept() if msgspec.structs.astuple(item)[:8] != msgspec.structs.astuple(found)[:8]]
+    if path := _path():
         with suppress(BadInput, DiskError):
             write_json(path, [*kept, found])
 
@@ -138,7 +139,7 @@ class Remembering:
         """Nothing is open."""
 
 
-def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> StepTime | None:
+def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> MeasuredStep | None:
     """The figure nearest in micro-batch and length, for exactly this preset, strategy and type.
 
     It is of this machine, or of a card by its name in the table.
@@ -151,24 +152,21 @@ def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> Step
         same = [i for i in same if known(i.device) == card]
     else:
         same = [i for i in same if (i.device, i.compute_type) == (this_device(), type_name(train))]
-    return min(
-        same,
-        key=lambda i: (abs(i.micro_batch - train.micro_batch), abs(i.seq_len_tokens - length)),
-        default=None,
-    )
+
+    def distance(kept: MeasuredStep) -> tuple[int, int]:
+        return abs(kept.micro_batch - train.micro_batch), abs(kept.seq_len_tokens - length)
+
+    return min(same, key=distance, default=None)
 
 
 def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expected | None:
     """What a run of this configuration is expected to take, None where nothing like it was measured here."""
-    known = recall(config, ranks=ranks)
-    if known is None:
+    found = recall(config, ranks=ranks)
+    if found is None:
         return None
-    end_s = known.epoch_end_s_per_record
-    return Expected(
-        known.step_s(effective_batch=config.train.effective_batch, seq_len_tokens=config.features.seq_len_tokens),
-        None if end_s is None else end_s * num_validation,
-        "measured on this machine before",
-    )
+    step_s = found.step_s(effective_batch=config.train.effective_batch, seq_len_tokens=config.features.seq_len_tokens)
+    end_s = None if found.epoch_end_s_per_record is None else found.epoch_end_s_per_record * num_validation
+    return Expected(step_s, end_s, "measured on this machine before")
 
 
 def remember_host(found: HostSpeed) -> Path | None:
@@ -177,42 +175,32 @@ def remember_host(found: HostSpeed) -> Path | None:
     Raises:
         DiskError: the file cannot be written.
     """
-    path = _path()
-    if path is None:
-        return None
-    write_json(_host_path(path), found)
-    return _host_path(path)
+    path = _path(HOST_FILE)
+    if path:
+        write_json(path, found)
+    return path
 
 
 def recall_host() -> HostSpeed | None:
     """What this host was measured to do."""
-    path = _path()
+    path = _path(HOST_FILE)
     try:
-        return read_json(_host_path(path), HostSpeed) if path else None
+        return read_json(path, HostSpeed) if path else None
     except BadInput:
         return None
 
 
-def _host_path(path: Path) -> Path:
-    return path.with_name("host_speed.json")
+def _path(beside: str = "") -> Path | None:
+    """The file of the figures, or one beside it; None where this user has neither a cache nor a home."""
+    named, folder = os.environ.get("REDHEART_STEP_TIMES"), cache_folder()
+    path = Path(named) if named else folder and folder / "step_times.json"
+    return path.with_name(beside) if path and beside else path
 
 
-def _setting(item: StepTime) -> tuple[object, ...]:
-    return msgspec.structs.astuple(item)[:8]
-
-
-def _path() -> Path | None:
-    """The file of the figures; None where this user has neither a cache nor a home."""
-    if named := os.environ.get("REDHEART_STEP_TIMES"):
-        return Path(named)
-    folder = cache_folder()
-    return folder / "step_times.json" if folder else None
-
-
-def _kept() -> list[StepTime]:
+def _kept() -> list[MeasuredStep]:
     path = _path()
     try:
-        return read_json(path, list[StepTime]) if path else []
+        return read_json(path, list[MeasuredStep]) if path else []
     except BadInput:
         # Not there, not readable, or written by another version: the next run writes it anew.
         return []

@@ -1,4 +1,4 @@
-"""The type that a run computes in: bf16 on a CUDA device, on the CPU what the processor is fast in.
+"""The types that a run computes in and holds its tensors in: bf16 on a CUDA device, on the CPU what it is fast in.
 
 Without units for it torch multiplies bf16 matrices at 1 to 3 GFLOPS a core, float32 ones at 70 to 100.
 """
@@ -6,8 +6,11 @@ Without units for it torch multiplies bf16 matrices at 1 to 3 GFLOPS a core, flo
 import os
 import platform
 import time
+from itertools import chain
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from redheart.core.config import TrainConfig
 from redheart.train.strategy import strategy_named
@@ -68,3 +71,38 @@ def product_gflops(dtype: torch.dtype, *, budget_s: float = 0.02, size: int = 19
     finally:
         torch.set_num_threads(threads)
     return 2 * size**3 / best_s / 1e9
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """Hold every parameter in float32, and buffers of fewer bits: trained in less, small updates would be lost.
+
+    A checkpoint in bf16 comes so from `from_pretrained`.
+    """
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or tensor.itemsize < 4):
+            tensor.data = tensor.data.float()
+    return module
+
+
+def let_norms_compute_in_float32(module: nn.Module) -> None:
+    """Let norms with running statistics compute in float32 under weights in bf16, as those statistics are kept.
+
+    Torch has no kernel for such a mixture, and statistics in bf16 stand still under a momentum of 0.01.
+    """
+    for norm in module.modules():
+        if isinstance(norm, _NormBase) and norm.running_mean is not None:
+            norm.register_forward_pre_hook(_widen)
+            norm.register_forward_hook(_narrow, always_call=True)
+
+
+def _widen(norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    norm._held, norm._input_dtype = dict(norm._parameters), inputs[0].dtype  # type: ignore[assignment]
+    for name, weight in norm._held.items():  # type: ignore[union-attr, operator]
+        norm._parameters[name] = None if weight is None else weight.float()
+    return (inputs[0].float(),)
+
+
+def _narrow(norm: nn.Module, _inputs: object, output: Tensor | None) -> Tensor | None:
+    norm._parameters.update(norm.__dict__.pop("_held"))
+    dtype: torch.dtype = norm.__dict__.pop("_input_dtype")
+    return output if output is None else output.to(dtype)

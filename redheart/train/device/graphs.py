@@ -33,25 +33,21 @@ class Call(NamedTuple):
     """What a module was called with, without its memory."""
 
     key: Key
-    spec: pytree.TreeSpec
-    leaves: list[Any]
-    """Constants, and tensors on the device `meta`."""
+    arguments: Any
+    """Positional and named ones: constants, and tensors on the device `meta`."""
 
     @classmethod
     def of(cls, args: Any, kwargs: Any) -> "Call":
         """Of a call's arguments."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        bare = [item.detach().to("meta") if isinstance(item, Tensor) else item for item in leaves]
-        return cls(_key(args, kwargs), spec, bare)
+        bare = pytree.tree_map_only(
+            Tensor, lambda item: item.detach().to("meta").requires_grad_(item.requires_grad), (args, kwargs)
+        )
+        return cls(_key(args, kwargs), bare)
 
     def samples(self, device: torch.device) -> tuple[Tensor, ...]:
         """Tensors of zeros like those of the call."""
-        tensors = (leaf for leaf in self.leaves if isinstance(leaf, Tensor))
-        needs_grad = (item[-1] for item in self.key[1:] if isinstance(item, tuple))
-        return tuple(
-            torch.zeros_like(tensor, device=device, requires_grad=needed)
-            for tensor, needed in zip(tensors, needs_grad, strict=True)
-        )
+        tensors = (leaf for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Tensor))
+        return tuple(torch.zeros_like(item, device=device, requires_grad=item.requires_grad) for item in tensors)
 
 
 def _key(args: Any, kwargs: Any) -> Key:
@@ -69,8 +65,7 @@ class _Bare(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Any:
         given = iter(tensors)
-        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._call.leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self._call.spec)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda _: next(given), self._call.arguments)
         return self._eager(*args, **kwargs)
 
 

@@ -28,9 +28,9 @@ class ToHost:
     So the device goes on with its pass, and the thread that launches its work goes on launching.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.bfloat16):
+    def __init__(self) -> None:
         self._free: SimpleQueue[Tensor] = SimpleQueue()
-        for slot in _slots(SLOTS_TO_HOST, dtype):
+        for slot in _slots(SLOTS_TO_HOST):
             self._free.put(slot)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="to-host")
         self._pending: list[Future[None]] = []
@@ -59,8 +59,8 @@ class ToHost:
 class ToDevice:
     """Slots that are filled on the host in turn, each while the one before is on its way to the device."""
 
-    def __init__(self, dtype: torch.dtype = torch.bfloat16):
-        self._slots = _slots(SLOTS_TO_DEVICE, dtype)
+    def __init__(self) -> None:
+        self._slots = _slots(SLOTS_TO_DEVICE)
         self._copied: list[_Mark | None] = [None] * SLOTS_TO_DEVICE
         self._next = 0
 
@@ -91,6 +91,5 @@ class _Mark:
             self._event.synchronize()
 
 
-def _slots(count: int, dtype: torch.dtype) -> list[Tensor]:
-    locked = torch.cuda.is_available()
-    return list(torch.empty(count, SLOT_ELEMENTS, dtype=dtype, pin_memory=locked))
+def _slots(count: int) -> list[Tensor]:
+    return list(torch.empty(count, SLOT_ELEMENTS, dtype=torch.bfloat16, pin_memory=torch.cuda.is_available()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from redheart.core.progress import Ticker
-from redheart.memory.host import available_host_bytes
+from redheart.memory.host import host_memory
 from redheart.train.log.events import Event, time_utc
 
 Probe = Callable[[], Mapping[str, object]]
@@ -35,7 +35,7 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
                 "step": step(),
                 "time_utc": time_utc(),
                 "host_rss_bytes": process.memory_info().rss,
-                "host_available_bytes": available_host_bytes(),
+                "host_available_bytes": host_memory().available_bytes,
                 "cpu_percent": process.cpu_percent(),
             }
             for probe in probes:

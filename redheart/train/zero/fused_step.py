@@ -28,10 +28,8 @@ WRITTEN_FOR = "0.19.8"
 def install(zero: Any, *, accumulates: bool, card_share: float = 0.0) -> None:
     """Replace the gradient hand-over and the step of a ZeRO-2 optimizer under offload by fused ones.
 
-    Args:
-        zero: DeepSpeed's ZeRO optimizer around a `HostAdamW8bit`.
-        accumulates: whether a step may have several micro-batches on this rank.
-        card_share: of the optimizer that lies and is updated where the weights are.
+    `zero` is around a `HostAdamW8bit`; `accumulates` says whether a step may have several micro-batches on this rank;
+    `card_share` of the optimizer lies and is updated where the weights are.
 
     Raises:
         BadInput: the installed DeepSpeed is not the one that this was written for.

@@ -52,10 +52,8 @@ def parameter_places(
 ) -> dict[str, ParameterPlace]:
     """Where every parameter of a module lies in its group's flat tensor, in the module's order.
 
-    Args:
-        module: names them; one that is used twice is there under both names.
-        groups: the parameters as the engine flattened them.
-        offsets: elements before each of them.
+    One that is used twice is there under both names. `groups` are flattened as they come, with so many elements before
+    each parameter.
     """
     places = {
         id(parameter): (index, offset)

@@ -19,12 +19,9 @@ from redheart.train.zero.fused_step import needs_transfers, require_known_deepsp
 
 
 def install(zero: Any, module: nn.Module, *, accumulates: bool) -> Offloaded:
-    """Replace the gradient hand-over and the step of a ZeRO-2 optimizer under offload by the pipeline's.
+    """Replace the gradient hand-over and the step of a module's ZeRO-2 optimizer on one rank by the pipeline's.
 
-    Args:
-        zero: DeepSpeed's ZeRO optimizer around a `HostAdamW8bit`, on one rank.
-        module: whose parameters it has.
-        accumulates: whether a step is known to have several micro-batches.
+    `zero` is around a `HostAdamW8bit`; `accumulates` says whether a step is known to have several micro-batches.
 
     Raises:
         BadInput: the installed DeepSpeed is not the one that this was written for.

@@ -39,7 +39,3 @@ def let_weights_be_masters(zero: Any) -> None:
         zero.param_buffer_of_bit16_for_cpu_offload_groups[index] = weights[rank].data
     # It holds views of the masters for its checkpoints, which would keep the replaced ones alive.
     zero._link_all_hp_params()
-
-
-def leave_gradients(*_: object, **__: object) -> None:
-    """What one rank has to do to gradients for which several meet."""

@@ -13,9 +13,9 @@ from stub_programs import program
 
 from redheart.core.cache import cache_folder
 from redheart.memory.adamw8bit import build, optimizer
+from redheart.memory.adamw8bit.build import libraries
 from redheart.memory.adamw8bit.chunked import Chunked
 from redheart.memory.adamw8bit.kernel import compiled_kernels
-from redheart.memory.adamw8bit.library import libraries
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++")
@@ -279,7 +279,8 @@ def test_a_cache_is_named_by_a_whole_path(
     assert cache_folder() == (None if expected is None else Path(expected))
 
 
-def test_two_that_compile_at_once_both_get_a_kernel(place: Path) -> None:
+def test_two_that_compile_at_once_both_get_a_kernel(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(place / "tmp"))
     program(place / "bin" / "g++", (place / "bin" / "g++").read_text().replace("echo call", "/bin/sleep 1; echo call"))
     code = "from redheart.memory.adamw8bit.kernel import compiled_kernels; print(compiled_kernels()[-1].name)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
