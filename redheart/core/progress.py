@@ -113,13 +113,11 @@ class Ticker:
         self.close()
 
     def start(self) -> "Ticker":
-        """Begin to count the seconds."""
         self.said()
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """Tell nothing more."""
         self._ended.set()
         self._thread.join()
 
@@ -147,7 +145,6 @@ class Standing:
         self._first, self._start_s = done, time.monotonic()
 
     def advance(self, amount: float) -> None:
-        """So much more is done."""
         self.done += amount
 
     @property
@@ -163,7 +160,6 @@ class Standing:
 
     @property
     def fields(self) -> dict[str, object]:
-        """As one event of a log."""
         left_s = self.left_s
         return {
             "event": "progress",
@@ -178,7 +174,6 @@ class Standing:
 
     @property
     def text(self) -> str:
-        """As a line of a run."""
         took, left_s = duration_text(self.seconds), self.left_s
         if not self._total:
             done = f"{self.done:,.0f} {self._unit}" if self._unit else "at work"

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from redheart.core.errors import BadInput, names_text
-from redheart.snapshots.parts import kept_type, model_tensors
 from redheart.snapshots.tensor_file import DTYPE_NAMES
+from redheart.snapshots.tensors import kept_type, model_tensors
 
 
 def refuse_unfit(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from torch import nn
 
 from redheart.core.errors import BadInput
-from redheart.snapshots.parts import REST, model_tensors, parts_of
+from redheart.snapshots.tensors import REST, model_tensors, parts_of
 
 
 def found_parts(model: nn.Module) -> list[str]:

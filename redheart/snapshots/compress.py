@@ -20,8 +20,8 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import disk_errors, fsync_path, write_sealed
+from redheart.core.folders import folder_lock
 from redheart.core.folders import remove_leftovers as remove_unfinished
-from redheart.core.lock import folder_lock
 from redheart.snapshots import delta
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, link_same, list_snapshots
 from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, content_sha256, write_tensors
@@ -35,8 +35,6 @@ WORTH_IT = 0.9
 
 
 class Rewritten(msgspec.Struct, frozen=True):
-    """One snapshot that was compressed or expanded."""
-
     epoch: int
     bytes_before: int
     bytes_after: int
@@ -47,10 +45,8 @@ def compress_snapshots(
 ) -> list[Rewritten]:
     """Compress every snapshot below `root` but the newest and the whole ones; what is compressed already stays.
 
-    Args:
-        root: folder of a run's snapshots.
-        wait: wait for another process that rewrites them instead of refusing.
-        on_bytes: told the uncompressed bytes of every module that is dealt with.
+    With `wait` another process that rewrites them is waited for. `on_bytes` is told the uncompressed bytes of every
+    module that is dealt with.
 
     Raises:
         BadInput: another process rewrites them, or a manifest cannot be read.

@@ -16,15 +16,23 @@ from redheart.core.files import canonical_json, new_file, read_sealed, write_sea
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
-from redheart.snapshots.parts import full_name, kept_type, model_tensors, parts_of, whole
 from redheart.snapshots.states import State, open_masters
 from redheart.snapshots.tensor_file import SUFFIX, TensorFile, open_tensors, write_tensors
-from redheart.snapshots.tensors import Tensors, TensorSpec, check_specs, copy_into
+from redheart.snapshots.tensors import (
+    Tensors,
+    TensorSpec,
+    check_specs,
+    copy_into,
+    full_name,
+    kept_type,
+    model_tensors,
+    parts_of,
+    whole,
+)
 
 DtypeName = Literal["fp32", "bf16"]
 DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Specs = Mapping[str, Mapping[str, TensorSpec]]
-"""Types and shapes of all tensors, by module and name within it."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -38,8 +46,6 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class SingleFile(msgspec.Struct, frozen=True):
-    """A model that was written as one file."""
-
     file: str
     sha256: str
     bytes: int
@@ -101,11 +107,7 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
 def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype: torch.dtype | None) -> Assembly:
     """Write a model that no snapshot stands behind in the form of an assembled one; one tensor is held at a time.
 
-    Args:
-        out: folder to write.
-        tensors: of the whole model; every name begins with one of `modules`.
-        modules: dotted names.
-        dtype: type that floating-point tensors are turned into; None leaves them.
+    Every name in the model begins with one of `modules`. Floating-point tensors are turned into `dtype` if it is given.
 
     Raises:
         DiskError: the model cannot be written.
@@ -131,16 +133,10 @@ def consolidated(
 ) -> SingleFile:
     """Write a snapshot's model, or the float32 masters of a resume state of any number of ranks, as one file.
 
-    Args:
-        source: a snapshot may be compressed.
-        out: a `.safetensors` file; it appears whole or not at all.
-        dtype: of floating-point tensors; None keeps what the source holds.
-        on_tensor: told the bytes of every tensor when it is written.
+    A snapshot may be compressed. See `write_model` for the rest.
 
     Raises:
-        BadInput: `out` is no `.safetensors` file.
         CorruptFile: a file of the source does not match its digest.
-        DiskError: the file cannot be written.
     """
     if isinstance(source, Snapshot):
         kind, epoch, step, tensors = "snapshot", source.epoch, source.manifest.step, source.open_model()
@@ -166,7 +162,14 @@ def write_model(
     provenance: Mapping[str, str],
     on_tensor: Callable[[int], object] = lambda _: None,
 ) -> SingleFile:
-    """Write tensors as one file, tensor by tensor; floating-point ones in `dtype`, or as they are where it is None."""
+    """Write tensors as one file, which appears whole or not at all; `on_tensor` is told the bytes of each.
+
+    Floating-point ones are turned into `dtype`; None leaves them.
+
+    Raises:
+        BadInput: `out` is no `.safetensors` file.
+        DiskError: the file cannot be written.
+    """
     if out.suffix != SUFFIX:
         raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
     converted = in_type(tensors, dtype)

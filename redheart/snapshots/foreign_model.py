@@ -117,8 +117,6 @@ class Part:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """What was taken for the model."""
-
     named: dict[str, tuple[Tensor, str]]
     """Tensors and where they lie in the file, by their names in the source."""
     ignored: list[str]
@@ -128,13 +126,7 @@ class FoundModel:
 
 
 def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection[str]) -> FoundModel:
-    """Find the model in what a file held.
-
-    Args:
-        root: all of a file.
-        path: of the part that the user named; empty looks for it.
-        names_of: gives the model's own names of tensors.
-        expected: names that the model should have, which tell it from others; empty where unknown.
+    """Find the model in all that a file held; `path` and `expected` as for `open_foreign`.
 
     Raises:
         BadInput: there is none, or several that could be meant; they are named.

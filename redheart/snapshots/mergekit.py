@@ -16,8 +16,8 @@ from redheart.core.folders import new_folder, refuse_foreign
 from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, checked_module
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.parts import whole
 from redheart.snapshots.tensor_file import write_tensors
+from redheart.snapshots.tensors import whole
 
 _MANIFEST = "manifest.json"
 

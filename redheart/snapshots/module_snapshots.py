@@ -17,13 +17,11 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
-from redheart.core.folders import REPLACED, new_folder
-from redheart.core.lock import folder_lock
+from redheart.core.folders import REPLACED, folder_lock, new_folder
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
-from redheart.snapshots.parts import whole
 from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, open_tensors, verify, write_tensors
-from redheart.snapshots.tensors import Tensors
+from redheart.snapshots.tensors import Tensors, whole
 
 MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"

@@ -46,7 +46,6 @@ DTYPE_NAMES = {
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000
-"""The format's own bound."""
 _MEND = "restore it, or use another snapshot or state"
 
 
@@ -70,7 +69,6 @@ class TensorFile(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes: int
     num_elements: int
     delta: Delta | None = None
-    """Set where the file holds differences to another snapshot's."""
 
     @property
     def content_sha256(self) -> str:
@@ -264,8 +262,6 @@ class TensorReader(Tensors):
 
 
 class _Slice(msgspec.Struct, frozen=True):
-    """One tensor in the header."""
-
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]

@@ -21,12 +21,8 @@ from redheart.train.learner import Learner
 class Passes:
     """Of a run; while a micro-batch is computed the learner reads the next, unless several threads of the CPU compute.
 
-    Args:
-        learner: the model and its data.
-        engine: around the model.
-        micro_batch: records of a pass at first.
-        on_halved: told of every smaller number.
-        draws: names the random draws of the run, which it makes again when it goes on.
+    `micro_batch` is of the first pass, `on_halved` is told of every smaller one. `draws` names the random draws of the
+    run, which it makes again when it goes on.
     """
 
     def __init__(
@@ -38,12 +34,7 @@ class Passes:
         self._statistics_before: list[Tensor] = []
 
     def step(self, number: int, rows: np.ndarray, *, following: np.ndarray) -> StepLosses:
-        """The gradients of an effective batch, and its losses.
-
-        Args:
-            number: of the step, for errors.
-            rows: of the effective batch.
-            following: of the next one; empty where it is not known.
+        """The gradients of an effective batch, and its losses; `following` are the next one's rows, empty if not known.
 
         Raises:
             DoesNotFit: the device's memory is too small for one record.

@@ -126,7 +126,6 @@ class EventLog:
 
     @property
     def length_bytes(self) -> int:
-        """Bytes written so far."""
         return self._file.tell() if self._file else 0
 
 

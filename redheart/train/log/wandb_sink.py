@@ -89,8 +89,6 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
 
 
 class WandbSink:
-    """One W&B run."""
-
     def __init__(self, run: Any, *, wants_past: bool, where: str = ""):
         self._run = run
         self.wants_past = wants_past

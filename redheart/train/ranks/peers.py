@@ -27,8 +27,6 @@ _FIELDS = ("where", "got", "expected", "hint")
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What ended a rank."""
-
     rank: int
     exit_code: int
     what: str
