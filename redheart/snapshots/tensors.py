@@ -137,9 +137,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def parts_of(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Every part's tensors by name within it. What has several names (tied weights) is in the first part that has it.
 
-    Args:
-        model: on any device.
-        names: dotted names of submodules, and `REST` where it is wanted.
+    `names` are dotted ones of submodules, and `REST` where it is wanted.
     """
     tensors, seen = model_tensors(model), set()
     found: dict[str, dict[str, Tensor]] = {}

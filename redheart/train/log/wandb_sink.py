@@ -118,12 +118,8 @@ class WandbSink:
 def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, object], epochs: int) -> WandbSink | None:
     """Start or go on with the W&B run of a folder; None where W&B is off or cannot even be started.
 
-    Args:
-        mode: as `wandb_mode` found it.
-        folder: where the training writes; W&B's files go into `folder/wandb`.
-        name: what W&B calls a new run.
-        config: what it lists as the run's settings.
-        epochs: of the training: behind their end nothing follows, and a W&B run that was told everything is left alone.
+    W&B's files go into `folder/wandb`. Behind the end of a training's `epochs` nothing follows, and a W&B run that was
+    told everything is left alone.
 
     Raises:
         BadInput: it is not installed, or online without a key; said at once instead of after the run.
