@@ -205,7 +205,7 @@ def read_module(
     Raises:
         CorruptFile: a file does not match its digest, or holds other tensors than expected.
     """
-    readers = _readers([snapshots[epoch] for epoch in blend.epochs], name, specs)
+    readers = [checked_module(snapshots[epoch], name, specs) for epoch in blend.epochs]
     return {key: blended(readers, blend.weights, key) for key in specs}
 
 
@@ -278,7 +278,7 @@ def _write_module(
     folder: Path, name: str, blend: Blend, chosen: Sequence[Snapshot], specs: Mapping[str, TensorSpec]
 ) -> TensorFile:
     target = folder / f"{name}{SUFFIX}"
-    readers = _readers(chosen, name, specs)
+    readers = [checked_module(snapshot, name, specs) for snapshot in chosen]
     entry = chosen[0].manifest.modules[name]
     if len(chosen) == 1 and entry.content_sha256 == entry.sha256:
         try:
@@ -290,10 +290,6 @@ def _write_module(
     # In the order of the source, so that what is taken from one snapshot has its bytes.
     order = {key: specs[key] for key in readers[0]}
     return write_tensors(target, Tensors(order, lambda key: blended(readers, blend.weights, key)))
-
-
-def _readers(chosen: Sequence[Snapshot], name: str, specs: Mapping[str, TensorSpec]) -> list[Tensors]:
-    return [checked_module(snapshot, name, specs) for snapshot in chosen]
 
 
 def checked_module(snapshot: Snapshot, name: str, specs: Mapping[str, TensorSpec]) -> Tensors:

@@ -153,11 +153,7 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
 
 
 def _meant(weights: list[Part], names_of: NamesOf, expected: Collection[str]) -> list[Part]:
-    """Which of several dictionaries of weights are the model, or parts of it.
-
-    Raises:
-        BadInput: some are one model twice, as weights and their running mean are.
-    """
+    """Which of several dictionaries of weights are the model; none where some are it twice, as a running mean is."""
     if expected:
         scores = [_num_expected([part], names_of, expected) for part in weights]
         if (most := max(scores)) and most >= _num_expected(weights, names_of, expected):
@@ -183,11 +179,7 @@ def _num_expected(weights: Sequence[Part], names_of: NamesOf, expected: Collecti
 
 
 def _named(weights: Sequence[Part]) -> dict[str, tuple[Tensor, str]]:
-    """Tensors and their paths by their names below what all these parts lie in; one part's are its own.
-
-    Raises:
-        BadInput: two have one name.
-    """
+    """Tensors and their paths by their names below what all these parts lie in; one part's are its own."""
     levels = zip(*(part.path for part in weights), strict=False)
     num_shared = len(list(takewhile(lambda keys: len(set(keys)) == 1, levels)))
     found: dict[str, tuple[Tensor, str]] = {}

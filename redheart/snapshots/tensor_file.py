@@ -233,32 +233,23 @@ class TensorReader(Tensors):
         ends = [0, *(last for _, last in places)]
         if [first for first, _ in places] != ends[:-1] or ends[-1] != end:
             raise CorruptFile("tensors of a file overlap, or bytes of it belong to none", where=path)
-        self._slices = slices
+        self._first_byte = {name: item.data_offsets[0] for name, item in slices.items()}
         specs = {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
-        super().__init__(specs, self._whole)
-
-    def _whole(self, name: str) -> Tensor:
-        item = self._slices[name]
-        return self._read(name, *item.data_offsets).reshape(item.shape)
+        super().__init__(specs, lambda name: self.part(name, slice(None)).reshape(specs[name].shape))
 
     def part(self, name: str, elements: slice) -> Tensor:
         """Some elements of a tensor seen as flat, without reading the others; those beyond its end are left out."""
-        item = self._slices[name]
-        size = _DTYPES[item.dtype].itemsize
-        start, stop, _ = elements.indices(math.prod(item.shape))
-        first = item.data_offsets[0]
-        return self._read(name, first + start * size, first + max(start, stop) * size)
-
-    def _read(self, name: str, first: int, last: int) -> Tensor:
-        content = torch.empty(last - first, dtype=torch.uint8)
+        spec = self.specs[name]
+        start, stop, _ = elements.indices(spec.num_elements)
+        content = torch.empty(max(0, stop - start) * spec.dtype.itemsize, dtype=torch.uint8)
         with read_errors(self._path), self._path.open("rb", buffering=0) as file:
-            file.seek(self._start + first)
+            file.seek(self._start + self._first_byte[name] + start * spec.dtype.itemsize)
             target = content.numpy().data
             while target and (count := file.readinto(target)):
                 target = target[count:]
         if target:
             raise CorruptFile("a file of tensors is cut", where=self._path, got=f"{name} ends early")
-        return content.view(_DTYPES[self._slices[name].dtype])
+        return content.view(spec.dtype)
 
 
 class _Slice(msgspec.Struct, frozen=True):

@@ -266,7 +266,7 @@ class _Run:
             left_s = round(estimate.seconds, 1) if estimate else None
             self.log.write("epoch", **event, snapshot=takes_snapshot, time_left_s=left_s)
         # The snapshot goes first: a state that counts an epoch must not be there without it.
-        if self.saver.is_by_epoch or self.is_done():
+        if not self.settings.train.state_every_minutes or self.is_done():
             self.save_state()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

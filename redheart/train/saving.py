@@ -117,11 +117,6 @@ class Saver:
         waited_s = self._clock_s() - self._saved_s
         return waited_s >= (self._every_s if is_idle else 2 * self._every_s)
 
-    @property
-    def is_by_epoch(self) -> bool:
-        """Whether every epoch ends with a state."""
-        return not self._every_s
-
     def save_state(self, progress: Progress, *, run_key: str, log: EventLog) -> None:
         """Write a resume state; all ranks together. What was submitted before it is there when the state is."""
         engine, tensors = self._engine, dict(self._engine.state_tensors())
