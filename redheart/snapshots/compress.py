@@ -75,12 +75,7 @@ def compress_snapshots(
 def expand_snapshots(
     snapshots: Sequence[Snapshot], *, on_bytes: Callable[[int], object] = lambda _: None
 ) -> list[Rewritten]:
-    """Make compressed snapshots whole again; the caller holds the lock.
-
-    Raises:
-        CorruptFile: a file does not match its digest; nothing of its snapshot was changed.
-        DiskError: the disk is full; what was not yet rewritten is as it was.
-    """
+    """Make compressed snapshots whole again; the caller holds the lock. Raises as `compress_snapshots`."""
     done = []
     for snapshot in snapshots:
         remove_leftovers(snapshot)

@@ -202,8 +202,7 @@ def read_module(
 ) -> dict[str, Tensor]:
     """The weights of one module's mixture, with the bits that `assemble` would write; `snapshots` by epoch.
 
-    Raises:
-        CorruptFile: a file does not match its digest, or holds other tensors than expected.
+    Raises as `checked_module`.
     """
     readers = [checked_module(snapshots[epoch], name, specs) for epoch in blend.epochs]
     return {key: blended(readers, blend.weights, key) for key in specs}
@@ -220,11 +219,7 @@ def link_folder(source: Path, out: Path) -> None:
 
 
 def assembly_contents(folder: Path) -> set[str]:
-    """Names of the files of an assembled model, by its manifest.
-
-    Raises:
-        BadInput: there is none.
-    """
+    """Names of the files of an assembled model, by its manifest; raises as `read_assembly`."""
     return {MANIFEST, *(part.weights.file for part in read_assembly(folder).modules.values())}
 
 

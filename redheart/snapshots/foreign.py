@@ -81,11 +81,8 @@ def problems_against(
 ) -> list[str]:
     """What does not fit, one line a tensor with what was expected and found; empty where all is well.
 
-    Args:
-        tensors: what was opened.
-        expected: names and shapes that there must be; None asks for no particular ones.
-        dtype: the type that floating-point tensors will be converted to; None wants one type for all of them but those
-            of 8 bits, beside which there are always others.
+    None asks for no particular names and shapes. `dtype` is what floating-point tensors will be converted to; None
+    wants one type for all of them but those of 8 bits, beside which there are always others.
     """
     found = tensors.specs
     problems = []

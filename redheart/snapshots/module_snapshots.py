@@ -212,12 +212,7 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
 
 
 def snapshot_contents(folder: Path) -> set[str]:
-    """Names of what a snapshot's folder holds, whole or as differences, by its manifest.
-
-    Raises:
-        BadInput: its manifest is missing.
-        CorruptFile: its manifest was changed.
-    """
+    """Names of what a snapshot's folder holds, whole or as differences; raises as `open_snapshot`."""
     snapshot = open_snapshot(folder)
     return {MANIFEST, *snapshot.forms, *(entry.file for entry in snapshot.files)}
 

@@ -262,9 +262,5 @@ class _Slice(msgspec.Struct, frozen=True):
 
 
 def open_tensors(folder: Path, entry: TensorFile) -> TensorReader:
-    """The tensors of a verified file, to be read one by one.
-
-    Raises:
-        CorruptFile: as `verify`, or the file is no safetensors file.
-    """
+    """The tensors of a verified file, to be read one by one; raises as `verify` and `TensorReader`."""
     return TensorReader(verify(folder, entry))

@@ -24,8 +24,7 @@ from redheart.train.log.samples import sampling
 from redheart.train.passes import Passes
 from redheart.train.ranks.peers import together
 from redheart.train.saving import BackgroundWriter, Saver, compress_or_warn, resume
-from redheart.train.schedule import position_of, rate_of
-from redheart.train.settings import RunSettings
+from redheart.train.settings import RunSettings, position_of, rate_of
 
 MAX_BAD_STEPS = 3
 
