@@ -121,7 +121,7 @@ def _compress(snapshot: Snapshot, base: Snapshot, previous: Snapshot, *, on_byte
     written: list[Path] = []
     try:
         for name, entry in snapshot.manifest.modules.items():
-            if name in base.manifest.modules and entry.delta is None and not _is_link(snapshot, previous, name):
+            if name in base.manifest.modules and entry.delta is None and not snapshot.shares_file(previous, name):
                 tensors = snapshot.open_module(name)
                 if {spec.dtype for spec in tensors.specs.values()} == {torch.bfloat16}:
                     written.append(snapshot.folder / f"{name}{delta.SUFFIX}")
@@ -134,16 +134,6 @@ def _compress(snapshot: Snapshot, base: Snapshot, previous: Snapshot, *, on_byte
             path.unlink(missing_ok=True)
         raise
     return _switch(snapshot, entries)
-
-
-def _is_link(snapshot: Snapshot, previous: Snapshot, name: str) -> bool:
-    """Whether a module's file takes no bytes of its own."""
-    entry, twin = snapshot.manifest.modules[name], previous.manifest.modules.get(name)
-    if twin is None or twin.delta:
-        return False
-    path, other = snapshot.folder / entry.file, previous.folder / twin.file
-    # What is missing is named by those who read it.
-    return path.is_file() and other.is_file() and path.samefile(other)
 
 
 def _written(path: Path, tensors: Mapping[str, Tensor], entry: TensorFile, base: Snapshot, name: str) -> TensorFile:

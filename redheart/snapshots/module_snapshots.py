@@ -68,6 +68,13 @@ class Snapshot:
         """Whether it can be read without another snapshot."""
         return not any(entry.delta for entry in self.files)
 
+    def shares_file(self, other: "Snapshot", name: str) -> bool:
+        """Whether a module's file is `other`'s too, as a hard link; who reads it tells of a missing one."""
+        if name not in other.manifest.modules:
+            return False
+        path, twin = (item.folder / item.manifest.modules[name].file for item in (self, other))
+        return path.is_file() and twin.is_file() and path.samefile(twin)
+
     def open_module(self, name: str) -> Tensors:
         """Weights of one module, by name within it, verified; each is read when it is asked for.
 
@@ -197,9 +204,9 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         twin = other.manifest.modules.get(name) if other else None
         if other is None or twin is None or entry.delta or twin.delta or twin.sha256 != entry.sha256:
             continue
-        source, target = other.folder / twin.file, snapshot.folder / entry.file
-        if source.is_file() and target.is_file() and source.samefile(target):
+        if snapshot.shares_file(other, name):
             continue
+        target = snapshot.folder / entry.file
         temporary = temporary_path(target)
         try:
             # What has rotted since it was written must not take the place of what was not.

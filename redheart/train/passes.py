@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from redheart.core.errors import DoesNotFit
@@ -30,7 +30,9 @@ class Passes:
     ):
         self._learner, self._engine, self.micro_batch, self._on_halved = learner, engine, micro_batch, on_halved
         self._draws = draws
-        self._statistics = _running_statistics(learner.model)
+        # The buffers in which norms keep what they have seen of batches.
+        norms = [item for item in learner.model.modules() if isinstance(item, _NormBase)]
+        self._statistics = [tensor for norm in norms for tensor in norm.buffers()]
         self._statistics_before: list[Tensor] = []
 
     def step(self, number: int, rows: np.ndarray, *, following: np.ndarray) -> StepLosses:
@@ -89,8 +91,3 @@ class Passes:
         self.micro_batch //= 2
         self._on_halved(self.micro_batch)
         warn(f"out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays")
-
-
-def _running_statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers in which norms keep what they have seen of batches."""
-    return [tensor for item in module.modules() if isinstance(item, _NormBase) for tensor in item.buffers()]

@@ -140,8 +140,11 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
     known = read_json(path, RunId).id if path.is_file() else None
     # An agent gives every trial its id, which W&B reads itself.
     given = os.environ.get("WANDB_RUN_ID")
-    if known and given in (None, known) and _is_finished(folder, epochs):
-        return None
+    if known and given in (None, known):
+        # By its newest state, from which the training would go on, or by its log.
+        progress = newest_progress(folder / "states")
+        if (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs:
+            return None
     folder.mkdir(parents=True, exist_ok=True)
 
     def start(mode: Mode) -> Any:
@@ -178,9 +181,3 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
     write_json(path, RunId(run.id))
     where = run.url if mode == "online" and run.url else f"offline; `wandb sync {Path(run.dir).parent}` sends it"
     return WandbSink(run, wants_past=run.id != known, where=where)
-
-
-def _is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a training in a folder is at its end: by its newest state, from which it would go on, or by its log."""
-    progress = newest_progress(folder / "states")
-    return (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs
