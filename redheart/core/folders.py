@@ -23,11 +23,7 @@ Contents = Callable[[Path], Collection[str]]
 
 
 def refuse_foreign(path: Path, contents: Contents | None) -> None:
-    """Refuse a place that a folder of this purpose must not be written to.
-
-    Args:
-        path: of the folder that is to be written.
-        contents: of one that it may take the place of; None replaces none.
+    """Refuse a place that a folder must not be written to; one with these `contents` it may take the place of.
 
     Raises:
         BadInput: a file stands there, or a folder with anything in it that this program did not write for this

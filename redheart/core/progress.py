@@ -58,10 +58,7 @@ class Display:
     def track(self, phase: str, total: float, *, unit: str) -> Iterator[Callable[[float], None]]:
         """Around a piece of work; yields what is told how much more of it is done.
 
-        Args:
-            phase: what is at work, as in the other lines of a run.
-            total: of the work; 0 where it is not known, and only what is done is told.
-            unit: what is counted, in the plural.
+        Of a `total` of 0 only what is done is told. `unit` is what is counted, in the plural.
         """
         if self.form == "off":
             yield lambda _: None

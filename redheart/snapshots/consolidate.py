@@ -82,11 +82,7 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     A mixture is summed tensor by tensor. A module of one snapshot is a hard link to that snapshot's file where the
     file system allows it, once the file has been verified: it takes no room, and both names keep the bytes.
 
-    Args:
-        out: the folder of the model; it appears whole or not at all.
-        choice: mixtures by module, for every module of `expected`.
-        snapshots: those that the mixtures name, and any others.
-        expected: what every module must hold.
+    `choice` has a mixture for every module of `expected`, which says what each must hold.
 
     Raises:
         BadInput: a module has no choice or is unknown, or an epoch has no snapshot.
