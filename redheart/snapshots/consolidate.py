@@ -100,10 +100,17 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     return _write(out, expected, part)
 
 
-def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype: torch.dtype | None) -> Assembly:
+def write_modules(
+    out: Path,
+    tensors: Tensors,
+    modules: Sequence[str],
+    *,
+    dtype: torch.dtype | None,
+    on_tensor: Callable[[int], object] = lambda _: None,
+) -> Assembly:
     """Write a model that no snapshot stands behind in the form of an assembled one; one tensor is held at a time.
 
-    Every name in the model begins with one of `modules`. Floating-point tensors are turned into `dtype` if it is given.
+    Every name in the model begins with one of `modules`. See `in_type` for the rest.
 
     Raises:
         DiskError: the model cannot be written.
@@ -112,7 +119,8 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
     def part(folder: Path, module: str) -> Part:
         start = f"{module}."
         own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
-        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", in_type(Tensors.joined(own), dtype)))
+        converted = in_type(Tensors.joined(own), dtype, on_tensor)
+        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", converted))
 
     return _write(out, modules, part)
 
@@ -158,9 +166,7 @@ def write_model(
     provenance: Mapping[str, str],
     on_tensor: Callable[[int], object] = lambda _: None,
 ) -> SingleFile:
-    """Write tensors as one file, which appears whole or not at all; `on_tensor` is told the bytes of each.
-
-    Floating-point ones are turned into `dtype`; None leaves them.
+    """Write tensors as one file, which appears whole or not at all; see `in_type` for the rest.
 
     Raises:
         BadInput: `out` is no `.safetensors` file.
@@ -168,29 +174,28 @@ def write_model(
     """
     if out.suffix != SUFFIX:
         raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
-    converted = in_type(tensors, dtype)
-
-    def read(name: str) -> Tensor:
-        tensor = converted[name]
-        on_tensor(tensor.nbytes)
-        return tensor
-
-    specs = converted.specs
+    converted = in_type(tensors, dtype, on_tensor)
     with new_file(out) as temporary:
-        entry = write_tensors(temporary, Tensors(specs, read), metadata={"format": "pt", **provenance})
-    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+        entry = write_tensors(temporary, converted, metadata={"format": "pt", **provenance})
+    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in converted.specs.values()})
     return SingleFile(
-        str(out), entry.sha256, entry.bytes, len(specs), entry.num_elements, ", ".join(found), str(source)
+        str(out), entry.sha256, entry.bytes, len(converted), entry.num_elements, ", ".join(found), str(source)
     )
 
 
-def in_type(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
-    """Tensors with floating-point numbers turned into `dtype`; None leaves them."""
+def in_type(tensors: Tensors, dtype: torch.dtype | None, on_tensor: Callable[[int], object]) -> Tensors:
+    """Floating-point numbers turned into `dtype`, None leaves them; `on_tensor` is told each tensor's bytes before."""
     specs = {
         name: TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
         for name, spec in tensors.specs.items()
     }
-    return Tensors(specs, lambda name: tensors[name].to(specs[name].dtype))
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name]
+        on_tensor(tensor.nbytes)
+        return tensor.to(specs[name].dtype)
+
+    return Tensors(specs, read)
 
 
 def read_module(
