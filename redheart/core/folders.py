@@ -84,7 +84,8 @@ def refuse_taken(folder: Path, names: Iterable[str], *, what: str) -> None:
         BadInput: names are taken; they are listed.
     """
     with disk_errors(folder):
-        taken = [name for name in names if (folder / name).exists() and not _is_empty_folder(folder / name)]
+        there = [name for name in names if (folder / name).exists()]
+        taken = [name for name in there if not (folder / name).is_dir() or any((folder / name).iterdir())]
     if taken:
         raise BadInput(
             f"the folder holds other files where {what} is to be written",
@@ -188,10 +189,6 @@ def remove_leftovers(folder: Path, names: Iterable[str] = ("*",)) -> None:
         endings = (PARTIAL, f".{'[0-9a-f]' * 8}{PARTIAL}")
         for item in {item for name in names for ending in endings for item in folder.glob(f".{name}{ending}")}:
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def seen_from(folder: Path, typed: str) -> str | None:
