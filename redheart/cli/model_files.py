@@ -54,7 +54,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     from redheart.core.files import real_path
     from redheart.snapshots.consolidate import consolidated
     from redheart.snapshots.module_snapshots import Snapshot
-    from redheart.snapshots.states import State, newest_state
+    from redheart.snapshots.states import State, newest_state, open_masters
     from redheart.study import run_folder
     from redheart.study.selecting import open_snapshots
 
@@ -77,7 +77,7 @@ def consolidate(arguments: Sequence[str]) -> None:
                 where=states,
                 hint="train first: the first one is written after --train.state-every-minutes, or at the end",
             )
-        size = sum(entry.bytes for entry in source.manifest.files)
+        size = sum(spec.bytes for spec in open_masters(source).specs.values())
     else:
         by_epoch = {item.epoch: item for item in open_snapshots(run)}
         epoch = max(by_epoch) if options.epoch is None else options.epoch
@@ -85,7 +85,7 @@ def consolidate(arguments: Sequence[str]) -> None:
             expected = ", ".join(map(str, by_epoch))
             raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
         source = by_epoch[epoch]
-        size = sum(entry.content_bytes for entry in source.files)
+        size = sum(entry.content_bytes for entry in source.manifest.modules.values())
     with display_of(options).track("consolidate", size, unit="bytes") as advance:
         made = consolidated(source, options.out, dtype=options.dtype, on_tensor=advance)
     text = f"{made.file}: {made.num_tensors} tensors, {made.dtype}, {made.bytes / MB:.2f} MB, from {made.source}"
@@ -125,7 +125,7 @@ def import_model(arguments: Sequence[str]) -> None:
                 on_tensor=advance,
             )
         elif model is not None:
-            write_modules(options.out, found.tensors, module_names(model), dtype=dtype)
+            write_modules(options.out, found.tensors, module_names(model), dtype=dtype, on_tensor=advance)
     made = {
         "kind": found.kind,
         "out": str(options.out),

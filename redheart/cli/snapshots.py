@@ -114,7 +114,7 @@ def _verify(arguments: Sequence[str]) -> None:
 
 
 def _compress(arguments: Sequence[str]) -> None:
-    from redheart.core.lock import folder_lock
+    from redheart.core.folders import folder_lock
     from redheart.snapshots.compress import compress_snapshots, expand_snapshots
     from redheart.snapshots.module_snapshots import list_snapshots
     from redheart.snapshots.prune import disk_bytes

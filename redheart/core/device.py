@@ -36,11 +36,7 @@ def chosen_device(asked: Device) -> torch.device:
 
 
 def study_device(asked: Device) -> torch.device:
-    """Where a study's phases after training compute; `auto` is the CPU, since none of them has run on a card yet.
-
-    Raises:
-        BadInput: a CUDA device is asked for and there is none.
-    """
+    """`chosen_device` for a study's phases after training; `auto` is the CPU: none of them has run on a card yet."""
     return chosen_device("cpu" if asked == "auto" else asked)
 
 

@@ -4,6 +4,7 @@ One rule: what is replaced or removed holds nothing but what this program wrote 
 manifest that lies there. Everything else is refused before work starts, with the names of what is in the way.
 """
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -22,11 +23,7 @@ Contents = Callable[[Path], Collection[str]]
 
 
 def refuse_foreign(path: Path, contents: Contents | None) -> None:
-    """Refuse a place that a folder of this purpose must not be written to.
-
-    Args:
-        path: of the folder that is to be written.
-        contents: of one that it may take the place of; None replaces none.
+    """Refuse a place that a folder must not be written to; one with these `contents` it may take the place of.
 
     Raises:
         BadInput: a file stands there, or a folder with anything in it that this program did not write for this
@@ -81,18 +78,14 @@ def foreign_names(folder: Path, contents: Contents | None) -> list[str]:
 
 
 def refuse_taken(folder: Path, names: Iterable[str], *, what: str) -> None:
-    """Refuse a folder in which a name is taken that something new is to be written under.
-
-    Args:
-        folder: that may hold anything else.
-        names: that must be free; an empty folder or a link to one is.
-        what: is to be written, for the message.
+    """Refuse a folder, which may hold anything else, if one of these names is taken; an empty folder's is free.
 
     Raises:
         BadInput: names are taken; they are listed.
     """
     with disk_errors(folder):
-        taken = [name for name in names if (folder / name).exists() and not _is_empty_folder(folder / name)]
+        there = [name for name in names if (folder / name).exists()]
+        taken = [name for name in there if not (folder / name).is_dir() or any((folder / name).iterdir())]
     if taken:
         raise BadInput(
             f"the folder holds other files where {what} is to be written",
@@ -198,10 +191,6 @@ def remove_leftovers(folder: Path, names: Iterable[str] = ("*",)) -> None:
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def seen_from(folder: Path, typed: str) -> str | None:
     """The way from a folder to what was typed, None where nothing is there.
 
@@ -217,3 +206,46 @@ def found_again(typed: str, folder: Path, place: str | None) -> str:
     if place is not None and (there := folder.resolve() / place).exists():
         return str(Path(os.path.normpath(there)))
     return typed
+
+
+@contextmanager
+def folder_lock(folder: Path, *, name: str, wait: bool) -> Iterator[None]:
+    """Hold the lock called `name` of a folder; it ends with the process, however that ends.
+
+    Raises:
+        BadInput: another process holds it and `wait` is False; its process number is named. Or the file system has no
+            locks.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f".redheart-{name}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
+            raise BadInput(
+                "another process works in this folder",
+                where=folder,
+                got=f"process {holder}",
+                hint="wait for it, stop it, or choose another --out",
+            ) from None
+        except OSError as error:
+            raise BadInput(
+                "the file system cannot lock a folder",
+                where=folder,
+                got=error.strerror,
+                hint="choose another --out, or mount it with locks (NFS: with its lock daemon)",
+            ) from error
+        os.ftruncate(descriptor, 0)
+        owner = os.getpid()
+        os.pwrite(descriptor, str(owner).encode(), 0)
+        try:
+            yield
+        finally:
+            # A process that was forked meanwhile has the descriptor too, and does not let go for this one.
+            if os.getpid() == owner:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)

@@ -58,10 +58,7 @@ class Display:
     def track(self, phase: str, total: float, *, unit: str) -> Iterator[Callable[[float], None]]:
         """Around a piece of work; yields what is told how much more of it is done.
 
-        Args:
-            phase: what is at work, as in the other lines of a run.
-            total: of the work; 0 where it is not known, and only what is done is told.
-            unit: what is counted, in the plural.
+        Of a `total` of 0 only what is done is told. `unit` is what is counted, in the plural.
         """
         if self.form == "off":
             yield lambda _: None
@@ -113,13 +110,11 @@ class Ticker:
         self.close()
 
     def start(self) -> "Ticker":
-        """Begin to count the seconds."""
         self.said()
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """Tell nothing more."""
         self._ended.set()
         self._thread.join()
 
@@ -147,7 +142,6 @@ class Standing:
         self._first, self._start_s = done, time.monotonic()
 
     def advance(self, amount: float) -> None:
-        """So much more is done."""
         self.done += amount
 
     @property
@@ -163,7 +157,6 @@ class Standing:
 
     @property
     def fields(self) -> dict[str, object]:
-        """As one event of a log."""
         left_s = self.left_s
         return {
             "event": "progress",
@@ -178,7 +171,6 @@ class Standing:
 
     @property
     def text(self) -> str:
-        """As a line of a run."""
         took, left_s = duration_text(self.seconds), self.left_s
         if not self._total:
             done = f"{self.done:,.0f} {self._unit}" if self._unit else "at work"

@@ -42,11 +42,7 @@ class Ranks:
 
 @cache
 def launched() -> Ranks:
-    """This process's place, as its environment had it when this was first asked.
-
-    Raises:
-        BadInput: as `read_ranks`.
-    """
+    """This process's place, as its environment had it when this was first asked; raises as `read_ranks`."""
     return read_ranks(os.environ)
 
 

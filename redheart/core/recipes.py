@@ -50,11 +50,7 @@ def recipe_of(name: str, preset: Preset) -> Recipe:
 
 
 def defaults_of(name: str, preset: Preset) -> StudyConfig:
-    """The configuration of a study in which nothing but the recipe and the preset was given.
-
-    Raises:
-        BadInput: there is no such recipe.
-    """
+    """The configuration of a study in which nothing but the recipe and the preset was given; raises as `recipe_of`."""
     train = dataclasses.replace(StudyConfig().train, **recipe_of(name, preset).settings)
     return StudyConfig(preset=preset, train=train)
 

@@ -31,11 +31,7 @@ def read_content(path: Path, *, what: str = "file") -> bytes:
 
     A line ends at `\n`, `\r\n` or, in a file without any `\n`, as old spreadsheets write them, at `\r`. A `\r` inside
     a line stays, as does everything else that Unicode counts among the ends of lines. Bytes that are no UTF-8 are left
-    for `decode` to refuse, or for whoever reads line by line.
-
-    Args:
-        path: the file.
-        what: what messages call it.
+    for `decode` to refuse, or for whoever reads line by line. Messages call the file `what`.
 
     Raises:
         BadInput: no such file, cut gzip, not what its byte order mark says, or too large.

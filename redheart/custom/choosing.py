@@ -23,8 +23,7 @@ from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
 from redheart.snapshots.blend import Blend, single
 from redheart.snapshots.consolidate import assemble, module_specs, read_module
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
-from redheart.snapshots.parts import parts_of
-from redheart.snapshots.tensors import take
+from redheart.snapshots.tensors import parts_of, take
 from redheart.train.device.compute_type import in_float32
 
 

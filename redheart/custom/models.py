@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from redheart.core.errors import BadInput, names_text
-from redheart.snapshots.parts import REST, kept_type, model_tensors, parts_of
 from redheart.snapshots.tensor_file import DTYPE_NAMES
+from redheart.snapshots.tensors import REST, kept_type, model_tensors, parts_of
 
 
 def refuse_unfit(model: nn.Module) -> None:

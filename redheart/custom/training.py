@@ -17,8 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from redheart.core.config import TrainConfig, digest, fingerprint, out_of_range
 from redheart.core.errors import BadInput, one_line
 from redheart.core.files import is_sealed, write_sealed
-from redheart.core.folders import refuse_taken
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock, refuse_taken
 from redheart.core.ranks import launched
 from redheart.custom.learner import RunShape, TensorLearner
 from redheart.custom.models import buffers_kept

@@ -30,8 +30,7 @@ from redheart.core.files import (
     write_bytes,
     write_sealed,
 )
-from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names, take_place
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock, refuse_foreign, remove_leftovers, remove_names, take_place
 from redheart.core.progress import SILENT, Display
 from redheart.data.encoders import MINILM_LAYERS, Encoded, Encoder, open_encoder
 from redheart.data.encoding import NOTE, STATES, SUMMARIES, encode_into

@@ -12,7 +12,7 @@ import numpy as np
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_sealed, write_sealed
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.core.ranks import launched
 from redheart.data.prepare import Prepared
 from redheart.data.split import TEST

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import disk_errors, fsync_path, write_sealed
+from redheart.core.folders import folder_lock
 from redheart.core.folders import remove_leftovers as remove_unfinished
-from redheart.core.lock import folder_lock
 from redheart.snapshots import delta
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, link_same, list_snapshots
 from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, content_sha256, write_tensors
@@ -35,8 +35,6 @@ WORTH_IT = 0.9
 
 
 class Rewritten(msgspec.Struct, frozen=True):
-    """One snapshot that was compressed or expanded."""
-
     epoch: int
     bytes_before: int
     bytes_after: int
@@ -47,10 +45,8 @@ def compress_snapshots(
 ) -> list[Rewritten]:
     """Compress every snapshot below `root` but the newest and the whole ones; what is compressed already stays.
 
-    Args:
-        root: folder of a run's snapshots.
-        wait: wait for another process that rewrites them instead of refusing.
-        on_bytes: told the uncompressed bytes of every module that is dealt with.
+    With `wait` another process that rewrites them is waited for. `on_bytes` is told the uncompressed bytes of every
+    module that is dealt with.
 
     Raises:
         BadInput: another process rewrites them, or a manifest cannot be read.
@@ -79,12 +75,7 @@ def compress_snapshots(
 def expand_snapshots(
     snapshots: Sequence[Snapshot], *, on_bytes: Callable[[int], object] = lambda _: None
 ) -> list[Rewritten]:
-    """Make compressed snapshots whole again; the caller holds the lock.
-
-    Raises:
-        CorruptFile: a file does not match its digest; nothing of its snapshot was changed.
-        DiskError: the disk is full; what was not yet rewritten is as it was.
-    """
+    """Make compressed snapshots whole again; the caller holds the lock. Raises as `compress_snapshots`."""
     done = []
     for snapshot in snapshots:
         remove_leftovers(snapshot)
@@ -130,7 +121,7 @@ def _compress(snapshot: Snapshot, base: Snapshot, previous: Snapshot, *, on_byte
     written: list[Path] = []
     try:
         for name, entry in snapshot.manifest.modules.items():
-            if name in base.manifest.modules and entry.delta is None and not _is_link(snapshot, previous, name):
+            if name in base.manifest.modules and entry.delta is None and not snapshot.shares_file(previous, name):
                 tensors = snapshot.open_module(name)
                 if {spec.dtype for spec in tensors.specs.values()} == {torch.bfloat16}:
                     written.append(snapshot.folder / f"{name}{delta.SUFFIX}")
@@ -143,16 +134,6 @@ def _compress(snapshot: Snapshot, base: Snapshot, previous: Snapshot, *, on_byte
             path.unlink(missing_ok=True)
         raise
     return _switch(snapshot, entries)
-
-
-def _is_link(snapshot: Snapshot, previous: Snapshot, name: str) -> bool:
-    """Whether a module's file takes no bytes of its own."""
-    entry, twin = snapshot.manifest.modules[name], previous.manifest.modules.get(name)
-    if twin is None or twin.delta:
-        return False
-    path, other = snapshot.folder / entry.file, previous.folder / twin.file
-    # What is missing is named by those who read it.
-    return path.is_file() and other.is_file() and path.samefile(other)
 
 
 def _written(path: Path, tensors: Mapping[str, Tensor], entry: TensorFile, base: Snapshot, name: str) -> TensorFile:

@@ -16,15 +16,23 @@ from redheart.core.files import canonical_json, new_file, read_sealed, write_sea
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
 from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
-from redheart.snapshots.parts import full_name, kept_type, model_tensors, parts_of, whole
 from redheart.snapshots.states import State, open_masters
 from redheart.snapshots.tensor_file import SUFFIX, TensorFile, open_tensors, write_tensors
-from redheart.snapshots.tensors import Tensors, TensorSpec, check_specs, copy_into
+from redheart.snapshots.tensors import (
+    Tensors,
+    TensorSpec,
+    check_specs,
+    copy_into,
+    full_name,
+    kept_type,
+    model_tensors,
+    parts_of,
+    whole,
+)
 
 DtypeName = Literal["fp32", "bf16"]
 DTYPES: Mapping[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Specs = Mapping[str, Mapping[str, TensorSpec]]
-"""Types and shapes of all tensors, by module and name within it."""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -38,8 +46,6 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class SingleFile(msgspec.Struct, frozen=True):
-    """A model that was written as one file."""
-
     file: str
     sha256: str
     bytes: int
@@ -76,11 +82,7 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     A mixture is summed tensor by tensor. A module of one snapshot is a hard link to that snapshot's file where the
     file system allows it, once the file has been verified: it takes no room, and both names keep the bytes.
 
-    Args:
-        out: the folder of the model; it appears whole or not at all.
-        choice: mixtures by module, for every module of `expected`.
-        snapshots: those that the mixtures name, and any others.
-        expected: what every module must hold.
+    `choice` has a mixture for every module of `expected`, which says what each must hold.
 
     Raises:
         BadInput: a module has no choice or is unknown, or an epoch has no snapshot.
@@ -98,14 +100,17 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     return _write(out, expected, part)
 
 
-def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype: torch.dtype | None) -> Assembly:
+def write_modules(
+    out: Path,
+    tensors: Tensors,
+    modules: Sequence[str],
+    *,
+    dtype: torch.dtype | None,
+    on_tensor: Callable[[int], object] = lambda _: None,
+) -> Assembly:
     """Write a model that no snapshot stands behind in the form of an assembled one; one tensor is held at a time.
 
-    Args:
-        out: folder to write.
-        tensors: of the whole model; every name begins with one of `modules`.
-        modules: dotted names.
-        dtype: type that floating-point tensors are turned into; None leaves them.
+    Every name in the model begins with one of `modules`. See `in_type` for the rest.
 
     Raises:
         DiskError: the model cannot be written.
@@ -114,7 +119,8 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str], *, dtype:
     def part(folder: Path, module: str) -> Part:
         start = f"{module}."
         own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
-        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", in_type(Tensors.joined(own), dtype)))
+        converted = in_type(Tensors.joined(own), dtype, on_tensor)
+        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", converted))
 
     return _write(out, modules, part)
 
@@ -131,16 +137,10 @@ def consolidated(
 ) -> SingleFile:
     """Write a snapshot's model, or the float32 masters of a resume state of any number of ranks, as one file.
 
-    Args:
-        source: a snapshot may be compressed.
-        out: a `.safetensors` file; it appears whole or not at all.
-        dtype: of floating-point tensors; None keeps what the source holds.
-        on_tensor: told the bytes of every tensor when it is written.
+    A snapshot may be compressed. See `write_model` for the rest.
 
     Raises:
-        BadInput: `out` is no `.safetensors` file.
         CorruptFile: a file of the source does not match its digest.
-        DiskError: the file cannot be written.
     """
     if isinstance(source, Snapshot):
         kind, epoch, step, tensors = "snapshot", source.epoch, source.manifest.step, source.open_model()
@@ -166,32 +166,36 @@ def write_model(
     provenance: Mapping[str, str],
     on_tensor: Callable[[int], object] = lambda _: None,
 ) -> SingleFile:
-    """Write tensors as one file, tensor by tensor; floating-point ones in `dtype`, or as they are where it is None."""
+    """Write tensors as one file, which appears whole or not at all; see `in_type` for the rest.
+
+    Raises:
+        BadInput: `out` is no `.safetensors` file.
+        DiskError: the file cannot be written.
+    """
     if out.suffix != SUFFIX:
         raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
-    converted = in_type(tensors, dtype)
-
-    def read(name: str) -> Tensor:
-        tensor = converted[name]
-        on_tensor(tensor.nbytes)
-        return tensor
-
-    specs = converted.specs
+    converted = in_type(tensors, dtype, on_tensor)
     with new_file(out) as temporary:
-        entry = write_tensors(temporary, Tensors(specs, read), metadata={"format": "pt", **provenance})
-    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in specs.values()})
+        entry = write_tensors(temporary, converted, metadata={"format": "pt", **provenance})
+    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in converted.specs.values()})
     return SingleFile(
-        str(out), entry.sha256, entry.bytes, len(specs), entry.num_elements, ", ".join(found), str(source)
+        str(out), entry.sha256, entry.bytes, len(converted), entry.num_elements, ", ".join(found), str(source)
     )
 
 
-def in_type(tensors: Tensors, dtype: torch.dtype | None) -> Tensors:
-    """Tensors with floating-point numbers turned into `dtype`; None leaves them."""
+def in_type(tensors: Tensors, dtype: torch.dtype | None, on_tensor: Callable[[int], object]) -> Tensors:
+    """Floating-point numbers turned into `dtype`, None leaves them; `on_tensor` is told each tensor's bytes before."""
     specs = {
         name: TensorSpec(dtype, spec.shape) if dtype and spec.dtype.is_floating_point else spec
         for name, spec in tensors.specs.items()
     }
-    return Tensors(specs, lambda name: tensors[name].to(specs[name].dtype))
+
+    def read(name: str) -> Tensor:
+        tensor = tensors[name]
+        on_tensor(tensor.nbytes)
+        return tensor.to(specs[name].dtype)
+
+    return Tensors(specs, read)
 
 
 def read_module(
@@ -199,10 +203,9 @@ def read_module(
 ) -> dict[str, Tensor]:
     """The weights of one module's mixture, with the bits that `assemble` would write; `snapshots` by epoch.
 
-    Raises:
-        CorruptFile: a file does not match its digest, or holds other tensors than expected.
+    Raises as `checked_module`.
     """
-    readers = _readers([snapshots[epoch] for epoch in blend.epochs], name, specs)
+    readers = [checked_module(snapshots[epoch], name, specs) for epoch in blend.epochs]
     return {key: blended(readers, blend.weights, key) for key in specs}
 
 
@@ -217,11 +220,7 @@ def link_folder(source: Path, out: Path) -> None:
 
 
 def assembly_contents(folder: Path) -> set[str]:
-    """Names of the files of an assembled model, by its manifest.
-
-    Raises:
-        BadInput: there is none.
-    """
+    """Names of the files of an assembled model, by its manifest; raises as `read_assembly`."""
     return {MANIFEST, *(part.weights.file for part in read_assembly(folder).modules.values())}
 
 
@@ -275,7 +274,7 @@ def _write_module(
     folder: Path, name: str, blend: Blend, chosen: Sequence[Snapshot], specs: Mapping[str, TensorSpec]
 ) -> TensorFile:
     target = folder / f"{name}{SUFFIX}"
-    readers = _readers(chosen, name, specs)
+    readers = [checked_module(snapshot, name, specs) for snapshot in chosen]
     entry = chosen[0].manifest.modules[name]
     if len(chosen) == 1 and entry.content_sha256 == entry.sha256:
         try:
@@ -287,10 +286,6 @@ def _write_module(
     # In the order of the source, so that what is taken from one snapshot has its bytes.
     order = {key: specs[key] for key in readers[0]}
     return write_tensors(target, Tensors(order, lambda key: blended(readers, blend.weights, key)))
-
-
-def _readers(chosen: Sequence[Snapshot], name: str, specs: Mapping[str, TensorSpec]) -> list[Tensors]:
-    return [checked_module(snapshot, name, specs) for snapshot in chosen]
 
 
 def checked_module(snapshot: Snapshot, name: str, specs: Mapping[str, TensorSpec]) -> Tensors:

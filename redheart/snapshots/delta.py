@@ -40,13 +40,7 @@ class _Frames(msgspec.Struct, frozen=True):
 def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Tensor], *, delta: Delta) -> TensorFile:
     """Write bf16 tensors as differences to those of the same name and shape in `base`; others are only compressed.
 
-    The compressed planes are held until all are there: a third of the tensors' bytes.
-
-    Args:
-        path: a new file; who names it decides when it counts.
-        tensors: what is to be read back, bf16; one is held at a time.
-        base: the tensors of another snapshot; may be empty.
-        delta: what they belong to, kept in the entry.
+    One tensor is held at a time, and the compressed planes until all are there: a third of the tensors' bytes.
 
     Raises:
         DiskError: the disk is full, read-only or over its quota.

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, listed, names_text
 from redheart.core.files import read_json
-from redheart.snapshots.foreign_model import find_model, read_parts, spec_or_empty
-from redheart.snapshots.foreign_names import PREFIXES, Names, keys_by_name, model_names
+from redheart.snapshots.foreign_model import find_model, own_names, read_parts
+from redheart.snapshots.foreign_names import keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
 from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
 from redheart.snapshots.tensor_file import TensorReader
@@ -81,11 +80,8 @@ def problems_against(
 ) -> list[str]:
     """What does not fit, one line a tensor with what was expected and found; empty where all is well.
 
-    Args:
-        tensors: what was opened.
-        expected: names and shapes that there must be; None asks for no particular ones.
-        dtype: the type that floating-point tensors will be converted to; None wants one type for all of them but those
-            of 8 bits, beside which there are always others.
+    None asks for no particular names and shapes. `dtype` is what floating-point tensors will be converted to; None
+    wants one type for all of them but those of 8 bits, beside which there are always others.
     """
     found = tensors.specs
     problems = []
@@ -128,13 +124,8 @@ def refuse_problems(problems: list[str], source: Path) -> None:
 def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
         return _named("safetensors file", TensorReader(path), path, part, expected)
-
-    def names_of(tensors: Mapping[str, Tensor]) -> Names:
-        specs = {key: spec_or_empty(tensor) for key, tensor in tensors.items()}
-        return model_names(specs, prefixes=PREFIXES, expected=expected)
-
-    found = find_model(read_parts(load_torch_file(path), path), path=part, names_of=names_of, expected=expected)
-    names = names_of({key: tensor for key, (tensor, _) in found.named.items()})
+    found = find_model(read_parts(load_torch_file(path), path), path=part, expected=expected)
+    names = own_names({key: tensor for key, (tensor, _) in found.named.items()}, expected)
     tensors = {name: found.named[key][0] for name, key in keys_by_name(names, path).items()}
     refuse_unwritable(tensors, path)
     ignored = found.ignored + [found.named[key][1] for key in names.strays]

@@ -7,7 +7,7 @@ of bytes, a score is a single number. Dictionaries within dictionaries, one for 
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, takewhile
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
-from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, Names, words
+from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, PREFIXES, Names, model_names, words
 from redheart.snapshots.safe_load import InertArray
 from redheart.snapshots.tensors import TensorSpec, spec_of
 
@@ -28,9 +28,6 @@ _ALIKE = 0.5
 _TRAINING_WORDS = OPTIMIZER_WORDS | {"rng", "scaler", "sched", "scheduler", "schedulers"}
 _MODEL_WORDS = frozenset(("dict", "model", "module", "net", "network", "params", "weights"))
 """Words in the keys of models, and of `state_dict`; where structure leaves it open, these decide."""
-
-NamesOf = Callable[[Mapping[str, Tensor]], Names]
-"""From tensors by name in the source to the model's own names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +86,6 @@ class Part:
             return all(name in moments or _is_number(tensor) for name, tensor in tensors.items())
         return bool(tensors) and all(map(_is_generator_state, tensors.values()))
 
-    @property
-    def keeps_training(self) -> bool:
-        """Whether what lies in it speaks of a training."""
-        numbers = any(map(_is_number, self.tensors.values()))
-        return self.has_settings or numbers or any(part.is_training for part in self.parts.values())
-
     def weights(self) -> "list[Part]":
         """The outermost dictionaries that are a `state_dict()` each, or else those with tensors of several numbers."""
         if self.is_flat:
@@ -103,7 +94,9 @@ class Part:
         holds_flat = [any(part.is_flat for part in found) for found in inner]
         if any(holds_flat):
             # Beside the only `state_dict` in what is kept of a training, matrices are statistics, but for a layer's.
-            is_alone = self.keeps_training and sum(holds_flat) == 1
+            numbers = any(map(_is_number, self.tensors.values()))
+            keeps_training = self.has_settings or numbers or any(part.is_training for part in self.parts.values())
+            is_alone = keeps_training and sum(holds_flat) == 1
             groups = zip(inner, holds_flat, strict=True)
             return [part for found, flat in groups for part in found if flat or part.is_layer(is_alone=is_alone)]
         own = (key for key, tensor in self.tensors.items() if not _is_beside_weights(key, tensor))
@@ -117,8 +110,6 @@ class Part:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """What was taken for the model."""
-
     named: dict[str, tuple[Tensor, str]]
     """Tensors and where they lie in the file, by their names in the source."""
     ignored: list[str]
@@ -127,14 +118,8 @@ class FoundModel:
     """Paths of complete models that were taken as the parts of one."""
 
 
-def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection[str]) -> FoundModel:
-    """Find the model in what a file held.
-
-    Args:
-        root: all of a file.
-        path: of the part that the user named; empty looks for it.
-        names_of: gives the model's own names of tensors.
-        expected: names that the model should have, which tell it from others; empty where unknown.
+def find_model(root: Part, *, path: str, expected: Collection[str]) -> FoundModel:
+    """Find the model in all that a file held; `path` and `expected` as for `open_foreign`.
 
     Raises:
         BadInput: there is none, or several that could be meant; they are named.
@@ -142,7 +127,7 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
     start = _part_at(root, path) if path else root
     weights = [] if start.is_training else start.weights()
     if weights:
-        taken = _meant(weights, names_of, expected)
+        taken = _meant(weights, expected)
         flat = [str(part) for part in taken if part.is_flat]
         return FoundModel(_named(taken), _ignored(start, taken), together=flat if len(flat) > 1 else [])
     if arrays := [part.at(key) for part in start.below() for key in part.arrays]:
@@ -160,15 +145,11 @@ def find_model(root: Part, *, path: str, names_of: NamesOf, expected: Collection
     )
 
 
-def _meant(weights: list[Part], names_of: NamesOf, expected: Collection[str]) -> list[Part]:
-    """Which of several dictionaries of weights are the model, or parts of it.
-
-    Raises:
-        BadInput: some are one model twice, as weights and their running mean are.
-    """
+def _meant(weights: list[Part], expected: Collection[str]) -> list[Part]:
+    """Which of several dictionaries of weights are the model; none where some are it twice, as a running mean is."""
     if expected:
-        scores = [_num_expected([part], names_of, expected) for part in weights]
-        if (most := max(scores)) and most >= _num_expected(weights, names_of, expected):
+        scores = [_num_expected([part], expected) for part in weights]
+        if (most := max(scores)) and most >= _num_expected(weights, expected):
             best = [part for part, score in zip(weights, scores, strict=True) if score == most]
             if len(best) > 1:
                 raise _several(best)
@@ -178,24 +159,27 @@ def _meant(weights: list[Part], names_of: NamesOf, expected: Collection[str]) ->
     contents = []
     for part in flat or (weights if named else []):
         tensors = dict(part.all_tensors())
-        contents.append({(name, spec_or_empty(tensors[key]).shape) for key, name in names_of(tensors).by_key.items()})
+        names = own_names(tensors, expected).by_key
+        contents.append({(name, spec_or_empty(tensors[key]).shape) for key, name in names.items()})
     for one, other in combinations(contents, 2):
         if len(one & other) >= max(1, _ALIKE * min(len(one), len(other))):
             raise _several(flat or weights)
     return named or weights
 
 
-def _num_expected(weights: Sequence[Part], names_of: NamesOf, expected: Collection[str]) -> int:
+def _num_expected(weights: Sequence[Part], expected: Collection[str]) -> int:
     tensors = {name: tensor for name, (tensor, _) in _named(weights).items()}
-    return sum(name in expected for name in names_of(tensors).by_key.values())
+    return sum(name in expected for name in own_names(tensors, expected).by_key.values())
+
+
+def own_names(tensors: Mapping[str, Tensor], expected: Collection[str]) -> Names:
+    """How the tensors of a file of torch.save are called once wrappers are gone."""
+    specs = {key: spec_or_empty(tensor) for key, tensor in tensors.items()}
+    return model_names(specs, prefixes=PREFIXES, expected=expected)
 
 
 def _named(weights: Sequence[Part]) -> dict[str, tuple[Tensor, str]]:
-    """Tensors and their paths by their names below what all these parts lie in; one part's are its own.
-
-    Raises:
-        BadInput: two have one name.
-    """
+    """Tensors and their paths by their names below what all these parts lie in; one part's are its own."""
     levels = zip(*(part.path for part in weights), strict=False)
     num_shared = len(list(takewhile(lambda keys: len(set(keys)) == 1, levels)))
     found: dict[str, tuple[Tensor, str]] = {}

@@ -50,13 +50,10 @@ def model_names(
     expected: Collection[str] = (),
     is_model: bool = False,
 ) -> Names:
-    """The model's own names.
+    """The model's own names, from types and shapes by name in the source, in its order.
 
-    Args:
-        specs: types and shapes by name in the source, in its order.
-        prefixes: what may be taken from before all names.
-        expected: the names that there should be; where given they decide what is taken away.
-        is_model: nothing lies among the weights that is none, whatever it is called.
+    `prefixes` may be taken from before all names; the `expected` names, where given, decide. With `is_model` nothing
+    lies among the weights that is none, whatever it is called.
     """
     plain = {key: ".".join(word for word in key.split(".") if word not in _RESERVED) for key in specs}
     unknown = {key: name for key, name in plain.items() if name not in expected}

@@ -16,8 +16,8 @@ from redheart.core.folders import new_folder, refuse_foreign
 from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, checked_module
 from redheart.snapshots.module_snapshots import Snapshot
-from redheart.snapshots.parts import whole
 from redheart.snapshots.tensor_file import write_tensors
+from redheart.snapshots.tensors import whole
 
 _MANIFEST = "manifest.json"
 
@@ -46,7 +46,8 @@ def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Seque
     with new_folder(folder, _contents) as temporary:
         for epoch in epochs:
             taken = [name for name, blend in choice.items() if epoch in blend.epochs]
-            _write_epoch(temporary / f"epoch_{epoch:04d}.safetensors", by_epoch[epoch], taken, expected)
+            parts = {name: checked_module(by_epoch[epoch], name, expected[name]) for name in taken}
+            write_tensors(temporary / f"epoch_{epoch:04d}.safetensors", whole(parts))
         files = {item.name: sha256_file(item) for item in sorted(temporary.iterdir())}
         write_sealed(temporary / _MANIFEST, MergeFiles(files))
     lines = ["# Made by Red Heart. Run: mergekit-pytorch --tensor-union THIS_FILE OUT"]
@@ -98,7 +99,3 @@ def _check_filters(expected: Specs) -> None:
                 raise BadInput(
                     "mergekit cannot tell two modules apart", where=module, got=f"{other}.{clash} contains `{module}.`"
                 )
-
-
-def _write_epoch(path: Path, snapshot: Snapshot, modules: Sequence[str], expected: Specs) -> None:
-    write_tensors(path, whole({name: checked_module(snapshot, name, expected[name]) for name in modules}))

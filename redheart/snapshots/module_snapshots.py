@@ -17,13 +17,11 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
-from redheart.core.folders import REPLACED, new_folder
-from redheart.core.lock import folder_lock
+from redheart.core.folders import REPLACED, folder_lock, new_folder
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
-from redheart.snapshots.parts import whole
 from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, open_tensors, verify, write_tensors
-from redheart.snapshots.tensors import Tensors
+from redheart.snapshots.tensors import Tensors, whole
 
 MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"
@@ -69,6 +67,13 @@ class Snapshot:
     def is_whole(self) -> bool:
         """Whether it can be read without another snapshot."""
         return not any(entry.delta for entry in self.files)
+
+    def shares_file(self, other: "Snapshot", name: str) -> bool:
+        """Whether a module's file is `other`'s too, as a hard link; who reads it tells of a missing one."""
+        if name not in other.manifest.modules:
+            return False
+        path, twin = (item.folder / item.manifest.modules[name].file for item in (self, other))
+        return path.is_file() and twin.is_file() and path.samefile(twin)
 
     def open_module(self, name: str) -> Tensors:
         """Weights of one module, by name within it, verified; each is read when it is asked for.
@@ -199,9 +204,9 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         twin = other.manifest.modules.get(name) if other else None
         if other is None or twin is None or entry.delta or twin.delta or twin.sha256 != entry.sha256:
             continue
-        source, target = other.folder / twin.file, snapshot.folder / entry.file
-        if source.is_file() and target.is_file() and source.samefile(target):
+        if snapshot.shares_file(other, name):
             continue
+        target = snapshot.folder / entry.file
         temporary = temporary_path(target)
         try:
             # What has rotted since it was written must not take the place of what was not.
@@ -214,12 +219,7 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
 
 
 def snapshot_contents(folder: Path) -> set[str]:
-    """Names of what a snapshot's folder holds, whole or as differences, by its manifest.
-
-    Raises:
-        BadInput: its manifest is missing.
-        CorruptFile: its manifest was changed.
-    """
+    """Names of what a snapshot's folder holds, whole or as differences; raises as `open_snapshot`."""
     snapshot = open_snapshot(folder)
     return {MANIFEST, *snapshot.forms, *(entry.file for entry in snapshot.files)}
 

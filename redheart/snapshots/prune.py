@@ -10,8 +10,7 @@ import msgspec
 
 from redheart.core.errors import BadInput
 from redheart.core.files import PARTIAL, disk_errors, fsync_path
-from redheart.core.folders import refuse_foreign
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock, refuse_foreign
 from redheart.snapshots.compress import expand_snapshots, remove_leftovers
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, snapshot_contents
 
@@ -26,9 +25,7 @@ class Keep(msgspec.Struct, frozen=True):
     best: int = 0
     """This many of the lowest validation loss; of equal ones the earlier."""
     last: int = 0
-    """This many of the newest."""
     epochs: tuple[int, ...] = ()
-    """These."""
 
 
 class Pruning(msgspec.Struct, frozen=True):
@@ -50,11 +47,7 @@ def prune(root: Path, keep: Keep, *, needed: Callable[[], Collection[int]] = tup
     A kept snapshot that holds differences to a removed one is made whole first. Killed at any instant, every kept
     snapshot can be read, and the same call again ends where it would have ended.
 
-    Args:
-        root: folder of a run's snapshots.
-        keep: at least one rule.
-        needed: asked, under the lock, for epochs that stay whatever the rules say.
-        remove: do it.
+    `needed` is asked, under the lock, for epochs that stay whatever the rules say.
 
     Raises:
         BadInput: no rule, a rule that names no snapshot, or nothing to prune.

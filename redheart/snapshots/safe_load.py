@@ -122,18 +122,15 @@ def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [*((Inert, name) for name in _ALLOWED + _PLAIN), *arrays, (_plain_dict, "collections.defaultdict")]
 
 
-def _is_zip(path: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        # Changed so that it claims to lie on several disks: `is_zipfile` raises instead of answering.
-        return True
-
-
 def _check_zip(path: Path) -> None:
     if not path.is_file():
         raise BadInput("file not found", where=path)
-    if not _is_zip(path):
+    try:
+        is_zip = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        # Changed so that it claims to lie on several disks.
+        is_zip = True
+    if not is_zip:
         raise BadInput(
             "not a file of torch.save",
             where=path,

@@ -14,8 +14,6 @@ from redheart.snapshots.tensor_file import TensorFile, verify
 
 
 class SnapshotRow(msgspec.Struct, frozen=True):
-    """One snapshot in a listing."""
-
     epoch: int
     step: int
     val_loss: float
@@ -28,8 +26,6 @@ class SnapshotRow(msgspec.Struct, frozen=True):
 
 
 class StateRow(msgspec.Struct, frozen=True):
-    """One resume state in a listing."""
-
     epoch: int
     step: int
     ranks: int

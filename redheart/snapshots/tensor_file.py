@@ -46,7 +46,6 @@ DTYPE_NAMES = {
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000
-"""The format's own bound."""
 _MEND = "restore it, or use another snapshot or state"
 
 
@@ -70,7 +69,6 @@ class TensorFile(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes: int
     num_elements: int
     delta: Delta | None = None
-    """Set where the file holds differences to another snapshot's."""
 
     @property
     def content_sha256(self) -> str:
@@ -235,37 +233,26 @@ class TensorReader(Tensors):
         ends = [0, *(last for _, last in places)]
         if [first for first, _ in places] != ends[:-1] or ends[-1] != end:
             raise CorruptFile("tensors of a file overlap, or bytes of it belong to none", where=path)
-        self._slices = slices
+        self._first_byte = {name: item.data_offsets[0] for name, item in slices.items()}
         specs = {name: TensorSpec(_DTYPES[item.dtype], tuple(item.shape)) for name, item in slices.items()}
-        super().__init__(specs, self._whole)
-
-    def _whole(self, name: str) -> Tensor:
-        item = self._slices[name]
-        return self._read(name, *item.data_offsets).reshape(item.shape)
+        super().__init__(specs, lambda name: self.part(name, slice(None)).reshape(specs[name].shape))
 
     def part(self, name: str, elements: slice) -> Tensor:
         """Some elements of a tensor seen as flat, without reading the others; those beyond its end are left out."""
-        item = self._slices[name]
-        size = _DTYPES[item.dtype].itemsize
-        start, stop, _ = elements.indices(math.prod(item.shape))
-        first = item.data_offsets[0]
-        return self._read(name, first + start * size, first + max(start, stop) * size)
-
-    def _read(self, name: str, first: int, last: int) -> Tensor:
-        content = torch.empty(last - first, dtype=torch.uint8)
+        spec = self.specs[name]
+        start, stop, _ = elements.indices(spec.num_elements)
+        content = torch.empty(max(0, stop - start) * spec.dtype.itemsize, dtype=torch.uint8)
         with read_errors(self._path), self._path.open("rb", buffering=0) as file:
-            file.seek(self._start + first)
+            file.seek(self._start + self._first_byte[name] + start * spec.dtype.itemsize)
             target = content.numpy().data
             while target and (count := file.readinto(target)):
                 target = target[count:]
         if target:
             raise CorruptFile("a file of tensors is cut", where=self._path, got=f"{name} ends early")
-        return content.view(_DTYPES[self._slices[name].dtype])
+        return content.view(spec.dtype)
 
 
 class _Slice(msgspec.Struct, frozen=True):
-    """One tensor in the header."""
-
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
@@ -275,9 +262,5 @@ class _Slice(msgspec.Struct, frozen=True):
 
 
 def open_tensors(folder: Path, entry: TensorFile) -> TensorReader:
-    """The tensors of a verified file, to be read one by one.
-
-    Raises:
-        CorruptFile: as `verify`, or the file is no safetensors file.
-    """
+    """The tensors of a verified file, to be read one by one; raises as `verify` and `TensorReader`."""
     return TensorReader(verify(folder, entry))

@@ -1,7 +1,10 @@
-"""Tensors by name, of known types and shapes, wherever they are: read, made or held one at a time."""
+"""Tensors by name, of known types and shapes, wherever they are: read, made or held one at a time.
+
+A model's belong to parts of it: a part is a submodule, or what lies outside of all named ones.
+"""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -9,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.errors import CorruptFile
+
+REST = "_rest"
+"""Name of the part that holds what no submodule among the parts does; its keys are the names in the model."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -30,7 +36,6 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
-    """Type and shape of a tensor."""
     return TensorSpec(tensor.dtype, tuple(tensor.shape))
 
 
@@ -112,3 +117,49 @@ def check_specs(
             got="; ".join(wrong),
             hint="the weights must be of this run and this preset",
         )
+
+
+def full_name(part: str, key: str) -> str:
+    """A tensor's name in the model, from its part's and its name within it."""
+    return key if part == REST else f"{part}.{key}"
+
+
+def whole(parts: Mapping[str, Tensors]) -> Tensors:
+    """All parts' tensors by their names in the model."""
+    return Tensors.joined({full_name(part, key): (own, key) for part, own in parts.items() for key in own})
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What `state_dict` holds, as it lies in the model: parameters are parameters, tied ones the same object."""
+    return {name: item for name, item in model.state_dict(keep_vars=True).items() if isinstance(item, Tensor)}
+
+
+def parts_of(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Every part's tensors by name within it. What has several names (tied weights) is in the first part that has it.
+
+    `names` are dotted ones of submodules, and `REST` where it is wanted.
+    """
+    tensors, seen = model_tensors(model), set()
+    found: dict[str, dict[str, Tensor]] = {}
+    for part in names:
+        start = "" if part == REST else f"{part}."
+        found[part] = own = {}
+        for name, tensor in tensors.items():
+            is_other = part == REST and any(name.startswith(f"{other}.") for other in names)
+            if name.startswith(start) and not is_other and id(tensor) not in seen:
+                seen.add(id(tensor))
+                own[name.removeprefix(start)] = tensor
+    return found
+
+
+def kept_type(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The type that a part's file holds a tensor in: parameters in `dtype`, buffers in their own, with 32 bits or more.
+
+    A running mean in bf16 is another one; whole numbers stay whole.
+    """
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    if isinstance(tensor, nn.Parameter):
+        return dtype
+    # torch promotes no type of 8 bits.
+    return tensor.dtype if tensor.dtype.itemsize >= torch.float32.itemsize else torch.float32

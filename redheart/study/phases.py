@@ -12,8 +12,7 @@ import msgspec
 from redheart.core.config import BUILT_IN_ENCODERS, StudyConfig, digest, fingerprint
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
-from redheart.core.folders import remove_leftovers
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock, remove_leftovers
 from redheart.core.progress import SILENT, Display, print_if_read
 from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, known_manifest, make_features

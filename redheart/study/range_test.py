@@ -13,7 +13,7 @@ import msgspec
 
 from redheart.core.config import StudyConfig, digest
 from redheart.core.files import read_sealed, write_bytes, write_sealed
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.core.text import csv_table
 from redheart.snapshots.states import remove_states
 from redheart.study.phases import StudyData, is_first_rank, run_settings, train_at

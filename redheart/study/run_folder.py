@@ -13,8 +13,7 @@ from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, Device, StudyConf
 from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.core.files import is_sealed, read_sealed, write_sealed
-from redheart.core.folders import found_again, refuse_taken, remove_leftovers, seen_from
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock, found_again, refuse_taken, remove_leftovers, seen_from
 from redheart.core.ranks import launched
 from redheart.evaluate.holdout_log import OPENINGS
 from redheart.snapshots.module_snapshots import snapshot_epoch, snapshot_folders

@@ -33,7 +33,6 @@ class StepLosses:
         self._counts: dict[str, Tensor] = {}
 
     def add(self, loss: MicroLoss) -> None:
-        """One more micro-batch."""
         # Where they are until the step is done: a device is not waited for before its update is launched.
         self._totals.append(loss.total.detach().double())
         for totals, values in ((self._sums, loss.sums), (self._counts, loss.counts)):

@@ -7,11 +7,10 @@ tensors by name, so that the savers need to know nothing of an engine.
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Protocol
 from unittest import mock
 
 import torch
@@ -24,11 +23,9 @@ from redheart.core.ranks import Ranks, launched
 from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
 from redheart.memory.offloaded import Offloaded
-from redheart.snapshots.states import ParameterPlace
 from redheart.train.device.compute_type import compute_type, in_float32, let_norms_compute_in_float32
 from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs
-from redheart.train.hooks import remembered_hooks
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
 from redheart.train.zero import pipelined_step
 from redheart.train.zero.groups import parameter_groups, parameter_places
@@ -43,6 +40,12 @@ SECOND_THREAD_FROM = 1 << 18
 16 records) a step takes as long with one, with 564,000 (64 records) 1.3 times as long. Below it threads only wait for
 each other: beside two busy processes a step of `tiny` (61,000) takes three times as long with two threads."""
 
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks"),
+)
+"""What a module keeps of hooks."""
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -52,61 +55,6 @@ class StepResult:
     """L2 norm of the whole gradient before clipping."""
     applied: bool
     """False where a non-finite gradient was met and the weights were left alone."""
-
-
-class Engine(Protocol):
-    """A module under training; what is said here of several ranks holds for one."""
-
-    module: nn.Module
-    rank: int
-    world_size: int
-    device: torch.device
-    dtype: torch.dtype
-    places: dict[str, ParameterPlace]
-    """Where every parameter lies in the masters of `state_tensors`."""
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Accumulate gradients; `last` marks the last micro-batch of the step."""
-
-    def step(self, learning_rate: float) -> StepResult:
-        """Clip, update, clear the gradients."""
-
-    def finish(self) -> None:
-        """Until the module's weights are those of the last step, where they come beside what follows it."""
-        return None
-
-    def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """This rank's master weights, optimizer states and buffers of the module, by name."""
-
-    def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
-        """Restore what `state_tensors` gave on every rank of the run, of which there may have been another number.
-
-        The module's weights follow from the masters.
-        """
-
-    def host_bytes(self) -> dict[str, int]:
-        """Bytes that this rank's optimizer holds on the host, by role."""
-
-    def sum_over_ranks(self, values: Tensor) -> Tensor:
-        """Elementwise sum over all ranks."""
-        return values
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        return None
-
-    def close(self) -> None:
-        """Let go of the module, which keeps its weights: another engine may be built around it."""
-        return None
-
-
-def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
-    """Build the engine that `config.strategy` names around a module with its initial weights."""
-    strategy = strategy_named(config.strategy)
-    check_switches(strategy, config, ranks=launched().world_size)
-    if torch.cuda.is_available():
-        _fix_kernels(deterministic=config.deterministic)
-    return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
 
 
 def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
@@ -121,8 +69,8 @@ def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -
     torch.set_num_threads(config.num_threads or (1 if is_small else max(1, cores // local_world_size)))
 
 
-class PlainEngine(Engine):
-    """One process, no DeepSpeed, float32: for debugging and as a reference."""
+class PlainEngine:
+    """One process, no DeepSpeed, float32: for debugging and as a reference. What it says of itself holds for all."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
         if launched().world_size > 1:
@@ -137,11 +85,14 @@ class PlainEngine(Engine):
         self._optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
         self._masters = [item for group in self._optimizer.param_groups for item in group["params"]]
         self.places = parameter_places(module, [[item] for item in self._masters], [[0]] * len(self._masters))
+        """Where every parameter lies in the masters of `state_tensors`."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate gradients; `last` marks the last micro-batch of the step."""
         loss.backward()
 
     def step(self, learning_rate: float) -> StepResult:
+        """Clip, update, clear the gradients."""
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm))
         applied = norm == norm and norm != float("inf")
         if applied:
@@ -151,15 +102,34 @@ class PlainEngine(Engine):
         self._optimizer.zero_grad()
         return StepResult(norm, applied)
 
+    def finish(self) -> None:
+        """Until the module's weights are those of the last step, where they come beside what follows it."""
+
     def state_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """This rank's master weights, optimizer states and buffers of the module, by name."""
         yield from tensors_of(self._masters, self._optimizer, self.module)
 
     def load_state_tensors(self, ranks: Sequence[Mapping[str, Tensor]]) -> None:
+        """Restore what `state_tensors` gave on every rank of the run, of which there may have been another number.
+
+        The module's weights follow from the masters.
+        """
         load_tensors(self._masters, self._optimizer, ranks[0])
         load_buffers(self.module, ranks[0])
 
     def host_bytes(self) -> dict[str, int]:
+        """Bytes that this rank's optimizer holds on the host, by role."""
         return held_bytes(self._masters, self._optimizer, [])
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Elementwise sum over all ranks."""
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def close(self) -> None:
+        """Let go of the module, which keeps its weights: another engine may be built around it."""
 
 
 class ZeroEngine:
@@ -299,6 +269,18 @@ class ZeroEngine:
         self._put_hooks_back()
 
 
+Engine = PlainEngine | ZeroEngine
+
+
+def start_engine(module: nn.Module, config: TrainConfig) -> Engine:
+    """Build the engine that `config.strategy` names around a module with its initial weights."""
+    strategy = strategy_named(config.strategy)
+    check_switches(strategy, config, ranks=launched().world_size)
+    if torch.cuda.is_available():
+        _fix_kernels(deterministic=config.deterministic)
+    return ZeroEngine(module, config, strategy) if strategy.is_zero else PlainEngine(module, config, strategy)
+
+
 def _fix_kernels(*, deterministic: bool) -> None:
     """Let a CUDA device compute by the kernels that the planner counts, the same bits at every call if asked to."""
     # The only workspace but a tiny one for which torch believes cuBLAS to be deterministic.
@@ -320,3 +302,26 @@ def _set_up_environment(ranks: Ranks) -> None:
     os.environ.update(ranks.as_variables())
     # Left over in a shell under MPI it ends DeepSpeed, which holds it against the other.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
+
+
+def remembered_hooks(module: nn.Module) -> Callable[[], None]:
+    """A function that gives every submodule the hooks and the `forward` back that it has now.
+
+    DeepSpeed, the pipeline and the graphs leave theirs, which would act on another engine's passes.
+    """
+    before = [
+        (item, {kind: dict(getattr(item, kind)) for kind in _HOOKS}, item.__dict__.get("forward"))
+        for item in module.modules()
+    ]
+
+    def put_back() -> None:
+        for item, hooks, forward in before:
+            for kind, held in hooks.items():
+                found = getattr(item, kind)
+                found.clear()
+                found.update(held)
+            item.__dict__.pop("forward", None)
+            if forward is not None:
+                item.forward = forward
+
+    return put_back

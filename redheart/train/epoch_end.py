@@ -34,7 +34,6 @@ class TrainedEpoch:
 
     @property
     def number(self) -> int:
-        """From 1."""
         return self.at.epoch + 1
 
     def module_losses(self) -> dict[str, float]:
@@ -85,7 +84,6 @@ def snapshot(folder: Path, learner: Learner, epoch: TrainedEpoch, validation: Va
 
 
 def epoch_event(learner: Learner, epoch: TrainedEpoch, validation: Validation, *, validation_s: float) -> Event:
-    """The fields of the epoch's event."""
     train_loss, train_task_losses = learner.mean_losses(epoch.at.sums, epoch.at.counts)
     return {
         "epoch": epoch.number,

@@ -11,7 +11,6 @@ import torch
 
 from redheart.core.errors import Diverged, DoesNotFit, Interrupted
 from redheart.data.loader import effective_batches
-from redheart.train.background import BackgroundWriter
 from redheart.train.counting import AT_START, after_epoch, after_step, finite
 from redheart.train.device.compute_type import NAMES
 from redheart.train.device.out_of_memory import no_second_try
@@ -24,9 +23,8 @@ from redheart.train.log.pace import Pace
 from redheart.train.log.samples import sampling
 from redheart.train.passes import Passes
 from redheart.train.ranks.peers import together
-from redheart.train.saving import Saver, compress_or_warn, resume
-from redheart.train.schedule import position_of, rate_of
-from redheart.train.settings import RunSettings
+from redheart.train.saving import BackgroundWriter, Saver, compress_or_warn, resume
+from redheart.train.settings import RunSettings, position_of, rate_of
 
 MAX_BAD_STEPS = 3
 
@@ -138,11 +136,9 @@ class _Run:
         self._host_memory_logged = False
 
     def is_done(self) -> bool:
-        """Whether nothing is left to do."""
         return self.at.epoch >= self.settings.epochs or self.is_at_step_limit()
 
     def log_start(self) -> None:
-        """Note what this process is about to do."""
         self.log.write(
             "start",
             step=self.at.step,
@@ -179,7 +175,6 @@ class _Run:
         return {"steps": steps, "epochs": epochs}
 
     def is_at_step_limit(self) -> bool:
-        """Whether the number of steps asked for is reached."""
         return self.settings.max_steps is not None and self.at.step >= self.settings.max_steps
 
     def on_any_rank(self, *wanted: bool) -> list[bool]:
@@ -196,7 +191,6 @@ class _Run:
         return self._steps
 
     def optimizer_step(self, step_rows: np.ndarray) -> None:
-        """One step on an effective batch."""
         start_s, engine, number = time.perf_counter(), self.engine, self.at.step + 1
         following = self._steps[self.at.step_in_epoch + 1 :]
         losses = self.passes.step(number, step_rows, following=following[0] if following else step_rows[:0])
@@ -271,7 +265,7 @@ class _Run:
             left_s = round(estimate.seconds, 1) if estimate else None
             self.log.write("epoch", **event, snapshot=takes_snapshot, time_left_s=left_s)
         # The snapshot goes first: a state that counts an epoch must not be there without it.
-        if self.saver.is_by_epoch or self.is_done():
+        if not self.settings.train.state_every_minutes or self.is_done():
             self.save_state()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()

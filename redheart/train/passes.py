@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from redheart.core.errors import DoesNotFit
@@ -21,12 +21,8 @@ from redheart.train.learner import Learner
 class Passes:
     """Of a run; while a micro-batch is computed the learner reads the next, unless several threads of the CPU compute.
 
-    Args:
-        learner: the model and its data.
-        engine: around the model.
-        micro_batch: records of a pass at first.
-        on_halved: told of every smaller number.
-        draws: names the random draws of the run, which it makes again when it goes on.
+    `micro_batch` is of the first pass, `on_halved` is told of every smaller one. `draws` names the random draws of the
+    run, which it makes again when it goes on.
     """
 
     def __init__(
@@ -34,16 +30,13 @@ class Passes:
     ):
         self._learner, self._engine, self.micro_batch, self._on_halved = learner, engine, micro_batch, on_halved
         self._draws = draws
-        self._statistics = _running_statistics(learner.model)
+        # The buffers in which norms keep what they have seen of batches.
+        norms = [item for item in learner.model.modules() if isinstance(item, _NormBase)]
+        self._statistics = [tensor for norm in norms for tensor in norm.buffers()]
         self._statistics_before: list[Tensor] = []
 
     def step(self, number: int, rows: np.ndarray, *, following: np.ndarray) -> StepLosses:
-        """The gradients of an effective batch, and its losses.
-
-        Args:
-            number: of the step, for errors.
-            rows: of the effective batch.
-            following: of the next one; empty where it is not known.
+        """The gradients of an effective batch, and its losses; `following` are the next one's rows, empty if not known.
 
         Raises:
             DoesNotFit: the device's memory is too small for one record.
@@ -98,8 +91,3 @@ class Passes:
         self.micro_batch //= 2
         self._on_halved(self.micro_batch)
         warn(f"out of device memory; going on with micro-batch {self.micro_batch}, the effective batch stays")
-
-
-def _running_statistics(module: nn.Module) -> list[Tensor]:
-    """The buffers in which norms keep what they have seen of batches."""
-    return [tensor for item in module.modules() if isinstance(item, _NormBase) for tensor in item.buffers()]

@@ -1,7 +1,9 @@
 """Saving beside training, on copies, where there is memory for them, in line where there is not; and going on."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,9 +17,8 @@ from redheart.core.progress import note, warn
 from redheart.memory.host import host_memory
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import snapshot_folders
-from redheart.snapshots.parts import kept_type, parts_of
 from redheart.snapshots.states import Progress, newest_state, remove_newer, write_state
-from redheart.train.background import BackgroundWriter
+from redheart.snapshots.tensors import kept_type, parts_of
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
 from redheart.train.log.events import Event, EventLog, events_behind, events_up_to
@@ -25,6 +26,62 @@ from redheart.train.log.events import Event, EventLog, events_behind, events_up_
 ROOM_FOR_COPIES = 3
 """Saving goes on beside training where this many times the copies' size is free, so that it never takes the last of a
 machine's memory; what was planned for the run is held by then."""
+
+
+class BackgroundWriter:
+    """Runs writes in a thread, in the order in which they came; behind one that failed none is begun.
+
+    So what a later write counts on is there when it is. An error of a write is raised by the next `wait` or `is_idle`,
+    or at the end of the block; where the block ends with an error of its own, a warning tells of the write's.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self._pending: deque[tuple[Future[object], bool]] = deque()
+        self._has_failed = False
+
+    def __enter__(self) -> "BackgroundWriter":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._thread.shutdown(wait=True)
+        try:
+            self.wait()
+        except RedHeartError as failed:
+            if error is None:
+                raise
+            warn(str(failed))
+
+    def submit(self, write: Callable[[], object], *, holds_copies: bool = True) -> None:
+        """Write behind what was submitted before, without waiting for it."""
+        self._pending.append((self._thread.submit(self._run, write), holds_copies))
+
+    def is_idle(self) -> bool:
+        while self._pending and self._pending[0][0].done():
+            self._pending.popleft()[0].result()
+        return not self._pending
+
+    def num_copies(self) -> int:
+        """Writes with copies that have not ended."""
+        return sum(holds_copies and not future.done() for future, holds_copies in self._pending)
+
+    def wait(self, *, copies: int | None = None) -> None:
+        """Return when everything is written, or when no more than so many copies are held.
+
+        Raises:
+            DiskError: a write failed.
+        """
+        while self._pending and (copies is None or self.num_copies() > copies):
+            self._pending.popleft()[0].result()
+
+    def _run(self, write: Callable[[], object]) -> None:
+        if self._has_failed:
+            return
+        try:
+            write()
+        except BaseException:
+            self._has_failed = True
+            raise
 
 
 class Saver:
@@ -59,11 +116,6 @@ class Saver:
             return False
         waited_s = self._clock_s() - self._saved_s
         return waited_s >= (self._every_s if is_idle else 2 * self._every_s)
-
-    @property
-    def is_by_epoch(self) -> bool:
-        """Whether every epoch ends with a state."""
-        return not self._every_s
 
     def save_state(self, progress: Progress, *, run_key: str, log: EventLog) -> None:
         """Write a resume state; all ranks together. What was submitted before it is there when the state is."""

@@ -1,5 +1,9 @@
-"""What the loop is told beside its learner."""
+"""What the loop is told beside its learner, and the learning rate by optimizer step that follows from it.
 
+Cosine cycles with warm restarts (Loshchilov and Hutter, 2017), or one decay.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,3 +60,32 @@ class RunSettings:
     """What earlier runs took; without it the time left is known after a few steps."""
     chosen: Chosen | None = None
     """What the log is told of it."""
+
+
+def rate_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
+    """Learning rate of step `step` (from 0) of a run: of its cycles or its one decay, or of a range test."""
+    train, peak = settings.train, settings.peak_learning_rate
+    if settings.ramp_from is not None and settings.max_steps is not None:
+        # Exponential (Smith, 2017).
+        return settings.ramp_from * (peak / settings.ramp_from) ** (step / max(1, settings.max_steps - 1))
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    fraction = position_of(step, settings, steps_per_epoch=steps_per_epoch)
+    height = 1 - fraction if settings.decay == "linear" else 0.5 * (1 + math.cos(math.pi * fraction))
+    low = min(train.eta_min, peak)
+    return low + height * (peak - low)
+
+
+def position_of(step: int, settings: RunSettings, *, steps_per_epoch: int) -> float:
+    """How much of its cycle is behind step `step` (from 0) of a run: 0 at the start, below 1 at the last step.
+
+    Of one decay, after the warm-up, all is one cycle.
+    """
+    if settings.decay == "restarts":
+        length = settings.train.cycle_epochs * steps_per_epoch
+        while step >= length:
+            step -= length
+            length *= settings.train.cycle_growth
+        return step / length
+    behind = max(0, step - settings.warmup_steps)
+    return behind / max(1, settings.num_steps - settings.warmup_steps)

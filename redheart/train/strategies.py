@@ -74,7 +74,6 @@ def zero2_ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) 
 
 
 def bitsandbytes_adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    """Of bitsandbytes."""
     from bitsandbytes.optim import AdamW8bit
 
     optimizer: torch.optim.Optimizer = AdamW8bit(list(groups), lr=0.0, betas=(config.beta1, config.beta2))

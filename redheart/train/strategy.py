@@ -75,8 +75,7 @@ def deepspeed_config(strategy: Strategy, config: TrainConfig) -> dict[str, objec
 def strategy_sizes(name: str, train: TrainConfig = _DEFAULTS, *, ranks: int = 1) -> StrategySizes:
     """A strategy with what the ledger depends on in its DeepSpeed configuration, and the switches that it takes.
 
-    Raises:
-        BadInput: there is no strategy of that name.
+    Raises as `strategy_named`.
     """
     kind = strategy_named(name)
     zero: Any = deepspeed_config(kind, _DEFAULTS).get("zero_optimization", {})

@@ -13,13 +13,13 @@ from redheart.core.files import PARTIAL, read_sealed, write_sealed
 from redheart.core.folders import (
     REPLACED,
     Contents,
+    folder_lock,
     new_folder,
     refuse_foreign,
     refuse_taken,
     remove_leftovers,
     remove_names,
 )
-from redheart.core.lock import folder_lock
 
 
 def contents(folder: Path) -> set[str]:

@@ -20,8 +20,8 @@ from redheart.core.config import SelectConfig, TrainConfig
 from redheart.core.errors import BadInput
 from redheart.custom import TensorLearner, choose, fit, plan, training
 from redheart.snapshots.module_snapshots import list_snapshots
-from redheart.snapshots.parts import REST
 from redheart.snapshots.states import newest_state
+from redheart.snapshots.tensors import REST
 from redheart.train.log.events import Event, read_events
 
 PLAIN = TrainConfig(strategy="plain", effective_batch=16, cycle_epochs=4, snapshot_every=1)

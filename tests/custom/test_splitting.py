@@ -9,7 +9,7 @@ from torch import nn
 
 from redheart.core.errors import BadInput
 from redheart.custom.models import checked_parts, found_parts
-from redheart.snapshots.parts import REST, full_name, model_tensors, parts_of
+from redheart.snapshots.tensors import REST, full_name, model_tensors, parts_of
 
 LLAMA = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]
 FOUND: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {

@@ -23,7 +23,7 @@ from launching import (
     wait_for_steps,
 )
 
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.snapshots.states import newest_state
 from redheart.train.log.events import all_events
 

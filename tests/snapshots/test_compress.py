@@ -13,7 +13,7 @@ from killed_operations import files, weights
 from launching import environment
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.snapshots import compress
 from redheart.snapshots.compress import compress_snapshots, expand_snapshots
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, write_snapshot

@@ -14,7 +14,7 @@ from test_consolidate import write
 from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.consolidate import consolidated
+from redheart.snapshots.consolidate import consolidated, write_modules
 from redheart.snapshots.module_snapshots import list_snapshots
 from redheart.snapshots.states import ParameterPlace, State, StateManifest, newest_state, open_masters, write_state
 
@@ -105,6 +105,14 @@ def test_states_that_do_not_say_where_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CorruptFile, match=message):
             open_masters(dataclasses.replace(old, manifest=manifest))
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_progress_is_told_in_bytes_of_the_source_whatever_is_written(tmp_path: Path) -> None:
+    made = write(tmp_path / "run" / "s", 2)
+    source, file, folder = made.open_model(), list[int](), list[int]()
+    consolidated(made, tmp_path / "model.safetensors", dtype="fp32", on_tensor=file.append)
+    write_modules(tmp_path / "model", source, list(made.manifest.modules), dtype=torch.float32, on_tensor=folder.append)
+    assert file == folder == [spec.bytes for spec in source.specs.values()]
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from redheart.cli.study import _typed
 from redheart.core.config import FeatureConfig, SelectConfig, StudyConfig, SweepConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown, write_sealed
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.data.generator import generate
 from redheart.report.report import make_report
 from redheart.snapshots.states import MANIFEST, Progress, StateManifest

@@ -15,7 +15,7 @@ from torch.utils.file_baton import FileBaton
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.train.strategy import strategy_named
 from redheart.train.zero import extension
 from redheart.train.zero.extension import building
@@ -77,7 +77,7 @@ def test_another_process_of_ours_is_waited_for(
     with building(OP):
         folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     code = (
-        "import sys, pathlib; from redheart.core.lock import folder_lock\n"
+        "import sys, pathlib; from redheart.core.folders import folder_lock\n"
         f"with folder_lock(pathlib.Path({str(folder)!r}), name={OP!r}, wait=False):\n"
         "    print('held', flush=True); sys.stdin.readline()\n"
     )

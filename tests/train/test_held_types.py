@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from redheart.train.device.compute_type import in_float32, let_norms_compute_in_float32
-from redheart.train.hooks import remembered_hooks
+from redheart.train.engine import remembered_hooks
 
 
 def norm_in_bf16() -> nn.Sequential:

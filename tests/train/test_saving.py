@@ -17,8 +17,7 @@ from redheart.core.errors import CorruptFile, DiskError
 from redheart.core.files import PARTIAL
 from redheart.snapshots.states import newest_progress, newest_state, state_folders
 from redheart.train import epoch_end, loop, saving
-from redheart.train.background import BackgroundWriter
-from redheart.train.saving import Saver
+from redheart.train.saving import BackgroundWriter, Saver
 
 
 @pytest.fixture

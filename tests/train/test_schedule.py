@@ -3,8 +3,7 @@
 import pytest
 
 from redheart.core.config import TrainConfig
-from redheart.train.schedule import rate_of
-from redheart.train.settings import RunSettings
+from redheart.train.settings import RunSettings, rate_of
 
 
 def rates(train: TrainConfig, peak: float, steps: range, **more: object) -> list[float]:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 class TrainingDisplay:
     """A sink that prints what happens; where there is no bar also where the training stands, when nothing came.
 
-    Args:
-        form: a bar in a terminal and lines elsewhere, or every event as a JSON object a line.
+    The form `bar` is one in a terminal and lines elsewhere, `json` every event as an object a line.
     """
 
     wants_past = False
@@ -31,7 +30,6 @@ class TrainingDisplay:
         self._ticker: Ticker | None = None
 
     def write(self, event: Mapping[str, Any]) -> None:
-        """Show one event."""
         if event["event"] == "start":
             self._epochs, self._steps = event["epochs"], event["steps_per_epoch"]
             self._total = event["steps"]
@@ -55,7 +53,6 @@ class TrainingDisplay:
             self._print(f"{'time':<11}{told}")
 
     def close(self, *, exit_code: int) -> None:
-        """Show nothing more."""
         if self._ticker:
             self._ticker.close()
         if self._bar:

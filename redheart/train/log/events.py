@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from redheart.core.errors import BadInput, CorruptFile, DiskError, Interrupted, RedHeartError
@@ -64,8 +63,10 @@ class EventLog:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             content = path.read_bytes() if path.exists() else b""
-            if length_bytes == 0:
-                _refuse_foreign(path, content)
+            # Another program's file of this name must not be cut to the length of ours.
+            if length_bytes == 0 and not content.startswith(_BEGINNING[: len(content)]):
+                what = "another file stands where the event log is to be written"
+                raise BadInput(what, where=path, hint="move it elsewhere")
             kept = content[: content.rfind(b"\n") + 1 if keeps_rest else length_bytes]
             past, self._chain, whole_bytes = _parsed(path, kept, least_bytes=length_bytes, ends_behind=keeps_rest)
             self._file = path.open("ab")
@@ -78,9 +79,7 @@ class EventLog:
     def __enter__(self) -> "EventLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.close()
             return
@@ -126,7 +125,6 @@ class EventLog:
 
     @property
     def length_bytes(self) -> int:
-        """Bytes written so far."""
         return self._file.tell() if self._file else 0
 
 
@@ -208,12 +206,6 @@ def watched_events(path: Path) -> list[Event]:
             entry.pop("chain", None)
             events.append(entry)
     return events
-
-
-def _refuse_foreign(path: Path, content: bytes) -> None:
-    """Another program's file of this name must not be cut to the length of ours."""
-    if not content.startswith(_BEGINNING[: len(content)]):
-        raise BadInput("another file stands where the event log is to be written", where=path, hint="move it elsewhere")
 
 
 def _content(path: Path) -> bytes:

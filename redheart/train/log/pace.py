@@ -4,7 +4,7 @@ figure of earlier runs."""
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean, median
 
@@ -98,7 +98,6 @@ class Pace:
         self._is_settled = self._is_checked = False
 
     def step_done(self) -> None:
-        """A step has ended."""
         seconds = self._lap()
         if self._is_warm:
             self._steps.append(seconds)
@@ -112,7 +111,9 @@ class Pace:
     def step_s(self) -> float | None:
         """Seconds of a step, None where neither measured nor expected."""
         if len(self._steps) >= MIN_STEPS:
-            return _mean_step_s(self._steps)
+            few = len(self._steps) < FEW_STEPS
+            longest_s = WARM_UP_FACTOR * median(self._steps) if few else math.inf
+            return mean(step_s for step_s in self._steps if step_s <= longest_s)
         return self._expected.step_s if self._expected else None
 
     @property
@@ -156,7 +157,6 @@ class Pace:
         return Check(expected.step_s, step_s, round(100 * (expected.step_s / step_s - 1), 1), expected.basis)
 
     def outcome(self) -> Outcome:
-        """The time until now."""
         now_s = self._clock_s()
         seconds = round(now_s - self._start_s, 2)
         if self._said is None:
@@ -172,8 +172,3 @@ class Pace:
         now_s = self._clock_s()
         seconds, self._mark_s = now_s - self._mark_s, now_s
         return seconds
-
-
-def _mean_step_s(steps: Collection[float]) -> float:
-    longest_s = WARM_UP_FACTOR * median(steps) if len(steps) < FEW_STEPS else math.inf
-    return mean(step_s for step_s in steps if step_s <= longest_s)

@@ -89,8 +89,6 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
 
 
 class WandbSink:
-    """One W&B run."""
-
     def __init__(self, run: Any, *, wants_past: bool, where: str = ""):
         self._run = run
         self.wants_past = wants_past
@@ -120,12 +118,8 @@ class WandbSink:
 def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, object], epochs: int) -> WandbSink | None:
     """Start or go on with the W&B run of a folder; None where W&B is off or cannot even be started.
 
-    Args:
-        mode: as `wandb_mode` found it.
-        folder: where the training writes; W&B's files go into `folder/wandb`.
-        name: what W&B calls a new run.
-        config: what it lists as the run's settings.
-        epochs: of the training: behind their end nothing follows, and a W&B run that was told everything is left alone.
+    W&B's files go into `folder/wandb`. Behind the end of a training's `epochs` nothing follows, and a W&B run that was
+    told everything is left alone.
 
     Raises:
         BadInput: it is not installed, or online without a key; said at once instead of after the run.
@@ -146,8 +140,11 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
     known = read_json(path, RunId).id if path.is_file() else None
     # An agent gives every trial its id, which W&B reads itself.
     given = os.environ.get("WANDB_RUN_ID")
-    if known and given in (None, known) and _is_finished(folder, epochs):
-        return None
+    if known and given in (None, known):
+        # By its newest state, from which the training would go on, or by its log.
+        progress = newest_progress(folder / "states")
+        if (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs:
+            return None
     folder.mkdir(parents=True, exist_ok=True)
 
     def start(mode: Mode) -> Any:
@@ -184,9 +181,3 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
     write_json(path, RunId(run.id))
     where = run.url if mode == "online" and run.url else f"offline; `wandb sync {Path(run.dir).parent}` sends it"
     return WandbSink(run, wants_past=run.id != known, where=where)
-
-
-def _is_finished(folder: Path, epochs: int) -> bool:
-    """Whether a training in a folder is at its end: by its newest state, from which it would go on, or by its log."""
-    progress = newest_progress(folder / "states")
-    return (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs

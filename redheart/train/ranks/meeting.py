@@ -36,8 +36,6 @@ _kept: list[object] = []
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Who comes."""
-
     token: str
     rank: int
     host: str
@@ -78,7 +76,6 @@ class Line:
             return None
 
     def close(self) -> None:
-        """End the line."""
         self._reader.close()
         self._connection.close()
 

@@ -27,8 +27,6 @@ _FIELDS = ("where", "got", "expected", "hint")
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """What ended a rank."""
-
     rank: int
     exit_code: int
     what: str
@@ -139,7 +137,8 @@ def ends_together(watch: Watch | None) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if watch is None or isinstance(error, OtherRankFailed) or _is_good_end(error):
+        is_good_end = isinstance(error, SystemExit) and error.code in (None, 0)
+        if watch is None or isinstance(error, OtherRankFailed) or is_good_end:
             raise
         first = watch.settle(error)
         is_own = first.rank == watch.rank
@@ -270,7 +269,3 @@ def _failure(rank: int, error: BaseException) -> Failure:
 def _text(value: object) -> str:
     """A text that goes over a line: the names of files need not be UTF-8."""
     return str(value).encode(errors="backslashreplace").decode()
-
-
-def _is_good_end(error: BaseException) -> bool:
-    return isinstance(error, SystemExit) and error.code in (None, 0)

@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 
 from redheart.core.cache import cache_folder, private_folder, temporary_private_folder
-from redheart.core.lock import folder_lock
+from redheart.core.folders import folder_lock
 from redheart.memory.adamw8bit.build import compilers
 
 SAY_AFTER_S = 3.0
