@@ -17,7 +17,6 @@ from redheart.data.records import (
     text_lines,
 )
 from redheart.data.schemas import Schema, schema_finder, text_field
-from redheart.predict.predictor import as_record
 
 
 def read_texts(path: Path) -> list[Record]:
@@ -49,11 +48,11 @@ def _record(kind: str, row: Row, schema_of: Callable[[dict[str, object]], Schema
         value = {"text": value[0], "id": value[2] if len(value) == 3 else None}
     if isinstance(value, Malformed):
         problems.append(f"{row.where}: got {value.got}, expected {value.expected}")
-        return as_record("", row.where)
+        return Record(row.where, "")
     if not isinstance(value, dict) or isinstance(value, RepeatedKeys):
         got = "a key that stands twice" if isinstance(value, dict) else type(value).__name__
         problems.append(f"{row.where}: got {got}, expected an object with `text`, or a string")
-        return as_record("", row.where)
+        return Record(row.where, "")
     found = {}
     for name in ("text", "title", "action", "id"):
         field = text_field(value, schema_of(value)) if name == "text" else name
@@ -67,4 +66,4 @@ def _record(kind: str, row: Row, schema_of: Callable[[dict[str, object]], Schema
             problems.append(f"{row.where}: {field}: got {shown(item)}, expected {expected}")
             item = ""
         found[name] = item
-    return as_record(found["text"], found["id"], title=found["title"], action=found["action"])
+    return Record(found["id"], found["text"], found["title"], found["action"])
