@@ -27,7 +27,7 @@ from redheart.data.summary import POOLED_WIDTH, SummaryFit
 from redheart.data.words import WORDS_WIDTH, Labels, fit_words
 from redheart.model.dims import preset
 from redheart.model.network import build
-from redheart.predict.predictor import Predictor, as_record
+from redheart.predict.predictor import Predictor
 from redheart.predict.texts import read_texts
 
 ENCODERS = ("hash", "minilm")
@@ -59,7 +59,7 @@ def some_texts(count: int, data: Path | None) -> list[Record]:
     if data:
         return read_texts(data)[:count]
     rows, _ = generate(count, seed=0)
-    return [as_record(str(row["text"]), str(row["id"])) for row in rows]
+    return [Record(str(row["id"]), str(row["text"])) for row in rows]
 
 
 def measure(records: list[Record], *, presets: list[str], batches: list[int], rounds: int) -> list[dict[str, object]]:

@@ -113,14 +113,14 @@ def open_predictor(folder: Path, *, encoder: str | None, device: Device) -> "Pre
 
 
 def _records(options: PredictOptions) -> "list[Record]":
-    from redheart.predict.predictor import as_record
+    from redheart.data.records import Record
     from redheart.predict.texts import read_texts
 
     if options.input:
         if options.title or options.action:
             raise BadInput("--title and --action belong to --text", hint="a file's records bring their own")
         return read_texts(options.input)
-    return [as_record(options.text or "", "text", title=options.title, action=options.action)]
+    return [Record("text", options.text or "", options.title, options.action)]
 
 
 def _write(path: Path, predictions: "Iterator[Prediction]") -> None:

@@ -45,7 +45,7 @@ class WholeEvaluator:
         self._learner, self._rows = learner, rows
         self._snapshots = {snapshot.epoch: snapshot for snapshot in snapshots}
         in_float32(learner.model).eval()
-        self._specs = module_specs(learner.model, learner.modules())
+        self.specs = module_specs(learner.model, learner.modules())
         self._parts = parts_of(learner.model, learner.modules())
         self._loaded: dict[str, Blend] = {}
         self._evaluations, self._seconds = 0, 0.0
@@ -65,7 +65,7 @@ class WholeEvaluator:
         """Let the model hold the weights of a choice."""
         for name, blend in choice.items():
             if self._loaded.get(name) != blend:
-                weights = read_module(self._snapshots, name, blend, self._specs[name])
+                weights = read_module(self._snapshots, name, blend, self.specs[name])
                 for key, tensor in self._parts[name].items():
                     take(tensor, weights[key])
                 self._loaded[name] = blend
@@ -127,9 +127,8 @@ def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig
     recommended = "chosen" if gain.is_evidence else "best_single"
     out = folder / "select" / recommended
     judge.load(models[recommended])
-    specs = module_specs(learner.model, learner.modules())
     if launched().is_first:
-        assemble(out, choice=models[recommended], snapshots=snapshots, expected=specs)
+        assemble(out, choice=models[recommended], snapshots=snapshots, expected=judge.specs)
     said = verdict(gain, candidate="choice per module", reference="best single snapshot")
     return Chosen(spot, gain, said, out)
 

@@ -30,12 +30,7 @@ SCANNED_ROWS = 256
 
 
 class Records:
-    """Records by their numbers.
-
-    Args:
-        given: columns or rows, as the module says.
-        where: what they are called in errors.
-        collate: from a list of rows to a batch; a `DataLoader` brings its own.
+    """Records by their numbers, of columns or rows, as the module says; a `DataLoader` brings a `collate` of its own.
 
     Raises:
         BadInput: they are of another kind, of no number, fewer than two, or cannot be put side by side.

@@ -54,7 +54,15 @@ def open_encoder(name: str, *, identity: str | None = None, device: Device = "au
     Raises:
         BadInput: it cannot be found, is another one, or its states are neither 384 (minilm) nor 768 wide.
     """
-    encoder = _open(name, device)
+    encoder: Encoder
+    if name == HASH:
+        encoder = HashEncoder()
+    elif name == MINILM and (folder := minilm.installed_folder()):
+        encoder = TransformerEncoder(minilm.MiniLM(folder), label=MINILM, device=device)
+    else:
+        source = _MINILM_HUB_ID if name == MINILM else name
+        model = HubModel(source, label=name, with_tokens=name != MINILM)
+        encoder = TransformerEncoder(model, label=name, device=device)
     if identity is not None and encoder.identity != identity:
         raise BadInput(
             "the encoder is not the one that the model was trained on",
@@ -64,15 +72,6 @@ def open_encoder(name: str, *, identity: str | None = None, device: Device = "au
             hint="install or restore the encoder with these weights, or say where it is with --encoder",
         )
     return encoder
-
-
-def _open(name: str, device: Device) -> Encoder:
-    if name == HASH:
-        return HashEncoder()
-    if name == MINILM and (folder := minilm.installed_folder()):
-        return TransformerEncoder(minilm.MiniLM(folder), label=MINILM, device=device)
-    source = _MINILM_HUB_ID if name == MINILM else name
-    return TransformerEncoder(HubModel(source, label=name, with_tokens=name != MINILM), label=name, device=device)
 
 
 def average_to(states_SD: np.ndarray, max_tokens: int) -> np.ndarray:

@@ -142,14 +142,9 @@ def make_features(
     """Open the features of these records below `root`, computing what is not there yet.
 
     Args:
-        records: whose features.
-        config: encoder, cut and length.
-        root: folder of caches.
         fit: file of the summaries' fit.
         labels: targets, and the training records that the fit is made on; without them it must be there already.
         identity: of the encoder, where it is known; what is there already is then opened without the encoder.
-        device: where the encoder computes.
-        display: is told how far this is.
 
     Raises:
         BadInput: the encoder cannot be loaded, or is not the one that is known.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from redheart.core.config import FEATURE_WIDTH
 from redheart.core.seeds import stream_seed
 from redheart.data.features import FeatureCache
 
@@ -46,9 +46,6 @@ def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tenso
 
 def pad(states: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (S, 768) of several texts side by side, padded on the right, as `load_features` gives them."""
-    lengths = [len(item) for item in states]
-    features_BSD = torch.zeros(len(states), max(lengths), FEATURE_WIDTH)
-    mask_BS = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    for index, item in enumerate(states):
-        features_BSD[index, : len(item)] = torch.from_numpy(item.astype(np.float32))
-    return features_BSD, mask_BS
+    features_BSD = pad_sequence([torch.from_numpy(item.astype(np.float32)) for item in states], batch_first=True)
+    lengths_B = torch.tensor([len(item) for item in states])
+    return features_BSD, torch.arange(features_BSD.shape[1]) < lengths_B[:, None]

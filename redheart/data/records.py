@@ -16,13 +16,13 @@ _MARK = "\ufeff"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """One labelled text. A target that is None is absent: masked out of losses and metrics."""
+    """One text with its labels, if any. A target that is None is absent: masked out of losses and metrics."""
 
     id: str
     text: str
-    title: str
-    action: str
-    targets: dict[str, tuple[float | None, ...]]
+    title: str = ""
+    action: str = ""
+    targets: dict[str, tuple[float | None, ...]] = {}
     verdict: str | None = None
     timestamp: str | None = None
 

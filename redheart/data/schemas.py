@@ -337,8 +337,6 @@ def _goemotions(row: Row, classes: tuple[str, ...]) -> tuple[Record | None, list
     return Record(
         id=name,
         text=text,
-        title="",
-        action="",
         targets={
             "emotion": tuple(share if index in members else 0.0 for index in range(len(classes))),
             "bentham": (None,) * len(BENTHAM),

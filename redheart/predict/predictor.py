@@ -69,7 +69,7 @@ class Predictor:
             raise BadInput("batch out of range", where="--batch", got=batch, expected="1 or more")
         if isinstance(texts, str):
             raise BadInput("one text is given", where="texts", expected="a list of texts", hint="write [text]")
-        records = [as_record(text, f"{index}") if isinstance(text, str) else text for index, text in enumerate(texts)]
+        records = [Record(f"{index}", text) if isinstance(text, str) else text for index, text in enumerate(texts)]
         empty = [record.id for record in records if not record.text.strip()]
         if empty:
             raise BadInput("a text is empty", where=f"id {', '.join(empty[:10])}", expected="at least one word")
@@ -125,8 +125,3 @@ class Predictor:
                     values_BO = calibrated(values_BO, self.calibration)
                 found.setdefault(task.name, np.empty((len(order), values_BO.shape[1])))[rows] = values_BO
         return found
-
-
-def as_record(text: str, name: str, *, title: str = "", action: str = "") -> Record:
-    """A text without labels."""
-    return Record(id=name, text=text, title=title, action=action, targets={})

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from redheart.core.errors import BadInput, RedHeartError
+from redheart.data.records import Record
 from redheart.data.scripts import unread_text
-from redheart.predict.predictor import Predictor, as_record
+from redheart.predict.predictor import Predictor
 
 HOST = "127.0.0.1"
 _MAX_BYTES = 1 << 20
@@ -92,7 +93,7 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
                 return
             try:
                 question = msgspec.json.decode(self.rfile.read(int(length)), type=Question)
-                record = as_record(question.text, "text", title=question.title, action=question.action)
+                record = Record("text", question.text, question.title, question.action)
                 with one_at_a_time:
                     (prediction,) = predictor.predict([record])
             except (ValueError, RecursionError) as error:

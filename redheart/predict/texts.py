@@ -17,7 +17,6 @@ from redheart.data.records import (
     text_lines,
 )
 from redheart.data.schemas import Schema, schema_finder, text_field
-from redheart.predict.predictor import as_record
 
 
 def read_texts(path: Path) -> list[Record]:
@@ -43,23 +42,20 @@ def read_texts(path: Path) -> list[Record]:
 def _record(kind: str, row: Row, schema_of: Callable[[dict[str, object]], Schema], problems: list[str]) -> Record:
     value = row.value
     if isinstance(value, str):
-        return _checked(row, {"text": value}, problems)
-    if kind == "tsv" and isinstance(value, list):
+        value = {"text": value}
+    elif kind == "tsv" and isinstance(value, list):
         # GoEmotions: text, class ids, id.
-        return _checked(row, {"text": value[0], "id": value[2] if len(value) == 3 else None}, problems)
-    if isinstance(value, dict) and not isinstance(value, RepeatedKeys):
-        return _checked(row, value, problems, text_field=text_field(value, schema_of(value)))
+        value = {"text": value[0], "id": value[2] if len(value) == 3 else None}
     if isinstance(value, Malformed):
         problems.append(f"{row.where}: got {value.got}, expected {value.expected}")
-    else:
+        return Record(row.where, "")
+    if not isinstance(value, dict) or isinstance(value, RepeatedKeys):
         got = "a key that stands twice" if isinstance(value, dict) else type(value).__name__
         problems.append(f"{row.where}: got {got}, expected an object with `text`, or a string")
-    return as_record("", row.where)
-
-
-def _checked(row: Row, value: dict[str, object], problems: list[str], *, text_field: str = "text") -> Record:
+        return Record(row.where, "")
     found = {}
-    for name, field in (("text", text_field), ("title", "title"), ("action", "action"), ("id", "id")):
+    for name in ("text", "title", "action", "id"):
+        field = text_field(value, schema_of(value)) if name == "text" else name
         item = value.get(field)
         if item is None and name != "text":
             item = row.where if name == "id" else ""
@@ -70,4 +66,4 @@ def _checked(row: Row, value: dict[str, object], problems: list[str], *, text_fi
             problems.append(f"{row.where}: {field}: got {shown(item)}, expected {expected}")
             item = ""
         found[name] = item
-    return as_record(found["text"], found["id"], title=found["title"], action=found["action"])
+    return Record(found["id"], found["text"], found["title"], found["action"])

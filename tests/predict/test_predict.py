@@ -23,13 +23,13 @@ from redheart.data.encoding import encode_texts
 from redheart.data.features import make_features, widened
 from redheart.data.inventory import trained_targets
 from redheart.data.prepare import load_prepared
-from redheart.data.records import read_rows
+from redheart.data.records import Record, read_rows
 from redheart.data.schemas import parse_rows
 from redheart.data.scripts import foreign_script
 from redheart.data.summary import load_fit
 from redheart.data.words import Labels
 from redheart.predict.cards import print_card
-from redheart.predict.predictor import Prediction, Predictor, as_record
+from redheart.predict.predictor import Prediction, Predictor
 from redheart.predict.texts import read_texts
 from redheart.study.final import open_run
 
@@ -69,7 +69,7 @@ def test_one_text_is_no_list_of_its_letters(predictor: Predictor) -> None:
 
 
 def test_title_and_action_are_read(predictor: Predictor) -> None:
-    plain, titled = predictor.predict([as_record("I left.", "a"), as_record("I left.", "b", title="Furious")])
+    plain, titled = predictor.predict([Record("a", "I left."), Record("b", "I left.", title="Furious")])
     assert plain.tasks != titled.tasks
 
 
@@ -259,7 +259,7 @@ def test_the_benchmark_measures_every_way() -> None:
 
 
 def test_a_narrow_encoder_s_features_are_those_of_its_cache(tmp_path: Path) -> None:
-    records = [as_record(f"{KOREAN} I was glad {index} times", f"{index}") for index in range(6)]
+    records = [Record(f"{index}", f"{KOREAN} I was glad {index} times") for index in range(6)]
     config, fit = FeatureConfig(encoder="minilm"), tmp_path / "fit.safetensors"
     labels = Labels(np.arange(5), np.zeros((6, 2)), np.zeros((6, 2), dtype=bool), np.arange(6))
     cache = make_features(records, config=config, root=tmp_path, fit=fit, labels=labels)

@@ -11,9 +11,9 @@ import pytest
 from redheart.cli import main
 from redheart.core.files import read_sealed, write_sealed
 from redheart.data.prepare import load_prepared
+from redheart.data.records import Record
 from redheart.evaluate.holdout_log import _Openings, read_openings
 from redheart.evaluate.results import Crossover, EvaluationResult
-from redheart.predict.predictor import as_record
 from redheart.report.report import make_report
 from redheart.study import evaluating, run_folder
 from redheart.study.evaluating import run_evaluation, seen_records, seen_text
@@ -27,7 +27,7 @@ def test_records_are_recognised_by_what_the_encoder_reads(finished_run: Path) ->
     tested = prepared.records[prepared.split.opened()["test"][0]]
     changed = msgspec.structs.replace(first, id="other", text=unicodedata.normalize("NFD", first.text).upper() + "  ")
     other = msgspec.structs.replace(second, title="A title of its own")
-    records = [changed, other, chosen, tested, as_record("Nothing like it was seen.", "new")]
+    records = [changed, other, chosen, tested, Record("new", "Nothing like it was seen.")]
     assert seen_records(prepared, records, text_chars=1500) == {"train": 1, "val_select": 1, "test": 1}
     assert seen_records(prepared, records[4:], text_chars=1500) == {}
     alone = msgspec.structs.replace(second, title="", action="")
