@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from redheart.select.loss_store import LossStore
 from redheart.select.memo import Memo
 from redheart.snapshots.blend import Blend
 
@@ -68,13 +69,15 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class ConditionalEvaluator:
-    """Losses of any choice of weights, computed from what is not known yet.
+    """Losses of any choice of weights, computed from what is not known yet; implements `search.Evaluator`.
 
     Args:
         model: the graph.
         weights: reads the weights of a module's mixture to where the graph computes; called from one thread at a time.
         cache_bytes: bound of the kept results; those of the model at work are held beside them.
         weights_bytes: bound of the kept weights; those at work and those read ahead are held beside them.
+        store: losses of whole models, also of earlier calls; it is asked first.
+        key: of a choice in the store, from the digests of the weights that it names.
     """
 
     def __init__(
@@ -84,8 +87,13 @@ class ConditionalEvaluator:
         *,
         cache_bytes: int,
         weights_bytes: int,
+        store: LossStore | None = None,
+        key: Callable[[Mapping[str, Blend]], bytes] = lambda _: b"",
     ) -> None:
         self._model, self._read = model, weights
+        self._store, self._key = store, key
+        self.num_reused = 0
+        """Candidates whose losses the store had."""
         self._results: Memo[list[Signals]] = Memo(cache_bytes)
         self._weights: Memo[Mapping[str, Tensor]] = Memo(weights_bytes)
         self._numbers: dict[tuple[object, ...], int] = {}
@@ -115,16 +123,22 @@ class ConditionalEvaluator:
             choice: mixtures by module.
             base: the model that more candidates will be derived from; its results are the last to make room.
         """
+        key = self._key(choice)
+        if self._store is not None and (known := self._store.get(key)) is not None:
+            self.num_reused += 1
+            return known
         self.start(choice)
         start_s = time.perf_counter()
         if base is not None:
-            for key in self._keys(base).values():
-                self._results.get(key)
+            for of_node in self._keys(base).values():
+                self._results.get(of_node)
         keys = self._keys(choice)
         made, missing = self._known(keys)
         self._compute(missing, choice, keys, made)
         found = {name: self._model.losses(name, made[name]) for name in self._model.finals}
         self._seconds += time.perf_counter() - start_s
+        if self._store is not None:
+            self._store.put(key, found)
         return found
 
     def cost(self, modules: Iterable[str]) -> float:

@@ -11,10 +11,11 @@ Shape suffix: C candidates.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from redheart.core.config import SelectConfig
-from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
+from redheart.select.problem import Choice, GroupSpot, Score, SelectionProblem, blends_of
 from redheart.select.scoring import size_of
 from redheart.select.search import Search
 from redheart.snapshots.blend import Blend, mean_of, single
@@ -92,8 +93,8 @@ def descend(search: Search, candidates: Candidates) -> Choice:
     search.naive += naive_evaluations(search.problem, settings, candidates)
     budget = budget_evaluations(search.problem, settings, candidates)
     anchor = find_anchor(search)
-    chosen = {name: UnitChoice(anchor, "the anchor") for name in units}
-    current = choice_of(units, chosen).modules
+    chosen = {name: GroupSpot(members, anchor, "the anchor") for name, members in units.items()}
+    current = blends_of(chosen)
     search.scores_N(current)
     # What later passes begin with: the conditional scores that were seen, or else the look of the stored outputs.
     seen: dict[str, dict[int, float]] = {name: {} for name in units}
@@ -107,11 +108,11 @@ def descend(search: Search, candidates: Candidates) -> Choice:
             found = _improve(search, name, members, candidates, current, seen[name], counts[name], limit)
             if found is not None:
                 chosen[name] = found
-                current = choice_of(units, chosen).modules
+                current = blends_of(chosen)
     for name in units:
-        scores = {candidates.blends[index]: score for index, score in sorted(seen[name].items())}
-        chosen[name] = UnitChoice(chosen[name].blend, chosen[name].reason, scores)
-    return choice_of(units, chosen)
+        scores = [Score(candidates.blends[index], score) for index, score in sorted(seen[name].items())]
+        chosen[name] = msgspec.structs.replace(chosen[name], scores=scores)
+    return chosen
 
 
 def naive_evaluations(problem: SelectionProblem, settings: SelectConfig, candidates: Candidates) -> int:
@@ -157,13 +158,13 @@ def deal(budget: float, shares: Mapping[str, float], *, most: int) -> dict[str, 
 def _improve(
     search: Search,
     unit: str,
-    members: Sequence[str],
+    members: tuple[str, ...],
     candidates: Candidates,
     current: Mapping[str, Blend],
     seen: dict[int, float],
     number: int,
     limit: float,
-) -> UnitChoice | None:
+) -> GroupSpot | None:
     """Try candidates for one unit; the best one, if it is to be kept."""
     held = current[members[0]]
     best_swap, tried = None, {index for index, blend in enumerate(candidates.blends) if blend == held}
@@ -191,7 +192,7 @@ def _improve(
                 best_index = index
     if best_swap is None or best_swap.gain <= 0 or best_swap.z <= search.settings.min_z:
         return None
-    return UnitChoice(best_swap.blend, f"best of {len(tried)} given the others (z = {best_swap.z:.1f})")
+    return GroupSpot(members, best_swap.blend, f"best of {len(tried)} given the others (z = {best_swap.z:.1f})")
 
 
 def _ranked(priors_C: np.ndarray, seen: Mapping[int, float]) -> list[int]:

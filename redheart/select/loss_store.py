@@ -6,14 +6,12 @@ is dropped when the file is opened; a changed one ends the part that is believed
 
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from redheart.core.files import disk_errors
-from redheart.select.conditional import ConditionalEvaluator, Work
-from redheart.snapshots.blend import Blend
 
 KEY_BYTES = 32
 _CRC_BYTES = 4
@@ -69,40 +67,3 @@ class LossStore:
             with disk_errors(self._path):
                 os.truncate(self._path, good)
         return found
-
-
-class StoredEvaluator:
-    """A conditional evaluator that asks the store first; implements `search.Evaluator`.
-
-    Args:
-        inner: computes what the store does not have.
-        store: what was computed before.
-        key: of a choice, from the digests of the weights that it names.
-    """
-
-    def __init__(
-        self, inner: ConditionalEvaluator, store: LossStore, key: Callable[[Mapping[str, Blend]], bytes]
-    ) -> None:
-        self._inner, self._store, self._key = inner, store, key
-        self.num_reused = 0
-        """Candidates whose losses were known from an earlier call."""
-
-    def start(self, choice: Mapping[str, Blend]) -> None:
-        self._inner.start(choice)
-
-    def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
-        key = self._key(choice)
-        found = self._store.get(key)
-        if found is not None:
-            self.num_reused += 1
-            return found
-        found = self._inner.losses(choice, base=base)
-        self._store.put(key, found)
-        return found
-
-    def cost(self, modules: Sequence[str]) -> float:
-        return self._inner.cost(modules)
-
-    @property
-    def work(self) -> Work:
-        return self._inner.work

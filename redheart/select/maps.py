@@ -37,9 +37,9 @@ class Maps(msgspec.Struct, frozen=True):
     """What they cost, in full-model evaluations as in the sweet spot."""
 
 
-def draw_maps(search: Search, *, num_epochs: int) -> Maps:
+def draw_maps(search: Search) -> Maps:
     """Evaluate the transplants between, and the lines to, some snapshots spread evenly over the run."""
-    epochs = spread_epochs(search.problem.epochs, search.problem.best_epoch, number=num_epochs)
+    epochs = spread_epochs(search.problem.epochs, search.problem.best_epoch, number=search.settings.map_epochs)
     units = search.problem.units(search.settings.level)
     scores = {}
     transplants = {name: [[0.0] * len(epochs) for _ in epochs] for name in units}
@@ -57,9 +57,9 @@ def draw_maps(search: Search, *, num_epochs: int) -> Maps:
     return Maps(list(epochs), [scores[epoch] for epoch in epochs], transplants, lines, search.spent)
 
 
-def map_evaluations(search: Search, *, num_epochs: int) -> float:
+def map_evaluations(search: Search) -> float:
     """Full-model evaluations that `draw_maps` costs, known once the search's evaluator has started."""
-    number = min(num_epochs, len(search.problem.epochs))
+    number = min(search.settings.map_epochs, len(search.problem.epochs))
     units = search.problem.units(search.settings.level)
     transplants = number * (number - 1) * sum(search.evaluator.cost(members) for members in units.values())
     return number + transplants + len(SHARES) * (number - 1)

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from redheart.core.errors import BadInput
-from redheart.select.scoring import Scoring, scoring_of
+from redheart.select.scoring import scales_of, score_N
 from redheart.snapshots.blend import Blend
 
 Level = Literal["group", "module"]
@@ -35,31 +36,27 @@ class SelectionProblem:
     """By final predictor, the part of every record's loss that no model can remove; zero where absent."""
 
     @cached_property
-    def scoring(self) -> Scoring:
-        """How the final predictors' losses become one number."""
-        return scoring_of(self.losses_EN, self.floors_N, self.finals)
+    def scales(self) -> dict[str, float]:
+        """What each task's loss is divided by."""
+        return scales_of(self.losses_EN, self.floors_N, self.finals)
 
     @cached_property
     def scores_EN(self) -> np.ndarray:
         """Score of every snapshot as a whole on every record, from its stored outputs."""
-        return np.stack(
-            [
-                self.score_N({name: self.losses_EN[name][index] for name in self.scoring.scales})
-                for index in range(len(self.epochs))
-            ]
-        )
+        of_epochs = range(len(self.epochs))
+        return np.stack([self.score_N({name: self.losses_EN[name][e] for name in self.scales}) for e in of_epochs])
 
     @cached_property
     def labelled_TN(self) -> np.ndarray:
         """Whether a record has a target of a task that is scored."""
-        return ~np.stack([np.isnan(self.losses_EN[name]).all(0) for name in self.scoring.scales])
+        return ~np.stack([np.isnan(self.losses_EN[name]).all(0) for name in self.scales])
 
     def score_N(self, losses: Mapping[str, np.ndarray]) -> np.ndarray:
         """Score of a model on every record, from its (N,) losses by predictor; the worst where it is broken."""
-        found_TN = np.stack([losses[name] for name in self.scoring.scales])
+        found_TN = np.stack([losses[name] for name in self.scales])
         if not np.isfinite(found_TN[self.labelled_TN]).all():
             return np.full(found_TN.shape[1], _BROKEN)
-        return self.scoring.score_N(losses, self.floors_N)
+        return score_N(losses, scales=self.scales, floors=self.floors_N)
 
     @property
     def best_epoch(self) -> int:
@@ -90,24 +87,27 @@ class SelectionProblem:
         return self.groups
 
 
-@dataclass(frozen=True)
-class UnitChoice:
-    """What was chosen for a group or a module."""
+class Score(msgspec.Struct, frozen=True):
+    """One mixture that was compared for a group; lower is better."""
 
     blend: Blend
+    score: float
+
+
+class GroupSpot(msgspec.Struct, frozen=True):
+    """What was chosen for one group, or for one module alone."""
+
+    modules: tuple[str, ...]
+    blend: Blend
     reason: str
-    scores: dict[Blend, float] = field(default_factory=dict)
-    """What was compared for it, lower is better; empty where it was not chosen by a score of its own."""
+    scores: list[Score] = []
+    """What was compared for it; empty where it has no score of its own."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A model to assemble."""
-
-    units: dict[str, UnitChoice]
-    modules: dict[str, Blend]
+Choice = dict[str, GroupSpot]
+"""A model to assemble, by group."""
 
 
-def choice_of(units: dict[str, tuple[str, ...]], chosen: dict[str, UnitChoice]) -> Choice:
-    """The choice for all modules from that for their groups."""
-    return Choice(chosen, {module: chosen[name].blend for name, modules in units.items() for module in modules})
+def blends_of(choice: Choice) -> dict[str, Blend]:
+    """The mixture of every module."""
+    return {module: spot.blend for spot in choice.values() for module in spot.modules}

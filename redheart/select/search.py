@@ -9,7 +9,7 @@ import numpy as np
 
 from redheart.core.config import SelectConfig
 from redheart.select.conditional import Work
-from redheart.select.problem import Choice, SelectionProblem
+from redheart.select.problem import SelectionProblem
 from redheart.snapshots.blend import Blend, single
 
 Modules = Mapping[str, Blend]
@@ -44,7 +44,7 @@ class Swap:
 
 
 class Search:
-    """One strategy at work; it sees the select records and nothing else."""
+    """One strategy at work; it sees the select records and nothing else. `on_trial` is told what each trial cost."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Search:
         evaluator: Evaluator,
         settings: SelectConfig,
         *,
-        on_trial: Callable[["Search"], None] = lambda _: None,
+        on_trial: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.problem, self.settings = problem, settings
         self.evaluator = evaluator
@@ -84,14 +84,14 @@ class Search:
         known = self._scores.get(key)
         if known is not None:
             return known
+        cost = 1.0
         if base is None:
             self.evaluator.start(modules)
-            self.spent += 1
         else:
-            self.spent += self.evaluator.cost([name for name in modules if modules[name] != base[name]])
-        losses = self.evaluator.losses(modules, base=base)
-        self._scores[key] = self.problem.score_N(losses)
-        self.on_trial(self)
+            cost = self.evaluator.cost([name for name in modules if modules[name] != base[name]])
+        self.spent += cost
+        self._scores[key] = self.problem.score_N(self.evaluator.losses(modules, base=base))
+        self.on_trial(cost)
         return self._scores[key]
 
     def is_known(self, modules: Modules) -> bool:
@@ -115,12 +115,6 @@ class Search:
     def candidate_scores_CN(self) -> np.ndarray:
         """Scores of all models that were evaluated, in their order."""
         return np.stack(list(self._scores.values()))
-
-
-class Strategy(Protocol):
-    """From a search to a choice; a new strategy is one such function, registered in `strategies.STRATEGIES`."""
-
-    def __call__(self, search: Search) -> Choice: ...
 
 
 def z_of(gains_N: np.ndarray) -> float:

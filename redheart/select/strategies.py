@@ -1,13 +1,15 @@
 """All selection strategies by name. A new one is a function from a search to a choice, and a line in `STRATEGIES`."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
 from redheart.select.descent import budget_evaluations, coordinate, epochs_alone, window, windows
-from redheart.select.problem import Choice, SelectionProblem, UnitChoice, choice_of
+from redheart.select.problem import Choice, GroupSpot, Score, SelectionProblem
 from redheart.select.scoring import size_of
-from redheart.select.search import Search, Strategy
+from redheart.select.search import Search
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
 
 EMA_DECAY = 0.7
@@ -23,28 +25,25 @@ def design(search: Search) -> Choice:
     overfit penalty max(0, validation - training); all snapshots are candidates for every group; ties go to the
     lower variance over the records; a group without a loss of its own takes the anchor, the best single snapshot.
     """
-    problem = search.problem
-    units = problem.units(search.settings.level)
-    chosen = {}
-    for name, members in units.items():
+    problem, chosen = search.problem, {}
+    for name, members in problem.units(search.settings.level).items():
         predictors = problem.measured(members)
         if not predictors:
-            chosen[name] = UnitChoice(single(problem.best_epoch), "no loss of its own: the anchor")
+            chosen[name] = GroupSpot(members, single(problem.best_epoch), "no loss of its own: the anchor")
             continue
         scores_E = np.mean([_penalised(problem, predictor) for predictor in predictors], axis=0)
         variances_E = np.mean([np.nanvar(problem.losses_EN[predictor], axis=1) for predictor in predictors], axis=0)
         tied = np.flatnonzero(scores_E <= scores_E.min() + _TIE * abs(scores_E.min()))
         best = int(tied[np.argmin(variances_E[tied])])
         reason = "lowest own loss" if len(tied) == 1 else f"lowest variance of {len(tied)} tied epochs"
-        scores = {single(epoch): float(score) for epoch, score in zip(problem.epochs, scores_E, strict=True)}
-        chosen[name] = UnitChoice(single(problem.epochs[best]), reason, scores)
-    return choice_of(units, chosen)
+        chosen[name] = GroupSpot(members, single(problem.epochs[best]), reason, _scores(problem, scores_E))
+    return chosen
 
 
 def best_single(search: Search) -> Choice:
     """The one snapshot with the lowest score."""
     problem = search.problem
-    scores = dict(zip(map(single, problem.epochs), problem.scores_EN.mean(1).tolist(), strict=True))
+    scores = _scores(problem, problem.scores_EN.mean(1))
     return everywhere(search, single(problem.best_epoch), "lowest score", scores)
 
 
@@ -71,12 +70,17 @@ def snapshot_ema(search: Search) -> Choice:
     return everywhere(search, blend, f"moving average over snapshots, decay {EMA_DECAY}")
 
 
-def everywhere(search: Search, blend: Blend, reason: str, scores: dict[Blend, float] | None = None) -> Choice:
+def everywhere(search: Search, blend: Blend, reason: str, scores: list[Score] | None = None) -> Choice:
     """The same mixture for every unit."""
     units = search.problem.units(search.settings.level)
-    return choice_of(units, {name: UnitChoice(blend, reason, scores or {}) for name in units})
+    return {name: GroupSpot(members, blend, reason, scores or []) for name, members in units.items()}
 
 
+def _scores(problem: SelectionProblem, scores_E: np.ndarray) -> list[Score]:
+    return [Score(single(epoch), score) for epoch, score in zip(problem.epochs, scores_E.tolist(), strict=True)]
+
+
+Strategy = Callable[[Search], Choice]
 STRATEGIES: dict[str, Strategy] = {
     "design": design,
     "best-single": best_single,

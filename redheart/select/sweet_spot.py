@@ -8,7 +8,7 @@ import numpy as np
 from redheart.core.config import SelectConfig
 from redheart.core.seeds import stream_seed
 from redheart.select.conditional import Work
-from redheart.select.problem import SelectionProblem, UnitChoice
+from redheart.select.problem import GroupSpot, SelectionProblem, blends_of
 from redheart.select.search import Evaluator, Search, Swap
 from redheart.select.statistics import (
     Gain,
@@ -21,23 +21,6 @@ from redheart.select.statistics import (
 )
 from redheart.select.strategies import BASELINES, strategy_named
 from redheart.snapshots.blend import Blend
-
-
-class Score(msgspec.Struct, frozen=True):
-    """One mixture that was compared for a group; lower is better."""
-
-    blend: Blend
-    score: float
-
-
-class GroupSpot(msgspec.Struct, frozen=True):
-    """What was chosen for one group."""
-
-    modules: tuple[str, ...]
-    blend: Blend
-    reason: str
-    scores: list[Score]
-    """What was compared for it; empty where it has no score of its own."""
 
 
 class TriedSwap(msgspec.Struct, frozen=True):
@@ -82,7 +65,7 @@ class SweetSpot(msgspec.Struct, frozen=True):
     num_candidates: int
     """Different models that were compared: single snapshots by their stored outputs, the others by evaluation."""
     num_reused: int
-    """Of the evaluated ones, those that an earlier call had evaluated."""
+    """Of the evaluated ones, those that an earlier call had evaluated; 0 until whoever keeps them says it."""
     evaluations: float
     """What the search cost, in full-model evaluations by the floating-point operations of matrix products."""
     evaluations_naive: float
@@ -104,9 +87,7 @@ def find_sweet_spot(
     settings: SelectConfig,
     *,
     seed: int,
-    num_reused: Callable[[], int] = lambda: 0,
-    computed_in: str = "fp32",
-    on_trial: Callable[[Search], None] = lambda _: None,
+    on_trial: Callable[[float], None] = lambda _: None,
 ) -> SweetSpot:
     """Apply the strategy of the settings, and show it beside the baselines.
 
@@ -118,31 +99,30 @@ def find_sweet_spot(
     choice = strategy(search)
     evaluations, compared = search.spent, len(problem.epochs) + search.num_candidates
     if not search.num_candidates:
-        compared += sum(len(unit.scores) for unit in choice.units.values())
+        compared += sum(len(spot.scores) for spot in choice.values())
     candidates_CN = search.candidate_scores_CN if search.num_candidates else None
     reference_N = search.scores_N(search.best_single)
-    chosen_N = search.scores_N(choice.modules)
+    chosen_N = search.scores_N(blends_of(choice))
     outside, inside, labelled_TN = None, None, problem.labelled_TN
     if candidates_CN is not None:
         outside, inside = out_of_bag_gain(candidates_CN, reference_N, seed=stream_seed(seed, "out of bag"))
     baselines = {}
     for name in BASELINES:
-        modules = strategy_named(name)(search).modules
+        other_N = search.scores_N(blends_of(strategy_named(name)(search)))
         baselines[name] = scored_gain(
-            reference_N, search.scores_N(modules), labelled_TN, seed=stream_seed(seed, "gain", "baseline", name)
+            reference_N, other_N, labelled_TN, seed=stream_seed(seed, "gain", "baseline", name)
         )
-    units = problem.units(settings.level)
     return SweetSpot(
         strategy=settings.strategy,
         level=settings.level,
         epochs=list(problem.epochs),
         best_epoch=problem.best_epoch,
-        groups={name: _spot(units[name], unit) for name, unit in choice.units.items()},
-        modules=choice.modules,
+        groups=choice,
+        modules=blends_of(choice),
         curves={name: problem.mean_losses_E(name).tolist() for name in problem.measured(tuple(problem.losses_EN))},
-        scales=problem.scoring.scales,
+        scales=problem.scales,
         num_candidates=compared,
-        num_reused=num_reused(),
+        num_reused=0,
         evaluations=evaluations,
         evaluations_naive=search.naive,
         work=evaluator.work,
@@ -153,13 +133,7 @@ def find_sweet_spot(
         ),
         swaps=_tried(search.swaps, reference_N, labelled_TN),
         baselines=baselines,
-        computed_in=computed_in,
     )
-
-
-def _spot(members: tuple[str, ...], unit: UnitChoice) -> GroupSpot:
-    scores = [Score(blend, score) for blend, score in unit.scores.items()]
-    return GroupSpot(members, unit.blend, unit.reason, scores)
 
 
 def _tried(swaps: list[Swap], reference_N: np.ndarray, labelled_TN: np.ndarray) -> list[TriedSwap]:

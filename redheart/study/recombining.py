@@ -14,7 +14,7 @@ from redheart.evaluate.holdout_log import CONFIRM, SELECT, confirm_place
 from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.evaluate.results import Crossover
 from redheart.model.network import task_of
-from redheart.select.scoring import Scoring
+from redheart.select.scoring import score_N
 from redheart.select.statistics import LEVEL, Gain, level_of, paired_gain, scored_gain, verdict
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import single
@@ -116,12 +116,12 @@ def gain_on(
     level: float = LEVEL,
 ) -> Gain:
     """Gain of the crossover over the best single snapshot on a part of the records; those without a target are none."""
-    scoring, floors = Scoring(scales), loss_floors(prepared, prepared.split[part])
-    scores = {name: scoring.score_N(losses[name], floors) for name in MODELS}
+    floors = loss_floors(prepared, prepared.split[part])
+    scores = {name: score_N(losses[name], scales=scales, floors=floors) for name in MODELS}
     return scored_gain(
         scores["best_single"],
         scores["crossover"],
-        scoring.labelled_TN(losses["crossover"]),
+        np.stack([~np.isnan(losses["crossover"][name]) for name in scales]),
         seed=stream_seed(config.seed, "gain", part),
         level=level,
     )

@@ -1,9 +1,10 @@
 """The sweet spot of a run: which snapshots each module group is taken from. Reads files of the run; needs no engine."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from redheart.model.ledger import module_names
 from redheart.model.network import build
 from redheart.report.best_epochs import spot_text
 from redheart.select.conditional import ConditionalEvaluator
-from redheart.select.loss_store import LossStore, StoredEvaluator
+from redheart.select.loss_store import LossStore
 from redheart.select.maps import draw_maps, map_evaluations
 from redheart.select.problem import SelectionProblem
 from redheart.select.search import Search
@@ -68,22 +69,14 @@ def run_sweet_spot(
     evaluator = make_evaluator(config, folder, data, snapshots, settings)
     total = most_evaluations(problem, settings)
     with _refusing(), display.track("sweet-spot", total, unit="full evaluations") as advance:
-        spot = find_sweet_spot(
-            problem,
-            evaluator,
-            settings,
-            seed=config.seed,
-            num_reused=lambda: evaluator.num_reused,
-            computed_in=NAMES[weights_type(study_device(config.device))],
-            on_trial=_counted(advance),
-        )
+        spot = find_sweet_spot(problem, evaluator, settings, seed=config.seed, on_trial=advance)
+    computed_in = NAMES[weights_type(study_device(config.device))]
+    spot = msgspec.structs.replace(spot, num_reused=evaluator.num_reused, computed_in=computed_in)
     write_sealed(folder.select / "sweet_spot.json", spot)
     if settings.map_epochs > 1:
-        search, epochs = Search(problem, evaluator, settings), settings.map_epochs
-        total = map_evaluations(search, num_epochs=epochs)
-        with _refusing(), display.track("maps", total, unit="full evaluations") as advance:
-            search.on_trial = _counted(advance)
-            write_sealed(folder.select / "maps.json", draw_maps(search, num_epochs=epochs))
+        search = Search(problem, evaluator, settings)
+        with _refusing(), display.track("maps", map_evaluations(search), unit="full evaluations") as search.on_trial:
+            write_sealed(folder.select / "maps.json", draw_maps(search))
     else:
         (folder.select / "maps.json").unlink(missing_ok=True)
     return spot
@@ -152,7 +145,7 @@ def selection_problem(snapshots: list[Snapshot], prepared: Prepared) -> Selectio
 
 def make_evaluator(
     config: StudyConfig, folder: RunFolder, data: StudyData, snapshots: list[Snapshot], settings: SelectConfig
-) -> StoredEvaluator:
+) -> ConditionalEvaluator:
     """The evaluator that strategies are given: it knows the select records only."""
     rows = data.prepared.split[SELECT]
     dims = preset(config.preset, outputs=data.prepared.inventory.outputs)
@@ -191,9 +184,10 @@ def make_evaluator(
 
     model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=micro_batch, device=device)
     results_bytes, weights_bytes = _cache_bytes(settings, device)
-    conditional = ConditionalEvaluator(model, weights, cache_bytes=results_bytes, weights_bytes=weights_bytes)
     store = LossStore(folder.select / "evaluated.bin", finals=FINALS, num_records=len(rows))
-    return StoredEvaluator(conditional, store, key)
+    return ConditionalEvaluator(
+        model, weights, cache_bytes=results_bytes, weights_bytes=weights_bytes, store=store, key=key
+    )
 
 
 def _cache_bytes(settings: SelectConfig, device: torch.device) -> tuple[int, int]:
@@ -223,15 +217,3 @@ def _refusing() -> AbstractContextManager[None]:
             hint="free the device of other programs, give a lower --select.cache-mib, or search with --device cpu",
         )
     )
-
-
-def _counted(advance: Callable[[float], None]) -> Callable[[Search], None]:
-    """What a search calls after every model, so that it is told what the search has cost."""
-    told = 0.0
-
-    def count(search: Search) -> None:
-        nonlocal told
-        advance(search.spent - told)
-        told = search.spent
-
-    return count

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from redheart.select.conditional import ConditionalEvaluator, Signals
-from redheart.select.loss_store import LossStore, StoredEvaluator
+from redheart.select.loss_store import LossStore
 from redheart.select.memo import Memo
 from redheart.snapshots.blend import Blend, single
 
@@ -58,8 +59,10 @@ def toy_weights(module: str, blend: Blend) -> dict[str, Tensor]:
     return {"w": sum((w * part for w, part in zip(blend.weights, parts, strict=True)), torch.zeros(WIDTH, WIDTH))}
 
 
-def evaluator(model: Toy, *, cache_bytes: int = 10**6, weights_bytes: int = 10**6) -> ConditionalEvaluator:
-    return ConditionalEvaluator(model, toy_weights, cache_bytes=cache_bytes, weights_bytes=weights_bytes)
+def evaluator(
+    model: Toy, *, cache_bytes: int = 10**6, weights_bytes: int = 10**6, **stored: Any
+) -> ConditionalEvaluator:
+    return ConditionalEvaluator(model, toy_weights, cache_bytes=cache_bytes, weights_bytes=weights_bytes, **stored)
 
 
 def everywhere(epoch: int) -> dict[str, Blend]:
@@ -176,9 +179,9 @@ def test_memo_bounds_what_it_holds() -> None:
 
 
 def test_a_later_search_finds_what_an_earlier_one_has_computed(tmp_path: Path) -> None:
-    def stored(model: Toy) -> StoredEvaluator:
+    def stored(model: Toy) -> ConditionalEvaluator:
         store = LossStore(tmp_path / "x.bin", finals=("a", "b"), num_records=BATCHES * RECORDS)
-        return StoredEvaluator(evaluator(model), store, lambda choice: repr(choice).encode()[-32:].rjust(32))
+        return evaluator(model, store=store, key=lambda choice: repr(choice).encode()[-32:].rjust(32))
 
     first, again = stored(Toy()), Toy()
     expected = first.losses(everywhere(1))

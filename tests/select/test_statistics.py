@@ -12,7 +12,8 @@ from scipy.stats import bootstrap
 from synthetic import FINAL, Additive
 
 from redheart.core.errors import BadInput
-from redheart.select.scoring import scoring_of
+from redheart.select.problem import blends_of
+from redheart.select.scoring import scales_of, score_N
 from redheart.select.statistics import (
     LEVEL,
     bca_interval,
@@ -34,13 +35,11 @@ def test_snapshots_that_differ_by_noise_alone_are_no_evidence_in_95_percent_of_2
     for seed in range(200):
         evaluator = Additive(modules, epochs, num_records=150, noise=0.1, seed=seed)
         search = evaluator.search()
-        choice = STRATEGIES[name](search)
+        choice = blends_of(STRATEGIES[name](search))
         reference = search.best_single
-        gain = paired_gain(
-            evaluator.confirm_N(reference), evaluator.confirm_N(choice.modules), seed=seed, resamples=500
-        )
+        gain = paired_gain(evaluator.confirm_N(reference), evaluator.confirm_N(choice), seed=seed, resamples=500)
         false_alarms += gain.is_evidence
-        promised.append((search.scores_N(reference) - search.scores_N(choice.modules)).mean())
+        promised.append((search.scores_N(reference) - search.scores_N(choice)).mean())
     assert false_alarms <= 10
     # What searches does "find" gains on the records that it searches on: the control is a real one.
     if name in ("coordinate", "window"):
@@ -106,8 +105,8 @@ def test_losses_below_zero_turn_no_verdict_round() -> None:
     assert worse.high < 0 and worse.low < worse.percent < worse.high
     outside, inside = out_of_bag_gain(np.stack([base_N - 0.2, base_N]), base_N, seed=0, rounds=20)
     assert outside == pytest.approx(10, 0.1) and inside == pytest.approx(10, 0.1)
-    scoring = scoring_of({"loss": np.stack([base_N, base_N - 0.2])}, {}, ("loss",))
-    scores = [scoring.score_N({"loss": losses_N}, {}).mean() for losses_N in (base_N, base_N - 0.2)]
+    scales = scales_of({"loss": np.stack([base_N, base_N - 0.2])}, {}, ("loss",))
+    scores = [score_N({"loss": losses_N}, scales=scales, floors={}).mean() for losses_N in (base_N, base_N - 0.2)]
     assert scores[1] == pytest.approx(-1) and scores[1] < scores[0] < -0.8
 
 

@@ -10,7 +10,7 @@ from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
 from redheart.select.descent import deal, epochs_alone, prior_E, windows
 from redheart.select.maps import draw_maps
-from redheart.select.problem import SelectionProblem
+from redheart.select.problem import SelectionProblem, blends_of
 from redheart.select.search import Modules, Search, Swap
 from redheart.select.statistics import paired_gain
 from redheart.select.strategies import STRATEGIES, strategy_named
@@ -42,10 +42,10 @@ def test_design_takes_each_group_at_its_own_best_and_the_anchor_where_it_has_no_
     search = stored({FINAL: [1.0, 0.8, 0.9], "neural.a": [0.7, 0.8, 0.9]})
     choice = STRATEGIES["design"](search)
     assert search.problem.best_epoch == 4
-    assert choice.units["top"].blend == single(4)
-    assert choice.units["neural"].blend == single(2)
-    assert choice.units["phases"].blend == single(4) and not choice.units["phases"].scores
-    assert choice.modules == {"backbone": single(4), FINAL: single(4), "neural.a": single(2), "phases.b": single(4)}
+    assert choice["top"].blend == single(4)
+    assert choice["neural"].blend == single(2)
+    assert choice["phases"].blend == single(4) and not choice["phases"].scores
+    assert blends_of(choice) == {"backbone": single(4), FINAL: single(4), "neural.a": single(2), "phases.b": single(4)}
 
 
 class Failing(Additive):
@@ -71,13 +71,13 @@ def test_a_model_without_a_finite_loss_where_there_is_a_target_is_not_chosen(nam
 def test_losses_below_zero_turn_no_strategy_round() -> None:
     """Log densities are below zero: a smaller share of the best one's is not better."""
     search = stored({FINAL: [-1.0, -3.0, -2.0], "neural.a": [-2.0, -1.0, -3.0]})
-    chosen = STRATEGIES["design"](search).units
+    chosen = STRATEGIES["design"](search)
     assert chosen["top"].blend == single(4) and chosen["neural"].blend == single(6)
     assert prior_E(search.problem, ["neural.a"]).argsort().tolist() == [2, 0, 1]
     below = Additive(MODULES, EPOCHS, num_records=60, noise=0.1, seed=0)
     below.base_N -= 20
-    search = below.search()
-    maps = draw_maps(search, num_epochs=3)
+    search = below.search(map_epochs=3)
+    maps = draw_maps(search)
     for name, table in maps.transplants.items():
         for (row, donor), (column, host) in itertools.product(enumerate(EPOCHS), enumerate(EPOCHS)):
             base = search.everywhere(single(host))
@@ -93,14 +93,14 @@ def test_losses_below_zero_turn_no_strategy_round() -> None:
 def test_overfit_penalty_counts_only_validation_above_training() -> None:
     curves = {FINAL: [1.0, 1.0, 1.0], "neural.a": [0.80, 0.79, 0.81]}
     penalised = stored(curves, train={FINAL: [1.0] * 3, "neural.a": [0.80, 0.60, 0.95]})
-    assert STRATEGIES["design"](penalised).units["neural"].blend == single(2)
+    assert STRATEGIES["design"](penalised)["neural"].blend == single(2)
 
 
 def test_ties_go_to_the_lower_variance() -> None:
     tied = stored({FINAL: [1.0, 0.9, 1.0], "neural.a": [0.5, 0.5, 0.5]})
     tied.problem.losses_EN["neural.a"][0] += np.tile([0.2, -0.2], 100)
     tied.problem.losses_EN["neural.a"][2] += np.tile([0.1, -0.1], 100)
-    chosen = STRATEGIES["design"](tied).units["neural"]
+    chosen = STRATEGIES["design"](tied)["neural"]
     assert chosen.blend == single(4) and "variance" in chosen.reason
 
 
@@ -123,8 +123,8 @@ def test_what_searches_is_never_worse_on_the_select_records_than_the_best_single
     for seed in range(5):
         evaluator = Additive(MODULES, EPOCHS, num_records=50, noise=0.1, seed=seed)
         search = evaluator.search()
-        chosen = STRATEGIES[name](search)
-        assert search.scores_N(chosen.modules).mean() <= search.scores_N(search.best_single).mean() + 1e-12
+        chosen = blends_of(STRATEGIES[name](search))
+        assert search.scores_N(chosen).mean() <= search.scores_N(search.best_single).mean() + 1e-12
 
 
 @pytest.mark.parametrize(
@@ -149,13 +149,13 @@ def test_a_planted_module_and_epoch_are_found(name: str, own: bool, cost: float)
             costs=dict.fromkeys(modules, cost),
         )
         search = evaluator.search(own=own)
-        choice = STRATEGIES[name](search)
-        assert choice.modules[module] == single(epoch)
-        assert epoch not in choice.modules[damaged].epochs
+        choice = blends_of(STRATEGIES[name](search))
+        assert choice[module] == single(epoch)
+        assert epoch not in choice[damaged].epochs
         best = max(search.swaps, key=lambda swap: swap.z)
         assert (best.unit, best.blend) == (module, single(epoch))
         assert search.spent <= 0.05 * search.naive
-        gain = paired_gain(evaluator.confirm_N(search.best_single), evaluator.confirm_N(choice.modules), seed=seed)
+        gain = paired_gain(evaluator.confirm_N(search.best_single), evaluator.confirm_N(choice), seed=seed)
         assert gain.is_evidence
 
 
@@ -169,8 +169,8 @@ def test_the_budget_is_kept_and_cheap_modules_see_every_epoch() -> None:
     assert search.naive == 18 * 30 * 2
     assert search.spent <= 0.05 * search.naive
     # At least the second pass of the cheapest module sees all of them.
-    assert len(choice.units[FINAL].scores) == 30
-    assert 3 <= len(choice.units["backbone"].scores) < 30
+    assert len(choice[FINAL].scores) == 30
+    assert 3 <= len(choice["backbone"].scores) < 30
 
 
 def test_candidates_are_dealt_out_by_price_within_the_budget() -> None:
@@ -183,8 +183,8 @@ def test_candidates_are_dealt_out_by_price_within_the_budget() -> None:
 
 def test_a_threshold_keeps_what_is_within_the_noise_where_it_is() -> None:
     evaluator = Additive(MODULES, EPOCHS, num_records=100, noise=0.1, seed=1)
-    moved = STRATEGIES["coordinate"](evaluator.search()).modules
-    held = STRATEGIES["coordinate"](evaluator.search(min_z=4.0)).modules
+    moved = blends_of(STRATEGIES["coordinate"](evaluator.search()))
+    held = blends_of(STRATEGIES["coordinate"](evaluator.search(min_z=4.0)))
     assert set(held.values()) == {single(evaluator.problem().best_epoch)} and moved != held
 
 
@@ -209,9 +209,9 @@ def test_an_average_can_be_the_anchor() -> None:
             return super().all_losses_N(choice) - (1.0 if averaged else 0.0)
 
     evaluator = Bent(MODULES, EPOCHS, num_records=50, noise=0.1, seed=0)
-    choice = STRATEGIES["coordinate"](evaluator.search(anchor="average"))
-    assert set(choice.modules.values()) == {mean_of(EPOCHS)}
-    assert mean_of(EPOCHS) not in STRATEGIES["coordinate"](evaluator.search()).modules.values()
+    choice = blends_of(STRATEGIES["coordinate"](evaluator.search(anchor="average")))
+    assert set(choice.values()) == {mean_of(EPOCHS)}
+    assert mean_of(EPOCHS) not in blends_of(STRATEGIES["coordinate"](evaluator.search())).values()
 
 
 def test_strategies_of_unknown_names_and_ema_are_refused_with_a_way_out() -> None:
@@ -236,7 +236,7 @@ def test_tasks_count_alike_whatever_their_size_and_absent_targets_do_not_count()
         finals=("heads.a", "heads.b", "heads.c"),
         floors_N={"heads.a": np.array([1.0, 1.0, 0.0, 0.0])},
     )
-    assert problem.scoring.scales == {"heads.a": 1.0, "heads.b": 0.01}
+    assert problem.scales == {"heads.a": 1.0, "heads.b": 0.01}
     assert problem.scores_EN.mean(1).tolist() == pytest.approx([1.0, 1.5])
     assert problem.best_epoch == 1
 

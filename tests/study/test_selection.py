@@ -22,7 +22,7 @@ from redheart.report.facts import read_facts
 from redheart.report.report import make_report
 from redheart.report.selection_section import sweet_spot_section
 from redheart.select.maps import Maps
-from redheart.select.scoring import Scoring
+from redheart.select.scoring import score_N
 from redheart.select.statistics import Gain, level_of, paired_gain
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import Blend, mean_of, single, weighted
@@ -108,12 +108,13 @@ def test_what_is_said_of_noisy_networks_holds_on_records_that_nobody_chose_on(se
 def gain_on(run: QuickRun, part: str) -> Gain:
     rows, scores = run.data.prepared.split[part], {}
     crossover = read_crossover(run.folder)
-    scoring, floors = Scoring(crossover.scales), loss_floors(run.data.prepared, rows)
+    floors = loss_floors(run.data.prepared, rows)
     for name, digest in crossover.digests.items():
         model = load_assembled(run.config, run.folder, run.data.prepared.inventory, name, digest=digest)
         model.requires_grad_(False)
         outputs = predict_rows(model, run.data.features, rows, micro_batch=64)
-        scores[name] = scoring.score_N(predictor_losses(outputs, run.data.prepared, rows), floors)
+        losses = predictor_losses(outputs, run.data.prepared, rows)
+        scores[name] = score_N(losses, scales=crossover.scales, floors=floors)
     return paired_gain(scores["best_single"], scores["crossover"], seed=0)
 
 
@@ -163,9 +164,8 @@ def test_maps_hold_what_direct_evaluation_gives(noisy: QuickRun) -> None:
         choice = {module: single(donor if module in spot.groups[name].modules else host) for module in spot.modules}
         means = [evaluator.losses(choice)[final] for final in FINALS]
         rows = noisy.data.prepared.split["val_select"]
-        score = Scoring(spot.scales).score_N(
-            dict(zip(FINALS, means, strict=True)), loss_floors(noisy.data.prepared, rows)
-        )
+        floors = loss_floors(noisy.data.prepared, rows)
+        score = score_N(dict(zip(FINALS, means, strict=True)), scales=spot.scales, floors=floors)
         assert table[0][1] == pytest.approx(100 * (1 - score.mean() / problem_scores[host]))
         assert table[0][0] == table[1][1] == 0
     (line,) = maps.lines
