@@ -14,7 +14,7 @@ from redheart.evaluate.results import EvaluationResult, Trial
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
-from redheart.report.best_epochs import spot_text
+from redheart.report.best_epochs import best_epochs_text
 from redheart.report.calibration_section import calibration_section
 from redheart.report.facts import RunFacts, before_calibration, read_facts
 from redheart.report.figures import draw_lines
@@ -165,7 +165,10 @@ def _training(out: Path, facts: RunFacts) -> str:
 
 def bests_of(facts: RunFacts) -> str | None:
     """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    return spot_text(facts.spot, facts.events, facts.manifest) if facts.spot else None
+    if facts.spot is None:
+        return None
+    val_losses = {event["epoch"]: event["val_loss"] for event in facts.events if event["event"] == "epoch"}
+    return best_epochs_text(facts.spot, val_losses=val_losses, manifest=facts.manifest)
 
 
 def recipe_text(config: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown
 from redheart.core.folders import refuse_foreign
 from redheart.data.encoders import open_encoder
-from redheart.data.features import FeatureCache, FeatureManifest, known_manifest
+from redheart.data.features import FeatureManifest, known_manifest
 from redheart.data.inventory import Inventory, trained_targets
 from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
@@ -25,6 +25,7 @@ from redheart.report.card import model_card
 from redheart.report.facts import model_digest, read_facts
 from redheart.snapshots.consolidate import load_assembly
 from redheart.study import run_folder
+from redheart.study.phases import Study
 from redheart.study.run_folder import RunFolder
 
 
@@ -114,20 +115,12 @@ def load_assembled(config: StudyConfig, folder: RunFolder, inventory: Inventory,
     return model.eval()
 
 
-def outputs_of(
-    config: StudyConfig,
-    folder: RunFolder,
-    inventory: Inventory,
-    name: str,
-    features: FeatureCache,
-    rows: np.ndarray,
-    *,
-    digest: str,
-) -> dict[str, np.ndarray]:
-    """Outputs of the assembled model with this digest on rows, as `predict_rows` gives them."""
+def outputs_of(study: Study, name: str, rows: np.ndarray, *, digest: str) -> dict[str, np.ndarray]:
+    """Outputs of the assembled model with this digest on rows of the features, as `predict_rows` gives them."""
+    config = study.config
     # As in the search: torch folds products of weights that require gradients in another way, with other last bits.
-    model = load_assembled(config, folder, inventory, name, digest=digest).requires_grad_(False)
-    return predict_rows(model, features, rows, micro_batch=records_at_once(config))
+    model = load_assembled(config, study.folder, study.prepared.inventory, name, digest=digest).requires_grad_(False)
+    return predict_rows(model, study.features, rows, micro_batch=records_at_once(config))
 
 
 def calibration_of(folder: RunFolder, name: str) -> Calibration | None:
