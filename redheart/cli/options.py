@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import tyro
 
@@ -38,18 +38,23 @@ class RunOptions:
 
 
 def parse(
-    kind: type[T], arguments: Sequence[str], command: str, default: T | None = None, *, also: str | None = None
+    kind: type[T],
+    arguments: Sequence[str],
+    command: str,
+    default: T | None = None,
+    *,
+    about: str | None = None,
+    also: str | None = None,
 ) -> T:
     """The options of a command from its arguments; a wrong one ends the process with a usage message.
 
     Args:
+        about: what its help says that it does, if that is not the docstring of `kind`.
         also: options that the command reads by itself, to be named in its help.
     """
-    prog = f"redheart {command}"
-    description = f"{kind.__doc__}\n\nAlso: {also}." if also else None
-    if default is None:
-        return tyro.cli(kind, args=list(arguments), prog=prog, description=description)
-    return tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=default)
+    description = f"{kind.__doc__}\n\nAlso: {also}." if also else about
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=list(arguments), prog=f"redheart {command}", description=description, **given)
 
 
 def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:

@@ -21,16 +21,6 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class ListOptions(RunOptions):
-    """List the snapshots and resume states of a run."""
-
-
-@dataclass(frozen=True)
-class VerifyOptions(RunOptions):
-    """Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."""
-
-
-@dataclass(frozen=True)
 class CompressOptions(RunOptions):
     """Keep all snapshots but the newest and every sixteenth as differences to earlier ones; no bit is lost."""
 
@@ -78,7 +68,8 @@ def snapshots(arguments: Sequence[str]) -> None:
 def _list(arguments: Sequence[str]) -> None:
     from redheart.snapshots.survey import list_run
 
-    options = parse(ListOptions, arguments, "snapshots list")
+    about = "List the snapshots and resume states of a run."
+    options = parse(RunOptions, arguments, "snapshots list", about=about)
     listing = list_run(*_folders(options.run))
     if options.json:
         print_json(listing, True)
@@ -99,7 +90,8 @@ def _verify(arguments: Sequence[str]) -> None:
 
     from redheart.snapshots.survey import bytes_to_verify, verify_run
 
-    options = parse(VerifyOptions, arguments, "snapshots verify")
+    about = "Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."
+    options = parse(RunOptions, arguments, "snapshots verify", about=about)
     folders = _folders(options.run)
     with display_of(options).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
