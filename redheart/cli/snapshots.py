@@ -71,18 +71,17 @@ def _list(arguments: Sequence[str]) -> None:
     about = "List the snapshots and resume states of a run."
     options = parse(RunOptions, arguments, "snapshots list", about=about)
     listing = list_run(*_folders(options.run))
-    if options.json:
-        print_json(listing, True)
-        return
-    print(f"{'epoch':>6}{'step':>8}{'val loss':>10}{'cycle':>7}{'on disk':>12}{'whole':>12}")
+    lines = [f"{'epoch':>6}{'step':>8}{'val loss':>10}{'cycle':>7}{'on disk':>12}{'whole':>12}"]
     for row in listing.snapshots:
         sizes = f"{row.bytes_on_disk / MB:>9.2f} MB{row.bytes_uncompressed / MB:>9.2f} MB"
         kind = "  differences" if row.is_delta else ""
-        print(f"{row.epoch:>6}{row.step:>8}{row.val_loss:>10.5f}{row.cycle_position:>7.2f}{sizes}{kind}")
+        lines.append(f"{row.epoch:>6}{row.step:>8}{row.val_loss:>10.5f}{row.cycle_position:>7.2f}{sizes}{kind}")
     for state in listing.states:
-        print(f"resume state of step {state.step}, epoch {state.epoch}: {state.bytes_on_disk / MB:.2f} MB of", end=" ")
-        print(f"{state.ranks} rank(s)" + ("" if state.has_parameter_names else "; only a run can read it"))
-    print(f"{listing.bytes_on_disk / MB:.2f} MB in all")
+        size = f"{state.bytes_on_disk / MB:.2f} MB of {state.ranks} rank(s)"
+        whose = "" if state.has_parameter_names else "; only a run can read it"
+        lines.append(f"resume state of step {state.step}, epoch {state.epoch}: {size}{whose}")
+    lines.append(f"{listing.bytes_on_disk / MB:.2f} MB in all")
+    answer(listing, "\n".join(lines), as_json=options.json)
 
 
 def _verify(arguments: Sequence[str]) -> None:
@@ -147,21 +146,19 @@ def _prune(arguments: Sequence[str]) -> None:
 
     keep = Keep(options.keep_every, options.keep_best, options.keep_last, options.keep_epochs)
     found = prune(folder.snapshots, keep, needed=chosen, remove=options.yes)
-    if options.json:
-        print_json(found, True)
-        return
-    print(f"kept     {', '.join(map(str, found.kept))}")
-    print(f"{'removed' if found.is_done else 'to go':<9}{', '.join(map(str, found.removed)) or 'none'}")
+    lines = [f"kept     {', '.join(map(str, found.kept))}"]
+    lines.append(f"{'removed' if found.is_done else 'to go':<9}{', '.join(map(str, found.removed)) or 'none'}")
     if found.rewritten:
         made = "are whole now; `redheart snapshots compress` makes them small again"
         what = made if found.is_done else "would be made whole first"
-        print(f"whole    {', '.join(map(str, found.rewritten))} held differences to those and {what}")
+        lines.append(f"whole    {', '.join(map(str, found.rewritten))} held differences to those and {what}")
     if not found.removed:
-        print("nothing was changed")
+        lines.append("nothing was changed")
     elif found.bytes_after is None:
-        print("nothing was changed: --yes removes them")
+        lines.append("nothing was changed: --yes removes them")
     else:
-        print(f"{found.bytes_before / MB:.2f} MB are now {found.bytes_after / MB:.2f} MB")
+        lines.append(f"{found.bytes_before / MB:.2f} MB are now {found.bytes_after / MB:.2f} MB")
+    answer(found, "\n".join(lines), as_json=options.json)
 
 
 def _folders(run: Path) -> tuple[Path, Path]:

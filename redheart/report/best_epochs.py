@@ -9,10 +9,7 @@ from redheart.select.sweet_spot import SweetSpot
 def best_epochs_text(spot: SweetSpot, *, val_losses: Mapping[int, float], manifest: Manifest) -> str | None:
     """The measure, the records and the epochs behind each epoch that is called best; None where there is only one.
 
-    Args:
-        spot: names the best single snapshot.
-        val_losses: validation loss by epoch.
-        manifest: of the records that both are of.
+    `val_losses` are by epoch.
     """
     single = spot.best_epoch
     lowest = min(val_losses, key=val_losses.__getitem__, default=single)

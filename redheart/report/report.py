@@ -10,7 +10,7 @@ from redheart.core.recipes import followed, recipe_of
 from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
 from redheart.data.split import TEST
-from redheart.evaluate.results import EvaluationResult, Trial
+from redheart.evaluate.results import Trial
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
@@ -40,15 +40,15 @@ def make_report(root: Path) -> Path:
     """
     facts, out = read_facts(root), root / "report"
     outputs, evaluation = facts.manifest.inventory.outputs, facts.evaluation
-    model = build(preset(facts.config["preset"], outputs=outputs), seed=0, device="meta")
-    ledger_rows = list(count(model).modules.items())
+    modules = count(build(preset(facts.config["preset"], outputs=outputs), seed=0, device="meta")).modules
+    ledger_rows = [*modules.items(), ("total", sum(modules.values()))]
     sections = [
         f"# {plain(f'Red Heart: {facts.name}')}",
         _summary(facts),
         "## Data",
         _data(facts.manifest),
         "## Model",
-        _model(ledger_rows),
+        markdown_table(["module", "parameters"], [[name, f"{number:,}"] for name, number in ledger_rows]),
         "## Learning-rate sweep",
         _sweep(out, facts.sweep.trials if facts.sweep else []),
         "## Training",
@@ -60,7 +60,7 @@ def make_report(root: Path) -> Path:
         "## Crossover",
         crossover_section(facts.crossover, facts.spot),
         "## Test split",
-        _test(evaluation, facts),
+        _test(facts),
         "## Calibration",
         calibration_section(out, facts.calibration),
         "## Records that were opened",
@@ -99,13 +99,6 @@ def _data(manifest: Manifest) -> str:
             f"{manifest.best_reachable:.4f} nats on average."
         )
     return text
-
-
-def _model(ledger_rows: list[tuple[str, int]]) -> str:
-    total = sum(count for _, count in ledger_rows)
-    return markdown_table(
-        ["module", "parameters"], [[name, f"{count:,}"] for name, count in [*ledger_rows, ("total", total)]]
-    )
 
 
 def _sweep(out: Path, trials: list[Trial]) -> str:
@@ -202,7 +195,8 @@ def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
 
 
-def _test(evaluation: EvaluationResult | None, facts: RunFacts) -> str:
+def _test(facts: RunFacts) -> str:
+    evaluation = facts.evaluation
     judged = [opening.models for opening in facts.openings if opening.part == TEST]
     own = facts.crossover.digests if facts.crossover else None
     if evaluation is None:

@@ -64,12 +64,8 @@ def judge(
 ) -> CalibrationResult:
     """Choose a calibration on the select records and compare it with none on the confirm records.
 
-    Args:
-        logits: of the select and the confirm records, (N, C) each.
-        targets: their soft labels.
-        seed: of folds and bootstrap.
-        model: digest of the model's weights.
-        level: of the interval; see `level_of`.
+    Logits and soft targets are by part, (N, C) each; `model` is the digest of the weights; see `level_of` for the level
+    of the interval.
     """
     fitted: dict[str, Calibration | None] = {"none": None}
     fitted |= {method: fit(method, logits[SELECT], targets[SELECT]) for method in METHODS}

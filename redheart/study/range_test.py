@@ -103,14 +103,7 @@ def trial_lock(out: Path) -> AbstractContextManager[None]:
 def judge(
     key: str, rates: Sequence[float], losses: Sequence[float | None], *, candidates: Sequence[float]
 ) -> RangeTest:
-    """Read the curve of a test.
-
-    Args:
-        key: of the settings.
-        rates: of every step, rising.
-        losses: of every step, None where it was no number.
-        candidates: the sweep's rates.
-    """
+    """Read the curve of a test, whose rates rise step by step; a loss is None where it was no number."""
     curve = smoothed(losses)
     lowest = min(range(len(curve)), key=lambda step: curve[step], default=0)
     slopes = [curve[step + 1] - curve[step] for step in range(lowest)]

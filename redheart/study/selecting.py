@@ -145,16 +145,13 @@ def selection_problem(snapshots: list[Snapshot], prepared: Prepared) -> Selectio
 
 def make_evaluator(study: Study, snapshots: list[Snapshot], settings: SelectConfig) -> ConditionalEvaluator:
     """The evaluator that strategies are given: it knows the select records only."""
-    config, prepared = study.config, study.prepared
-    rows = prepared.split[SELECT]
-    dims = preset(config.preset, outputs=prepared.inventory.outputs)
-    specs = expected_specs(config, prepared)
+    rows, specs = study.prepared.split[SELECT], expected_specs(study.config, study.prepared)
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
-    device, micro_batch = study_device(config.device), records_at_once(config)
+    device = study_device(study.config.device)
     given = {
-        "data": prepared.manifest.key,
+        "data": study.prepared.manifest.key,
         "features": study.features.key,
-        "micro_batch": micro_batch,
+        "micro_batch": records_at_once(study.config),
     }
     if weights_type(device) != torch.float32:
         # Between two models computed in different types there is a difference that neither of them makes.
@@ -180,7 +177,7 @@ def make_evaluator(study: Study, snapshots: list[Snapshot], settings: SelectConf
         chosen = [readers[name, epoch] for epoch in blend.epochs]
         return {key: blended(chosen, blend.weights, key).to(device) for key in specs[name]}
 
-    model = ModuleGraph(dims, prepared, study.features, rows, micro_batch=micro_batch, device=device)
+    model = ModuleGraph(study, rows)
     results_bytes, weights_bytes = _cache_bytes(settings, device)
     store = LossStore(study.folder.select / "evaluated.bin", finals=FINALS, num_records=len(rows))
     return ConditionalEvaluator(

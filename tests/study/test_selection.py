@@ -77,9 +77,9 @@ def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp
 
 def test_a_model_whose_prediction_is_no_number_is_broken_whatever_the_targets(noisy: QuickRun) -> None:
     rows = noisy.study.prepared.split["val_select"]
-    dims = preset(noisy.config.preset, outputs=noisy.study.prepared.inventory.outputs)
-    graph = ModuleGraph(
-        dims, noisy.study.prepared, noisy.study.features, rows, micro_batch=64, device=torch.device("cpu")
+    dims, graph = (
+        preset(noisy.config.preset, outputs=noisy.study.prepared.inventory.outputs),
+        ModuleGraph(noisy.study, rows),
     )
     prediction_NO = torch.zeros(len(rows), dims.num_outputs("regret"))
     assert np.isfinite(graph.losses("heads.regret", [{"prediction": prediction_NO}])).all()
