@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
@@ -78,6 +78,19 @@ def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, digests: Mapping[str, str], *, what: str, hint: str) -> None:
+    """Hold files of a folder against their SHA-256, by name.
+
+    Raises:
+        CorruptFile: one of them is missing or was changed; `what` and `hint` are what is said of it.
+    """
+    for name, expected in digests.items():
+        path = folder / name
+        found = sha256_file(path) if path.is_file() else "no file"
+        if found != expected:
+            raise CorruptFile(what, where=path, got=found, expected=expected, hint=hint)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -20,8 +20,9 @@ import msgspec
 import numpy as np
 
 from redheart.core.config import FEATURE_WIDTH, Device, FeatureConfig, digest
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput
 from redheart.core.files import (
+    check_files,
     disk_errors,
     read_sealed,
     sha256_file,
@@ -250,11 +251,8 @@ def open_features(
     digests = (manifest.states_sha256, manifest.summaries_sha256, manifest.offsets_sha256)
     states, summaries, offsets = (folder / name for name in _FILES)
     # A second per gigabyte, against hours on features that are not those of the run.
-    for path, expected in zip((states, summaries, offsets), digests, strict=True):
-        actual = sha256_file(path) if path.is_file() else "no file"
-        if actual != expected:
-            hint = f"remove the folder {folder}; it will be computed again"
-            raise CorruptFile("the feature cache is damaged", where=path, got=actual, expected=expected, hint=hint)
+    hint = f"remove the folder {folder}; it will be computed again"
+    check_files(folder, dict(zip(_FILES, digests, strict=True)), what="the feature cache is damaged", hint=hint)
     states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
     summaries_NL = np.zeros((manifest.num_records, 0), dtype=np.float32)
     if manifest.summary_width:

@@ -10,8 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from redheart.core.config import FeatureConfig, PrepareConfig, digest
-from redheart.core.errors import BadInput, CorruptFile, listed
+from redheart.core.errors import BadInput, listed
 from redheart.core.files import (
+    check_files,
     is_sealed,
     read_json,
     read_sealed,
@@ -230,17 +231,8 @@ def load_prepared(folder: Path) -> Prepared:
         CorruptFile: a file does not match the manifest.
     """
     manifest = read_sealed(folder / "manifest.json", Manifest)
-    for name, expected in manifest.files.items():
-        path = folder / name
-        found = sha256_file(path) if path.is_file() else "no file"
-        if found != expected:
-            raise CorruptFile(
-                "a prepared file is damaged",
-                where=path,
-                got=found,
-                expected=expected,
-                hint="remove the folder and run `redheart prepare` again",
-            )
+    hint = "remove the folder and run `redheart prepare` again"
+    check_files(folder, manifest.files, what="a prepared file is damaged", hint=hint)
     lines = gzip.decompress((folder / "records.jsonl.gz").read_bytes()).split(b"\n")[:-1]
     tensors = load_file(folder / "targets.safetensors")
     split = read_json(folder / "split.json", dict[str, list[int]])

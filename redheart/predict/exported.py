@@ -9,7 +9,6 @@
 The encoder is referred to by name and by the digest of its weights; another one is refused.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import torch
 from redheart import __version__
 from redheart.core.config import BUILT_IN_ENCODERS, Device, FeatureConfig
 from redheart.core.device import chosen_device, weights_type
-from redheart.core.errors import BadInput, CorruptFile
-from redheart.core.files import read_sealed, sha256_file, write_bytes, write_sealed
+from redheart.core.errors import BadInput
+from redheart.core.files import check_files, read_sealed, sha256_file, write_bytes, write_sealed
 from redheart.core.folders import found_again, new_folder, seen_from
 from redheart.data.encoders import open_encoder
 from redheart.data.inventory import Inventory
@@ -120,7 +119,9 @@ def load(folder: str | Path, *, encoder: str | None = None, device: Device = "au
     if not is_export(folder):
         raise BadInput("there is no exported model in this folder", where=folder, hint="make one: `redheart export`")
     place = chosen_device(device)
-    _verify(folder, read_sealed(folder / MANIFEST, ExportManifest).files)
+    files = read_sealed(folder / MANIFEST, ExportManifest).files
+    hint = "copy it again, or export the run again"
+    check_files(folder, files, what="a file of the exported model is damaged", hint=hint)
     config = read_sealed(folder / CONFIG, ExportConfig)
     if config.format != FORMAT:
         raise BadInput("the export is of another format", where=folder, got=config.format, expected=FORMAT)
@@ -140,20 +141,6 @@ def load(folder: str | Path, *, encoder: str | None = None, device: Device = "au
         summary=_summary(folder, config.summary) if config.summary else None,
         calibration=config.calibration,
     )
-
-
-def _verify(folder: Path, files: Mapping[str, str]) -> None:
-    for name, expected in files.items():
-        path = folder / name
-        found = sha256_file(path) if path.is_file() else "no file"
-        if found != expected:
-            raise CorruptFile(
-                "a file of the exported model is damaged",
-                where=path,
-                got=found,
-                expected=expected,
-                hint="copy it again, or export the run again",
-            )
 
 
 def _tensors(fit: SummaryFit) -> dict[str, torch.Tensor]:
