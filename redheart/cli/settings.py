@@ -103,8 +103,8 @@ def origins(
 ) -> dict[str, str]:
     """Where every value of a resolved configuration came from.
 
-    That is `default`, `recipe`, the file, `command line` (what stands in `arguments`), or `derived` where `before` values
-    that depend on others were filled in it was another.
+    That is `default`, `recipe`, the file, `command line` (what stands in `arguments`), or `derived` where it was
+    another one in `before`, when values that depend on others were not filled in.
     """
     tables = read_toml(file) if file else {}
     overridden = {

@@ -16,13 +16,13 @@ from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
 from redheart.evaluate.calibration import Calibration
 from redheart.evaluate.prediction import predict_rows
-from redheart.evaluate.results import CalibrationResult, Crossover
+from redheart.evaluate.results import Crossover
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.predict.exported import ExportManifest, write_export
 from redheart.predict.predictor import Predictor
 from redheart.report.card import model_card
-from redheart.report.facts import model_digest, read_facts
+from redheart.report.facts import own_calibration, read_facts
 from redheart.snapshots.consolidate import load_assembly
 from redheart.study import run_folder
 from redheart.study.phases import Study
@@ -30,12 +30,7 @@ from redheart.study.run_folder import RunFolder
 
 
 def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto") -> Predictor:
-    """The recommended model of a finished run, with the run's encoder, names and calibration.
-
-    Args:
-        root: the run's folder.
-        encoder: where its encoder lies now, if that is not where it was.
-        device: where it predicts.
+    """The recommended model of a finished run, with its names, calibration and encoder, by where that lies now.
 
     Raises:
         BadInput: there is no run, it has no crossover yet, the encoder is not the one it was trained on, or there is no
@@ -132,8 +127,8 @@ def calibration_of(folder: RunFolder, name: str) -> Calibration | None:
     path = folder.calibration / "calibration.json"
     if not path.is_file():
         return None
-    stored = read_sealed(path, CalibrationResult)
-    if stored.model != model_digest(folder.root, name):
+    stored = own_calibration(folder.root, name)
+    if stored is None:
         raise BadInput(
             "the calibration was fitted to another model than the run now recommends",
             where=path,

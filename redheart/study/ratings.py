@@ -37,14 +37,8 @@ def rate(
 ) -> RatingsResult:
     """Correlate a run's predictions with a table of ratings.
 
-    Args:
-        root: the run's folder.
-        csv: the table.
-        texts: the texts that its ids mean, of which those that the run was trained on are left out: they would
-            flatter the model. Without it they are records of the run, of its validation split only: the test split is
-            opened by `evaluate` alone.
-        encoder: where the run's encoder lies now, if that is not where it was.
-        device: where the texts are predicted.
+    Of the `texts` that its ids mean, those that the run was trained on are left out: they would flatter the model.
+    Without them they are records of the run, of its validation split only: `evaluate` alone opens the test split.
 
     Raises:
         BadInput: the table or the texts are malformed, a measure is not known, or no row is left.
