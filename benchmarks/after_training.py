@@ -10,6 +10,7 @@ Usage: python benchmarks/after_training.py [RUN] [--device D] [--preset P] [--sn
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -105,6 +106,7 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
 
         return run
 
+    config = dataclasses.replace(config, select=SelectConfig(level=options.level))
     with timed("open"):
         study = phases.load_study(config, folder)
     snapshots, specs = open_snapshots(folder), expected_specs(config, study.prepared)
@@ -114,8 +116,7 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
             for name in specs:
                 read_module(by_epoch, name, single(epoch), specs[name])
     with timed("sweet-spot"):
-        settings = SelectConfig(level=options.level)
-        spot = run_sweet_spot(study, settings=settings, display=Display("bar"))
+        spot = run_sweet_spot(study, display=Display("bar"))
     with timed("crossover"):
         run_crossover(study)
     with timed("calibrate"):

@@ -127,12 +127,12 @@ def search(run: str, level: str) -> dict[str, object]:
     from redheart.study import phases, run_folder, selecting
 
     folder, config = run_folder.load(Path(run))
-    study = phases.open_study(config, folder)
     settings = replace(config.select, level=level, map_epochs=0)  # type: ignore[arg-type]
+    study = phases.open_study(replace(config, select=settings), folder)
     (folder.select / "evaluated.bin").unlink(missing_ok=True)
 
     def work() -> Any:
-        return selecting.run_sweet_spot(study, settings=settings)
+        return selecting.run_sweet_spot(study)
 
     spot, cost = measured(work)
     return {

@@ -75,11 +75,11 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         settings = options.select
         if options.strategy is not None:
             settings = replace(settings, strategy=options.strategy)
-        resolved(replace(config, select=settings))
+        config = resolved(replace(config, select=settings))
         strategy_named(settings.strategy)
         study = phases.load_study(config, folder, display=display_of(options))
         with run_folder.reading_snapshots(folder):
-            spot = run_sweet_spot(study, settings=settings, display=display_of(options))
+            spot = run_sweet_spot(study, display=display_of(options))
             bests = best_epochs_of(study, spot)
     answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 

@@ -46,7 +46,7 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
         run_training(study, chosen=chosen)
         say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
         with run_folder.reading_snapshots(folder):
-            spot = run_sweet_spot(study, settings=config.select, display=display)
+            spot = run_sweet_spot(study, display=display)
             say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
             say(config, "sweet-spot", work_text(spot))
             if bests := best_epochs_of(study, spot):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -53,7 +54,7 @@ def selection_groups(modules: list[str]) -> dict[str, tuple[str, ...]]:
     return {group: tuple(members) for group, members in groups.items()}
 
 
-def run_sweet_spot(study: Study, *, settings: SelectConfig, display: Display = SILENT) -> SweetSpot:
+def run_sweet_spot(study: Study, *, display: Display = SILENT) -> SweetSpot:
     """Choose on the select half of the validation records; writes `sweet_spot.json` and `maps.json` below `select/`.
 
     What was evaluated before is not evaluated again, whatever the strategy, also after a kill.
@@ -62,13 +63,14 @@ def run_sweet_spot(study: Study, *, settings: SelectConfig, display: Display = S
         BadInput: there are no snapshots, or there is no such device.
         DoesNotFit: the device's memory does not take one record.
     """
-    folder, snapshots = study.folder, open_snapshots(study.folder)
+    config, folder, settings = study.config, study.folder, study.config.select
+    snapshots = open_snapshots(folder)
     problem = selection_problem(snapshots, study.prepared)
-    evaluator = make_evaluator(study, snapshots, settings)
+    evaluator = make_evaluator(study, snapshots)
     total = most_evaluations(problem, settings)
     with _refusing(), display.track("sweet-spot", total, unit="full evaluations") as advance:
-        spot = find_sweet_spot(problem, evaluator, settings, seed=study.config.seed, on_trial=advance)
-    computed_in = NAMES[weights_type(study_device(study.config.device))]
+        spot = find_sweet_spot(problem, evaluator, settings, seed=config.seed, on_trial=advance)
+    computed_in = NAMES[weights_type(study_device(config.device))]
     spot = msgspec.structs.replace(spot, num_reused=evaluator.num_reused, computed_in=computed_in)
     write_sealed(folder.select / "sweet_spot.json", spot)
     if settings.map_epochs > 1:
@@ -143,7 +145,7 @@ def selection_problem(snapshots: list[Snapshot], prepared: Prepared) -> Selectio
     )
 
 
-def make_evaluator(study: Study, snapshots: list[Snapshot], settings: SelectConfig) -> ConditionalEvaluator:
+def make_evaluator(study: Study, snapshots: list[Snapshot]) -> ConditionalEvaluator:
     """The evaluator that strategies are given: it knows the select records only."""
     rows, specs = study.prepared.split[SELECT], expected_specs(study.config, study.prepared)
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
@@ -167,18 +169,17 @@ def make_evaluator(study: Study, snapshots: list[Snapshot], settings: SelectConf
         }
         return hashlib.sha256(canonical_json([given, sources])).digest()
 
-    readers: dict[tuple[str, int], Tensors] = {}
+    @cache
+    def reader(name: str, epoch: int) -> Tensors:
+        # Verified once: a search reads a module many times, and its digest takes as long again.
+        return checked_module(by_epoch[epoch], name, specs[name])
 
     def weights(name: str, blend: Blend) -> dict[str, Tensor]:
-        for epoch in blend.epochs:
-            if (name, epoch) not in readers:
-                # Verified once: a search reads a module many times, and its digest takes as long again.
-                readers[name, epoch] = checked_module(by_epoch[epoch], name, specs[name])
-        chosen = [readers[name, epoch] for epoch in blend.epochs]
+        chosen = [reader(name, epoch) for epoch in blend.epochs]
         return {key: blended(chosen, blend.weights, key).to(device) for key in specs[name]}
 
     model = ModuleGraph(study, rows)
-    results_bytes, weights_bytes = _cache_bytes(settings, device)
+    results_bytes, weights_bytes = _cache_bytes(study.config.select, device)
     store = LossStore(study.folder.select / "evaluated.bin", finals=FINALS, num_records=len(rows))
     return ConditionalEvaluator(
         model, weights, cache_bytes=results_bytes, weights_bytes=weights_bytes, store=store, key=key

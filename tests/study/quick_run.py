@@ -36,8 +36,10 @@ class QuickRun:
     def folder(self) -> RunFolder:
         return self.study.folder
 
-    def settings(self, **changes: object) -> SelectConfig:
-        return dataclasses.replace(self.config.select, **changes)  # type: ignore[arg-type]
+    def choosing(self, **changes: object) -> Study:
+        """The same with other settings of the choice."""
+        select = dataclasses.replace(self.config.select, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self.study, config=dataclasses.replace(self.config, select=select))
 
 
 def make_run(root: Path, change: Change, *, epochs: tuple[int, ...] = (2, 4, 6), num_generated: int = 240) -> QuickRun:

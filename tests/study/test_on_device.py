@@ -64,10 +64,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 
 def phases_of(run: QuickRun, out: Path, *, device: Device = "auto") -> Found:
     shutil.copytree(run.config.out, out)
-    config = dataclasses.replace(run.config, out=out, device=device)
-    study = dataclasses.replace(run.study, config=config, folder=RunFolder(out))
+    study = run.choosing(budget_evaluations=4)
+    config = dataclasses.replace(study.config, out=out, device=device)
+    study = dataclasses.replace(study, config=config, folder=RunFolder(out))
     return Found(
-        spot=run_sweet_spot(study, settings=run.settings(budget_evaluations=4)),
+        spot=run_sweet_spot(study),
         crossover=run_crossover(study),
         # Before there is a calibration, whose last bits are other ones on a device: see below.
         predictions=open_run(out, device=device).predict(TEXTS),
@@ -154,7 +155,7 @@ def choices(study: Study) -> list[dict[str, Blend]]:
 
 
 def evaluated(study: Study, *, number: int = 2) -> tuple[list[dict[str, np.ndarray]], Work]:
-    evaluator = make_evaluator(study, open_snapshots(study.folder), study.config.select)
+    evaluator = make_evaluator(study, open_snapshots(study.folder))
     found = [evaluator.losses(choice) for choice in choices(study)[:number]]
     return found, evaluator.work
 
@@ -240,8 +241,8 @@ def test_a_search_tells_how_much_of_its_budget_is_spent(
 
     monkeypatch.setattr(Display, "track", track)
     shutil.copytree(trained.config.out, tmp_path / "run")
-    settings = trained.settings(budget_evaluations=4, map_epochs=2)
-    spot = run_sweet_spot(dataclasses.replace(trained.study, folder=RunFolder(tmp_path / "run")), settings=settings)
+    study = trained.choosing(budget_evaluations=4, map_epochs=2)
+    spot = run_sweet_spot(dataclasses.replace(study, folder=RunFolder(tmp_path / "run")))
     total, *parts = told["sweet-spot"]
     assert spot.evaluations <= sum(parts) <= total == 4 + len(spot.baselines) and len(parts) > 5
     total, *parts = told["maps"]

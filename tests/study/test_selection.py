@@ -50,12 +50,12 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 
 
 def spot_of(run: QuickRun, **settings: object) -> SweetSpot:
-    return run_sweet_spot(run.study, settings=run.settings(**settings))
+    return run_sweet_spot(run.choosing(**settings))
 
 
 def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp_path: Path) -> None:
     snapshots, specs = open_snapshots(noisy.folder), expected_specs(noisy.config, noisy.study.prepared)
-    evaluator = make_evaluator(noisy.study, snapshots, noisy.settings(cache_mib=1))
+    evaluator = make_evaluator(noisy.choosing(cache_mib=1), snapshots)
     rows = noisy.study.prepared.split["val_select"]
     random = np.random.default_rng(0)
     blends: list[Blend] = [single(2), single(4), single(6), mean_of((2, 6)), weighted({2: 1, 4: 2, 6: 4})]
@@ -157,7 +157,7 @@ def test_maps_hold_what_direct_evaluation_gives(noisy: QuickRun) -> None:
     maps = read_json(noisy.folder.select / "maps.json", Maps)
     assert len(maps.epochs) == 2 and spot.best_epoch in maps.epochs
     snapshots = open_snapshots(noisy.folder)
-    evaluator = make_evaluator(noisy.study, snapshots, noisy.settings())
+    evaluator = make_evaluator(noisy.study, snapshots)
     problem_scores = dict(zip(maps.epochs, maps.scores, strict=True))
     donor, host = maps.epochs
     for name, table in maps.transplants.items():
