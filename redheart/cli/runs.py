@@ -77,9 +77,9 @@ def sweet_spot(arguments: Sequence[str]) -> None:
             settings = replace(settings, strategy=options.strategy)
         config = resolved(replace(config, select=settings))
         strategy_named(settings.strategy)
-        study = phases.load_study(config, folder, display=display_of(options))
+        study = phases.load_study(config, folder, display=display_of(options.json))
         with run_folder.reading_snapshots(folder):
-            spot = run_sweet_spot(study, display=display_of(options))
+            spot = run_sweet_spot(study, display=display_of(options.json))
             bests = best_epochs_of(study, spot)
     answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 
@@ -94,9 +94,9 @@ def crossover(arguments: Sequence[str]) -> None:
     if options.mergekit:
         tensors_folder(options.mergekit)
     with run_folder.opened(options.run, device=options.device) as (folder, config):
-        study = phases.load_study(config, folder, display=display_of(options))
+        study = phases.load_study(config, folder, display=display_of(options.json))
         with run_folder.reading_snapshots(folder):
-            with display_of(options).working("crossover"):
+            with display_of(options.json).working("crossover"):
                 result = run_crossover(study)
             if options.mergekit:
                 write_mergekit(study, result, options.mergekit)
@@ -111,14 +111,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
         with run_folder.opened(options.run, encoder=options.encoder, device=options.device) as (folder, config):
-            study = phases.load_study(config, folder, display=display_of(options))
-            with display_of(options).working("evaluate"):
+            study = phases.load_study(config, folder, display=display_of(options.json))
+            with display_of(options.json).working("evaluate"):
                 result = evaluating.run_evaluation(study)
         text = comparison_table({**result.models, **result.baselines}) + f"\n\nrecommended: {result.recommended}"
         answer(result, text, as_json=options.json)
     else:
         folder, config = run_folder.load(options.run, encoder=options.encoder, device=options.device)
-        found = evaluating.evaluate_file(config, folder, options.data, display=display_of(options))
+        found = evaluating.evaluate_file(config, folder, options.data, display=display_of(options.json))
         if warning := evaluating.seen_text(found.seen, num_records=found.num_records):
             warn(warning)
         if found.is_before_calibration:
@@ -137,8 +137,8 @@ def calibrate(arguments: Sequence[str]) -> None:
 
     options = parse(CalibrateOptions, arguments, "calibrate")
     with run_folder.opened(options.run, device=options.device) as (folder, config):
-        study = phases.load_study(config, folder, display=display_of(options))
-        with display_of(options).working("calibrate"):
+        study = phases.load_study(config, folder, display=display_of(options.json))
+        with display_of(options.json).working("calibrate"):
             result = run_calibration(study)
     if options.json:
         print_json(result, True)

@@ -92,7 +92,7 @@ def _verify(arguments: Sequence[str]) -> None:
     about = "Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."
     options = parse(RunOptions, arguments, "snapshots verify", about=about)
     folders = _folders(options.run)
-    with display_of(options).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
+    with display_of(options.json).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
     if options.json:
         print_json({**msgspec.to_builtins(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
@@ -115,7 +115,7 @@ def _compress(arguments: Sequence[str]) -> None:
     found = list_snapshots(folder)
     before = disk_bytes(folder)
     size = sum(entry.content_bytes for item in found for entry in item.manifest.modules.values())
-    with display_of(options).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
+    with display_of(options.json).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
         if options.undo:
             with folder_lock(folder.parent, name="snapshots", wait=False):
                 # What was found before may have been rewritten since, by a run that compresses.
@@ -129,7 +129,7 @@ def _compress(arguments: Sequence[str]) -> None:
 
 
 def _prune(arguments: Sequence[str]) -> None:
-    from redheart.core.files import read_sealed
+    from redheart.core.files import read_if_there
     from redheart.select.sweet_spot import SweetSpot
     from redheart.snapshots.prune import Keep, prune
     from redheart.study import run_folder
@@ -138,10 +138,9 @@ def _prune(arguments: Sequence[str]) -> None:
     folder, _ = run_folder.load(options.run)
 
     def chosen() -> set[int]:
-        path = folder.select / "sweet_spot.json"
-        if not path.is_file():
+        spot = read_if_there(folder.select / "sweet_spot.json", SweetSpot)
+        if spot is None:
             return set()
-        spot = read_sealed(path, SweetSpot)
         return {spot.best_epoch, *(epoch for blend in spot.modules.values() for epoch in blend.epochs)}
 
     keep = Keep(options.keep_every, options.keep_best, options.keep_last, options.keep_epochs)

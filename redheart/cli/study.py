@@ -55,7 +55,7 @@ def prepare(arguments: Sequence[str]) -> None:
             hint="choose another folder: what was trained on them is judged by them",
         )
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
-    with display_of(options).working("prepare"):
+    with display_of(options.json).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)
     answer(manifest, f"{options.out}: {manifest.text}", as_json=options.json)
     warn_unread(manifest.scripts, manifest.num_records, encoder=FeatureConfig.encoder)

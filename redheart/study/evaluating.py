@@ -10,7 +10,7 @@ import numpy as np
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, listed
-from redheart.core.files import read_sealed, write_sealed
+from redheart.core.files import read_if_there, read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.features import forget_others, make_features
 from redheart.data.input_text import folded, input_text, read_forms
@@ -51,13 +51,12 @@ def run_evaluation(study: Study) -> EvaluationResult:
     config, folder = study.config, study.folder
     crossover = read_crossover(folder)
     path = folder.evaluation / "evaluation.json"
-    if path.is_file():
-        old = read_sealed(path, EvaluationResult)
-        if old.digests == crossover.digests:
-            result = msgspec.structs.replace(old, recommended=crossover.recommended)
-            if result != old:
-                write_sealed(path, result)
-            return result
+    old = read_if_there(path, EvaluationResult)
+    if old and old.digests == crossover.digests:
+        result = msgspec.structs.replace(old, recommended=crossover.recommended)
+        if result != old:
+            write_sealed(path, result)
+        return result
     prepared = open_test(folder.root, study.prepared, models=crossover.digests)
     rows = prepared.split[TEST]
     told = replace(prepared, mask_NT=prepared.mask_NT & _trained_T(prepared))

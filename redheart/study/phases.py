@@ -62,12 +62,12 @@ def open_study(config: StudyConfig, folder: RunFolder, *, display: Display = SIL
     # The ranks of one host meet here: the first one works, the others then find it done.
     with folder_lock(folder.root, name="data", wait=True):
         source = source_path(config)
-        if is_first_rank():
+        if launched().is_first:
             # Others write what is no part of the run, such as predictions, without this lock.
             remove_leftovers(folder.root, [name for name in folder.parts if name != folder.holdout_log.name])
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
-        with (display if is_first_rank() else SILENT).working("prepare"):
+        with (display if launched().is_first else SILENT).working("prepare"):
             manifest = prepare(
                 source,
                 out=folder.data,
@@ -78,7 +78,7 @@ def open_study(config: StudyConfig, folder: RunFolder, *, display: Display = SIL
             )
     encoder = config.features.encoder
     # Made-up records are half Korean, and no figure on them says how good a model is.
-    tells = is_first_rank() and source is not None
+    tells = launched().is_first and source is not None
     if tells and encoder in BUILT_IN_ENCODERS:
         # Before it reads for minutes; what another one reads is known when its tokenizer is there.
         warn_unread(manifest.scripts, manifest.num_records, encoder=encoder)
@@ -100,7 +100,7 @@ def load_study(config: StudyConfig, folder: RunFolder, *, display: Display = SIL
         labels=Labels(prepared.split["train"], prepared.values_NT, prepared.mask_NT, near_duplicate_groups(prepared)),
         identity=known.encoder if known else None,
         device=config.device,
-        display=display if is_first_rank() else SILENT,
+        display=display if launched().is_first else SILENT,
     )
     return Study(config, folder, prepared, features)
 
@@ -135,7 +135,7 @@ def run_training(study: Study, *, max_steps: int | None = None, chosen: Chosen |
     )
     remembering = timings.Remembering(config, ranks=ranks, num_validation=num_validation)
     train_at(study, settings, folder.train, name=folder.root.name, sinks=[remembering])
-    if is_first_rank():
+    if launched().is_first:
         epochs = read_events(folder.train / "events.jsonl", "epoch")
         warning = overfit_text(epochs) if epochs else None
         if warning:
@@ -207,22 +207,17 @@ def new_learner(study: Study) -> EmotionLearner:
 def train_at(study: Study, settings: RunSettings, out: Path, *, name: str, sinks: Sequence[EventSink] = ()) -> None:
     """Train into the folder `out`, or go on there; `name` is for trackers, `sinks` are told of it beside them."""
     learner = new_learner(study)
-    if is_first_rank():
+    if launched().is_first:
         # The states' own are for the resume: a state may be among them that was about to be replaced.
         for part in (out, out / "snapshots"):
             remove_leftovers(part)
     train(learner, settings, folder=out, sinks=[*sinks, *event_sinks(study.config, settings, out, name=name)])
 
 
-def is_first_rank() -> bool:
-    """Whether this process is the one of a launcher's that writes files and talks."""
-    return launched().is_first
-
-
 def event_sinks(config: StudyConfig, settings: RunSettings, out: Path, *, name: str) -> list[EventSink]:
     """Who is shown the events of a training; nobody on all ranks but the first."""
     sinks: list[EventSink] = []
-    if not is_first_rank():
+    if not launched().is_first:
         return sinks
     if config.train.progress != "off":
         sinks.append(TrainingDisplay(config.train.progress))

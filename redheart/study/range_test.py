@@ -12,11 +12,12 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.config import digest
-from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.files import read_if_there, write_bytes, write_sealed
 from redheart.core.lock import folder_lock
+from redheart.core.ranks import launched
 from redheart.core.text import csv_table
 from redheart.snapshots.states import remove_states
-from redheart.study.phases import Study, is_first_rank, run_settings, train_at
+from redheart.study.phases import Study, run_settings, train_at
 from redheart.study.run_folder import RunFolder
 from redheart.train.log.events import read_events
 from redheart.train.settings import RunSettings
@@ -55,13 +56,11 @@ def run(study: Study, *, start_trial: Callable[[RunFolder, Sequence[str]], None]
 
     folder, settings = study.folder, _settings(study)
     path = folder.sweep / "range_test.json"
-    if path.is_file():
-        old = read_sealed(path, RangeTest)
-        if old.key == settings.key:
-            return old
+    if (old := read_if_there(path, RangeTest)) and old.key == settings.key:
+        return old
     start_trial(folder, ["--range-test"])
-    remove_states(_folder(folder) / "states")
-    steps = read_events(_folder(folder) / "events.jsonl", "step")
+    remove_states(folder.range_test / "states")
+    steps = read_events(folder.range_test / "events.jsonl", "step")
     rates, losses = [event["learning_rate"] for event in steps], [event["loss"] for event in steps]
     found = judge(settings.key, rates, losses, candidates=study.config.sweep.rates)
     write_sealed(path, found)
@@ -84,9 +83,9 @@ def run(study: Study, *, start_trial: Callable[[RunFolder, Sequence[str]], None]
 
 def train_ramp(study: Study) -> None:
     """The steps of the test, in this process, from the initial weights."""
-    out, name = _folder(study.folder), f"{study.folder.root.name} range test"
+    out, name = study.folder.range_test, f"{study.folder.root.name} range test"
     with trial_lock(out):
-        if is_first_rank():
+        if launched().is_first:
             remove_states(out / "states")
             (out / "events.jsonl").unlink(missing_ok=True)
         train_at(study, _settings(study), out, name=name)
@@ -97,7 +96,7 @@ def trial_lock(out: Path) -> AbstractContextManager[None]:
 
     Only the first rank holds it: the others of its launcher must not be locked out.
     """
-    return folder_lock(out, name="trial", wait=True) if is_first_rank() else nullcontext()
+    return folder_lock(out, name="trial", wait=True) if launched().is_first else nullcontext()
 
 
 def judge(
@@ -135,7 +134,3 @@ def _settings(study: Study) -> RunSettings:
     settings = run_settings(study, high, epochs=-(-steps // steps_per_epoch))
     key = digest({"run": settings.key, "low": low, "steps": steps, "candidates": config.sweep.rates})
     return dataclasses.replace(settings, key=key, snapshots=False, max_steps=steps, ramp_from=low)
-
-
-def _folder(folder: RunFolder) -> Path:
-    return folder.sweep / "range_test"

@@ -47,6 +47,7 @@ class RunFolder:
         self.features = root / "features"
         self.summary_fit = self.features / "summary_fit.safetensors"
         self.sweep = root / "sweep"
+        self.range_test = self.sweep / "range_test"
         self.train = root / "train"
         self.snapshots = self.train / "snapshots"
         self.states = self.train / "states"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from redheart.core.config import SweepConfig, digest
 from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
-from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.files import read_if_there, write_bytes, write_sealed
+from redheart.core.ranks import launched
 from redheart.core.text import csv_table
 from redheart.evaluate.results import Sweep, Trial
 from redheart.snapshots.states import remove_states
 from redheart.study import range_test
-from redheart.study.phases import Study, event_sinks, is_first_rank, run_settings, say, train_at
+from redheart.study.phases import Study, event_sinks, run_settings, say, train_at
 from redheart.study.run_folder import RunFolder
 from redheart.train.interrupt import StopRequest
 from redheart.train.log.events import Event, EventLog, all_events, events_behind
@@ -36,10 +37,8 @@ def run_sweep(study: Study) -> Sweep:
     path = folder.sweep / "sweep.json"
     keys = [run_settings(study, rate, epochs=config.sweep.epochs).key for rate in config.sweep.rates]
     key = digest({"sweep": config.sweep, "trials": keys})
-    if path.is_file():
-        old = read_sealed(path, Sweep)
-        if old.key == key:
-            return old
+    if (old := read_if_there(path, Sweep)) and old.key == key:
+        return old
     if config.sweep.range_test_steps:
         say(config, "sweep", str(range_test.run(study, start_trial=_run_process)))
     trials = []
@@ -82,7 +81,7 @@ def run_trial(study: Study, rate: float) -> None:
             EventLog(out / "events.jsonl", length_bytes=0, keeps_rest=True, sinks=sinks).close()
         else:
             train_at(study, settings, out, name=name)
-        if is_first_rank():
+        if launched().is_first:
             # Two states of every trial would take more disk than the main run is planned with; nobody resumes them.
             remove_states(out / "states")
 
