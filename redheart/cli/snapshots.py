@@ -9,14 +9,6 @@ from redheart.cli import help_text, model_files
 from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
 from redheart.core.errors import BadInput
 
-SUBCOMMANDS = {
-    "list": "snapshots and resume states with their losses and sizes",
-    "verify": "hold every file against its digest; exit code 2 if one is bad",
-    "consolidate": "one safetensors file from a snapshot or from the newest resume state",
-    "compress": "keep all snapshots but the newest as lossless differences",
-    "prune": "remove snapshots that no rule keeps",
-    "import": "a model of DeepSpeed, accelerate or a .pt file as safetensors",
-}
 MB = 1e6
 
 
@@ -50,19 +42,11 @@ class PruneOptions(RunOptions):
 def snapshots(arguments: Sequence[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(help_text("redheart snapshots", SUBCOMMANDS))
+        print(help_text("redheart snapshots", {name: summary for name, (_, summary) in SUBCOMMANDS.items()}))
         sys.exit()
     if name not in SUBCOMMANDS:
         raise BadInput("unknown command", got=f"snapshots {name}", expected=", ".join(SUBCOMMANDS))
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "list": _list,
-        "verify": _verify,
-        "consolidate": model_files.consolidate,
-        "compress": _compress,
-        "prune": _prune,
-        "import": model_files.import_model,
-    }
-    commands[name](arguments[1:])
+    SUBCOMMANDS[name][0](arguments[1:])
 
 
 def _list(arguments: Sequence[str]) -> None:
@@ -166,3 +150,14 @@ def _folders(run: Path) -> tuple[Path, Path]:
 
     folder, _ = run_folder.load(run)
     return folder.snapshots, folder.states
+
+
+SUBCOMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "list": (_list, "snapshots and resume states with their losses and sizes"),
+    "verify": (_verify, "hold every file against its digest; exit code 2 if one is bad"),
+    "consolidate": (model_files.consolidate, "one safetensors file from a snapshot or from the newest resume state"),
+    "compress": (_compress, "keep all snapshots but the newest as lossless differences"),
+    "prune": (_prune, "remove snapshots that no rule keeps"),
+    "import": (model_files.import_model, "a model of DeepSpeed, accelerate or a .pt file as safetensors"),
+}
+"""Function and summary by name."""

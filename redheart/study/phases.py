@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.config import BUILT_IN_ENCODERS, StudyConfig, digest, fingerprint
+from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, digest, fingerprint
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.core.folders import remove_leftovers
@@ -27,7 +27,7 @@ from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import timings
 from redheart.study.outlook.chosen import expected
-from redheart.study.run_folder import RunFolder, source_path
+from redheart.study.run_folder import RunFolder
 from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import Event, EventSink, read_events
@@ -61,7 +61,7 @@ def open_study(config: StudyConfig, folder: RunFolder, *, display: Display = SIL
     """Prepare the records and compute the features, or open what is there."""
     # The ranks of one host meet here: the first one works, the others then find it done.
     with folder_lock(folder.root, name="data", wait=True):
-        source = source_path(config)
+        source = None if config.data == GENERATED else Path(config.data)
         if launched().is_first:
             # Others write what is no part of the run, such as predictions, without this lock.
             remove_leftovers(folder.root, [name for name in folder.parts if name != folder.holdout_log.name])

@@ -228,11 +228,6 @@ def _started_by_first_rank(folder: RunFolder) -> RunFolder:
     return folder
 
 
-def source_path(config: StudyConfig) -> Path | None:
-    """The file of records, None for generated ones."""
-    return None if config.data == GENERATED else Path(config.data)
-
-
 def _saved(config: StudyConfig, folder: RunFolder, old: SavedConfig | None) -> SavedConfig:
     """What is kept of a configuration: paths as they were typed, and where they lead seen from the folder."""
     places, features = dict(old.places) if old else {}, config.features
