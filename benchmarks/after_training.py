@@ -10,6 +10,7 @@ Usage: python benchmarks/after_training.py [RUN] [--device D] [--preset P] [--sn
 """
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -59,15 +60,15 @@ def make_run(out: Path, options: argparse.Namespace) -> None:
         )
     )
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder, display=Display("bar"))
-    rows = np.concatenate([data.prepared.split[part] for part in VALIDATION_PARTS])
+    study = phases.open_study(config, folder, display=Display("bar"))
+    rows = np.concatenate([study.prepared.split[part] for part in VALIDATION_PARTS])
     device = study_device(options.device)
-    model = phases.new_model(config, data.prepared).to(torch.bfloat16).to(device).eval().requires_grad_(False)
+    model = phases.new_model(config, study.prepared).to(torch.bfloat16).to(device).eval().requires_grad_(False)
     for number in range(options.snapshots):
         for parameter in model.parameters():
             parameter.mul_(1.01)
-        outputs = predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
-        losses = predictor_losses(outputs, data.prepared, rows)
+        outputs = predict_rows(model, study.features, rows, micro_batch=config.train.micro_batch)
+        losses = predictor_losses(outputs, study.prepared, rows)
         means = {name: float(np.nanmean(losses_N)) for name, losses_N in losses.items()}
         write_snapshot(
             folder.snapshots,
@@ -105,25 +106,25 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
 
         return run
 
+    config = dataclasses.replace(config, select=SelectConfig(level=options.level))
     with timed("open"):
-        data = phases.load_data(config, folder)
-    snapshots, specs = open_snapshots(folder), expected_specs(config, data.prepared)
+        study = phases.load_study(config, folder)
+    snapshots, specs = open_snapshots(folder), expected_specs(config, study.prepared)
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
     with timed("read"):
         for epoch in by_epoch:
             for name in specs:
                 read_module(by_epoch, name, single(epoch), specs[name])
     with timed("sweet-spot"):
-        settings = SelectConfig(level=options.level)
-        spot = run_sweet_spot(config, folder, data, settings=settings, display=Display("bar"))
+        spot = run_sweet_spot(study, display=Display("bar"))
     with timed("crossover"):
-        run_crossover(config, folder, data)
+        run_crossover(study)
     with timed("calibrate"):
-        run_calibration(config, folder, data)
+        run_calibration(study)
     baselines = within("baselines", evaluating.fit_baselines)
     with timed("evaluate"), patch.object(evaluating, "fit_baselines", baselines):
-        evaluating.run_evaluation(config, folder, data)
-    texts = data.prepared.records[:NUM_TEXTS]
+        evaluating.run_evaluation(study)
+    texts = study.prepared.records[:NUM_TEXTS]
     with timed("load"):
         predictor = open_run(work, device=config.device)
     with timed("predict"):
@@ -137,7 +138,7 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
         "computed_in": spot.computed_in,
         "preset": config.preset,
         "snapshots": len(snapshots),
-        "validation_records": sum(len(data.prepared.split[part]) for part in VALIDATION_PARTS),
+        "validation_records": sum(len(study.prepared.split[part]) for part in VALIDATION_PARTS),
         "texts": len(texts),
         "seconds": seconds,
         "total_s": round(sum(counted), 2),

@@ -36,13 +36,13 @@ def fit_all(options: argparse.Namespace) -> "dict[str, Evaluation]":
     # The baselines of the table read what they always read: the last layer's states.
     features = FeatureConfig()
     config = StudyConfig(data=str(options.data), out=options.work, features=features, seed=options.seed)
-    data = phases.open_data(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
+    study = phases.open_study(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
     # The test split is opened for baselines alone: nothing of ours is chosen by it.
-    prepared = dataclasses.replace(data.prepared, split=data.prepared.split.opened())
-    found = linear_baselines(prepared, data.features, text_chars=features.text_chars)
-    found["MLP on pooled states"] = network_baselines.mlp(prepared, data.features, seeds=(0, 1, 2))
+    prepared = dataclasses.replace(study.prepared, split=study.prepared.split.opened())
+    found = linear_baselines(prepared, study.features, text_chars=features.text_chars)
+    found["MLP on pooled states"] = network_baselines.mlp(prepared, study.features, seeds=(0, 1, 2))
     if not options.skip_transformer:
-        found["transformer on token states"] = network_baselines.transformer(prepared, data.features, seed=0)
+        found["transformer on token states"] = network_baselines.transformer(prepared, study.features, seed=0)
     found["stack of all"] = stack(prepared, list(found.values()))
     return {name: evaluate_on(prepared, parts["test"], "test") for name, parts in found.items()}
 

@@ -108,15 +108,15 @@ def measure_one(options: argparse.Namespace, strategy: str) -> dict[str, object]
     with tempfile.TemporaryDirectory(prefix="redheart-") as temporary, load(options.busy) as others:
         folder = Path(temporary)
         config = study(options, folder, strategy)
-        data = phases.open_data(config, RunFolder(config.out))
+        opened = phases.open_study(config, RunFolder(config.out))
         clock = Alternation(others, steps=options.steps)
         blocks = 2 * options.rounds
         settings = dataclasses.replace(
-            phases.run_settings(config, data, RATE, epochs=config.epochs),
+            phases.run_settings(opened, RATE, epochs=config.epochs),
             max_steps=WARM_UP + blocks * (options.steps + SETTLING),
             snapshots=False,
         )
-        train(phases.new_learner(config, data), settings, folder=folder / "train", sinks=[clock])
+        train(phases.new_learner(opened), settings, folder=folder / "train", sinks=[clock])
     medians = {name: statistics.median(seconds) for name, seconds in clock.seconds.items()}
     return {
         "alone_s": round(medians["alone"], 4),

@@ -59,10 +59,10 @@ def measure(options: argparse.Namespace, variant: str) -> dict[str, object]:
         **VARIANTS[variant],  # type: ignore[arg-type]
     )
     config = one_epoch(options, settings)
-    data = phases.open_data(config, RunFolder(config.out))
-    learner = phases.new_learner(config, data)
+    study = phases.open_study(config, RunFolder(config.out))
+    learner = phases.new_learner(study)
     run = dataclasses.replace(
-        phases.run_settings(config, data, RATE, epochs=options.epochs), max_steps=options.steps, snapshots=False
+        phases.run_settings(study, RATE, epochs=options.epochs), max_steps=options.steps, snapshots=False
     )
     for name in ("update_part", "add", "sum_squares"):
         setattr(HostAdamW8bit, name, torch.profiler.record_function("host")(getattr(HostAdamW8bit, name)))

@@ -42,9 +42,9 @@ def measure_one(options: argparse.Namespace, name: str) -> dict[str, object]:
 
     way, train = LOOPS[name]
     config = one_epoch(options, train)
-    data = phases.open_data(config, RunFolder(config.out))
-    set_threads(phases.new_model(config, data.prepared, device="meta"), config.train, 1)
-    steps_s = WAYS[way](config, data, options.steps + WARM_UP)[WARM_UP:]
+    study = phases.open_study(config, RunFolder(config.out))
+    set_threads(phases.new_model(config, study.prepared, device="meta"), config.train, 1)
+    steps_s = WAYS[way](study, options.steps + WARM_UP)[WARM_UP:]
     return {"compute_type": type_name(config.train), "step_s": statistics.median(steps_s)}
 
 

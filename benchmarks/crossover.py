@@ -116,7 +116,7 @@ def train(run: str, preset: str, epochs: str, records: str) -> dict[str, object]
         )
     )
     folder = run_folder.start(config)
-    phases.run_training(config, folder, phases.open_data(config, folder))
+    phases.run_training(phases.open_study(config, folder))
     return {}
 
 
@@ -127,12 +127,12 @@ def search(run: str, level: str) -> dict[str, object]:
     from redheart.study import phases, run_folder, selecting
 
     folder, config = run_folder.load(Path(run))
-    data = phases.open_data(config, folder)
     settings = replace(config.select, level=level, map_epochs=0)  # type: ignore[arg-type]
+    study = phases.open_study(replace(config, select=settings), folder)
     (folder.select / "evaluated.bin").unlink(missing_ok=True)
 
     def work() -> Any:
-        return selecting.run_sweet_spot(config, folder, data, settings=settings)
+        return selecting.run_sweet_spot(study)
 
     spot, cost = measured(work)
     return {
@@ -158,18 +158,18 @@ def whole(run: str) -> dict[str, object]:
     from redheart.study.final import load_assembled
 
     folder, config = run_folder.load(Path(run))
-    data = phases.open_data(config, folder)
-    snapshots, specs = selecting.open_snapshots(folder), selecting.expected_specs(config, data.prepared)
-    rows = data.prepared.split[selecting.SELECT]
+    study = phases.open_study(config, folder)
+    snapshots, specs = selecting.open_snapshots(folder), selecting.expected_specs(config, study.prepared)
+    rows = study.prepared.split[selecting.SELECT]
 
     def work() -> int:
         for snapshot in snapshots[:5]:
             choice = dict.fromkeys(specs, single(snapshot.epoch))
             out = folder.select / "whole"
             digest = assemble(out, choice=choice, snapshots=snapshots, expected=specs).digest
-            model = load_assembled(config, folder, data.prepared.inventory, out.name, digest=digest)
+            model = load_assembled(config, folder, study.prepared.inventory, out.name, digest=digest)
             model.requires_grad_(False)
-            predict_rows(model, data.features, rows, micro_batch=config.train.micro_batch)
+            predict_rows(model, study.features, rows, micro_batch=config.train.micro_batch)
         return 5
 
     number, cost = measured(work)

@@ -41,14 +41,14 @@ def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
     from redheart.train.log.events import read_events
 
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder, display=Display("bar"))
+    study = phases.open_study(config, folder, display=Display("bar"))
     before_bytes = psutil.Process().memory_info().rss
     start_s = time.perf_counter()
-    phases.run_training(config, folder, data, max_steps=steps)
+    phases.run_training(study, max_steps=steps)
     peak_bytes = probe.measure().host_rss_bytes or 0
     log = read_events(folder.train / "events.jsonl", "step")
     parameters = sum(
-        parameter.numel() for parameter in phases.new_model(config, data.prepared, device="meta").parameters()
+        parameter.numel() for parameter in phases.new_model(config, study.prepared, device="meta").parameters()
     )
     optimizer_bytes = read_events(folder.train / "events.jsonl", "host_memory")[0]["optimizer_bytes"]
     return {
@@ -58,7 +58,7 @@ def measure(config: StudyConfig, *, steps: int | None) -> dict[str, object]:
             name: round(value / parameters, 3) for name, value in optimizer_bytes.items()
         },
         "optimizer_bytes_per_parameter_total": round(sum(optimizer_bytes.values()) / parameters, 3),
-        "records_in_split": data.prepared.manifest.train,
+        "records_in_split": study.prepared.manifest.train,
         "steps": log,
         "loss_first": log[0]["loss"],
         "loss_last": log[-1]["loss"],

@@ -23,9 +23,13 @@ def coverage(config: StudyConfig, *, micro_batch: int) -> dict[str, object]:
     from redheart.study.learner import EmotionLearner
 
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder, display=Display("bar"))
+    study = phases.open_study(config, folder, display=Display("bar"))
     learner = EmotionLearner(
-        phases.new_model(config, data.prepared), data.prepared, data.features, seed=config.seed, micro_batch=micro_batch
+        phases.new_model(config, study.prepared),
+        study.prepared,
+        study.features,
+        seed=config.seed,
+        micro_batch=micro_batch,
     )
     rows = learner.epoch_rows(0)[: config.train.effective_batch]
     start_s = time.perf_counter()

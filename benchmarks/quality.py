@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redheart.data.prepare import Prepared
     from redheart.evaluate.evaluation import Evaluation
-    from redheart.study.phases import StudyData
+    from redheart.study.phases import Study
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -44,7 +44,7 @@ FOLDS = 5
 STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 
 
-def proxies(data: "StudyData") -> dict[str, object]:
+def proxies(data: "Study") -> dict[str, object]:
     """Cross-validated metrics of ridge on each choice of features, at its best strength by emotion KL."""
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -155,8 +155,8 @@ def run_one(options: argparse.Namespace, variant: str) -> None:
     from redheart.study.run_folder import RunFolder
 
     config = study(options, variant)
-    data = phases.open_data(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
-    phases.run_training(config, RunFolder(folder_of(options, variant)), data)
+    data = phases.open_study(config, RunFolder(options.work), display=SILENT if options.json else Display("bar"))
+    phases.run_training(dataclasses.replace(data, folder=RunFolder(folder_of(options, variant))))
 
 
 def folder_of(options: argparse.Namespace, variant: str) -> Path:
@@ -164,7 +164,7 @@ def folder_of(options: argparse.Namespace, variant: str) -> Path:
     return Path(options.work) / variant.replace(" ", "_").replace(",", "")
 
 
-def network(options: argparse.Namespace, variant: str, data: "StudyData") -> dict[str, object]:
+def network(options: argparse.Namespace, variant: str, data: "Study") -> dict[str, object]:
     """Losses by epoch and metrics on val_select of a finished run; on the test split where it was asked for."""
     import msgspec
     import numpy as np
@@ -230,7 +230,7 @@ def main() -> None:
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
 
-    data = phases.open_data(
+    data = phases.open_study(
         study(options, "default"), RunFolder(options.work), display=SILENT if options.json else Display("bar")
     )
     result: dict[str, object] = {"ridge, 5 folds of the training records": proxies(data)}

@@ -59,7 +59,7 @@ def train_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from redheart.study.run_folder import RunFolder
 
     config = study(options, epochs=options.epochs, out=folder)
-    data = phases.open_data(config, RunFolder(folder))
+    data = phases.open_study(config, RunFolder(folder))
     marks: list[float] = []
     validations: list[tuple[float, float]] = []
     loss, validate = phases.EmotionLearner.loss, phases.EmotionLearner.validate
@@ -75,7 +75,7 @@ def train_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return found
 
     phases.EmotionLearner.loss, phases.EmotionLearner.validate = timed_loss, timed_validate  # type: ignore[method-assign]
-    phases.run_training(config, RunFolder(folder), data)
+    phases.run_training(data)
     steps: dict[str, list[float]] = {"plain": [], "state": [], "epoch": []}
     per_epoch = len(marks) // options.epochs
     for index, (start_s, end_s) in enumerate(pairwise(marks)):
@@ -105,7 +105,7 @@ def save_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from redheart.train.engine import start_engine
 
     config = study(options, epochs=1, out=folder / "save")
-    data = phases.open_data(config, RunFolder(folder))
+    data = phases.open_study(config, RunFolder(folder))
     model = phases.new_model(config, data.prepared)
     learner = EmotionLearner(
         model, data.prepared, data.features, seed=0, micro_batch=config.train.micro_batch, value_weight=1.0
@@ -179,7 +179,7 @@ def one_epoch_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
     done = len(read_events(run.train / "events.jsonl", "epoch"))
     config = study(options, epochs=done + 1, out=folder)
-    phases.run_training(config, run, phases.open_data(config, RunFolder(folder)))
+    phases.run_training(phases.open_study(config, run))
     return {"epochs": done + 1, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 

@@ -7,6 +7,7 @@ Split and features are the same for all; a seed decides the initial weights and 
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -48,9 +49,10 @@ def run_one(options: argparse.Namespace, *, bits: int, seed: int) -> None:
     from redheart.study.run_folder import RunFolder
 
     # The data's seed is always the first one's, so that all runs validate on the same records.
-    data = phases.open_data(study(options, bits=bits, seed=0), RunFolder(options.work), display=Display("bar"))
+    data = phases.open_study(study(options, bits=bits, seed=0), RunFolder(options.work), display=Display("bar"))
     config = study(options, bits=bits, seed=seed)
-    phases.run_training(config, RunFolder(run_folder(options, bits, seed)), data)
+    folder = RunFolder(run_folder(options, bits, seed))
+    phases.run_training(dataclasses.replace(data, config=config, folder=folder))
 
 
 def run_folder(options: argparse.Namespace, bits: int, seed: int) -> Path:

@@ -46,10 +46,10 @@ def measure_one(options: argparse.Namespace, way: str, strategy: str) -> dict[st
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
         os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"})
-    data = phases.open_data(config, RunFolder(config.out))
-    set_threads(phases.new_model(config, data.prepared, device="meta"), config.train, 1)
+    study = phases.open_study(config, RunFolder(config.out))
+    set_threads(phases.new_model(config, study.prepared, device="meta"), config.train, 1)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    steps_s = WAYS[way](config, data, options.steps + WARM_UP)[WARM_UP:]
+    steps_s = WAYS[way](study, options.steps + WARM_UP)[WARM_UP:]
     return {
         "median_step_s": statistics.median(steps_s),
         "samples_per_s": config.train.effective_batch / statistics.median(steps_s),

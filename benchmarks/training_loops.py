@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from redheart.memory.ledger import Strategy
-    from redheart.study.phases import StudyData
+    from redheart.study.phases import Study
 
 RATE = 1e-4
 
@@ -37,7 +37,7 @@ def one_epoch(options: argparse.Namespace, train: TrainConfig) -> StudyConfig:
     )
 
 
-def red_heart(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
+def red_heart(study: "Study", steps: int) -> list[float]:
     """The product's own loop, with its event log; the seconds of every step."""
     from redheart.study.phases import new_learner, run_settings
     from redheart.train.loop import train
@@ -55,12 +55,12 @@ def red_heart(config: StudyConfig, data: "StudyData", steps: int) -> list[float]
             pass
 
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
-        settings = dataclasses.replace(run_settings(config, data, RATE, epochs=1), max_steps=steps, snapshots=False)
-        train(new_learner(config, data), settings, folder=Path(folder), sinks=[Clock()])
+        settings = dataclasses.replace(run_settings(study, RATE, epochs=1), max_steps=steps, snapshots=False)
+        train(new_learner(study), settings, folder=Path(folder), sinks=[Clock()])
     return _differences(ends_s)
 
 
-def raw_loop(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
+def raw_loop(study: "Study", steps: int) -> list[float]:
     """The thirty lines that one would write: batches, loss, backward, clip, step."""
     import torch
 
@@ -68,7 +68,7 @@ def raw_loop(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
     from redheart.study.phases import new_learner
     from redheart.train.strategy import strategy_named
 
-    learner, train = new_learner(config, data), config.train
+    learner, config, train = new_learner(study), study.config, study.config.train
     strategy = strategy_named(train.strategy)
     order = learner.epoch_rows(0)
     if not strategy.is_zero:
@@ -95,7 +95,7 @@ def raw_loop(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
     return _differences(ends_s)
 
 
-def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> list[float]:
+def hugging_face_trainer(study: "Study", steps: int) -> list[float]:
     """transformers.Trainer around the same model and loss."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -105,10 +105,11 @@ def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> 
     from redheart.train.strategy import strategy_named
 
     logging.set_verbosity_error()
-    strategy = strategy_named(config.train.strategy)
+    config, train = study.config, study.config.train
+    strategy = strategy_named(train.strategy)
     if strategy.is_zero:
         _without_shared_memory_op()
-    learner, train = new_learner(config, data), config.train
+    learner = new_learner(study)
     rows_N = learner.epoch_rows(0)
     ends_s: list[float] = []
 
@@ -162,7 +163,7 @@ def hugging_face_trainer(config: StudyConfig, data: "StudyData", steps: int) -> 
     return _differences(ends_s)
 
 
-WAYS: dict[str, Callable[[StudyConfig, "StudyData", int], list[float]]] = {
+WAYS: dict[str, Callable[["Study", int], list[float]]] = {
     "Red Heart": red_heart,
     "raw loop": raw_loop,
     "Hugging Face Trainer": hugging_face_trainer,

@@ -64,7 +64,7 @@ def run_one(options: argparse.Namespace, strategy: str, micro_batch: int, checkp
 
     overhead = hold(cap)
     config = study(options, folder)
-    data = phases.open_data(config, RunFolder(folder))
+    data = phases.open_study(config, RunFolder(folder))
     prepared = data.prepared
     dims = preset(options.preset, outputs=prepared.inventory.outputs)
     model = build(dims, seed=0)
@@ -223,7 +223,7 @@ def main() -> None:
     names = options.strategies or [item.name for item in all_strategies() if item.configuration]
     with tempfile.TemporaryDirectory(prefix="redheart-") as folder:
         # The records are prepared before the first measurement, not within it.
-        phases.open_data(study(options, Path(folder)), RunFolder(Path(folder)))
+        phases.open_study(study(options, Path(folder)), RunFolder(Path(folder)))
         result: dict[str, object] = {
             "device": "cuda" if has_cuda else "none: device memory is predicted, host and times are measured",
             "preset": options.preset,

@@ -74,7 +74,7 @@ def commands_page() -> str:
     from redheart.core.config import StudyConfig
 
     summaries = {name: summary for name, (_, summary) in COMMANDS.items()}
-    summaries |= {f"snapshots {name}": summary for name, summary in SUBCOMMANDS.items()}
+    summaries |= {f"snapshots {name}": summary for name, (_, summary) in SUBCOMMANDS.items()}
     made = parsers()
     parts = ["# Commands", "Made from the parsers of the commands themselves: `redheart COMMAND --help` says the same."]
     rows = [[f"[`{name}`](#{name.replace(' ', '-')})", summaries[name]] for name in made]

@@ -86,7 +86,7 @@ def consolidate(arguments: Sequence[str]) -> None:
             raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
         source = by_epoch[epoch]
         size = sum(entry.content_bytes for entry in source.manifest.modules.values())
-    with display_of(options).track("consolidate", size, unit="bytes") as advance:
+    with display_of(options.json).track("consolidate", size, unit="bytes") as advance:
         made = consolidated(source, options.out, dtype=options.dtype, on_tensor=advance)
     text = f"{made.file}: {made.num_tensors} tensors, {made.dtype}, {made.bytes / MB:.2f} MB, from {made.source}"
     answer(made, text, as_json=options.json)
@@ -114,7 +114,7 @@ def import_model(arguments: Sequence[str]) -> None:
     refuse_problems(problems_against(found.tensors, expected, dtype=dtype), options.source)
     specs = found.tensors.specs
     size = sum(spec.bytes for spec in specs.values())
-    with display_of(options).track("import", size, unit="bytes") as advance:
+    with display_of(options.json).track("import", size, unit="bytes") as advance:
         if options.out.suffix == SUFFIX:
             write_model(
                 options.out,

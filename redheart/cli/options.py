@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -42,19 +42,24 @@ class RunOptions:
 
 
 def parse(
-    kind: type[T], arguments: Sequence[str], command: str, default: T | None = None, *, also: str | None = None
+    kind: type[T],
+    arguments: Sequence[str],
+    command: str,
+    default: T | None = None,
+    *,
+    about: str | None = None,
+    also: str | None = None,
 ) -> T:
     """The options of a command from its arguments; a wrong one ends the process with a usage message.
 
     Args:
+        about: what its help says that it does, if that is not the docstring of `kind`.
         also: options that the command reads by itself, to be named in its help.
     """
     _tell_help(kind)
-    prog = f"redheart {command}"
-    description = f"{kind.__doc__}\n\nAlso: {also}." if also else None
-    if default is None:
-        return tyro.cli(kind, args=list(arguments), prog=prog, description=description)
-    return tyro.cli(kind, args=list(arguments), prog=prog, description=description, default=default)
+    description = f"{kind.__doc__}\n\nAlso: {also}." if also else about
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(kind, args=list(arguments), prog=f"redheart {command}", description=description, **given)
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -84,28 +89,28 @@ def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
     That is `--a.b` and `--a.no-b`; both also of a switch that is empty until somebody decides, which takes a value.
     A list as W&B has it, `--a.b=[1, 2]`, is `--a.b 1 2`. Everything else stays as it is.
     """
-    flags, open_flags = set(_flag_names(kind, "--", bool)), set(_flag_names(kind, "--", bool | None))
-    lists = set(_flag_names(kind, "--", tuple[Rate, ...]))
+    types = dict(_option_types(kind, "--"))
     found: list[str] = []
     rest = list(arguments)
     while rest:
         item = rest.pop(0)
         name, is_pair, value = item.partition("=")
         flag = name.replace("_", "-")
-        if value.startswith("[") and flag in lists:
+        if value.startswith("[") and types.get(flag) == tuple[Rate, ...]:
             found += [flag, *value.strip("[]").replace(",", " ").split()]
             continue
         section, dot, last = flag.rpartition(".")
         switch = f"{section}{dot}{last.removeprefix('no-')}"
-        if switch in open_flags:
+        if types.get(switch) == bool | None:
             if not is_pair:
                 has_value = switch == flag and rest and rest[0].lower() in (*_WORDS, "none")
                 value = rest.pop(0) if has_value else str(switch == flag)
             found.append(f"{switch}={value.capitalize()}")
             continue
-        if flag in flags and not is_pair and rest and rest[0].lower() in _WORDS:
+        is_flag = types.get(flag) is bool
+        if is_flag and not is_pair and rest and rest[0].lower() in _WORDS:
             value = rest.pop(0)
-        if flag in flags and value.lower() in _WORDS:
+        if is_flag and value.lower() in _WORDS:
             item = flag if _WORDS[value.lower()] else f"{section}{dot}no-{last}"
         found.append(item)
     return found
@@ -114,25 +119,17 @@ def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
 _WORDS = {"true": True, "false": False}
 
 
-def _flag_names(kind: type, prefix: str, wanted: object) -> Iterator[str]:
+def _option_types(kind: type, prefix: str) -> Iterator[tuple[str, object]]:
     for item in dataclasses.fields(kind):
-        name = item.name.replace("_", "-")
-        if item.type == wanted:
-            yield f"{prefix}{name}"
-        elif dataclasses.is_dataclass(item.type) and isinstance(item.type, type):
-            yield from _flag_names(item.type, f"{prefix}{name}.", wanted)
+        name = f"{prefix}{item.name.replace('_', '-')}"
+        yield name, item.type
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            yield from _option_types(item.type, f"{name}.")
 
 
-class MayBeJson(Protocol):
-    """Options of a command whose standard output may be one result for machines."""
-
-    @property
-    def json(self) -> bool: ...
-
-
-def display_of(options: MayBeJson) -> Display:
+def display_of(as_json: bool) -> Display:
     """Where a command tells how far it is: beside a result for machines, on standard error."""
-    return Display("bar", on_stderr=options.json)
+    return Display("bar", on_stderr=as_json)
 
 
 def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:

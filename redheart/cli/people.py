@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunOptions, parse, print_json, refuse_own_input
+from redheart.cli.options import DeviceChoice, EncoderPath, Flag, RunOptions, answer, parse, refuse_own_input
 from redheart.core.errors import BadInput
 
 
@@ -43,20 +43,18 @@ def ratings(arguments: Sequence[str]) -> None:
 
     options = parse(RatingsOptions, arguments, "ratings")
     result = rate(options.run, options.csv, texts=options.texts, encoder=options.encoder, device=options.device)
-    if options.json:
-        print_json(result, True)
-        return
-    print(f"{result.num_rows} rows on {result.num_texts} texts; {result.num_rows_left_out} rows left out")
+    lines = [f"{result.num_rows} rows on {result.num_texts} texts; {result.num_rows_left_out} rows left out"]
     for name, found in result.measures.items():
         if found is None:
-            print(f"{name}: too little to correlate")
+            lines.append(f"{name}: too little to correlate")
             continue
         left_out = f", {found.num_left_out} left out" if found.num_left_out else ""
-        print(
+        lines += [
             f"{name}: rho {found.rho:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {found.p_value:.3g}, "
-            f"{found.design}, {found.num_subjects} subjects{left_out}, {found.num_pairs} pairs"
-        )
-        print(f"  so many subjects and texts show |rho| of {found.detectable_rho:.2f} or more with 80 % power")
+            f"{found.design}, {found.num_subjects} subjects{left_out}, {found.num_pairs} pairs",
+            f"  so many subjects and texts show |rho| of {found.detectable_rho:.2f} or more with 80 % power",
+        ]
+    answer(result, "\n".join(lines), as_json=options.json)
 
 
 def eeg(arguments: Sequence[str]) -> None:
@@ -71,9 +69,8 @@ def eeg(arguments: Sequence[str]) -> None:
     found = measure_files(options.files, subject=options.subject, reference=options.reference)
     if options.out:
         write_bytes(options.out, asymmetry_table(found).encode())
-    if options.json:
-        print_json(found, True)
-    else:
-        for item in found:
-            error = "unknown" if item.standard_error is None else f"{item.standard_error:.4f}"
-            print(f"{item.id}: {item.faa:+.4f} (standard error {error}, {item.num_epochs} epochs)")
+    lines = []
+    for item in found:
+        error = "unknown" if item.standard_error is None else f"{item.standard_error:.4f}"
+        lines.append(f"{item.id}: {item.faa:+.4f} (standard error {error}, {item.num_epochs} epochs)")
+    answer(found, "\n".join(lines), as_json=options.json)

@@ -75,12 +75,12 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         settings = options.select
         if options.strategy is not None:
             settings = replace(settings, strategy=options.strategy)
-        resolved(replace(config, select=settings))
+        config = resolved(replace(config, select=settings))
         strategy_named(settings.strategy)
-        data = phases.load_data(config, folder, display=display_of(options))
+        study = phases.load_study(config, folder, display=display_of(options.json))
         with run_folder.reading_snapshots(folder):
-            spot = run_sweet_spot(config, folder, data, settings=settings, display=display_of(options))
-            bests = best_epochs_of(folder, data, spot)
+            spot = run_sweet_spot(study, display=display_of(options.json))
+            bests = best_epochs_of(study, spot)
     answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 
 
@@ -94,12 +94,12 @@ def crossover(arguments: Sequence[str]) -> None:
     if options.mergekit:
         tensors_folder(options.mergekit)
     with run_folder.opened(options.run, device=options.device) as (folder, config):
-        data = phases.load_data(config, folder, display=display_of(options))
+        study = phases.load_study(config, folder, display=display_of(options.json))
         with run_folder.reading_snapshots(folder):
-            with display_of(options).working("crossover"):
-                result = run_crossover(config, folder, data)
+            with display_of(options.json).working("crossover"):
+                result = run_crossover(study)
             if options.mergekit:
-                write_mergekit(config, folder, data, result, options.mergekit)
+                write_mergekit(study, result, options.mergekit)
     answer(result, "\n".join(crossover_lines(result)), as_json=options.json)
 
 
@@ -111,15 +111,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
         with run_folder.opened(options.run, encoder=options.encoder, device=options.device) as (folder, config):
-            data = phases.load_data(config, folder, display=display_of(options))
-            with display_of(options).working("evaluate"):
-                result = evaluating.run_evaluation(config, folder, data)
+            study = phases.load_study(config, folder, display=display_of(options.json))
+            with display_of(options.json).working("evaluate"):
+                result = evaluating.run_evaluation(study)
         text = comparison_table({**result.models, **result.baselines}) + f"\n\nrecommended: {result.recommended}"
         answer(result, text, as_json=options.json)
     else:
         folder, config = run_folder.load(options.run, encoder=options.encoder, device=options.device)
-        inventory = evaluating.inventory_of(folder)
-        found = evaluating.evaluate_file(config, folder, inventory, options.data, display=display_of(options))
+        found = evaluating.evaluate_file(config, folder, options.data, display=display_of(options.json))
         if warning := evaluating.seen_text(found.seen, num_records=found.num_records):
             warn(warning)
         if found.is_before_calibration:
@@ -138,9 +137,9 @@ def calibrate(arguments: Sequence[str]) -> None:
 
     options = parse(CalibrateOptions, arguments, "calibrate")
     with run_folder.opened(options.run, device=options.device) as (folder, config):
-        data = phases.load_data(config, folder, display=display_of(options))
-        with display_of(options).working("calibrate"):
-            result = run_calibration(config, folder, data)
+        study = phases.load_study(config, folder, display=display_of(options.json))
+        with display_of(options.json).working("calibrate"):
+            result = run_calibration(study)
     if options.json:
         print_json(result, True)
         return

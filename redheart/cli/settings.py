@@ -101,13 +101,8 @@ def origins(
 ) -> dict[str, str]:
     """Where every value of a resolved configuration came from.
 
-    That is `default`, `recipe`, the file, `command line`, or `derived`.
-
-    Args:
-        config: the resolved configuration.
-        before: the same, before values that depend on others were filled in.
-        file: the configuration file that it was read from.
-        arguments: the command line's overrides.
+    That is `default`, `recipe`, the file, `command line` (what stands in `arguments`), or `derived` where it was
+    another one in `before`, when values that depend on others were not filled in.
     """
     tables = read_toml(file) if file else {}
     overridden = {

@@ -9,25 +9,7 @@ from redheart.cli import help_text, model_files
 from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
 from redheart.core.errors import BadInput
 
-SUBCOMMANDS = {
-    "list": "snapshots and resume states with their losses and sizes",
-    "verify": "hold every file against its digest; exit code 2 if one is bad",
-    "consolidate": "one safetensors file from a snapshot or from the newest resume state",
-    "compress": "keep all snapshots but the newest as lossless differences",
-    "prune": "remove snapshots that no rule keeps",
-    "import": "a model of DeepSpeed, accelerate or a .pt file as safetensors",
-}
 MB = 1e6
-
-
-@dataclass(frozen=True)
-class ListOptions(RunOptions):
-    """List the snapshots and resume states of a run."""
-
-
-@dataclass(frozen=True)
-class VerifyOptions(RunOptions):
-    """Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."""
 
 
 @dataclass(frozen=True)
@@ -60,38 +42,30 @@ class PruneOptions(RunOptions):
 def snapshots(arguments: Sequence[str]) -> None:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help"):
-        print(help_text("redheart snapshots", SUBCOMMANDS))
+        print(help_text("redheart snapshots", {name: summary for name, (_, summary) in SUBCOMMANDS.items()}))
         sys.exit()
     if name not in SUBCOMMANDS:
         raise BadInput("unknown command", got=f"snapshots {name}", expected=", ".join(SUBCOMMANDS))
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "list": _list,
-        "verify": _verify,
-        "consolidate": model_files.consolidate,
-        "compress": _compress,
-        "prune": _prune,
-        "import": model_files.import_model,
-    }
-    commands[name](arguments[1:])
+    SUBCOMMANDS[name][0](arguments[1:])
 
 
 def _list(arguments: Sequence[str]) -> None:
     from redheart.snapshots.survey import list_run
 
-    options = parse(ListOptions, arguments, "snapshots list")
+    about = "List the snapshots and resume states of a run."
+    options = parse(RunOptions, arguments, "snapshots list", about=about)
     listing = list_run(*_folders(options.run))
-    if options.json:
-        print_json(listing, True)
-        return
-    print(f"{'epoch':>6}{'step':>8}{'val loss':>10}{'cycle':>7}{'on disk':>12}{'whole':>12}")
+    lines = [f"{'epoch':>6}{'step':>8}{'val loss':>10}{'cycle':>7}{'on disk':>12}{'whole':>12}"]
     for row in listing.snapshots:
         sizes = f"{row.bytes_on_disk / MB:>9.2f} MB{row.bytes_uncompressed / MB:>9.2f} MB"
         kind = "  differences" if row.is_delta else ""
-        print(f"{row.epoch:>6}{row.step:>8}{row.val_loss:>10.5f}{row.cycle_position:>7.2f}{sizes}{kind}")
+        lines.append(f"{row.epoch:>6}{row.step:>8}{row.val_loss:>10.5f}{row.cycle_position:>7.2f}{sizes}{kind}")
     for state in listing.states:
-        print(f"resume state of step {state.step}, epoch {state.epoch}: {state.bytes_on_disk / MB:.2f} MB of", end=" ")
-        print(f"{state.ranks} rank(s)" + ("" if state.has_parameter_names else "; only a run can read it"))
-    print(f"{listing.bytes_on_disk / MB:.2f} MB in all")
+        size = f"{state.bytes_on_disk / MB:.2f} MB of {state.ranks} rank(s)"
+        whose = "" if state.has_parameter_names else "; only a run can read it"
+        lines.append(f"resume state of step {state.step}, epoch {state.epoch}: {size}{whose}")
+    lines.append(f"{listing.bytes_on_disk / MB:.2f} MB in all")
+    answer(listing, "\n".join(lines), as_json=options.json)
 
 
 def _verify(arguments: Sequence[str]) -> None:
@@ -99,9 +73,10 @@ def _verify(arguments: Sequence[str]) -> None:
 
     from redheart.snapshots.survey import bytes_to_verify, verify_run
 
-    options = parse(VerifyOptions, arguments, "snapshots verify")
+    about = "Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."
+    options = parse(RunOptions, arguments, "snapshots verify", about=about)
     folders = _folders(options.run)
-    with display_of(options).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
+    with display_of(options.json).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
     if options.json:
         print_json({**msgspec.to_builtins(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
@@ -124,7 +99,7 @@ def _compress(arguments: Sequence[str]) -> None:
     found = list_snapshots(folder)
     before = disk_bytes(folder)
     size = sum(entry.content_bytes for item in found for entry in item.manifest.modules.values())
-    with display_of(options).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
+    with display_of(options.json).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
         if options.undo:
             with folder_lock(folder.parent, name="snapshots", wait=False):
                 # What was found before may have been rewritten since, by a run that compresses.
@@ -138,7 +113,7 @@ def _compress(arguments: Sequence[str]) -> None:
 
 
 def _prune(arguments: Sequence[str]) -> None:
-    from redheart.core.files import read_sealed
+    from redheart.core.files import read_if_there
     from redheart.select.sweet_spot import SweetSpot
     from redheart.snapshots.prune import Keep, prune
     from redheart.study import run_folder
@@ -147,29 +122,26 @@ def _prune(arguments: Sequence[str]) -> None:
     folder, _ = run_folder.load(options.run)
 
     def chosen() -> set[int]:
-        path = folder.select / "sweet_spot.json"
-        if not path.is_file():
+        spot = read_if_there(folder.select / "sweet_spot.json", SweetSpot)
+        if spot is None:
             return set()
-        spot = read_sealed(path, SweetSpot)
         return {spot.best_epoch, *(epoch for blend in spot.modules.values() for epoch in blend.epochs)}
 
     keep = Keep(options.keep_every, options.keep_best, options.keep_last, options.keep_epochs)
     found = prune(folder.snapshots, keep, needed=chosen, remove=options.yes)
-    if options.json:
-        print_json(found, True)
-        return
-    print(f"kept     {', '.join(map(str, found.kept))}")
-    print(f"{'removed' if found.is_done else 'to go':<9}{', '.join(map(str, found.removed)) or 'none'}")
+    lines = [f"kept     {', '.join(map(str, found.kept))}"]
+    lines.append(f"{'removed' if found.is_done else 'to go':<9}{', '.join(map(str, found.removed)) or 'none'}")
     if found.rewritten:
         made = "are whole now; `redheart snapshots compress` makes them small again"
         what = made if found.is_done else "would be made whole first"
-        print(f"whole    {', '.join(map(str, found.rewritten))} held differences to those and {what}")
+        lines.append(f"whole    {', '.join(map(str, found.rewritten))} held differences to those and {what}")
     if not found.removed:
-        print("nothing was changed")
+        lines.append("nothing was changed")
     elif found.bytes_after is None:
-        print("nothing was changed: --yes removes them")
+        lines.append("nothing was changed: --yes removes them")
     else:
-        print(f"{found.bytes_before / MB:.2f} MB are now {found.bytes_after / MB:.2f} MB")
+        lines.append(f"{found.bytes_before / MB:.2f} MB are now {found.bytes_after / MB:.2f} MB")
+    answer(found, "\n".join(lines), as_json=options.json)
 
 
 def _folders(run: Path) -> tuple[Path, Path]:
@@ -178,3 +150,14 @@ def _folders(run: Path) -> tuple[Path, Path]:
 
     folder, _ = run_folder.load(run)
     return folder.snapshots, folder.states
+
+
+SUBCOMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "list": (_list, "snapshots and resume states with their losses and sizes"),
+    "verify": (_verify, "hold every file against its digest; exit code 2 if one is bad"),
+    "consolidate": (model_files.consolidate, "one safetensors file from a snapshot or from the newest resume state"),
+    "compress": (_compress, "keep all snapshots but the newest as lossless differences"),
+    "prune": (_prune, "remove snapshots that no rule keeps"),
+    "import": (model_files.import_model, "a model of DeepSpeed, accelerate or a .pt file as safetensors"),
+}
+"""Function and summary by name."""

@@ -55,7 +55,7 @@ def prepare(arguments: Sequence[str]) -> None:
             hint="choose another folder: what was trained on them is judged by them",
         )
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
-    with display_of(options).working("prepare"):
+    with display_of(options.json).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)
     answer(manifest, f"{options.out}: {manifest.text}", as_json=options.json)
     warn_unread(manifest.scripts, manifest.num_records, encoder=FeatureConfig.encoder)
@@ -73,8 +73,8 @@ def sweep(arguments: Sequence[str]) -> None:
         return
     with run_folder.claimed(config, decides=_typed(arguments)) as folder:
         _say_source(config)
-        data = phases.open_data(config, folder, display=Display(config.train.progress))
-        phases.say(config, "sweep", f"learning rate {run_sweep(config, folder, data).best_rate}")
+        study = phases.open_study(config, folder, display=Display(config.train.progress))
+        phases.say(config, "sweep", f"learning rate {run_sweep(study).best_rate}")
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -89,8 +89,8 @@ def train(arguments: Sequence[str]) -> None:
             phases.best_rate(run_folder.RunFolder(config.out))
         with run_folder.claimed(config, decides=("epochs", *_typed(arguments))) as folder:
             _say_source(config)
-            data = phases.open_data(config, folder, display=Display(config.train.progress))
-            phases.run_training(config, folder, data, chosen=chosen)
+            study = phases.open_study(config, folder, display=Display(config.train.progress))
+            phases.run_training(study, chosen=chosen)
 
 
 def _say_source(config: StudyConfig) -> None:
@@ -128,11 +128,11 @@ def trial(arguments: Sequence[str]) -> None:
         # The run that the sweep is for has no rate yet.
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, learning_rate=None))
         folder = run_folder.start(config)
-        data = phases.open_data(config, folder, display=Display(config.train.progress))
+        study = phases.open_study(config, folder, display=Display(config.train.progress))
         if rate is None or is_range_test:
-            range_test.train_ramp(config, folder, data)
+            range_test.train_ramp(study)
         else:
-            run_trial(config, folder, data, rate)
+            run_trial(study, rate)
 
 
 def _note_ranks(alone: str | None = None) -> None:

@@ -167,6 +167,11 @@ def read_sealed(path: Path, kind: type[T]) -> T:
     return _decoded(path, body + b"\n}", kind)
 
 
+def read_if_there(path: Path, kind: type[T]) -> T | None:
+    """What `write_sealed` wrote, as `read_sealed`; None where there is no such file."""
+    return read_sealed(path, kind) if path.is_file() else None
+
+
 def read_json(path: Path, kind: type[T]) -> T:
     """Read JSON into a dataclass, struct or builtin type.
 

@@ -106,11 +106,9 @@ def confirm_place(
     beside itself, as the best single snapshot, needs no judge.
 
     Args:
-        root: the run.
         judged: which of `models` is the choice; those that were judged under this name are counted.
         models: digests of all that the records are shown to, by name.
-        num_records: how many confirm records there are.
-        file: where they lie, by default the run's own.
+        file: where the records lie, by default the run's own.
         command: what was started; by default this program with its arguments.
     """
     if not _is_choice(models):

@@ -25,22 +25,9 @@ for text, prediction in zip(texts, predictor.predict(texts), strict=True):
 
 
 def model_card(
-    facts: RunFacts,
-    *,
-    folder: str,
-    encoder: str,
-    trained: Mapping[str, Sequence[str]],
-    num_parameters: int,
+    facts: RunFacts, *, folder: str, encoder: str, trained: Mapping[str, Sequence[str]], num_parameters: int
 ) -> str:
-    """The card in Markdown.
-
-    Args:
-        facts: of the run.
-        folder: name of the exported folder, for the lines that load it.
-        encoder: name and digest of the encoder.
-        trained: targets by task.
-        num_parameters: elements of the exported weights.
-    """
+    """The card in Markdown; `folder` names the exported folder, `encoder` is its name and digest, `trained` by task."""
     manifest = facts.manifest
     is_foreign = facts.config["features"]["encoder"] not in BUILT_IN_ENCODERS
     command = f'redheart predict {shlex.quote(folder)} --text "…"'
@@ -58,10 +45,7 @@ def model_card(
         "Emotions are shares that sum to one, the other values lie between zero and one. Targets that no training "
         "record had are not predicted.",
         "## Data",
-        markdown_table(
-            ["", "records"],
-            [[name, f"{getattr(manifest, name):,}"] for name in RECORDS],
-        ),
+        markdown_table(["", "records"], [[name, f"{getattr(manifest, name):,}"] for name in RECORDS]),
         f"Schema `{manifest.schema}`; digest of the source: `{manifest.source.sha256}`.",
         "## Results on the test split",
         _results(facts),

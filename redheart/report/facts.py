@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from redheart.core.files import read_sealed, sha256_file, shown
+from redheart.core.files import read_if_there, read_sealed, sha256_file, shown
 from redheart.data.features import known_manifest
 from redheart.data.prepare import Manifest
 from redheart.evaluate.holdout_log import read_openings
@@ -14,8 +14,6 @@ from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationRe
 from redheart.select.maps import Maps
 from redheart.select.sweet_spot import SweetSpot
 from redheart.train.log.events import all_events
-
-T = TypeVar("T")
 
 
 class RunFacts(msgspec.Struct, frozen=True):
@@ -40,10 +38,6 @@ class RunFacts(msgspec.Struct, frozen=True):
     """Of the confirm records, the test split and files."""
 
 
-class _Config(msgspec.Struct, frozen=True):
-    config: dict[str, Any]
-
-
 def read_facts(root: Path) -> RunFacts:
     """Read what lies in a run's folder.
 
@@ -51,21 +45,21 @@ def read_facts(root: Path) -> RunFacts:
         BadInput: there is no prepared data.
         CorruptFile: a file was changed since it was written.
     """
-    crossover = _if_there(root / "select" / "crossover.json", Crossover)
+    crossover = read_if_there(root / "select" / "crossover.json", Crossover)
     calibration = own_calibration(root, crossover.recommended) if crossover else None
-    evaluation = _if_there(root / "evaluation" / "evaluation.json", EvaluationResult)
+    evaluation = read_if_there(root / "evaluation" / "evaluation.json", EvaluationResult)
     if evaluation and (crossover is None or evaluation.digests != crossover.digests):
         evaluation = None
     features = known_manifest(root / "features")
     return RunFacts(
         name=shown(root.resolve().name),
-        config=read_sealed(root / "config.json", _Config).config,
+        config=read_sealed(root / "config.json", dict[str, Any])["config"],
         manifest=read_sealed(root / "data" / "manifest.json", Manifest),
         unread=features.unread if features else None,
-        sweep=_if_there(root / "sweep" / "sweep.json", Sweep),
+        sweep=read_if_there(root / "sweep" / "sweep.json", Sweep),
         events=all_events(root / "train" / "events.jsonl"),
-        spot=_if_there(root / "select" / "sweet_spot.json", SweetSpot),
-        maps=_if_there(root / "select" / "maps.json", Maps),
+        spot=read_if_there(root / "select" / "sweet_spot.json", SweetSpot),
+        maps=read_if_there(root / "select" / "maps.json", Maps),
         crossover=crossover,
         evaluation=evaluation,
         calibration=calibration,
@@ -81,7 +75,7 @@ def model_digest(root: Path, name: str) -> str:
 
 def own_calibration(root: Path, name: str) -> CalibrationResult | None:
     """The calibration of an assembled model; None where there is none, or it is another model's."""
-    stored = _if_there(root / "calibration" / "calibration.json", CalibrationResult)
+    stored = read_if_there(root / "calibration" / "calibration.json", CalibrationResult)
     return stored if stored and stored.model == model_digest(root, name) else None
 
 
@@ -89,7 +83,3 @@ def before_calibration(facts: RunFacts) -> str:
     """What the figures of a run's evaluation need said where its predictions are calibrated."""
     is_kept = facts.calibration and facts.calibration.calibration
     return " They are of the model before its calibration." if is_kept else ""
-
-
-def _if_there(path: Path, kind: type[T]) -> T | None:
-    return read_sealed(path, kind) if path.is_file() else None

@@ -63,12 +63,7 @@ def write_html(markdown: Path) -> Path:
 
 
 def render(text: str, *, folder: Path) -> str:
-    """The page of a report.
-
-    Args:
-        text: Markdown with tables; figures by their path below `folder`.
-        folder: where the figures lie.
-    """
+    """The page of a report in Markdown, with tables; figures are named by their path below `folder`."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("image", lambda _, tokens, index, *rest: _figure(tokens[index], folder))
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')

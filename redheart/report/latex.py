@@ -42,21 +42,13 @@ def write_tables(
 ) -> list[Path]:
     """Write `data`, `model` and, where there is an evaluation, `results` as `.tex` and `.csv`; the paths.
 
-    Args:
-        out: folder of the tables.
-        manifest: of the prepared data.
-        ledger_rows: module names and their numbers of parameters.
-        evaluations: models and baselines on the test split, by name.
+    `ledger_rows` are the numbers of parameters by module and in all, `evaluations` models and baselines by name.
     """
-    total = sum(count for _, count in ledger_rows)
     data = [(part, getattr(manifest, part)) for part in RECORDS]
-    model = [*ledger_rows, ("total", total)]
-    texts = {
-        "data.tex": latex_table(["", "records"], [[name, f"{count:,}"] for name, count in data]),
-        "data.csv": csv_table(["part", "records"], data),
-        "model.tex": latex_table(["module", "parameters"], [[name, f"{count:,}"] for name, count in model]),
-        "model.csv": csv_table(["module", "parameters"], model),
-    }
+    texts = {}
+    for name, heads, rows in (("data", ("", "records"), data), ("model", ("module", "parameters"), ledger_rows)):
+        texts[f"{name}.tex"] = latex_table(heads, [[label, f"{number:,}"] for label, number in rows])
+        texts[f"{name}.csv"] = csv_table((heads[0] or "part", heads[1]), rows)
     if evaluations:
         texts["results.tex"] = latex_table(["metric", *evaluations], comparison_rows(evaluations))
         texts["results.csv"] = _results_csv(evaluations)

@@ -10,11 +10,11 @@ from redheart.core.recipes import followed, recipe_of
 from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
 from redheart.data.split import TEST
-from redheart.evaluate.results import EvaluationResult, Trial
+from redheart.evaluate.results import Trial
 from redheart.model.dims import preset
 from redheart.model.ledger import count
 from redheart.model.network import build
-from redheart.report.best_epochs import spot_text
+from redheart.report.best_epochs import best_epochs_text
 from redheart.report.calibration_section import calibration_section
 from redheart.report.facts import RunFacts, before_calibration, read_facts
 from redheart.report.figures import draw_lines
@@ -40,15 +40,15 @@ def make_report(root: Path) -> Path:
     """
     facts, out = read_facts(root), root / "report"
     outputs, evaluation = facts.manifest.inventory.outputs, facts.evaluation
-    model = build(preset(facts.config["preset"], outputs=outputs), seed=0, device="meta")
-    ledger_rows = list(count(model).modules.items())
+    modules = count(build(preset(facts.config["preset"], outputs=outputs), seed=0, device="meta")).modules
+    ledger_rows = [*modules.items(), ("total", sum(modules.values()))]
     sections = [
         f"# {plain(f'Red Heart: {facts.name}')}",
         _summary(facts),
         "## Data",
         _data(facts.manifest),
         "## Model",
-        _model(ledger_rows),
+        markdown_table(["module", "parameters"], [[name, f"{number:,}"] for name, number in ledger_rows]),
         "## Learning-rate sweep",
         _sweep(out, facts.sweep.trials if facts.sweep else []),
         "## Training",
@@ -60,7 +60,7 @@ def make_report(root: Path) -> Path:
         "## Crossover",
         crossover_section(facts.crossover, facts.spot),
         "## Test split",
-        _test(evaluation, facts),
+        _test(facts),
         "## Calibration",
         calibration_section(out, facts.calibration),
         "## Records that were opened",
@@ -99,13 +99,6 @@ def _data(manifest: Manifest) -> str:
             f"{manifest.best_reachable:.4f} nats on average."
         )
     return text
-
-
-def _model(ledger_rows: list[tuple[str, int]]) -> str:
-    total = sum(count for _, count in ledger_rows)
-    return markdown_table(
-        ["module", "parameters"], [[name, f"{count:,}"] for name, count in [*ledger_rows, ("total", total)]]
-    )
 
 
 def _sweep(out: Path, trials: list[Trial]) -> str:
@@ -165,7 +158,10 @@ def _training(out: Path, facts: RunFacts) -> str:
 
 def bests_of(facts: RunFacts) -> str | None:
     """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    return spot_text(facts.spot, facts.events, facts.manifest) if facts.spot else None
+    if facts.spot is None:
+        return None
+    val_losses = {event["epoch"]: event["val_loss"] for event in facts.events if event["event"] == "epoch"}
+    return best_epochs_text(facts.spot, val_losses=val_losses, manifest=facts.manifest)
 
 
 def recipe_text(config: dict[str, Any]) -> str:
@@ -199,7 +195,8 @@ def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
 
 
-def _test(evaluation: EvaluationResult | None, facts: RunFacts) -> str:
+def _test(facts: RunFacts) -> str:
+    evaluation = facts.evaluation
     judged = [opening.models for opening in facts.openings if opening.part == TEST]
     own = facts.crossover.digests if facts.crossover else None
     if evaluation is None:

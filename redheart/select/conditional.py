@@ -119,9 +119,7 @@ class ConditionalEvaluator:
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
         """(N,) losses of the final predictors, by name.
 
-        Args:
-            choice: mixtures by module.
-            base: the model that more candidates will be derived from; its results are the last to make room.
+        `base` is the model that more candidates will be derived from: its results are the last to make room.
         """
         key = self._key(choice)
         if self._store is not None and (known := self._store.get(key)) is not None:

@@ -46,34 +46,27 @@ def window(search: Search) -> Choice:
     return descend(search, windows(search.problem))
 
 
-def epochs_alone(problem: SelectionProblem) -> Candidates:
-    """Single snapshots."""
+def windows(problem: SelectionProblem, widths: Sequence[int] = WINDOW_WIDTHS) -> Candidates:
+    """Means over so many neighbouring snapshots; neighbours are one snapshot on, or one width up or down."""
     number = len(problem.epochs)
-    return Candidates(
-        blends=tuple(single(epoch) for epoch in problem.epochs),
-        neighbours=tuple(
-            tuple(near for near in (index - 1, index + 1) if 0 <= near < number) for index in range(number)
-        ),
-        priors_C=lambda members: prior_E(problem, members),
-    )
-
-
-def windows(problem: SelectionProblem) -> Candidates:
-    """Means over 1, 3 and 5 neighbouring snapshots; neighbours are one snapshot on, or one width up or down."""
-    number = len(problem.epochs)
-    spans = [(start, width) for width in WINDOW_WIDTHS if width <= number for start in range(number - width + 1)]
+    spans = [(start, width) for width in widths if width <= number for start in range(number - width + 1)]
     index_of = {span: index for index, span in enumerate(spans)}
     near = []
     for start, width in spans:
         beside = [(start - 1, width), (start + 1, width), (start - 1, width + 2), (start + 1, width - 2)]
         near.append(tuple(index_of[span] for span in beside if span in index_of))
-    return Candidates(
-        blends=tuple(mean_of(problem.epochs[start : start + width]) for start, width in spans),
-        neighbours=tuple(near),
-        priors_C=lambda members: np.array(
-            [prior_E(problem, members)[start : start + width].mean() for start, width in spans]
-        ),
-    )
+
+    def priors_C(members: Sequence[str]) -> np.ndarray:
+        looks_E = prior_E(problem, members)
+        return np.array([looks_E[start : start + width].mean() for start, width in spans])
+
+    blends = tuple(mean_of(problem.epochs[start : start + width]) for start, width in spans)
+    return Candidates(blends, tuple(near), priors_C)
+
+
+def epochs_alone(problem: SelectionProblem) -> Candidates:
+    """Single snapshots."""
+    return windows(problem, (1,))
 
 
 def prior_E(problem: SelectionProblem, members: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from redheart.core.errors import BadInput
 from redheart.select.scoring import scales_of, score_N
 from redheart.snapshots.blend import Blend
 
@@ -73,18 +72,8 @@ class SelectionProblem:
         return [name for name in predictors if name in self.losses_EN and not np.isnan(self.losses_EN[name]).all()]
 
     def units(self, level: Level) -> dict[str, tuple[str, ...]]:
-        """What is chosen as one: the groups, or every module alone.
-
-        Raises:
-            BadInput: a module is in no group.
-        """
-        if level == "module":
-            return {module: (module,) for module in self.modules}
-        covered = {module for modules in self.groups.values() for module in modules}
-        missing = [module for module in self.modules if module not in covered]
-        if missing:
-            raise BadInput("modules without a choice", got=", ".join(missing))
-        return self.groups
+        """What is chosen as one: the groups, or every module alone."""
+        return {module: (module,) for module in self.modules} if level == "module" else self.groups
 
 
 class Score(msgspec.Struct, frozen=True):

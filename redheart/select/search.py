@@ -76,9 +76,7 @@ class Search:
     def scores_N(self, modules: Modules, *, base: Modules | None = None) -> np.ndarray:
         """Score of a model on every select record, lower is better; what was asked before costs nothing.
 
-        Args:
-            modules: mixtures by module.
-            base: the model that this one was derived from by a change; decides what the trial costs.
+        `base` is the model that this one was derived from by a change, which decides what the trial costs.
         """
         key = tuple(modules[name] for name in self.problem.modules)
         known = self._scores.get(key)

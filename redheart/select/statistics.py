@@ -87,7 +87,7 @@ def paired_gain(
     Args:
         reference_N: loss of the reference on every record, NaN where it has no target.
         candidate_N: loss of the candidate on the same records; where one of the two is not finite it is a large one.
-        seed: seed of the bootstrap.
+        seed: of the bootstrap.
         level: of the interval.
         resamples: of the bootstrap.
         least_labelled: where a loss is made of several tasks, the records of the one that has the fewest.
@@ -122,14 +122,7 @@ def _finite(losses_MN: np.ndarray) -> np.ndarray:
 def scored_gain(
     reference_N: np.ndarray, candidate_N: np.ndarray, labelled_TN: np.ndarray, *, seed: int, level: float = LEVEL
 ) -> Gain:
-    """`paired_gain` of scores that are means over tasks; records without a target are none.
-
-    Args:
-        reference_N: score of the reference on every record.
-        candidate_N: score of the candidate.
-        labelled_TN: whether a record has a target of a task.
-        seed: seed of the bootstrap.
-        level: of the interval.
+    """`paired_gain` of scores that are means over tasks; records that `labelled_TN` gives no target are none.
 
     Raises:
         BadInput: fewer than two records have a target.
@@ -218,14 +211,9 @@ def out_of_bag_gain(
     that the resample left out (Tsamardinos et al. 2018; the bias is that of Tibshirani and Tibshirani 2009). What was
     a candidate was itself decided on all these records, so this corrects the choice among them, not the whole search.
 
-    Args:
-        scores_CN: scores of all candidates that were looked at.
-        reference_N: scores of the model that the gain is over.
-        seed: seed of the bootstrap.
-        rounds: number of resamples, B.
-
     Returns:
-        The gain on the records left out, and on the resample itself; their difference is the optimism.
+        The gain over the reference on the records left out, and on the resample itself; their difference is the
+        optimism.
     """
     number = scores_CN.shape[1]
     random = np.random.default_rng(seed)

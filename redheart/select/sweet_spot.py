@@ -92,7 +92,7 @@ def find_sweet_spot(
     """Apply the strategy of the settings, and show it beside the baselines.
 
     Raises:
-        BadInput: there is no such strategy, or a module is in no group.
+        BadInput: there is no such strategy.
     """
     strategy = strategy_named(settings.strategy)
     search = Search(problem, evaluator, settings, on_trial=on_trial)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from redheart.core.config import StudyConfig
 from redheart.core.device import records_at_once
 from redheart.core.errors import BadInput
 from redheart.core.files import write_sealed
@@ -20,15 +19,14 @@ from redheart.report.calibration_section import draw_reliability
 from redheart.report.facts import model_digest
 from redheart.select.statistics import LEVEL, Gain, level_of, paired_gain
 from redheart.study.final import load_assembled, read_crossover
-from redheart.study.phases import StudyData
-from redheart.study.run_folder import RunFolder
+from redheart.study.phases import Study
 
 _FOLDS = 5
 _LEAST_RECORDS = 10
 """Of the select records; a fold must leave scikit-learn's own five something to fit."""
 
 
-def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> CalibrationResult:
+def run_calibration(study: Study) -> CalibrationResult:
     """Try every method, judge the best, and write `calibration/calibration.json` and `calibration/reliability.png`.
 
     Only the emotion distribution is calibrated. The test split is not opened.
@@ -36,18 +34,19 @@ def run_calibration(config: StudyConfig, folder: RunFolder, data: StudyData) -> 
     Raises:
         BadInput: too few records have an emotion, or there are fewer than three classes.
     """
+    config, folder, prepared = study.config, study.folder, study.prepared
     crossover = read_crossover(folder)
     name = crossover.recommended
-    model = load_assembled(config, folder, data.prepared.inventory, name, digest=crossover.digests[name])
-    labelled = {part: _labelled(data.prepared, part) for part in (SELECT, CONFIRM)}
+    model = load_assembled(config, folder, prepared.inventory, name, digest=crossover.digests[name])
+    labelled = {part: _labelled(prepared, part) for part in (SELECT, CONFIRM)}
     digest = model_digest(folder.root, name)
-    num_records = len(data.prepared.split[CONFIRM])
+    num_records = len(prepared.split[CONFIRM])
     level = level_of(
         confirm_place(folder.root, judged="calibrated", models={"calibrated": digest}, num_records=num_records)
     )
     logits, targets = {}, {}
     for part, (rows, targets[part]) in labelled.items():
-        outputs = predict_rows(model, data.features, rows, micro_batch=records_at_once(config))
+        outputs = predict_rows(model, study.features, rows, micro_batch=records_at_once(config))
         logits[part] = outputs["heads.emotion"].astype(np.float64)
     result = judge(logits, targets, seed=config.seed, model=digest, level=level)
     write_sealed(folder.calibration / "calibration.json", result)
@@ -65,12 +64,8 @@ def judge(
 ) -> CalibrationResult:
     """Choose a calibration on the select records and compare it with none on the confirm records.
 
-    Args:
-        logits: of the select and the confirm records, (N, C) each.
-        targets: their soft labels.
-        seed: of folds and bootstrap.
-        model: digest of the model's weights.
-        level: of the interval; see `level_of`.
+    Logits and soft targets are by part, (N, C) each; `model` is the digest of the weights; see `level_of` for the level
+    of the interval.
     """
     fitted: dict[str, Calibration | None] = {"none": None}
     fitted |= {method: fit(method, logits[SELECT], targets[SELECT]) for method in METHODS}

@@ -10,7 +10,7 @@ import numpy as np
 
 from redheart.core.config import StudyConfig
 from redheart.core.errors import BadInput, listed
-from redheart.core.files import read_sealed, write_sealed
+from redheart.core.files import read_if_there, read_sealed, write_sealed
 from redheart.core.progress import SILENT, Display
 from redheart.data.features import forget_others, make_features
 from redheart.data.input_text import folded, input_text, read_forms
@@ -27,7 +27,7 @@ from redheart.evaluate.results import EvaluationResult
 from redheart.model.dims import TASKS
 from redheart.report.facts import own_calibration
 from redheart.study.final import outputs_of, read_crossover, run_features
-from redheart.study.phases import StudyData
+from redheart.study.phases import Study
 from redheart.study.recombining import FINAL, MODELS, gain_on
 from redheart.study.run_folder import RunFolder
 
@@ -43,46 +43,44 @@ class FileEvaluation(msgspec.Struct, frozen=True):
     """Whether the run's predictions are calibrated; these figures are of the model without."""
 
 
-def run_evaluation(config: StudyConfig, folder: RunFolder, data: StudyData) -> EvaluationResult:
+def run_evaluation(study: Study) -> EvaluationResult:
     """Evaluate both models and the baselines on the test split and write `evaluation/evaluation.json`.
 
     If these very models have been evaluated before, the answer of then is returned and the split stays closed.
     """
+    config, folder = study.config, study.folder
     crossover = read_crossover(folder)
     path = folder.evaluation / "evaluation.json"
-    if path.is_file():
-        old = read_sealed(path, EvaluationResult)
-        if old.digests == crossover.digests:
-            result = msgspec.structs.replace(old, recommended=crossover.recommended)
-            if result != old:
-                write_sealed(path, result)
-            return result
-    prepared = open_test(folder.root, data.prepared, models=crossover.digests)
+    old = read_if_there(path, EvaluationResult)
+    if old and old.digests == crossover.digests:
+        result = msgspec.structs.replace(old, recommended=crossover.recommended)
+        if result != old:
+            write_sealed(path, result)
+        return result
+    prepared = open_test(folder.root, study.prepared, models=crossover.digests)
     rows = prepared.split[TEST]
     told = replace(prepared, mask_NT=prepared.mask_NT & _trained_T(prepared))
     models, losses = {}, {}
     for name in MODELS:
-        digest = crossover.digests[name]
-        outputs = outputs_of(config, folder, prepared.inventory, name, data.features, rows, digest=digest)
+        outputs = outputs_of(study, name, rows, digest=crossover.digests[name])
         models[name] = _evaluation(
             outputs, prepared.values_NT[rows], told.mask_NT[rows], prepared.inventory, seed=config.seed
         )
         losses[name] = predictor_losses(outputs, prepared, rows)
-    baselines = fit_baselines(told, data.features, text_chars=config.features.text_chars)
-    gain = gain_on(TEST, config, prepared, crossover.scales, losses)
+    baselines = fit_baselines(told, study.features, text_chars=config.features.text_chars)
+    gain = gain_on(TEST, replace(study, prepared=prepared), crossover.scales, losses)
     result = EvaluationResult(crossover.recommended, models, baselines, gain, crossover.digests)
     write_sealed(path, result)
     return result
 
 
-def evaluate_file(
-    config: StudyConfig, folder: RunFolder, inventory: Inventory, path: Path, *, display: Display = SILENT
-) -> FileEvaluation:
+def evaluate_file(config: StudyConfig, folder: RunFolder, path: Path, *, display: Display = SILENT) -> FileEvaluation:
     """Evaluate the run's recommended model on a labelled file that it has never seen; how far it has, is counted.
 
     Raises:
         BadInput: the file is malformed, its emotion classes are not the run's, or it has no target that was trained.
     """
+    inventory = inventory_of(folder)
     kind, rows = read_rows(path)
     parsed = parse_rows(path, kind, rows)
     if parsed.problems:
@@ -120,8 +118,8 @@ def evaluate_file(
     for part in (CONFIRM, TEST):
         if part in seen:
             record_opening(folder.root, part=part, file=path, num_records=seen[part], models=crossover.digests)
-    rows_N = np.arange(len(records))
-    outputs = outputs_of(config, folder, inventory, FINAL, features, rows_N, digest=digests[FINAL])
+    study = Study(config, folder, prepared, features)
+    outputs = outputs_of(study, FINAL, np.arange(len(records)), digest=digests[FINAL])
     found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
     return FileEvaluation(found.num_records, found.tasks, seen, is_calibrated)
 

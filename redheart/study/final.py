@@ -10,31 +10,27 @@ from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed, shown
 from redheart.core.folders import refuse_foreign
 from redheart.data.encoders import open_encoder
-from redheart.data.features import FeatureCache, FeatureManifest, known_manifest
+from redheart.data.features import FeatureManifest, known_manifest
 from redheart.data.inventory import Inventory, trained_targets
 from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
 from redheart.evaluate.calibration import Calibration
 from redheart.evaluate.prediction import predict_rows
-from redheart.evaluate.results import CalibrationResult, Crossover
+from redheart.evaluate.results import Crossover
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.predict.exported import ExportManifest, write_export
 from redheart.predict.predictor import Predictor
 from redheart.report.card import model_card
-from redheart.report.facts import model_digest, read_facts
+from redheart.report.facts import own_calibration, read_facts
 from redheart.snapshots.consolidate import load_assembly
 from redheart.study import run_folder
+from redheart.study.phases import Study
 from redheart.study.run_folder import RunFolder
 
 
 def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto") -> Predictor:
-    """The recommended model of a finished run, with the run's encoder, names and calibration.
-
-    Args:
-        root: the run's folder.
-        encoder: where its encoder lies now, if that is not where it was.
-        device: where it predicts.
+    """The recommended model of a finished run, with its names, calibration and encoder, by where that lies now.
 
     Raises:
         BadInput: there is no run, it has no crossover yet, the encoder is not the one it was trained on, or there is no
@@ -114,20 +110,12 @@ def load_assembled(config: StudyConfig, folder: RunFolder, inventory: Inventory,
     return model.eval()
 
 
-def outputs_of(
-    config: StudyConfig,
-    folder: RunFolder,
-    inventory: Inventory,
-    name: str,
-    features: FeatureCache,
-    rows: np.ndarray,
-    *,
-    digest: str,
-) -> dict[str, np.ndarray]:
-    """Outputs of the assembled model with this digest on rows, as `predict_rows` gives them."""
+def outputs_of(study: Study, name: str, rows: np.ndarray, *, digest: str) -> dict[str, np.ndarray]:
+    """Outputs of the assembled model with this digest on rows of the features, as `predict_rows` gives them."""
+    config = study.config
     # As in the search: torch folds products of weights that require gradients in another way, with other last bits.
-    model = load_assembled(config, folder, inventory, name, digest=digest).requires_grad_(False)
-    return predict_rows(model, features, rows, micro_batch=records_at_once(config))
+    model = load_assembled(config, study.folder, study.prepared.inventory, name, digest=digest).requires_grad_(False)
+    return predict_rows(model, study.features, rows, micro_batch=records_at_once(config))
 
 
 def calibration_of(folder: RunFolder, name: str) -> Calibration | None:
@@ -139,8 +127,8 @@ def calibration_of(folder: RunFolder, name: str) -> Calibration | None:
     path = folder.calibration / "calibration.json"
     if not path.is_file():
         return None
-    stored = read_sealed(path, CalibrationResult)
-    if stored.model != model_digest(folder.root, name):
+    stored = own_calibration(folder.root, name)
+    if stored is None:
         raise BadInput(
             "the calibration was fitted to another model than the run now recommends",
             where=path,

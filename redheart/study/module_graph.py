@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redheart.core.device import weights_type
-from redheart.data.features import FeatureCache
+from redheart.core.device import records_at_once, study_device, weights_type
 from redheart.data.loader import load_features, split
-from redheart.data.prepare import Prepared
 from redheart.evaluate.prediction import length_batches, predictor_losses
-from redheart.model.dims import TASKS, ModelDims
+from redheart.model.dims import TASKS, preset
 from redheart.model.network import WIRING, Signals, as_prediction, build
+from redheart.study.phases import Study
 from redheart.train.device.out_of_memory import in_parts
 
 FINALS = tuple(f"heads.{task}" for task in TASKS)
@@ -21,35 +20,22 @@ FINALS = tuple(f"heads.{task}" for task in TASKS)
 class ModuleGraph:
     """Implements `redheart.select.conditional.WiredModel`. Only the module that runs holds weights.
 
-    Args:
-        dims: of the model.
-        prepared: the data set.
-        features: of its records.
-        rows: the records to predict, in the order of the losses.
-        micro_batch: records per forward pass; fewer where the device's memory runs out.
-        device: where it computes, in `weights_type`.
+    It predicts these rows of a study's records, with as many at once as the study says, fewer where the device's memory
+    runs out.
     """
 
     wiring: Mapping[str, Sequence[str]] = WIRING
     finals: Sequence[str] = FINALS
 
-    def __init__(
-        self,
-        dims: ModelDims,
-        prepared: Prepared,
-        features: FeatureCache,
-        rows: np.ndarray,
-        *,
-        micro_batch: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, study: Study, rows: np.ndarray) -> None:
+        dims = preset(study.config.preset, outputs=study.prepared.inventory.outputs)
         # As `outputs_of`: torch folds products of weights that require gradients in another way, with other last bits.
         self._model = build(dims, seed=0, device="meta").eval().requires_grad_(False)
-        self._prepared, self._features, self._rows = prepared, features, rows
-        self._batches, self._back_N = length_batches(features, rows, micro_batch=micro_batch)
-        self._device, self._dtype = device, weights_type(device)
-        self._masks = [load_features(features, batch)[1].to(device) for batch in self._batches]
-        self._largest = micro_batch
+        self._prepared, self._features, self._rows = study.prepared, study.features, rows
+        self._device = study_device(study.config.device)
+        self._dtype, self._largest = weights_type(self._device), records_at_once(study.config)
+        self._batches, self._back_N = length_batches(study.features, rows, micro_batch=self._largest)
+        self._masks = [load_features(study.features, batch)[1].to(self._device) for batch in self._batches]
 
     @property
     def num_batches(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.config import BUILT_IN_ENCODERS, StudyConfig, digest, fingerprint
+from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, StudyConfig, digest, fingerprint
 from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.core.folders import folder_lock, remove_leftovers
@@ -26,7 +26,7 @@ from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import timings
 from redheart.study.outlook.plan_output import expected
-from redheart.study.run_folder import RunFolder, source_path
+from redheart.study.run_folder import RunFolder
 from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import Event, EventSink, read_events
@@ -47,24 +47,26 @@ def say(config: StudyConfig, phase: str, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class StudyData:
-    """The prepared records and their features."""
+class Study:
+    """A run at work: its settings, its folder, the prepared records and their features."""
 
+    config: StudyConfig
+    folder: RunFolder
     prepared: Prepared
     features: FeatureCache
 
 
-def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> StudyData:
+def open_study(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> Study:
     """Prepare the records and compute the features, or open what is there."""
     # The ranks of one host meet here: the first one works, the others then find it done.
     with folder_lock(folder.root, name="data", wait=True):
-        source = source_path(config)
-        if is_first_rank():
+        source = None if config.data == GENERATED else Path(config.data)
+        if launched().is_first:
             # Others write what is no part of the run, such as predictions, without this lock.
             remove_leftovers(folder.root, [name for name in folder.parts if name != folder.holdout_log.name])
             if source and not source.exists() and (folder.data / "manifest.json").is_file():
                 say(config, "prepare", f"{source} is not there; going on with the records that were prepared from it")
-        with (display if is_first_rank() else SILENT).working("prepare"):
+        with (display if launched().is_first else SILENT).working("prepare"):
             manifest = prepare(
                 source,
                 out=folder.data,
@@ -75,18 +77,18 @@ def open_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
             )
     encoder = config.features.encoder
     # Made-up records are half Korean, and no figure on them says how good a model is.
-    tells = is_first_rank() and source is not None
+    tells = launched().is_first and source is not None
     if tells and encoder in BUILT_IN_ENCODERS:
         # Before it reads for minutes; what another one reads is known when its tokenizer is there.
         warn_unread(manifest.scripts, manifest.num_records, encoder=encoder)
-    data = load_data(config, folder, display=display)
+    study = load_study(config, folder, display=display)
     if tells and encoder not in BUILT_IN_ENCODERS:
-        warn_unread(data.features.manifest.unread, manifest.num_records, encoder=encoder)
-    return data
+        warn_unread(study.features.manifest.unread, manifest.num_records, encoder=encoder)
+    return study
 
 
-def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> StudyData:
-    """The prepared records of a run and their features, without the file that they came from."""
+def load_study(config: StudyConfig, folder: RunFolder, *, display: Display = SILENT) -> Study:
+    """A run that was prepared, without the file that its records came from."""
     prepared = load_prepared(folder.data)
     known = known_manifest(folder.features)
     features = make_features(
@@ -97,9 +99,9 @@ def load_data(config: StudyConfig, folder: RunFolder, *, display: Display = SILE
         labels=Labels(prepared.split["train"], prepared.values_NT, prepared.mask_NT, near_duplicate_groups(prepared)),
         identity=known.encoder if known else None,
         device=config.device,
-        display=display if is_first_rank() else SILENT,
+        display=display if launched().is_first else SILENT,
     )
-    return StudyData(prepared, features)
+    return Study(config, folder, prepared, features)
 
 
 def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -> RedHeart:
@@ -116,30 +118,23 @@ def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -
     return model
 
 
-def run_training(
-    config: StudyConfig,
-    folder: RunFolder,
-    data: StudyData,
-    *,
-    max_steps: int | None = None,
-    chosen: Chosen | None = None,
-) -> None:
+def run_training(study: Study, *, max_steps: int | None = None, chosen: Chosen | None = None) -> None:
     """The main run, at the configured learning rate or else the sweep's; `chosen` is told to its log."""
+    config, folder, manifest = study.config, study.folder, study.prepared.manifest
     rate = config.train.learning_rate
     if rate is None:
         rate = best_rate(folder)
     ranks = launched().world_size
-    manifest = data.prepared.manifest
     num_validation = manifest.val_select + manifest.val_confirm
     settings = dataclasses.replace(
-        run_settings(config, data, rate, epochs=config.epochs),
+        run_settings(study, rate, epochs=config.epochs),
         max_steps=max_steps,
         expected=expected(config, chosen, ranks=ranks, num_validation=num_validation),
         chosen=chosen,
     )
     remembering = timings.Remembering(config, ranks=ranks, num_validation=num_validation)
-    train_at(config, data, settings, folder.train, name=folder.root.name, sinks=[remembering])
-    if is_first_rank():
+    train_at(study, settings, folder.train, name=folder.root.name, sinks=[remembering])
+    if launched().is_first:
         epochs = read_events(folder.train / "events.jsonl", "epoch")
         warning = overfit_text(epochs) if epochs else None
         if warning:
@@ -177,13 +172,14 @@ def best_rate(folder: RunFolder) -> float:
     return read_sealed(path, Sweep).best_rate
 
 
-def run_settings(config: StudyConfig, data: StudyData, rate: float, *, epochs: int) -> RunSettings:
+def run_settings(study: Study, rate: float, *, epochs: int) -> RunSettings:
     """What the trainer is told: the same for the main run and every trial but for the rate and the epochs."""
+    config = study.config
     key = digest(
         {
-            "data": data.prepared.manifest.key,
-            "features": data.features.key,
-            "dims": preset(config.preset, outputs=data.prepared.inventory.outputs),
+            "data": study.prepared.manifest.key,
+            "features": study.features.key,
+            "dims": preset(config.preset, outputs=study.prepared.inventory.outputs),
             "seed": config.seed,
             "rate": rate,
             "train": fingerprint(dataclasses.replace(config.train, snapshot_every=1)),
@@ -192,12 +188,13 @@ def run_settings(config: StudyConfig, data: StudyData, rate: float, *, epochs: i
     return RunSettings(config.train, epochs, rate, key)
 
 
-def new_learner(config: StudyConfig, data: StudyData) -> EmotionLearner:
+def new_learner(study: Study) -> EmotionLearner:
     """The model with initial weights and its data, as they are trained."""
+    config = study.config
     return EmotionLearner(
-        new_model(config, data.prepared),
-        data.prepared,
-        data.features,
+        new_model(config, study.prepared),
+        study.prepared,
+        study.features,
         seed=config.seed,
         micro_batch=config.train.micro_batch,
         value_weight=config.train.value_weight,
@@ -206,42 +203,20 @@ def new_learner(config: StudyConfig, data: StudyData) -> EmotionLearner:
     )
 
 
-def train_at(
-    config: StudyConfig,
-    data: StudyData,
-    settings: RunSettings,
-    out: Path,
-    *,
-    name: str,
-    sinks: Sequence[EventSink] = (),
-) -> None:
-    """Train into a folder, or go on there.
-
-    Args:
-        config: of the study.
-        data: its records and features.
-        settings: from `run_settings`.
-        out: folder of this training.
-        name: what trackers call it.
-        sinks: are told its events, beside the display and the tracker.
-    """
-    learner = new_learner(config, data)
-    if is_first_rank():
+def train_at(study: Study, settings: RunSettings, out: Path, *, name: str, sinks: Sequence[EventSink] = ()) -> None:
+    """Train into the folder `out`, or go on there; `name` is for trackers, `sinks` are told of it beside them."""
+    learner = new_learner(study)
+    if launched().is_first:
         # The states' own are for the resume: a state may be among them that was about to be replaced.
         for part in (out, out / "snapshots"):
             remove_leftovers(part)
-    train(learner, settings, folder=out, sinks=[*sinks, *event_sinks(config, settings, out, name=name)])
-
-
-def is_first_rank() -> bool:
-    """Whether this process is the one of a launcher's that writes files and talks."""
-    return launched().is_first
+    train(learner, settings, folder=out, sinks=[*sinks, *event_sinks(study.config, settings, out, name=name)])
 
 
 def event_sinks(config: StudyConfig, settings: RunSettings, out: Path, *, name: str) -> list[EventSink]:
     """Who is shown the events of a training; nobody on all ranks but the first."""
     sinks: list[EventSink] = []
-    if not is_first_rank():
+    if not launched().is_first:
         return sinks
     if config.train.progress != "off":
         sinks.append(TrainingDisplay(config.train.progress))

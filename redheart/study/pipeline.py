@@ -13,9 +13,8 @@ from redheart.report.selection_section import work_text
 from redheart.study import run_folder
 from redheart.study.calibrating import run_calibration
 from redheart.study.evaluating import run_evaluation
-from redheart.study.phases import StudyData, open_data, run_training, say
+from redheart.study.phases import Study, open_study, run_training, say
 from redheart.study.recombining import run_crossover
-from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import best_epochs_of, run_sweet_spot
 from redheart.study.sweep import run_sweep
 from redheart.train.settings import Chosen
@@ -34,32 +33,32 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
     chosen_device(config.device)
     with run_folder.claimed(config) as folder:
         say(config, "prepare", f"records from {config.data}")
-        data = open_data(config, folder, display=display)
-        manifest = data.prepared.manifest
+        study = open_study(config, folder, display=display)
+        manifest = study.prepared.manifest
         say(config, "prepare", manifest.text)
         if manifest.best_reachable is not None:
             say(config, "prepare", f"best reachable emotion cross-entropy: {manifest.best_reachable:.4f} nats")
         if config.train.learning_rate is None:
-            sweep = run_sweep(config, folder, data)
+            sweep = run_sweep(study)
             say(config, "sweep", f"learning rate {sweep.best_rate}")
         start_s = time.perf_counter()
         say(config, "train", f"preset {config.preset}, {config.epochs} epochs, strategy {config.train.strategy}")
-        run_training(config, folder, data, chosen=chosen)
+        run_training(study, chosen=chosen)
         say(config, "train", f"done in {(time.perf_counter() - start_s) / 60:.1f} minutes")
         with run_folder.reading_snapshots(folder):
-            spot = run_sweet_spot(config, folder, data, settings=config.select, display=display)
+            spot = run_sweet_spot(study, display=display)
             say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
             say(config, "sweet-spot", work_text(spot))
-            if bests := best_epochs_of(folder, data, spot):
+            if bests := best_epochs_of(study, spot):
                 say(config, "sweet-spot", bests)
             with display.working("crossover"):
-                crossover = run_crossover(config, folder, data)
+                crossover = run_crossover(study)
         say(config, "crossover", crossover.verdict)
         with display.working("calibrate"):
-            calibrated = _calibrate(config, folder, data)
+            calibrated = _calibrate(study)
         say(config, "calibrate", calibrated)
         with display.working("evaluate"):
-            evaluation = run_evaluation(config, folder, data)
+            evaluation = run_evaluation(study)
         emotion = evaluation.models[evaluation.recommended].tasks.get("emotion", {})
         shown = ", ".join(f"{name} {emotion[name].value:.3f}" for name in ("kl", "accuracy", "accuracy_tie") if emotion)
         say(config, "evaluate", f"{evaluation.recommended}: {shown}")
@@ -71,9 +70,9 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
     return path
 
 
-def _calibrate(config: StudyConfig, folder: RunFolder, data: StudyData) -> str:
+def _calibrate(study: Study) -> str:
     """The calibration's verdict; a run of few records, or without emotions, goes on without one."""
     try:
-        return run_calibration(config, folder, data).verdict
+        return run_calibration(study).verdict
     except BadInput as error:
         return f"left out: {error.what} ({error.where}: {error.got}, expected {error.expected})"

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from redheart.core.config import StudyConfig, digest
-from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.config import digest
+from redheart.core.files import read_if_there, write_bytes, write_sealed
 from redheart.core.folders import folder_lock
+from redheart.core.ranks import launched
 from redheart.core.text import csv_table
 from redheart.snapshots.states import remove_states
-from redheart.study.phases import StudyData, is_first_rank, run_settings, train_at
+from redheart.study.phases import Study, run_settings, train_at
 from redheart.study.run_folder import RunFolder
 from redheart.train.log.events import read_events
 from redheart.train.settings import RunSettings
@@ -49,23 +50,19 @@ class RangeTest(msgspec.Struct, frozen=True):
         return f"range test: steepest at {self.steepest:.2g}, lowest at {self.lowest:.2g}, {limit}{beyond}"
 
 
-def run(
-    config: StudyConfig, folder: RunFolder, data: StudyData, *, start_trial: Callable[[RunFolder, Sequence[str]], None]
-) -> RangeTest:
+def run(study: Study, *, start_trial: Callable[[RunFolder, Sequence[str]], None]) -> RangeTest:
     """Make the test in a process of its own, write JSON, CSV and figure; a finished one is not repeated."""
     from redheart.report.figures import draw_lines
 
+    folder, settings = study.folder, _settings(study)
     path = folder.sweep / "range_test.json"
-    settings = _settings(config, data)
-    if path.is_file():
-        old = read_sealed(path, RangeTest)
-        if old.key == settings.key:
-            return old
+    if (old := read_if_there(path, RangeTest)) and old.key == settings.key:
+        return old
     start_trial(folder, ["--range-test"])
-    remove_states(_folder(folder) / "states")
-    steps = read_events(_folder(folder) / "events.jsonl", "step")
+    remove_states(folder.range_test / "states")
+    steps = read_events(folder.range_test / "events.jsonl", "step")
     rates, losses = [event["learning_rate"] for event in steps], [event["loss"] for event in steps]
-    found = judge(settings.key, rates, losses, candidates=config.sweep.rates)
+    found = judge(settings.key, rates, losses, candidates=study.config.sweep.rates)
     write_sealed(path, found)
     table = csv_table(("learning_rate", "loss"), zip(found.rates, found.losses, strict=True))
     write_bytes(folder.sweep / "range_test.csv", table.encode())
@@ -84,14 +81,14 @@ def run(
     return found
 
 
-def train_ramp(config: StudyConfig, folder: RunFolder, data: StudyData) -> None:
+def train_ramp(study: Study) -> None:
     """The steps of the test, in this process, from the initial weights."""
-    out, name = _folder(folder), f"{folder.root.name} range test"
+    out, name = study.folder.range_test, f"{study.folder.root.name} range test"
     with trial_lock(out):
-        if is_first_rank():
+        if launched().is_first:
             remove_states(out / "states")
             (out / "events.jsonl").unlink(missing_ok=True)
-        train_at(config, data, _settings(config, data), out, name=name)
+        train_at(study, _settings(study), out, name=name)
 
 
 def trial_lock(out: Path) -> AbstractContextManager[None]:
@@ -99,20 +96,13 @@ def trial_lock(out: Path) -> AbstractContextManager[None]:
 
     Only the first rank holds it: the others of its launcher must not be locked out.
     """
-    return folder_lock(out, name="trial", wait=True) if is_first_rank() else nullcontext()
+    return folder_lock(out, name="trial", wait=True) if launched().is_first else nullcontext()
 
 
 def judge(
     key: str, rates: Sequence[float], losses: Sequence[float | None], *, candidates: Sequence[float]
 ) -> RangeTest:
-    """Read the curve of a test.
-
-    Args:
-        key: of the settings.
-        rates: of every step, rising.
-        losses: of every step, None where it was no number.
-        candidates: the sweep's rates.
-    """
+    """Read the curve of a test, whose rates rise step by step; a loss is None where it was no number."""
     curve = smoothed(losses)
     lowest = min(range(len(curve)), key=lambda step: curve[step], default=0)
     slopes = [curve[step + 1] - curve[step] for step in range(lowest)]
@@ -136,14 +126,11 @@ def smoothed(losses: Sequence[float | None]) -> list[float]:
     return curve
 
 
-def _settings(config: StudyConfig, data: StudyData) -> RunSettings:
+def _settings(study: Study) -> RunSettings:
+    config = study.config
     low, high = min(config.sweep.rates) / BELOW, max(config.sweep.rates) * ABOVE
     steps = config.sweep.range_test_steps
-    steps_per_epoch = -(-len(data.prepared.split["train"]) // config.train.effective_batch)
-    settings = run_settings(config, data, high, epochs=-(-steps // steps_per_epoch))
+    steps_per_epoch = -(-len(study.prepared.split["train"]) // config.train.effective_batch)
+    settings = run_settings(study, high, epochs=-(-steps // steps_per_epoch))
     key = digest({"run": settings.key, "low": low, "steps": steps, "candidates": config.sweep.rates})
     return dataclasses.replace(settings, key=key, snapshots=False, max_steps=steps, ramp_from=low)
-
-
-def _folder(folder: RunFolder) -> Path:
-    return folder.sweep / "range_test"

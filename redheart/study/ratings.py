@@ -1,6 +1,7 @@
 """A run's predictions beside ratings or recordings of people."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,12 +13,18 @@ from redheart.data.input_text import read_forms
 from redheart.data.prepare import load_prepared
 from redheart.data.rating_table import RatingTable, read_ratings
 from redheart.data.records import Record
-from redheart.evaluate.affect import predicted_affect
 from redheart.evaluate.holdout_log import CONFIRM, SELECT
 from redheart.evaluate.rank_correlation import Correlation, correlate
 from redheart.predict.texts import read_texts
 from redheart.study import run_folder
 from redheart.study.final import open_run
+
+# Plutchik's and Ekman's, and what GoEmotions counts as positive and as negative (Demszky et al. 2020).
+_PLEASANT = """joy trust love amusement gratitude happiness admiration approval caring desire excitement optimism pride
+relief"""
+_UNPLEASANT = """fear sadness disgust anger annoyance disappointment disapproval embarrassment grief nervousness
+remorse"""
+_SIGNS = dict.fromkeys(_PLEASANT.split(), 1.0) | dict.fromkeys(_UNPLEASANT.split(), -1.0)
 
 
 class RatingsResult(msgspec.Struct, frozen=True):
@@ -37,14 +44,8 @@ def rate(
 ) -> RatingsResult:
     """Correlate a run's predictions with a table of ratings.
 
-    Args:
-        root: the run's folder.
-        csv: the table.
-        texts: the texts that its ids mean, of which those that the run was trained on are left out: they would
-            flatter the model. Without it they are records of the run, of its validation split only: the test split is
-            opened by `evaluate` alone.
-        encoder: where the run's encoder lies now, if that is not where it was.
-        device: where the texts are predicted.
+    Of the `texts` that its ids mean, those that the run was trained on are left out: they would flatter the model.
+    Without them they are records of the run, of its validation split only: `evaluate` alone opens the test split.
 
     Raises:
         BadInput: the table or the texts are malformed, a measure is not known, or no row is left.
@@ -80,6 +81,27 @@ def rate(
         num_rows_left_out=len(table.ids) - len(rows),
         measures={name: _measure(name, table, rows, affects) for name in table.values},
     )
+
+
+def predicted_affect(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Everything of a prediction that a rating can be held against, by measure.
+
+    `valence` is the share of the pleasant emotions less that of the unpleasant ones; others, such as surprise, have
+    none. `faa` is held against valence: frontal alpha asymmetry is larger where people approach (Davidson 1992).
+    `arousal` is the predicted intensity (Bentham), where that was trained. Targets go by their own name, as
+    `sadness` or `regret_factor`; one that two tasks have goes by `surd.surprise`.
+    """
+    found: dict[str, float] = {}
+    for task, values in tasks.items():
+        for name, value in values.items():
+            found.setdefault(name.lower(), value)
+            found[f"{task}.{name}".lower()] = value
+    emotions = {name.lower(): value for name, value in tasks.get("emotion", {}).items()}
+    if {1.0, -1.0} <= {_SIGNS.get(name) for name in emotions}:
+        found["valence"] = found["faa"] = sum(_SIGNS.get(name, 0.0) * value for name, value in emotions.items())
+    if "bentham.intensity" in found:
+        found["arousal"] = found["bentham.intensity"]
+    return found
 
 
 def _measure(

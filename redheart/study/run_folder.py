@@ -46,6 +46,7 @@ class RunFolder:
         self.features = root / "features"
         self.summary_fit = self.features / "summary_fit.safetensors"
         self.sweep = root / "sweep"
+        self.range_test = self.sweep / "range_test"
         self.train = root / "train"
         self.snapshots = self.train / "snapshots"
         self.states = self.train / "states"
@@ -166,11 +167,9 @@ def _epochs_begun(folder: RunFolder, *, asked: int, before: int) -> int:
 
 
 def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:
-    """Write the configuration into a run's folder, or recognise it as this configuration's.
+    """Write the resolved configuration into a run's folder, or recognise it as this configuration's.
 
-    Args:
-        config: resolved.
-        decides: of `epochs` and `select`, what a run that is there takes from this; else it keeps its own.
+    Of `epochs` and `select` a run that is there takes what `decides` names from this; else it keeps its own.
 
     Raises:
         BadInput: as `check`.
@@ -191,10 +190,8 @@ def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:
 def load(root: Path, *, encoder: str | None = None, device: Device = "auto") -> tuple[RunFolder, StudyConfig]:
     """A run's folder and the configuration that it was started with.
 
-    Args:
-        root: the run's folder.
-        encoder: where its encoder lies now, if that is not where it was.
-        device: where to compute; another machine's is nothing to go by.
+    `encoder` says where its encoder lies now, if that is not where it was, and `device` where to compute: another
+    machine's is nothing to go by.
 
     Raises:
         BadInput: there is no run in this folder, or no such device.
@@ -228,11 +225,6 @@ def _started_by_first_rank(folder: RunFolder) -> RunFolder:
             raise BadInput("the first rank has not started the run", where=folder.root, hint="see its own message")
         time.sleep(0.05)
     return folder
-
-
-def source_path(config: StudyConfig) -> Path | None:
-    """The file of records, None for generated ones."""
-    return None if config.data == GENERATED else Path(config.data)
 
 
 def _saved(config: StudyConfig, folder: RunFolder, old: SavedConfig | None) -> SavedConfig:

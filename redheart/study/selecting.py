@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -21,7 +22,7 @@ from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
-from redheart.report.best_epochs import spot_text
+from redheart.report.best_epochs import best_epochs_text
 from redheart.select.conditional import ConditionalEvaluator
 from redheart.select.loss_store import LossStore
 from redheart.select.maps import draw_maps, map_evaluations
@@ -34,7 +35,7 @@ from redheart.snapshots.consolidate import Specs, checked_module, module_specs
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
 from redheart.snapshots.tensors import Tensors
 from redheart.study.module_graph import FINALS, ModuleGraph
-from redheart.study.phases import StudyData
+from redheart.study.phases import Study
 from redheart.study.run_folder import RunFolder
 from redheart.train.device.compute_type import NAMES
 from redheart.train.device.out_of_memory import no_second_try
@@ -53,9 +54,7 @@ def selection_groups(modules: list[str]) -> dict[str, tuple[str, ...]]:
     return {group: tuple(members) for group, members in groups.items()}
 
 
-def run_sweet_spot(
-    config: StudyConfig, folder: RunFolder, data: StudyData, *, settings: SelectConfig, display: Display = SILENT
-) -> SweetSpot:
+def run_sweet_spot(study: Study, *, display: Display = SILENT) -> SweetSpot:
     """Choose on the select half of the validation records; writes `sweet_spot.json` and `maps.json` below `select/`.
 
     What was evaluated before is not evaluated again, whatever the strategy, also after a kill.
@@ -64,9 +63,10 @@ def run_sweet_spot(
         BadInput: there are no snapshots, or there is no such device.
         DoesNotFit: the device's memory does not take one record.
     """
+    config, folder, settings = study.config, study.folder, study.config.select
     snapshots = open_snapshots(folder)
-    problem = selection_problem(snapshots, data.prepared)
-    evaluator = make_evaluator(config, folder, data, snapshots, settings)
+    problem = selection_problem(snapshots, study.prepared)
+    evaluator = make_evaluator(study, snapshots)
     total = most_evaluations(problem, settings)
     with _refusing(), display.track("sweet-spot", total, unit="full evaluations") as advance:
         spot = find_sweet_spot(problem, evaluator, settings, seed=config.seed, on_trial=advance)
@@ -82,9 +82,11 @@ def run_sweet_spot(
     return spot
 
 
-def best_epochs_of(folder: RunFolder, data: StudyData, spot: SweetSpot) -> str | None:
+def best_epochs_of(study: Study, spot: SweetSpot) -> str | None:
     """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    return spot_text(spot, read_events(folder.train / "events.jsonl", "epoch"), data.prepared.manifest)
+    epochs = read_events(study.folder.train / "events.jsonl", "epoch")
+    val_losses = {event["epoch"]: event["val_loss"] for event in epochs}
+    return best_epochs_text(spot, val_losses=val_losses, manifest=study.prepared.manifest)
 
 
 def open_snapshots(folder: RunFolder) -> list[Snapshot]:
@@ -143,23 +145,15 @@ def selection_problem(snapshots: list[Snapshot], prepared: Prepared) -> Selectio
     )
 
 
-def make_evaluator(
-    config: StudyConfig, folder: RunFolder, data: StudyData, snapshots: list[Snapshot], settings: SelectConfig
-) -> ConditionalEvaluator:
+def make_evaluator(study: Study, snapshots: list[Snapshot]) -> ConditionalEvaluator:
     """The evaluator that strategies are given: it knows the select records only."""
-    rows = data.prepared.split[SELECT]
-    dims = preset(config.preset, outputs=data.prepared.inventory.outputs)
-    specs = expected_specs(config, data.prepared)
+    rows, specs = study.prepared.split[SELECT], expected_specs(study.config, study.prepared)
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
-    files = {
-        epoch: {name: entry.content_sha256 for name, entry in snapshot.manifest.modules.items()}
-        for epoch, snapshot in by_epoch.items()
-    }
-    device, micro_batch = study_device(config.device), records_at_once(config)
+    device = study_device(study.config.device)
     given = {
-        "data": data.prepared.manifest.key,
-        "features": data.features.key,
-        "micro_batch": micro_batch,
+        "data": study.prepared.manifest.key,
+        "features": study.features.key,
+        "micro_batch": records_at_once(study.config),
     }
     if weights_type(device) != torch.float32:
         # Between two models computed in different types there is a difference that neither of them makes.
@@ -167,24 +161,26 @@ def make_evaluator(
 
     def key(choice: Mapping[str, Blend]) -> bytes:
         sources = {
-            name: [(files[epoch][name], weight) for epoch, weight in zip(blend.epochs, blend.weights, strict=True)]
+            name: [
+                (by_epoch[epoch].manifest.modules[name].content_sha256, weight)
+                for epoch, weight in zip(blend.epochs, blend.weights, strict=True)
+            ]
             for name, blend in choice.items()
         }
         return hashlib.sha256(canonical_json([given, sources])).digest()
 
-    readers: dict[tuple[str, int], Tensors] = {}
+    @cache
+    def reader(name: str, epoch: int) -> Tensors:
+        # Verified once: a search reads a module many times, and its digest takes as long again.
+        return checked_module(by_epoch[epoch], name, specs[name])
 
     def weights(name: str, blend: Blend) -> dict[str, Tensor]:
-        for epoch in blend.epochs:
-            if (name, epoch) not in readers:
-                # Verified once: a search reads a module many times, and its digest takes as long again.
-                readers[name, epoch] = checked_module(by_epoch[epoch], name, specs[name])
-        chosen = [readers[name, epoch] for epoch in blend.epochs]
+        chosen = [reader(name, epoch) for epoch in blend.epochs]
         return {key: blended(chosen, blend.weights, key).to(device) for key in specs[name]}
 
-    model = ModuleGraph(dims, data.prepared, data.features, rows, micro_batch=micro_batch, device=device)
-    results_bytes, weights_bytes = _cache_bytes(settings, device)
-    store = LossStore(folder.select / "evaluated.bin", finals=FINALS, num_records=len(rows))
+    model = ModuleGraph(study, rows)
+    results_bytes, weights_bytes = _cache_bytes(study.config.select, device)
+    store = LossStore(study.folder.select / "evaluated.bin", finals=FINALS, num_records=len(rows))
     return ConditionalEvaluator(
         model, weights, cache_bytes=results_bytes, weights_bytes=weights_bytes, store=store, key=key
     )

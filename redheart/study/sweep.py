@@ -8,14 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from redheart.core.config import StudyConfig, SweepConfig, digest
+from redheart.core.config import SweepConfig, digest
 from redheart.core.errors import BadInput, DiskError, Diverged, DoesNotFit, Interrupted, RedHeartError
-from redheart.core.files import read_sealed, write_bytes, write_sealed
+from redheart.core.files import read_if_there, write_bytes, write_sealed
+from redheart.core.ranks import launched
 from redheart.core.text import csv_table
 from redheart.evaluate.results import Sweep, Trial
 from redheart.snapshots.states import remove_states
 from redheart.study import range_test
-from redheart.study.phases import StudyData, event_sinks, is_first_rank, run_settings, say, train_at
+from redheart.study.phases import Study, event_sinks, run_settings, say, train_at
 from redheart.study.run_folder import RunFolder
 from redheart.train.interrupt import StopRequest
 from redheart.train.log.events import Event, EventLog, all_events, events_behind
@@ -25,22 +26,21 @@ start = subprocess.Popen
 """How the process of a trial is started."""
 
 
-def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
+def run_sweep(study: Study) -> Sweep:
     """Try every rate and write the result; finished trials are not repeated, whoever ran them.
 
     Raises:
         RedHeartError: every trial diverged, or one ended for a reason that is not its rate.
         Interrupted: SIGTERM or Ctrl-C; the running trial has saved its state.
     """
+    config, folder = study.config, study.folder
     path = folder.sweep / "sweep.json"
-    keys = [run_settings(config, data, rate, epochs=config.sweep.epochs).key for rate in config.sweep.rates]
+    keys = [run_settings(study, rate, epochs=config.sweep.epochs).key for rate in config.sweep.rates]
     key = digest({"sweep": config.sweep, "trials": keys})
-    if path.is_file():
-        old = read_sealed(path, Sweep)
-        if old.key == key:
-            return old
+    if (old := read_if_there(path, Sweep)) and old.key == key:
+        return old
     if config.sweep.range_test_steps:
-        say(config, "sweep", str(range_test.run(config, folder, data, start_trial=_run_process)))
+        say(config, "sweep", str(range_test.run(study, start_trial=_run_process)))
     trials = []
     for rate, trial_key in zip(config.sweep.rates, keys, strict=True):
         out = folder.trial(rate)
@@ -69,19 +69,19 @@ def run_sweep(config: StudyConfig, folder: RunFolder, data: StudyData) -> Sweep:
     return sweep
 
 
-def run_trial(config: StudyConfig, folder: RunFolder, data: StudyData, rate: float) -> None:
+def run_trial(study: Study, rate: float) -> None:
     """One trial, in this process: weights, order, batch and precision of the main run; nothing of it goes there."""
-    out = folder.trial(rate)
-    settings = dataclasses.replace(run_settings(config, data, rate, epochs=config.sweep.epochs), snapshots=False)
-    name = f"{folder.root.name} {out.name}"
+    config, out = study.config, study.folder.trial(rate)
+    settings = dataclasses.replace(run_settings(study, rate, epochs=config.sweep.epochs), snapshots=False)
+    name = f"{study.folder.root.name} {out.name}"
     with range_test.trial_lock(out):
         if finished_trial(config.sweep, rate, out, key=settings.key):
             # Another W&B sweep over this folder asks for the same trial: it is told what came out.
             sinks = event_sinks(config, settings, out, name=name)
             EventLog(out / "events.jsonl", length_bytes=0, keeps_rest=True, sinks=sinks).close()
         else:
-            train_at(config, data, settings, out, name=name)
-        if is_first_rank():
+            train_at(study, settings, out, name=name)
+        if launched().is_first:
             # Two states of every trial would take more disk than the main run is planned with; nobody resumes them.
             remove_states(out / "states")
 

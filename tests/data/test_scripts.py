@@ -169,14 +169,14 @@ def test_a_run_says_it_before_it_trains(
     encoder: str, warnings: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened = SimpleNamespace(features=SimpleNamespace(manifest=SimpleNamespace(unread={"Hangul": 60})))
-    monkeypatch.setattr(phases, "load_data", lambda *_, **__: opened)
+    monkeypatch.setattr(phases, "load_study", lambda *_, **__: opened)
     config = StudyConfig(
         prepare=PrepareConfig(duplicate_similarity=0.0),
         data=str(written(tmp_path / "a.json", korean=60)),
         out=tmp_path / "run",
         features=FeatureConfig(encoder=encoder),
     )
-    phases.open_data(config, RunFolder(tmp_path / "run"))
+    phases.open_study(config, RunFolder(tmp_path / "run"))
     assert capsys.readouterr().err.count("60 of 60 texts (100%) are in Hangul") == warnings
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from redheart.evaluate.affect import predicted_affect
 from redheart.evaluate.rank_correlation import correlate
+from redheart.study.ratings import predicted_affect
 
 
 def test_one_subject_is_scipy_s_correlation() -> None:

@@ -57,7 +57,7 @@ def plant(fault: str) -> None:
     if fault == "snapshot":
         epoch_end.write_snapshot = disk
     elif fault == "data":
-        phases.load_data = disk
+        phases.load_study = disk
     elif fault == "validation":
         learner.EmotionLearner.validate = bug
     elif fault == "validation_memory":

@@ -13,7 +13,7 @@ from redheart.core.errors import BadInput
 from redheart.core.files import read_sealed
 from redheart.data.generator import generate
 from redheart.evaluate.results import Crossover, EvaluationResult
-from redheart.study.evaluating import evaluate_file, inventory_of
+from redheart.study.evaluating import evaluate_file
 from redheart.study.pipeline import run_study
 from redheart.study.run_folder import RunFolder
 
@@ -82,7 +82,7 @@ def test_a_legal_data_set_goes_from_records_to_report(name: str, tmp_path: Path)
     # One record of the same kind, seen for the first time.
     unseen = records(tmp_path, 1, lambda index, row: row.update(id="unseen"))
     folder = RunFolder(run)
-    assert evaluate_file(config, folder, inventory_of(folder), unseen).num_records == 1
+    assert evaluate_file(config, folder, unseen).num_records == 1
 
 
 @pytest.mark.parametrize(

@@ -13,29 +13,29 @@ from redheart.report.report import bests_of
 from redheart.report.selection_section import sweet_spot_lines, sweet_spot_section
 from redheart.select.sweet_spot import SweetSpot
 from redheart.study.outlook.status import read_status, status_lines
-from redheart.study.phases import StudyData, load_data
-from redheart.study.run_folder import RunFolder, load
+from redheart.study.phases import Study, load_study
+from redheart.study.run_folder import load
 from redheart.study.selecting import best_epochs_of
 from redheart.train.log.events import read_events
 
 
 @pytest.fixture
-def parts(run_copy: Path) -> tuple[RunFolder, StudyData, SweetSpot, int]:
-    """A run's folder, its data, its choice, and the epoch of its lowest validation loss."""
+def parts(run_copy: Path) -> tuple[Study, SweetSpot, int]:
+    """A run, its choice, and the epoch of its lowest validation loss."""
     folder, config = load(run_copy)
     epochs = read_events(folder.train / "events.jsonl", "epoch")
     lowest = min(epochs, key=lambda event: event["val_loss"])["epoch"]
     spot = read_sealed(folder.select / "sweet_spot.json", SweetSpot)
-    return folder, load_data(config, folder), spot, lowest
+    return load_study(config, folder), spot, lowest
 
 
 def test_two_epochs_are_explained_in_terminal_status_and_report(parts: Any, tmp_path: Path) -> None:
-    folder, data, spot, lowest = parts
+    study, spot, lowest = parts
     other = next(epoch for epoch in spot.epochs if epoch != lowest)
     spot = msgspec.structs.replace(spot, best_epoch=other)
-    write_sealed(folder.select / "sweet_spot.json", spot)
-    said = best_epochs_of(folder, data, spot)
-    manifest = data.prepared.manifest
+    write_sealed(study.folder.select / "sweet_spot.json", spot)
+    said = best_epochs_of(study, spot)
+    manifest = study.prepared.manifest
     for part in (
         f"the best single snapshot, epoch {other},",
         f"on {manifest.val_select} select records among {len(spot.epochs)} snapshots",
@@ -44,19 +44,18 @@ def test_two_epochs_are_explained_in_terminal_status_and_report(parts: Any, tmp_
     ):
         assert said and part in said
     assert said in sweet_spot_lines(spot, bests=said)
-    status = read_status(*load(folder.root))
+    status = read_status(*load(study.folder.root))
     assert status.best_epoch == lowest and status.best_epochs_text == said
     assert any(line.endswith(said) for line in status_lines(status))
-    assert bests_of(read_facts(folder.root)) == said
+    assert bests_of(read_facts(study.folder.root)) == said
     assert sweet_spot_section(tmp_path, spot, bests=said).count(said[1:]) == 1
 
 
 def test_one_epoch_needs_no_word(parts: Any) -> None:
-    folder, data, spot, lowest = parts
+    study, spot, lowest = parts
     spot = msgspec.structs.replace(spot, best_epoch=lowest)
-    write_sealed(folder.select / "sweet_spot.json", spot)
-    assert best_epochs_of(folder, data, spot) is None
+    write_sealed(study.folder.select / "sweet_spot.json", spot)
+    assert best_epochs_of(study, spot) is None
     assert not any("two measures" in line for line in sweet_spot_lines(spot, bests=None))
-    assert read_status(*load(folder.root)).best_epochs_text is None
-    of_no_epoch = best_epochs_text(single=2, num_snapshots=1, val_losses={}, manifest=data.prepared.manifest)
-    assert of_no_epoch is None
+    assert read_status(*load(study.folder.root)).best_epochs_text is None
+    assert best_epochs_text(spot, val_losses={}, manifest=study.prepared.manifest) is None

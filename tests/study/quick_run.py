@@ -15,7 +15,7 @@ from redheart.model.network import RedHeart
 from redheart.snapshots.module_snapshots import write_snapshot
 from redheart.study import run_folder
 from redheart.study.learner import VALIDATION_PARTS
-from redheart.study.phases import StudyData, new_model, open_data
+from redheart.study.phases import Study, new_model, open_study
 from redheart.study.run_folder import RunFolder
 
 Change = Callable[[RedHeart, int], None]
@@ -24,14 +24,22 @@ Change = Callable[[RedHeart, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class QuickRun:
-    """A run's parts."""
+    """A run, and its parts."""
 
-    config: StudyConfig
-    folder: RunFolder
-    data: StudyData
+    study: Study
 
-    def settings(self, **changes: object) -> SelectConfig:
-        return dataclasses.replace(self.config.select, **changes)  # type: ignore[arg-type]
+    @property
+    def config(self) -> StudyConfig:
+        return self.study.config
+
+    @property
+    def folder(self) -> RunFolder:
+        return self.study.folder
+
+    def choosing(self, **changes: object) -> Study:
+        """The same with other settings of the choice."""
+        select = dataclasses.replace(self.config.select, **changes)  # type: ignore[arg-type]
+        return dataclasses.replace(self.study, config=dataclasses.replace(self.config, select=select))
 
 
 def make_run(root: Path, change: Change, *, epochs: tuple[int, ...] = (2, 4, 6), num_generated: int = 240) -> QuickRun:
@@ -47,17 +55,17 @@ def make_run(root: Path, change: Change, *, epochs: tuple[int, ...] = (2, 4, 6),
         )
     )
     folder = run_folder.start(config)
-    data = open_data(config, folder)
-    rows = np.concatenate([data.prepared.split[part] for part in VALIDATION_PARTS])
+    study = open_study(config, folder)
+    rows = np.concatenate([study.prepared.split[part] for part in VALIDATION_PARTS])
     for epoch in epochs:
-        model = new_model(config, data.prepared)
+        model = new_model(config, study.prepared)
         with torch.no_grad():
             change(model, epoch)
         # Snapshots are bf16; their outputs are those of the rounded weights.
         model.to(torch.bfloat16)
         modules = {name: dict(model.get_submodule(name).state_dict()) for name in module_names(model)}
-        outputs = predict_rows(model.float().eval(), data.features, rows, micro_batch=64)
-        losses = predictor_losses(outputs, data.prepared, rows)
+        outputs = predict_rows(model.float().eval(), study.features, rows, micro_batch=64)
+        losses = predictor_losses(outputs, study.prepared, rows)
         means = {name: float(np.nanmean(values)) for name, values in losses.items()}
         write_snapshot(
             folder.snapshots,
@@ -72,7 +80,7 @@ def make_run(root: Path, change: Change, *, epochs: tuple[int, ...] = (2, 4, 6),
             val_module_loss=means,
             train_module_loss=means,
         )
-    return QuickRun(config, folder, data)
+    return QuickRun(study)
 
 
 def shake(model: RedHeart, epoch: int, *, scale: float, seed: int = 0) -> None:

@@ -86,33 +86,32 @@ def test_a_calibration_of_another_model_is_refused(run_copy: Path) -> None:
 
 def test_the_test_split_stays_closed_and_few_records_are_refused(run_copy: Path) -> None:
     folder, config = run_folder.load(run_copy)
-    data = phases.load_data(config, folder)
+    study = phases.load_study(config, folder)
     # Records of the select half, so that there are enough in a data set as small as this one.
-    split = {SELECT: data.prepared.split["train"][:40], CONFIRM: data.prepared.split["train"][40:60]}
-    closed = phases.StudyData(dataclasses.replace(data.prepared, split=split), data.features)
+    split = {SELECT: study.prepared.split["train"][:40], CONFIRM: study.prepared.split["train"][40:60]}
+    closed = dataclasses.replace(study, prepared=dataclasses.replace(study.prepared, split=split))
     for _ in range(2):
-        assert run_calibration(config, folder, closed).num_select == 40
+        assert run_calibration(closed).num_select == 40
     # However often the same weights are calibrated.
     looks = [opening for opening in read_openings(folder.root) if "calibrated" in opening.models]
     assert [look.part for look in looks] == [CONFIRM]
-    few = phases.StudyData(
-        dataclasses.replace(data.prepared, split={**split, SELECT: split[SELECT][:9]}), data.features
-    )
+    few_rows = {**split, SELECT: split[SELECT][:9]}
+    few = dataclasses.replace(study, prepared=dataclasses.replace(study.prepared, split=few_rows))
     with pytest.raises(BadInput, match="too few records to calibrate"):
-        run_calibration(config, folder, few)
+        run_calibration(few)
 
 
 def test_every_further_model_that_the_confirm_records_judge_has_a_wider_interval(run_copy: Path) -> None:
     folder, config = run_folder.load(run_copy)
-    data = phases.load_data(config, folder)
-    assert run_calibration(config, folder, data).gain_confirm.level == 0.95
-    models, num_records = {"calibrated": "another"}, len(data.prepared.split[CONFIRM])
+    study = phases.load_study(config, folder)
+    assert run_calibration(study).gain_confirm.level == 0.95
+    models, num_records = {"calibrated": "another"}, len(study.prepared.split[CONFIRM])
     assert confirm_place(folder.root, judged="calibrated", models=models, num_records=num_records) == 2
     # One that comes again keeps its place.
-    assert run_calibration(config, folder, data).gain_confirm.level == 0.95
+    assert run_calibration(study).gain_confirm.level == 0.95
     crossover = read_crossover(folder)
     other = next(name for name in MODELS if name != crossover.recommended)
     write_sealed(folder.select / "crossover.json", msgspec.structs.replace(crossover, recommended=other))
     assert crossover.digests[other] != crossover.digests[crossover.recommended]
-    assert run_calibration(config, folder, data).gain_confirm.level == 0.9875
+    assert run_calibration(study).gain_confirm.level == 0.9875
     assert "at 98.8%" in judge(*both(3.0, 0), seed=0, model="x", level=0.9875).verdict

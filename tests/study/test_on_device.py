@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redheart.cli import main
 from redheart.core import device as placing
-from redheart.core.config import Device, StudyConfig
+from redheart.core.config import Device
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
 from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult
@@ -30,7 +30,7 @@ from redheart.study import run_folder
 from redheart.study.calibrating import run_calibration
 from redheart.study.evaluating import run_evaluation
 from redheart.study.final import open_run
-from redheart.study.phases import StudyData, load_data
+from redheart.study.phases import Study, load_study
 from redheart.study.recombining import run_crossover
 from redheart.study.run_folder import RunFolder
 from redheart.study.selecting import expected_specs, make_evaluator, open_snapshots, run_sweet_spot
@@ -64,14 +64,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 
 def phases_of(run: QuickRun, out: Path, *, device: Device = "auto") -> Found:
     shutil.copytree(run.config.out, out)
-    config, folder = dataclasses.replace(run.config, out=out, device=device), RunFolder(out)
+    study = run.choosing(budget_evaluations=4)
+    config = dataclasses.replace(study.config, out=out, device=device)
+    study = dataclasses.replace(study, config=config, folder=RunFolder(out))
     return Found(
-        spot=run_sweet_spot(config, folder, run.data, settings=run.settings(budget_evaluations=4)),
-        crossover=run_crossover(config, folder, run.data),
+        spot=run_sweet_spot(study),
+        crossover=run_crossover(study),
         # Before there is a calibration, whose last bits are other ones on a device: see below.
         predictions=open_run(out, device=device).predict(TEXTS),
-        calibration=run_calibration(config, folder, run.data),
-        evaluation=run_evaluation(config, folder, run.data),
+        calibration=run_calibration(study),
+        evaluation=run_evaluation(study),
     )
 
 
@@ -142,21 +144,19 @@ def test_in_bf16_the_phases_find_the_same_within_its_rounding(
     # What was searched on a card is assembled and judged on the CPU too.
     config = dataclasses.replace(trained.config, out=tmp_path / "device", device="cpu")
     passes.clear()
-    run_crossover(config, RunFolder(config.out), trained.data)
+    run_crossover(dataclasses.replace(trained.study, config=config, folder=RunFolder(config.out)))
     assert passes["cuda"] == 0
 
 
-def choices(config: StudyConfig, data: StudyData) -> list[dict[str, Blend]]:
+def choices(study: Study) -> list[dict[str, Blend]]:
     """A whole model, and one with three modules of another snapshot and a mean."""
-    whole = dict.fromkeys(expected_specs(config, data.prepared), single(4))
+    whole = dict.fromkeys(expected_specs(study.config, study.prepared), single(4))
     return [whole, {**whole, "neural.surd": single(2), "signal.dsp": mean_of((2, 4)), "heads.regret": single(2)}]
 
 
-def evaluated(
-    config: StudyConfig, folder: RunFolder, data: StudyData, *, number: int = 2
-) -> tuple[list[dict[str, np.ndarray]], Work]:
-    evaluator = make_evaluator(config, folder, data, open_snapshots(folder), config.select)
-    found = [evaluator.losses(choice) for choice in choices(config, data)[:number]]
+def evaluated(study: Study, *, number: int = 2) -> tuple[list[dict[str, np.ndarray]], Work]:
+    evaluator = make_evaluator(study, open_snapshots(study.folder))
+    found = [evaluator.losses(choice) for choice in choices(study)[:number]]
     return found, evaluator.work
 
 
@@ -164,22 +164,22 @@ def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_withi
     finished_run: Path, tmp_path: Path, passes: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, config = run_folder.load(finished_run)
-    data, folder.select = load_data(config, folder), tmp_path / "cpu"
-    expected, _ = evaluated(config, folder, data)
+    study, folder.select = load_study(config, folder), tmp_path / "cpu"
+    expected, _ = evaluated(study)
     predictor = open_run(finished_run)
     predictor.model.requires_grad_(False)
     predictions = predictor.predict(TEXTS)
     stub_device.install(monkeypatch, free_bytes=1 << 19)
     folder.select = tmp_path / "asked"
     passes.clear()
-    evaluated(config, folder, data, number=1)
+    evaluated(study, number=1)
     assert passes["cpu"] > 0 and passes["cuda"] == 0, "not measured on a card yet: it must be asked for"
-    config = dataclasses.replace(config, device="cuda")
+    study = dataclasses.replace(study, config=dataclasses.replace(config, device="cuda"))
     passes.clear()
     with monkeypatch.context() as patch:
         patch.setattr(placing, "CARD_TYPE", torch.float32)
         folder.select = tmp_path / "device"
-        found, work = evaluated(config, folder, data)
+        found, work = evaluated(study)
         for losses, others in zip(found, expected, strict=True):
             assert all(np.array_equal(losses[name], others[name], equal_nan=True) for name in others)
         # Half of the device's memory, results and weights together.
@@ -187,7 +187,7 @@ def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_withi
         assert work.cache_peak_bytes + work.weights_peak_bytes <= 1 << 18
         assert open_run(finished_run).predict(TEXTS) == predictions
     # What was computed in another type is not taken for this one's.
-    (rounded,), _ = evaluated(config, folder, data, number=1)
+    (rounded,), _ = evaluated(study, number=1)
     emotion, exact = (losses["heads.emotion"] for losses in (rounded, expected[0]))
     assert not np.array_equal(emotion, exact, equal_nan=True)
     assert np.nanmean(emotion) == pytest.approx(np.nanmean(exact), rel=5e-3)
@@ -198,8 +198,8 @@ def test_where_memory_runs_out_a_node_takes_fewer_records(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, config = run_folder.load(finished_run)
-    data, folder.select = load_data(config, folder), tmp_path / "whole"
-    expected, _ = evaluated(config, folder, data, number=1)
+    study, folder.select = load_study(config, folder), tmp_path / "whole"
+    expected, _ = evaluated(study, number=1)
     compute, tried = RedHeart.compute, []
 
     def short(self: RedHeart, node: str, features_BSD: Tensor, mask_BS: Tensor, read: Mapping[str, Signals]) -> Signals:
@@ -210,7 +210,7 @@ def test_where_memory_runs_out_a_node_takes_fewer_records(
 
     monkeypatch.setattr(RedHeart, "compute", short)
     folder.select = tmp_path / "parts"
-    found, _ = evaluated(config, folder, data, number=1)
+    found, _ = evaluated(study, number=1)
     # Sums of products of another shape are taken in another order.
     np.testing.assert_allclose(found[0]["heads.surd"], expected[0]["heads.surd"], rtol=1e-4)
     # It is found out once.
@@ -241,8 +241,8 @@ def test_a_search_tells_how_much_of_its_budget_is_spent(
 
     monkeypatch.setattr(Display, "track", track)
     shutil.copytree(trained.config.out, tmp_path / "run")
-    settings = trained.settings(budget_evaluations=4, map_epochs=2)
-    spot = run_sweet_spot(trained.config, RunFolder(tmp_path / "run"), trained.data, settings=settings)
+    study = trained.choosing(budget_evaluations=4, map_epochs=2)
+    spot = run_sweet_spot(dataclasses.replace(study, folder=RunFolder(tmp_path / "run")))
     total, *parts = told["sweet-spot"]
     assert spot.evaluations <= sum(parts) <= total == 4 + len(spot.baselines) and len(parts) > 5
     total, *parts = told["maps"]

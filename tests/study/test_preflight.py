@@ -162,7 +162,7 @@ def test_features_are_counted_for_the_records_that_a_run_is_known_to_have(
     assert said[str(unread)] - said["generated"] == pytest.approx(more, abs=0.01 * GIB)
     settings = dataclasses.replace(settings, prepare=PrepareConfig(num_generated=60))
     hashed = dataclasses.replace(settings, features=FeatureConfig("hash", 8))
-    prepared = phases.open_data(hashed, run_folder.start(settings)).prepared
+    prepared = phases.open_study(hashed, run_folder.start(settings)).prepared
     read = dataclasses.replace(settings, data=str(unread))
     assert preflight._num_records(read) == len(prepared.records) <= 60
 
@@ -234,9 +234,9 @@ def test_a_run_keeps_within_the_disk_that_it_was_planned_with(
         features=FeatureConfig(encoder="hash", seq_len_tokens=8),
     )
     folder = run_folder.start(settings)
-    data = phases.open_data(settings, folder)
+    study = phases.open_study(settings, folder)
     del most_bytes[:]
-    phases.run_training(settings, folder, data)
+    phases.run_training(study)
     features = settings.prepare.num_generated * record_bytes(settings.features)
     stated = disk_of(settings, compressed=compressed) - features
     # What the plan counts besides is the write of a snapshot again, after a kill.

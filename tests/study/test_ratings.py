@@ -12,9 +12,8 @@ from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.data.prepare import load_prepared
 from redheart.data.rating_table import read_ratings
-from redheart.evaluate.affect import predicted_affect
 from redheart.study.final import open_run
-from redheart.study.ratings import rate
+from redheart.study.ratings import predicted_affect, rate
 
 
 def test_subjects_who_follow_the_prediction_are_found(

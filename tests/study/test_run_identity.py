@@ -20,7 +20,7 @@ from redheart.data.generator import generate
 from redheart.report.report import make_report
 from redheart.snapshots.states import MANIFEST, Progress, StateManifest
 from redheart.study import run_folder
-from redheart.study.phases import open_data
+from redheart.study.phases import open_study
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def study(data: str = "r.json", out: Path | str = "run", **changes: object) -> S
 
 def begin(config: StudyConfig) -> str:
     """Start a run up to its records; their key."""
-    return open_data(config, run_folder.start(config)).prepared.manifest.key
+    return open_study(config, run_folder.start(config)).prepared.manifest.key
 
 
 def test_a_run_goes_on_however_its_records_are_named_now(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_nobody_takes_a_configuration_that_is_being_written_for_a_leftover(
 ) -> None:
     def fsync(path: Path) -> None:
         if path.name.startswith(".config.json"):
-            # As another trial's `open_data` would, before it removes leftovers.
+            # As another trial's `open_study` would, before it removes leftovers.
             with pytest.raises(BadInput, match="another process"), folder_lock(path.parent, name="data", wait=False):
                 pass
             seen.append(path)

@@ -17,7 +17,7 @@ from redheart.evaluate.results import Crossover, EvaluationResult
 from redheart.report.report import make_report
 from redheart.study import evaluating, run_folder
 from redheart.study.evaluating import run_evaluation, seen_records, seen_text
-from redheart.study.phases import load_data
+from redheart.study.phases import load_study
 
 
 def test_records_are_recognised_by_what_the_encoder_reads(finished_run: Path) -> None:
@@ -124,10 +124,10 @@ def test_an_output_that_was_never_trained_is_not_evaluated(
     assert len(read_openings(run_copy)) == num_openings
     # Of the test split, the baselines' too.
     folder, config = run_folder.load(run_copy)
-    data = load_data(config, folder)
+    study = load_study(config, folder)
     (folder.evaluation / "evaluation.json").unlink()
     mask_NT = prepared.mask_NT.copy()
     mask_NT[prepared.split["train"], regret] = False
-    found = run_evaluation(config, folder, replace(data, prepared=replace(data.prepared, mask_NT=mask_NT)))
+    found = run_evaluation(replace(study, prepared=replace(study.prepared, mask_NT=mask_NT)))
     for evaluation in (*found.models.values(), *found.baselines.values()):
         assert "regret" not in evaluation.tasks and "bentham" in evaluation.tasks

@@ -50,13 +50,13 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> QuickRun:
 
 
 def spot_of(run: QuickRun, **settings: object) -> SweetSpot:
-    return run_sweet_spot(run.config, run.folder, run.data, settings=run.settings(**settings))
+    return run_sweet_spot(run.choosing(**settings))
 
 
 def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp_path: Path) -> None:
-    snapshots, specs = open_snapshots(noisy.folder), expected_specs(noisy.config, noisy.data.prepared)
-    evaluator = make_evaluator(noisy.config, noisy.folder, noisy.data, snapshots, noisy.settings(cache_mib=1))
-    rows = noisy.data.prepared.split["val_select"]
+    snapshots, specs = open_snapshots(noisy.folder), expected_specs(noisy.config, noisy.study.prepared)
+    evaluator = make_evaluator(noisy.choosing(cache_mib=1), snapshots)
+    rows = noisy.study.prepared.split["val_select"]
     random = np.random.default_rng(0)
     blends: list[Blend] = [single(2), single(4), single(6), mean_of((2, 6)), weighted({2: 1, 4: 2, 6: 4})]
     choice = dict.fromkeys(specs, single(2))
@@ -67,19 +67,19 @@ def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp
         out = noisy.folder.select / f"turn_{turn}"
         digest = assemble(out, choice=choice, snapshots=snapshots, expected=specs).digest
         model = load_assembled(
-            noisy.config, noisy.folder, noisy.data.prepared.inventory, out.name, digest=digest
+            noisy.config, noisy.folder, noisy.study.prepared.inventory, out.name, digest=digest
         ).requires_grad_(False)
-        outputs = predict_rows(model, noisy.data.features, rows, micro_batch=noisy.config.train.micro_batch)
-        expected = predictor_losses(outputs, noisy.data.prepared, rows)
+        outputs = predict_rows(model, noisy.study.features, rows, micro_batch=noisy.config.train.micro_batch)
+        expected = predictor_losses(outputs, noisy.study.prepared, rows)
         assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in FINALS)
     assert evaluator.work.evaluations < 6
 
 
 def test_a_model_whose_prediction_is_no_number_is_broken_whatever_the_targets(noisy: QuickRun) -> None:
-    rows = noisy.data.prepared.split["val_select"]
-    dims = preset(noisy.config.preset, outputs=noisy.data.prepared.inventory.outputs)
-    graph = ModuleGraph(
-        dims, noisy.data.prepared, noisy.data.features, rows, micro_batch=64, device=torch.device("cpu")
+    rows = noisy.study.prepared.split["val_select"]
+    dims, graph = (
+        preset(noisy.config.preset, outputs=noisy.study.prepared.inventory.outputs),
+        ModuleGraph(noisy.study, rows),
     )
     prediction_NO = torch.zeros(len(rows), dims.num_outputs("regret"))
     assert np.isfinite(graph.losses("heads.regret", [{"prediction": prediction_NO}])).all()
@@ -91,7 +91,7 @@ def test_a_model_whose_prediction_is_no_number_is_broken_whatever_the_targets(no
 def test_what_is_said_of_noisy_networks_holds_on_records_that_nobody_chose_on(seed: int, tmp_path: Path) -> None:
     run = make_run(tmp_path, lambda model, epoch: shake(model, epoch, scale=0.05, seed=seed), num_generated=500)
     spot = spot_of(run)
-    crossover = run_crossover(run.config, run.folder, run.data)
+    crossover = run_crossover(run.study)
     # Weights that differ by noise alone always seem to have something to choose from.
     assert crossover.gain_select.percent > 0
     assert crossover.gain_select.percent == pytest.approx(spot.selection.gain.percent, abs=1e-9)
@@ -106,14 +106,14 @@ def test_what_is_said_of_noisy_networks_holds_on_records_that_nobody_chose_on(se
 
 
 def gain_on(run: QuickRun, part: str) -> Gain:
-    rows, scores = run.data.prepared.split[part], {}
+    rows, scores = run.study.prepared.split[part], {}
     crossover = read_crossover(run.folder)
-    floors = loss_floors(run.data.prepared, rows)
+    floors = loss_floors(run.study.prepared, rows)
     for name, digest in crossover.digests.items():
-        model = load_assembled(run.config, run.folder, run.data.prepared.inventory, name, digest=digest)
+        model = load_assembled(run.config, run.folder, run.study.prepared.inventory, name, digest=digest)
         model.requires_grad_(False)
-        outputs = predict_rows(model, run.data.features, rows, micro_batch=64)
-        losses = predictor_losses(outputs, run.data.prepared, rows)
+        outputs = predict_rows(model, run.study.features, rows, micro_batch=64)
+        losses = predictor_losses(outputs, run.study.prepared, rows)
         scores[name] = score_N(losses, scales=crossover.scales, floors=floors)
     return paired_gain(scores["best_single"], scores["crossover"], seed=0)
 
@@ -133,7 +133,7 @@ def test_a_planted_head_is_found_confirmed_and_becomes_the_final_model(tmp_path:
     assert spot.best_epoch != 4
     assert spot.modules["heads.emotion"] == single(4) and 4 not in spot.modules["heads.regret"].epochs
     assert spot.swaps[0].group == "heads.emotion" and spot.swaps[0].p_holm < 5e-3
-    crossover = run_crossover(run.config, run.folder, run.data)
+    crossover = run_crossover(run.study)
     assert crossover.recommended == "crossover" and "is better than" in crossover.verdict
     assert crossover.tasks["emotion"].is_evidence
     assert read_assembly(run.folder.select / "final").digest == crossover.digests["crossover"]
@@ -157,14 +157,14 @@ def test_maps_hold_what_direct_evaluation_gives(noisy: QuickRun) -> None:
     maps = read_json(noisy.folder.select / "maps.json", Maps)
     assert len(maps.epochs) == 2 and spot.best_epoch in maps.epochs
     snapshots = open_snapshots(noisy.folder)
-    evaluator = make_evaluator(noisy.config, noisy.folder, noisy.data, snapshots, noisy.settings())
+    evaluator = make_evaluator(noisy.study, snapshots)
     problem_scores = dict(zip(maps.epochs, maps.scores, strict=True))
     donor, host = maps.epochs
     for name, table in maps.transplants.items():
         choice = {module: single(donor if module in spot.groups[name].modules else host) for module in spot.modules}
         means = [evaluator.losses(choice)[final] for final in FINALS]
-        rows = noisy.data.prepared.split["val_select"]
-        floors = loss_floors(noisy.data.prepared, rows)
+        rows = noisy.study.prepared.split["val_select"]
+        floors = loss_floors(noisy.study.prepared, rows)
         score = score_N(dict(zip(FINALS, means, strict=True)), scales=spot.scales, floors=floors)
         assert table[0][1] == pytest.approx(100 * (1 - score.mean() / problem_scores[host]))
         assert table[0][0] == table[1][1] == 0
@@ -177,7 +177,7 @@ def test_a_crossover_that_was_cut_off_leaves_nothing_that_is_taken_for_judged(
 ) -> None:
     run = make_run(tmp_path, noise)
     spot_of(run, strategy="coordinate")
-    run_crossover(run.config, run.folder, run.data)
+    run_crossover(run.study)
     spot_of(run, strategy="uniform")
 
     def killed(*given: object, **named: object) -> None:
@@ -186,22 +186,22 @@ def test_a_crossover_that_was_cut_off_leaves_nothing_that_is_taken_for_judged(
     with monkeypatch.context() as patched:
         patched.setattr(recombining, "_losses", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_crossover(run.config, run.folder, run.data)
+            run_crossover(run.study)
     with pytest.raises(BadInput, match="not the one that was judged"):
-        run_evaluation(run.config, run.folder, run.data)
-    crossover = run_crossover(run.config, run.folder, run.data)
-    assert run_evaluation(run.config, run.folder, run.data).digests == crossover.digests
+        run_evaluation(run.study)
+    crossover = run_crossover(run.study)
+    assert run_evaluation(run.study).digests == crossover.digests
 
 
 def test_a_report_says_nothing_of_models_that_are_not_the_crossover_s(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise)
     spot_of(run, strategy="coordinate")
-    run_crossover(run.config, run.folder, run.data)
-    result = run_evaluation(run.config, run.folder, run.data)
+    run_crossover(run.study)
+    result = run_evaluation(run.study)
     assert read_facts(run.folder.root).evaluation == result
     spot_of(run, strategy="uniform")
     assert "This is an earlier choice" in make_report(run.folder.root).read_text()
-    run_crossover(run.config, run.folder, run.data)
+    run_crossover(run.study)
     assert read_facts(run.folder.root).evaluation is None
     assert "This is an earlier choice" not in make_report(run.folder.root).read_text()
 
@@ -224,11 +224,11 @@ def test_a_mean_of_several_epochs_is_no_point_of_the_figure_s_curves(
 def test_an_evaluation_recommends_what_the_crossover_recommends(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise)
     spot_of(run, strategy="coordinate")
-    crossover = run_crossover(run.config, run.folder, run.data)
-    first = run_evaluation(run.config, run.folder, run.data)
+    crossover = run_crossover(run.study)
+    first = run_evaluation(run.study)
     other = "crossover" if crossover.recommended == "best_single" else "best_single"
     write_sealed(run.folder.select / "crossover.json", msgspec.structs.replace(crossover, recommended=other))
-    again = run_evaluation(run.config, run.folder, run.data)
+    again = run_evaluation(run.study)
     assert again == msgspec.structs.replace(first, recommended=other)
     assert read_facts(run.folder.root).evaluation == again
 
@@ -240,22 +240,22 @@ def test_the_confirm_records_count_their_choices_and_the_test_split_opens_once(t
     verdicts: dict[str, str] = {}
     for strategy, place in turns:
         spot_of(run, strategy=strategy)
-        crossover = run_crossover(run.config, run.folder, run.data)
+        crossover = run_crossover(run.study)
         assert crossover.num_judged == place
         assert {gain.level for gain in (crossover.gain_confirm, *crossover.tasks.values())} == {level_of(place)}
         assert verdicts.setdefault(strategy, crossover.verdict) == crossover.verdict
     assert crossover.gain_confirm.percent == 0 and crossover.recommended == "best_single"
-    results = [run_evaluation(run.config, run.folder, run.data) for _ in range(2)]
+    results = [run_evaluation(run.study) for _ in range(2)]
     assert results[0].digests == results[1].digests == crossover.digests
     openings = read_openings(run.folder.root)
     assert [opening.part for opening in openings] == ["val_confirm"] * 3 + ["test"]
     assert openings[-1].models == crossover.digests and openings[-1].num_records == len(
-        run.data.prepared.split.opened()["test"]
+        run.study.prepared.split.opened()["test"]
     )
     # Another choice is another model: it is evaluated, and that is another opening.
     spot_of(run, strategy="uniform")
-    run_crossover(run.config, run.folder, run.data)
-    run_evaluation(run.config, run.folder, run.data)
+    run_crossover(run.study)
+    run_evaluation(run.study)
     assert [opening.part for opening in read_openings(run.folder.root)].count("test") == 2
 
 
@@ -272,13 +272,13 @@ def test_a_model_that_was_not_the_one_evaluated_is_refused(tmp_path: Path) -> No
     spot["selection"]["gain"]["percent"] += 0.5
     write_sealed(path, spot)
     with pytest.raises(RedHeartError, match="not the one that was chosen"):
-        run_crossover(run.config, run.folder, run.data)
+        run_crossover(run.study)
 
 
 def test_without_a_sweet_spot_or_snapshots_the_way_on_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path, noise)
     with pytest.raises(BadInput, match="run `redheart sweet-spot RUN` first"):
-        run_crossover(run.config, run.folder, run.data)
+        run_crossover(run.study)
     for path in run.folder.snapshots.iterdir():
         path.rename(tmp_path / path.name)
     with pytest.raises(BadInput, match="no snapshots yet"):

@@ -134,12 +134,12 @@ def test_what_another_process_trained_is_not_this_ones_time(tmp_path: Path, empt
         )
     )
     folder = run_folder.start(config)
-    data = phases.open_data(config, folder)
-    phases.run_training(config, folder, data)
+    study = phases.open_study(config, folder)
+    phases.run_training(study)
     assert empty_store.is_file()
     empty_store.unlink()
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=8))
-    phases.run_training(other, folder, data)
+    phases.run_training(dataclasses.replace(study, config=other))
     assert not empty_store.exists()
 
 

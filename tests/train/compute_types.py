@@ -106,13 +106,13 @@ def study(folder: Path) -> Iterator[tuple[str, int]]:
         )
     )
     run = run_folder.start(config)
-    data = phases.open_data(config, run)
+    study = phases.open_study(config, run)
     for compute_type, steps in (("bf16", 1), ("auto", None)):
         AcceleratorState._reset_state(True)
         train = dataclasses.replace(config.train, compute_type=compute_type)
         again = dataclasses.replace(config, train=train)
         run_folder.start(again)
-        phases.run_training(again, run, data, max_steps=steps)
+        phases.run_training(dataclasses.replace(study, config=again), max_steps=steps)
         yield compute_type, steps or 0
 
 

@@ -17,13 +17,13 @@ from redheart.train.loop import RunSettings, train
 from tests.train.raw_loop import raw_loop
 
 
-def open_study(config: StudyConfig) -> phases.StudyData:
-    return phases.open_data(config, run_folder.start(config))
+def open_study(config: StudyConfig) -> phases.Study:
+    return phases.open_study(config, run_folder.start(config))
 
 
-def learner_of(config: StudyConfig, data: phases.StudyData) -> EmotionLearner:
-    model = phases.new_model(config, data.prepared)
-    return EmotionLearner(model, data.prepared, data.features, seed=config.seed, micro_batch=config.train.micro_batch)
+def learner_of(study: phases.Study) -> EmotionLearner:
+    model, config = phases.new_model(study.config, study.prepared), study.config
+    return EmotionLearner(model, study.prepared, study.features, seed=config.seed, micro_batch=config.train.micro_batch)
 
 
 def test_training_gives_the_weights_of_the_raw_loop(tmp_path: Path) -> None:
@@ -35,13 +35,13 @@ def test_training_gives_the_weights_of_the_raw_loop(tmp_path: Path) -> None:
             train=TrainConfig(strategy="plain", effective_batch=16, micro_batch=8, cycle_epochs=1),
         )
     )
-    data = open_study(config)
-    ours = learner_of(config, data)
+    study = open_study(config)
+    ours = learner_of(study)
     train(ours, RunSettings(config.train, 2, 1e-3, "key"), folder=tmp_path / "train")
     steps = read_events(tmp_path / "train" / "events.jsonl", "step")
     rates = [float(str(step["learning_rate"])) for step in steps]
     assert len(set(rates)) > 5
-    reference, losses = raw_loop(learner_of(config, data), config.train, epochs=2, rates=rates)
+    reference, losses = raw_loop(learner_of(study), config.train, epochs=2, rates=rates)
     assert [step["loss"] for step in steps] == losses
     for (name, ours_tensor), reference_tensor in zip(
         ours.model.named_parameters(), reference.parameters(), strict=True
@@ -64,11 +64,11 @@ def test_small_overfits_32_real_records(real_records: Path, tmp_path: Path) -> N
             train=TrainConfig(strategy="plain", effective_batch=32, weight_decay=0.0),
         )
     )
-    data = open_study(config)
-    learner = learner_of(config, data)
-    rows_N = data.prepared.split["train"][:32]
+    study = open_study(config)
+    learner = learner_of(study)
+    rows_N = study.prepared.split["train"][:32]
     learner.epoch_rows = lambda epoch: rows_N  # type: ignore[method-assign]
     raw_loop(learner, config.train, epochs=60, rates=[1e-3] * 60)
-    logits_NC = predict_rows(learner.model.eval(), data.features, rows_N, micro_batch=32)["heads.emotion"]
-    columns = data.prepared.inventory.columns("emotion")
-    assert emotion_kl(logits_NC, data.prepared.values_NT[rows_N][:, columns]).mean() < 0.02
+    logits_NC = predict_rows(learner.model.eval(), study.features, rows_N, micro_batch=32)["heads.emotion"]
+    columns = study.prepared.inventory.columns("emotion")
+    assert emotion_kl(logits_NC, study.prepared.values_NT[rows_N][:, columns]).mean() < 0.02

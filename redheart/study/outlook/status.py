@@ -14,6 +14,7 @@ from redheart.core.progress import duration_text
 from redheart.core.units import GIB, MIB
 from redheart.data.prepare import Manifest
 from redheart.report.best_epochs import best_epochs_text
+from redheart.select.sweet_spot import SweetSpot
 from redheart.study.run_folder import RunFolder, load
 from redheart.train.log.events import Event, watched_events
 
@@ -58,13 +59,6 @@ class _Entry(msgspec.Struct, frozen=True):
     what: str = ""
     text: str = ""
     exit_code: int = 0
-
-
-class _Chosen(msgspec.Struct, frozen=True):
-    """What is read of `sweet_spot.json`."""
-
-    best_epoch: int
-    epochs: list[int]
 
 
 class TrialStatus(msgspec.Struct, frozen=True):
@@ -208,14 +202,9 @@ def status_lines(status: RunStatus) -> list[str]:
 
 
 def _best_epochs(folder: RunFolder, measured: Sequence[tuple[float, int]]) -> str | None:
-    chosen = read_sealed(folder.root / FILES["sweet-spot"], _Chosen)
+    spot = read_sealed(folder.root / FILES["sweet-spot"], SweetSpot)
     manifest = read_sealed(folder.data / "manifest.json", Manifest)
-    return best_epochs_text(
-        single=chosen.best_epoch,
-        num_snapshots=len(chosen.epochs),
-        val_losses={epoch: loss for loss, epoch in measured},
-        manifest=manifest,
-    )
+    return best_epochs_text(spot, val_losses={epoch: loss for loss, epoch in measured}, manifest=manifest)
 
 
 def _state(
