@@ -26,7 +26,6 @@ from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import timings
-from redheart.study.outlook.plan_output import expected
 from redheart.study.run_folder import RunFolder, source_path
 from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.log.display import TrainingDisplay
@@ -135,7 +134,7 @@ def run_training(
     settings = dataclasses.replace(
         run_settings(config, data, rate, epochs=config.epochs),
         max_steps=max_steps,
-        expected=expected(config, chosen, ranks=ranks, num_validation=num_validation),
+        expected=timings.expected(config, chosen, ranks=ranks, num_validation=num_validation),
         chosen=chosen,
     )
     remembering = timings.Remembering(config, ranks=ranks, num_validation=num_validation)
