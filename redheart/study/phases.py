@@ -25,7 +25,6 @@ from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner
 from redheart.study.outlook import timings
-from redheart.study.outlook.plan_output import expected
 from redheart.study.run_folder import RunFolder
 from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.log.display import TrainingDisplay
@@ -129,7 +128,7 @@ def run_training(study: Study, *, max_steps: int | None = None, chosen: Chosen |
     settings = dataclasses.replace(
         run_settings(study, rate, epochs=config.epochs),
         max_steps=max_steps,
-        expected=expected(config, chosen, ranks=ranks, num_validation=num_validation),
+        expected=timings.expected(config, chosen, ranks=ranks, num_validation=num_validation),
         chosen=chosen,
     )
     remembering = timings.Remembering(config, ranks=ranks, num_validation=num_validation)

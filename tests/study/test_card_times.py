@@ -122,16 +122,16 @@ def test_a_run_that_was_expected_remembers_its_first_steps(empty_store: Path) ->
 
 def test_what_is_expected_is_what_was_measured_here_else_what_the_planner_says_of_the_card() -> None:
     found = Chosen("64 x 1", "planner", "", [], "a card", "its constants", 2.0, 1.0, 3.0, "host", 1, 2)
-    assert plan_output.expected(CONFIG, None, ranks=1, num_validation=10) is None
+    assert timings.expected(CONFIG, None, ranks=1, num_validation=10) is None
     unknown = dataclasses.replace(found, predicted_step_s=None)
-    assert plan_output.expected(CONFIG, unknown, ranks=1, num_validation=10) is None
-    said = plan_output.expected(CONFIG, found, ranks=1, num_validation=10)
+    assert timings.expected(CONFIG, unknown, ranks=1, num_validation=10) is None
+    said = timings.expected(CONFIG, found, ranks=1, num_validation=10)
     assert said is not None and (said.step_s, said.basis) == (2.0, "simulated, its constants")
     steps = [{"event": "step", "forward_backward_s": 0.5, "step_s": 1.0}] * 5
     measured = timings.measured_step(CONFIG, steps, ranks=1)
     assert measured is not None
     timings.remember(measured)
-    before = plan_output.expected(CONFIG, found, ranks=1, num_validation=10)
+    before = timings.expected(CONFIG, found, ranks=1, num_validation=10)
     assert before is not None and before.step_s == pytest.approx(1.0) and "measured" in before.basis
 
 

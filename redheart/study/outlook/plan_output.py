@@ -15,10 +15,8 @@ from redheart.core.units import GIB, MIB
 from redheart.memory.cards import known
 from redheart.memory.plan import COMFORT_SHARE, PREDICTED, Plan
 from redheart.memory.replay import Replay
-from redheart.study.outlook import timings
 from redheart.study.outlook.planning import answer, nearest_text
 from redheart.train.choice import Choice, OnCard
-from redheart.train.log.pace import Expected
 from redheart.train.settings import Chosen
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
@@ -195,14 +193,6 @@ def on_this_card(config: StudyConfig) -> tuple[StudyConfig, Chosen | None]:
         return config, None
     taken = dataclasses.replace(train, micro_batch=plan.micro_batch, checkpointing=plan.checkpointing)
     return dataclasses.replace(config, train=taken), _chosen(found, device=name, is_told=train.micro_batch > 0)
-
-
-def expected(config: StudyConfig, chosen: Chosen | None, *, ranks: int, num_validation: int) -> Expected | None:
-    """What a run is expected to take: by earlier runs here, else by the simulation of the card that is here."""
-    found = timings.expected(config, ranks=ranks, num_validation=num_validation)
-    if found or chosen is None or chosen.predicted_step_s is None:
-        return found
-    return Expected(chosen.predicted_step_s, None, f"simulated, {chosen.constants}")
 
 
 def _chosen(found: Choice, *, device: str, is_told: bool) -> Chosen:

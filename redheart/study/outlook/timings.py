@@ -22,6 +22,7 @@ from redheart.memory.cards import Card, known
 from redheart.memory.step_time import HostSpeed
 from redheart.train.device.compute_type import type_name
 from redheart.train.log.pace import CHECK_STEPS, Expected
+from redheart.train.settings import Chosen
 
 HOST_FILE = "host_speed.json"
 MIN_STEPS = 3
@@ -159,11 +160,13 @@ def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> Meas
     return min(same, key=distance, default=None)
 
 
-def expected(config: StudyConfig, *, ranks: int, num_validation: int) -> Expected | None:
-    """What a run of this configuration is expected to take, None where nothing like it was measured here."""
+def expected(config: StudyConfig, chosen: Chosen | None, *, ranks: int, num_validation: int) -> Expected | None:
+    """What a run is expected to take: by earlier runs here, else by the simulation of the card that is here."""
     found = recall(config, ranks=ranks)
     if found is None:
-        return None
+        if chosen is None or chosen.predicted_step_s is None:
+            return None
+        return Expected(chosen.predicted_step_s, None, f"simulated, {chosen.constants}")
     step_s = found.step_s(effective_batch=config.train.effective_batch, seq_len_tokens=config.features.seq_len_tokens)
     end_s = None if found.epoch_end_s_per_record is None else found.epoch_end_s_per_record * num_validation
     return Expected(step_s, end_s, "measured on this machine before")
