@@ -54,11 +54,8 @@ def correlate(
 ) -> Correlation | None:
     """Combine the correlations of all subjects; None where there is too little to correlate.
 
-    Args:
-        predicted: the prediction for the text of every row.
-        rated: the value that the subject gave it.
-        subjects: who.
-        texts: of which text; None where no two subjects have rated the same.
+    Every row is a prediction for a text, and the value that a subject gave it; `texts` are None where no two subjects
+    have rated the same.
     """
     predicted_N, rated_N, subject_N = np.asarray(predicted), np.asarray(rated), np.asarray(subjects)
     names = [str(name) for name in np.unique(subject_N)]

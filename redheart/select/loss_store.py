@@ -20,10 +20,7 @@ _CRC_BYTES = 4
 class LossStore:
     """Losses by key; what is put is handed to the operating system at once, so that a kill loses nothing of it.
 
-    Args:
-        path: the file; made when there is something to put.
-        finals: names of the predictors, in the order in which their losses are kept.
-        num_records: N.
+    The file is made when there is something to put; the losses of a key lie in the order of `finals`.
     """
 
     def __init__(self, path: Path, *, finals: Sequence[str], num_records: int) -> None:

@@ -87,9 +87,6 @@ def paired_gain(
     Args:
         reference_N: loss of the reference on every record, NaN where it has no target.
         candidate_N: loss of the candidate on the same records; where one of the two is not finite it is a large one.
-        seed: of the bootstrap.
-        level: of the interval.
-        resamples: of the bootstrap.
         least_labelled: where a loss is made of several tasks, the records of the one that has the fewest.
 
     Raises:

@@ -81,6 +81,7 @@ def _scores(problem: SelectionProblem, scores_E: np.ndarray) -> list[Score]:
 
 
 Strategy = Callable[[Search], Choice]
+
 STRATEGIES: dict[str, Strategy] = {
     "design": design,
     "best-single": best_single,

@@ -65,7 +65,7 @@ class SweetSpot(msgspec.Struct, frozen=True):
     num_candidates: int
     """Different models that were compared: single snapshots by their stored outputs, the others by evaluation."""
     num_reused: int
-    """Of the evaluated ones, those that an earlier call had evaluated; 0 until whoever keeps them says it."""
+    """Of the evaluated ones, those that an earlier call had evaluated."""
     evaluations: float
     """What the search cost, in full-model evaluations by the floating-point operations of matrix products."""
     evaluations_naive: float
@@ -90,6 +90,8 @@ def find_sweet_spot(
     on_trial: Callable[[float], None] = lambda _: None,
 ) -> SweetSpot:
     """Apply the strategy of the settings, and show it beside the baselines.
+
+    Who keeps losses between calls or computes in another type fills in `num_reused` and `computed_in`.
 
     Raises:
         BadInput: there is no such strategy.
