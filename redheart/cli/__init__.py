@@ -1,6 +1,7 @@
 """The command line: one sub-command per phase. Every error ends in one message and its exit code.
 
-A command's module is imported when it is called, so that `redheart --help` answers at once.
+A command's module is imported when it is called, and what is heavy once its options are read, so that `--help` and a
+misspelt option are answered at once.
 """
 
 import gc

@@ -51,6 +51,8 @@ class ImportOptions:
 
 
 def consolidate(arguments: Sequence[str]) -> None:
+    options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
+
     from redheart.core.files import real_path
     from redheart.snapshots.consolidate import consolidated
     from redheart.snapshots.module_snapshots import Snapshot
@@ -58,7 +60,6 @@ def consolidate(arguments: Sequence[str]) -> None:
     from redheart.study import run_folder
     from redheart.study.selecting import open_snapshots
 
-    options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
     run, _ = run_folder.load(options.run)
     if any(real_path(options.out).is_relative_to(real_path(run.root / part)) for part in run.parts):
         raise BadInput(
@@ -93,12 +94,13 @@ def consolidate(arguments: Sequence[str]) -> None:
 
 
 def import_model(arguments: Sequence[str]) -> None:
+    options = parse(ImportOptions, arguments, "snapshots import")
+
     from redheart.model.ledger import module_names
     from redheart.snapshots.consolidate import DTYPES, SUFFIX, write_model, write_modules
     from redheart.snapshots.foreign import files_read, open_foreign, problems_against, refuse_problems
     from redheart.snapshots.tensors import spec_of
 
-    options = parse(ImportOptions, arguments, "snapshots import")
     refuse_own_input(options.out, files_read(options.source))
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:

@@ -39,9 +39,10 @@ class EegOptions:
 
 
 def ratings(arguments: Sequence[str]) -> None:
+    options = parse(RatingsOptions, arguments, "ratings")
+
     from redheart.study.ratings import rate
 
-    options = parse(RatingsOptions, arguments, "ratings")
     result = rate(options.run, options.csv, texts=options.texts, encoder=options.encoder, device=options.device)
     lines = [f"{result.num_rows} rows on {result.num_texts} texts; {result.num_rows_left_out} rows left out"]
     for name, found in result.measures.items():
@@ -58,10 +59,11 @@ def ratings(arguments: Sequence[str]) -> None:
 
 
 def eeg(arguments: Sequence[str]) -> None:
+    options = parse(EegOptions, arguments, "eeg")
+
     from redheart.core.files import write_bytes
     from redheart.data.eeg import asymmetry_table, measure_files
 
-    options = parse(EegOptions, arguments, "eeg")
     if not options.files:
         raise BadInput("no recording is given", expected="one file or more", hint="give the recordings' names")
     if options.out:

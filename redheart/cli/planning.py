@@ -84,20 +84,22 @@ class DoctorOptions:
 
 
 def model(arguments: Sequence[str]) -> None:
+    options = parse(ModelOptions, arguments, "model")
+
     from redheart.model.ledger import ledger_text
 
-    options = parse(ModelOptions, arguments, "model")
     print(ledger_text(options.preset, as_json=options.json))
 
 
 def plan(arguments: Sequence[str]) -> None:
+    options = parse(PlanOptions, arguments, "plan")
+
     from redheart.core.config import TrainConfig
     from redheart.core.errors import BadInput
     from redheart.memory import cards
     from redheart.memory.plan import COMFORT_SHARE
     from redheart.study.outlook import plan_output, planning
 
-    options = parse(PlanOptions, arguments, "plan")
     for name, value in (("--ranks", options.ranks), ("--epochs", options.epochs)):
         if value < 1:
             raise BadInput("out of range", where=name, got=value, expected="1 or more")
@@ -195,9 +197,10 @@ def _records_in(data: Path, features: FeatureConfig) -> tuple[int, str | None]:
 
 
 def doctor(arguments: Sequence[str]) -> None:
+    options = parse(DoctorOptions, arguments, "doctor")
+
     from redheart.study.outlook.doctor import examine
 
-    options = parse(DoctorOptions, arguments, "doctor")
     findings = examine(options.out, measures=options.measure)
     lines = [
         f"{item.verdict:<5}{item.name:<15}{item.found}" + (f"\n{'':<20}-> {item.hint}" if item.hint else "")

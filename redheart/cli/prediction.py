@@ -60,10 +60,11 @@ class DemoOptions:
 
 
 def demo(arguments: Sequence[str]) -> None:
+    options = parse(DemoOptions, arguments, "demo")
+
     from redheart.core.files import shown
     from redheart.predict.server import HOST, make_server
 
-    options = parse(DemoOptions, arguments, "demo")
     predictor = open_predictor(options.run, encoder=options.encoder, device=options.device)
     name = f"Red Heart: {shown(options.run.resolve().name)}"
     with make_server(predictor, name=name, port=options.port) as server:
@@ -74,18 +75,20 @@ def demo(arguments: Sequence[str]) -> None:
 
 
 def export(arguments: Sequence[str]) -> None:
+    options = parse(ExportOptions, arguments, "export")
+
     from redheart.study.final import run_export
 
-    options = parse(ExportOptions, arguments, "export")
     manifest = run_export(options.run, options.out, encoder=options.encoder)
     answer(manifest, f"{options.out}: {', '.join(manifest.files)}", as_json=options.json)
 
 
 def predict(arguments: Sequence[str]) -> None:
+    options = parse(PredictOptions, arguments, "predict")
+
     from redheart.core.files import is_stream
     from redheart.data.scripts import counted, warn_unread
 
-    options = parse(PredictOptions, arguments, "predict")
     if (options.text is None) == (options.input is None):
         raise BadInput("one of --text and --input is needed", got="neither" if options.text is None else "both")
     if options.input and options.output:

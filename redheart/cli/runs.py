@@ -55,20 +55,22 @@ class CalibrateOptions(RunOptions):
 
 
 def status(arguments: Sequence[str]) -> None:
+    options = parse(RunOptions, arguments, "status")
+
     from redheart.study.outlook.status import status_lines, status_of
 
-    options = parse(RunOptions, arguments, "status")
     found = status_of(options.run)
     answer(found, "\n".join(status_lines(found)), as_json=options.json)
 
 
 def sweet_spot(arguments: Sequence[str]) -> None:
+    options = parse(SweetSpotOptions, arguments, "sweet-spot")
+
     from redheart.report.selection_section import sweet_spot_lines
     from redheart.select.strategies import strategy_named
     from redheart.study import phases, run_folder
     from redheart.study.selecting import best_epochs_of, run_sweet_spot
 
-    options = parse(SweetSpotOptions, arguments, "sweet-spot")
     with run_folder.opened(options.run, device=options.device) as (folder, config):
         # Once more, now that the run's own settings are known: what is not given is theirs.
         options = parse(SweetSpotOptions, arguments, "sweet-spot", SweetSpotOptions(options.run, select=config.select))
@@ -85,12 +87,13 @@ def sweet_spot(arguments: Sequence[str]) -> None:
 
 
 def crossover(arguments: Sequence[str]) -> None:
+    options = parse(CrossoverOptions, arguments, "crossover")
+
     from redheart.report.selection_section import crossover_lines
     from redheart.snapshots.mergekit import tensors_folder
     from redheart.study import phases, run_folder
     from redheart.study.recombining import run_crossover, write_mergekit
 
-    options = parse(CrossoverOptions, arguments, "crossover")
     if options.mergekit:
         tensors_folder(options.mergekit)
     with run_folder.opened(options.run, device=options.device) as (folder, config):
@@ -104,11 +107,12 @@ def crossover(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
+    options = parse(EvaluateOptions, arguments, "evaluate")
+
     from redheart.evaluate.evaluation import Evaluation
     from redheart.report.tables import comparison_table
     from redheart.study import evaluating, phases, run_folder
 
-    options = parse(EvaluateOptions, arguments, "evaluate")
     if options.data is None:
         with run_folder.opened(options.run, encoder=options.encoder, device=options.device) as (folder, config):
             study = phases.load_study(config, folder, display=display_of(options.json))
@@ -128,6 +132,8 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def calibrate(arguments: Sequence[str]) -> None:
+    options = parse(CalibrateOptions, arguments, "calibrate")
+
     from rich.console import Console
     from rich.table import Table
 
@@ -135,7 +141,6 @@ def calibrate(arguments: Sequence[str]) -> None:
     from redheart.study import phases, run_folder
     from redheart.study.calibrating import run_calibration
 
-    options = parse(CalibrateOptions, arguments, "calibrate")
     with run_folder.opened(options.run, device=options.device) as (folder, config):
         study = phases.load_study(config, folder, display=display_of(options.json))
         with display_of(options.json).working("calibrate"):
@@ -155,10 +160,11 @@ def calibrate(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
+    options = parse(RunOptions, arguments, "report")
+
     from redheart.report.report import make_report
     from redheart.study import run_folder
 
-    options = parse(RunOptions, arguments, "report")
     folder, _ = run_folder.load(options.run)
     with run_folder.reporting(folder):
         path = make_report(folder.root)

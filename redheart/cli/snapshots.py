@@ -50,10 +50,11 @@ def snapshots(arguments: Sequence[str]) -> None:
 
 
 def _list(arguments: Sequence[str]) -> None:
-    from redheart.snapshots.survey import list_run
-
     about = "List the snapshots and resume states of a run."
     options = parse(RunOptions, arguments, "snapshots list", about=about)
+
+    from redheart.snapshots.survey import list_run
+
     listing = list_run(*_folders(options.run))
     lines = [f"{'epoch':>6}{'step':>8}{'val loss':>10}{'cycle':>7}{'on disk':>12}{'whole':>12}"]
     for row in listing.snapshots:
@@ -69,12 +70,13 @@ def _list(arguments: Sequence[str]) -> None:
 
 
 def _verify(arguments: Sequence[str]) -> None:
+    about = "Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."
+    options = parse(RunOptions, arguments, "snapshots verify", about=about)
+
     import msgspec
 
     from redheart.snapshots.survey import bytes_to_verify, verify_run
 
-    about = "Hold every file of a run's snapshots and resume states against its SHA-256; all bad ones are named."
-    options = parse(RunOptions, arguments, "snapshots verify", about=about)
     folders = _folders(options.run)
     with display_of(options.json).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
@@ -89,12 +91,13 @@ def _verify(arguments: Sequence[str]) -> None:
 
 
 def _compress(arguments: Sequence[str]) -> None:
+    options = parse(CompressOptions, arguments, "snapshots compress")
+
     from redheart.core.folders import folder_lock
     from redheart.snapshots.compress import compress_snapshots, expand_snapshots
     from redheart.snapshots.module_snapshots import list_snapshots
     from redheart.snapshots.prune import disk_bytes
 
-    options = parse(CompressOptions, arguments, "snapshots compress")
     folder, _ = _folders(options.run)
     found = list_snapshots(folder)
     before = disk_bytes(folder)
@@ -113,12 +116,13 @@ def _compress(arguments: Sequence[str]) -> None:
 
 
 def _prune(arguments: Sequence[str]) -> None:
+    options = parse(PruneOptions, arguments, "snapshots prune")
+
     from redheart.core.files import read_if_there
     from redheart.select.sweet_spot import SweetSpot
     from redheart.snapshots.prune import Keep, prune
     from redheart.study import run_folder
 
-    options = parse(PruneOptions, arguments, "snapshots prune")
     folder, _ = run_folder.load(options.run)
 
     def chosen() -> set[int]:

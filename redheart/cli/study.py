@@ -33,20 +33,23 @@ class PrepareOptions:
 
 
 def run(arguments: Sequence[str]) -> None:
+    _note_ranks("run")
+    config, chosen = _checked_study(arguments, "run")
+
     from redheart.study.pipeline import run_study
 
-    _note_ranks("run")
-    run_study(*_checked_study(arguments, "run"))
+    run_study(config, chosen)
 
 
 def prepare(arguments: Sequence[str]) -> None:
+    options = parse(PrepareOptions, arguments, "prepare")
+
     from redheart.core.config import FeatureConfig
     from redheart.core.files import is_sealed
     from redheart.data.prepare import prepare as run_prepare
     from redheart.data.scripts import warn_unread
     from redheart.study.run_folder import RunFolder
 
-    options = parse(PrepareOptions, arguments, "prepare")
     run = options.out.resolve().parent
     if options.out.resolve() == RunFolder(run).data and is_sealed(RunFolder(run).config):
         raise BadInput(
@@ -62,11 +65,12 @@ def prepare(arguments: Sequence[str]) -> None:
 
 
 def sweep(arguments: Sequence[str]) -> None:
+    _note_ranks("sweep")
+    config, _ = _checked_study(arguments, "sweep")
+
     from redheart.study import phases, run_folder
     from redheart.study.sweep import run_sweep
 
-    _note_ranks("sweep")
-    config, _ = _checked_study(arguments, "sweep")
     if config.train.learning_rate is not None:
         # As `redheart run` has it. The trials would be started for a run without a rate, which this one is not.
         phases.say(config, "sweep", f"learning rate {config.train.learning_rate} is given: nothing to search for")
@@ -78,12 +82,14 @@ def sweep(arguments: Sequence[str]) -> None:
 
 
 def train(arguments: Sequence[str]) -> None:
-    from redheart.study import phases, run_folder
     from redheart.train.ranks.peers import together
 
     _note_ranks()
     with together():
         config, chosen = _checked_study(_without_local_rank(arguments), "train")
+
+        from redheart.study import phases, run_folder
+
         if config.train.learning_rate is None:
             # Before minutes of features, and before a folder is given these settings.
             phases.best_rate(run_folder.RunFolder(config.out))
@@ -110,8 +116,6 @@ def _typed(arguments: Sequence[str]) -> list[str]:
 
 def trial(arguments: Sequence[str]) -> None:
     """One trial of a sweep, or the range test before it, into the folder of the run that it is for."""
-    from redheart.study import phases, range_test, run_folder
-    from redheart.study.sweep import run_trial
     from redheart.train.interrupt import stop_with_parent
     from redheart.train.ranks.peers import together
 
@@ -120,6 +124,10 @@ def trial(arguments: Sequence[str]) -> None:
         is_range_test = "--range-test" in arguments
         rest = [item for item in _without_local_rank(arguments) if item != "--range-test"]
         config = resolved(_study(rest, "trial"))
+
+        from redheart.study import phases, range_test, run_folder
+        from redheart.study.sweep import run_trial
+
         rate = config.train.learning_rate
         if rate is None and not is_range_test:
             raise BadInput(
@@ -162,12 +170,13 @@ def _without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig, Chosen | None]":
     """What a card takes best and why, and the planner's verdict before anything is allocated, if not with `--force`."""
+    asked = _study([item for item in arguments if item != "--force"], command)
+
     from redheart.select.strategies import strategy_named
     from redheart.study.outlook import plan_output, planning
     from redheart.study.phases import say
     from redheart.study.preflight import check_run
 
-    asked = _study([item for item in arguments if item != "--force"], command)
     strategy_named(asked.select.strategy)
     taken, found = plan_output.on_this_card(asked)
     config = resolved(taken)

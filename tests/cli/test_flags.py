@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,16 @@ def test_help_breaks_no_line_where_the_source_does(
         main(["train", "--help"])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "other ones at every reading" in line)
     assert "reading. A study" in line
+
+
+def test_help_waits_for_no_heavy_library() -> None:
+    commands = [[name] for name in COMMANDS] + [["snapshots", name] for name in SUBCOMMANDS]
+    code = f"""
+import contextlib, sys
+from redheart.cli import main
+for command in {commands}:
+    with contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    assert not {{"torch", "scipy", "sklearn", "matplotlib"}} & set(sys.modules), command
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
