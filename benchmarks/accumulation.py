@@ -44,7 +44,7 @@ def measure_here(strategy: str, micro_batches: int) -> dict[str, float]:
     engine = start_engine(
         build(dims, seed=0), TrainConfig(strategy=strategy, micro_batch=share, effective_batch=records)
     )
-    zero = engine._zero  # type: ignore[attr-defined]
+    zero = engine._zero  # type: ignore[union-attr]
     moved = count_traffic(zero)
     exact: dict[int, torch.Tensor] = {}
     for param_id, param in zero.param_dict.items():
@@ -103,7 +103,7 @@ def count_traffic(zero: object) -> list[int]:
         # Out in bf16, and from the second micro-batch on in as well; at the end out in float32.
         wrap(
             "async_accumulate_grad_in_cpu_via_gpu",
-            lambda param: (4 if zero.micro_step_id > 0 else 2) * param.numel(),  # type: ignore[attr-defined]
+            lambda param: (4 if zero.micro_step_id > 0 else 2) * param.numel(),  # type: ignore[union-attr]
         )
         wrap("async_inplace_copy_grad_to_fp32_buffer_from_gpu", lambda param: 4 * param.numel())
     return moved

@@ -230,7 +230,9 @@ class Planner:
         """
         best, best_s = None, math.inf
         whole = dataclasses.replace(strategy, card_share=1.0)
-        for least_s, _, size, recompute in self.by_time([whole], cost, checkpointing, micro_batch=micro_batch):
+        # A last micro-batch that is not whole counts as one: with it more of them may take less.
+        ways = sorted(self.by_time([whole], cost, checkpointing, micro_batch=micro_batch), key=itemgetter(0, 2, 3))
+        for least_s, _, size, recompute in ways:
             if best_s <= least_s:
                 break
             found = self._largest_share(strategy, size, recompute, vram_bytes)

@@ -36,6 +36,14 @@ def loss_of(learner: EmotionLearner, rows: np.ndarray) -> float:
     return float(learner.loss(learner.model, rows, step_rows=rows).total.detach())
 
 
+def test_a_batch_has_the_targets_of_its_rows(data: tuple[Prepared, FeatureCache]) -> None:
+    prepared, _ = data
+    rows = np.array([5, 0, 9])
+    _, _, targets_BT, present_BT = learner_of(data)._read(rows)
+    assert np.array_equal(targets_BT.numpy(), prepared.values_NT[rows], equal_nan=True)
+    assert np.array_equal(present_BT.numpy(), prepared.mask_NT[rows])
+
+
 def test_values_weigh_as_asked_in_training_and_validation(data: tuple[Prepared, FeatureCache]) -> None:
     rows = np.arange(8)
     losses = [loss_of(learner_of(data, value_weight=weight), rows) for weight in (1, 2, 3)]

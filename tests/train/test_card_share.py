@@ -1,10 +1,12 @@
 """A share of the optimizer on the card: planned within the bound, and states that go on with another share."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,8 @@ from launching import launch
 from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.core.units import GIB
-from redheart.memory.ledger import held_bytes, ledger
+from redheart.memory.ledger import StrategySizes, held_bytes, ledger
+from redheart.memory.plan import Plan
 from redheart.memory.zero2 import groups_on_card
 from redheart.model.dims import preset
 from redheart.model.network import build
@@ -60,6 +63,27 @@ def assert_planned_with_a_share(name: Preset, length: int, gib: int) -> None:
 
 def test_what_a_card_of_8_gib_leaves_free_is_the_optimizer_s() -> None:
     assert_planned_with_a_share("full", 128, 8)
+
+
+def test_the_fastest_share_is_found_where_a_step_s_last_micro_batch_is_not_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = resolved(StudyConfig(preset="small", train=TrainConfig(effective_batch=48)))
+    planner, sizes = planning.planner_of(config), strategy_sizes(NAME)
+
+    def seconds(strategy: StrategySizes, micro_batch: int, checkpointing: bool) -> float:
+        # 2 x 32 is more work than 3 x 16; what lies on the host costs 30.
+        work = planner.steps(strategy, micro_batch) * micro_batch
+        return work * (1.3 if checkpointing else 1) + 30 * (1 - strategy.card_share)
+
+    def only_with_checkpointing(strategy: StrategySizes, micro_batch: int, checkpointing: bool, _: int) -> Plan:
+        shared = dataclasses.replace(strategy, card_share=float(checkpointing))
+        plan, _replay = planner.plan(shared, micro_batch=1, checkpointing=checkpointing, vram_bytes=8 * GIB)
+        return msgspec.structs.replace(plan, micro_batch=micro_batch)
+
+    monkeypatch.setattr(planner, "_largest_share", only_with_checkpointing)
+    found = planner.with_share(sizes, vram_bytes=8 * GIB, cost=seconds)
+    assert found and (found.micro_batch, found.checkpointing, found.card_share) == (1, True, 1.0)
 
 
 @pytest.mark.long

@@ -54,6 +54,9 @@ def test_the_lock_of_a_killed_owner_is_not_waited_for(root: Path, capsys: pytest
     assert capsys.readouterr().err.count("compiling stub_op, about a minute, once") == 2
     with building(OP):
         assert build_as_torch_does() == "built"
+        (folder / "lock").touch()
+    with building(OP):
+        assert [item.name for item in folder.iterdir()] == [f"{OP}.so"], "what was compiled before is kept"
     assert capsys.readouterr().err == ""
     assert shared.exists(), "not ours: another program may be building there"
 

@@ -40,11 +40,12 @@ def building(name: str) -> Iterator[None]:
         folder_lock(folder, name=name, wait=True),
     ):
         wait.cancel()
-        if (folder / name / "lock").exists():
+        is_new, lock = not any((folder / name).glob("*.so")), folder / name / "lock"
+        if lock.exists() and is_new:
             # A compiler that has outlived its owner goes on where it disturbs nobody.
-            with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as gone:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".killed-", ignore_cleanup_errors=True) as gone:
                 (folder / name).rename(Path(gone) / name)
-        is_new = not any((folder / name).glob("*.so"))
+        lock.unlink(missing_ok=True)
         said = _saying(f"note: compiling {name}, about a minute, once", after_s=0.0 if is_new else SAY_AFTER_S)
         with said, mock.patch.dict(os.environ, {"TORCH_EXTENSIONS_DIR": str(folder), **_compiler()}):
             yield
