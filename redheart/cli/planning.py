@@ -127,16 +127,16 @@ def plan(arguments: Sequence[str]) -> None:
         "comfort_share": 1.0 if reserve_bytes else COMFORT_SHARE,
         "shares": card_share == "auto",
     }
-    answer, line, besides = (_of_preset if options.model is None else _of_pretrained)(options, train, card, limits)
+    choice, line, besides = (_of_preset if options.model is None else _of_pretrained)(options, train, card, limits)
     if not options.json:
         print(line)
     if options.figure:
-        plan_output.draw_step(answer.replay, options.figure)
+        plan_output.draw_step(choice.replay, options.figure)
     if options.json:
-        print_json(besides | plan_output.plan_fields(answer), True)
+        print_json(besides | plan_output.plan_fields(choice), True)
     else:
-        plan_output.print_plan(answer)
-    planning.refuse_unless_fits(answer, prefix="--")
+        plan_output.print_plan(choice)
+    planning.refuse_unless_fits(choice, prefix="--")
 
 
 def _of_preset(
@@ -150,11 +150,11 @@ def _of_preset(
     num_records, warning = planning.NUM_RECORDS, None
     if options.data:
         num_records, warning = _records_in(options.data, features)
-    answer = planning.answer(
+    choice = planning.answer(
         resolved(config), micro_batch=options.micro_batch, card=card, num_records=num_records, **limits
     )
     line = f"{options.epochs} epochs of {num_records:,} records"
-    return answer, line, {"records": num_records, "warning": warning}
+    return choice, line, {"records": num_records, "warning": warning}
 
 
 def _of_pretrained(

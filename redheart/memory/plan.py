@@ -228,6 +228,7 @@ class Planner:
 
         As in `fastest`; the strategy is one that takes a share, and a micro-batch of 0 takes any.
         """
+        cost = cost or self._step_s
         best, best_s = None, math.inf
         whole = dataclasses.replace(strategy, card_share=1.0)
         # A last micro-batch that is not whole counts as one: with it more of them may take less.
@@ -237,8 +238,7 @@ class Planner:
                 break
             found = self._largest_share(strategy, size, recompute, vram_bytes)
             if found:
-                sharing = dataclasses.replace(strategy, card_share=found.card_share)
-                found_s = (cost or self._step_s)(sharing, size, recompute)
+                found_s = cost(dataclasses.replace(strategy, card_share=found.card_share), size, recompute)
                 best, best_s = (found, found_s) if found_s < best_s else (best, best_s)
         return best
 
