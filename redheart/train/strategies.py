@@ -32,6 +32,12 @@ def plain_ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) 
     ]
 
 
+def torch_adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
+    """Torch's own; on the CPU its fused one, a quarter of the time for the many small tensors of `small`."""
+    fused = True if not torch.cuda.is_available() else None
+    return torch.optim.AdamW(list(groups), lr=0.0, betas=(config.beta1, config.beta2), fused=fused)
+
+
 PLAIN = Strategy(
     name="plain",
     configuration=None,
@@ -39,7 +45,7 @@ PLAIN = Strategy(
     home="device",
     state_bits=32,
     ledger=plain_ledger,
-    optimizer=lambda groups, config: torch.optim.AdamW(list(groups), lr=0.0, betas=(config.beta1, config.beta2)),
+    optimizer=torch_adamw,
     cost=on_card,
 )
 """One process, no DeepSpeed, everything in float32 on the device; for debugging and as a reference."""

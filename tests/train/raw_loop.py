@@ -15,7 +15,7 @@ def raw_loop(
     """Train in float32 on one device; the trained model and the loss of every step."""
     model = learner.model
     groups = parameter_groups(model, weight_decay=config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2))
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), fused=True)
     losses: list[float] = []
     for epoch in range(epochs):
         order: np.ndarray = learner.epoch_rows(epoch)
