@@ -129,8 +129,8 @@ class TrainConfig:
     """On the CPU, what the strategies with DeepSpeed compute in; `auto` takes bf16 where the processor has units for
     it and fp32 where it has none. A CUDA device computes in bf16, and `plain` in fp32."""
     num_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
-    """CPU threads per rank; 0 takes the usable cores over the ranks of this host, and one for a model whose
-    operators are too small for two."""
+    """CPU threads per rank; 0 takes the usable cores over the ranks of this host, and one within an operator where
+    operators are too small for two. Two threads compute half of a batch each where that is faster, but not with 1."""
     wandb: Literal["auto", "off", "offline", "online"] = "auto"
     """Weights & Biases: `offline` keeps its files in the run's folder, `online` sends. `auto` does what WANDB_MODE
     says, is online in a trial that `wandb agent` started, and off otherwise."""

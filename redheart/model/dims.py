@@ -49,7 +49,6 @@ class ModelDims:
     community_hidden: int
     outputs: tuple[int, int, int, int] = (7, 10, 1, 4)
     dropout: float = 0.0
-    feature_dropout: float = 0.0
 
     def num_outputs(self, task: str) -> int:
         """Number of targets of a task."""
@@ -134,9 +133,8 @@ def preset(
     *,
     outputs: tuple[int, int, int, int] = FULL.outputs,
     dropout: float = 0.0,
-    feature_dropout: float = 0.0,
 ) -> ModelDims:
     """The sizes called `tiny`, `small` or `full`."""
     divisor = PRESET_DIVISOR[name]
     dims = FULL if divisor == 1 else scaled(divisor)
-    return replace(dims, outputs=outputs, dropout=dropout, feature_dropout=feature_dropout)
+    return replace(dims, outputs=outputs, dropout=dropout)

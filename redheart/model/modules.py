@@ -17,7 +17,6 @@ from redheart.model.blocks import (
     FeedForward,
     Layer,
     MixtureOfExperts,
-    drop_channels,
     pooled,
     turn_of,
 )
@@ -30,7 +29,7 @@ class Backbone(nn.Module):
     def __init__(self, dims: ModelDims):
         super().__init__()
         width, heads = dims.width, num_heads(dims.width)
-        self.feature_dropout, self.head_width = dims.feature_dropout, width // heads
+        self.head_width = width // heads
         self.project = nn.Linear(FEATURE_WIDTH, width)
         self.layers = nn.ModuleList(
             Layer(width, heads=heads, hidden=dims.hidden, dropout=dims.dropout) for _ in range(dims.layers)
@@ -43,8 +42,6 @@ class Backbone(nn.Module):
         self.pool_gain = nn.Parameter(torch.empty(len(TASKS)))
 
     def forward(self, features_BSC: Tensor, bias_B11S: Tensor) -> tuple[Tensor, Tensor]:
-        if self.training and self.feature_dropout:
-            features_BSC = drop_channels(features_BSC, self.feature_dropout)
         states_BSW = self.project(features_BSC)
         turn = turn_of(states_BSW.shape[1], self.head_width, like=states_BSW)
         for layer in self.layers:

@@ -5,21 +5,26 @@ Shape suffixes: B batch, T target columns, O targets of a task, N records.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from redheart.core.config import StudyConfig
+from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache
-from redheart.data.loader import epoch_order, load_features
+from redheart.data.loader import epoch_order, kept_channels, load_features
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
 from redheart.evaluate.prediction import predict_rows, predictor_losses
+from redheart.memory.host import available_cores
 from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
+from redheart.train.halves import Halves
 from redheart.train.learner import MicroLoss, Validation
 
 VALIDATION_PARTS = ("val_select", "val_confirm")
@@ -46,6 +51,17 @@ class _Ahead:
         return self._read(rows)
 
 
+def computes_in_halves(config: StudyConfig) -> bool:
+    """Whether two threads compute half of a batch each, see `Halves`: on the CPU, with the sizes that were measured.
+
+    What layers drop out would be drawn by both threads in any order.
+    """
+    train = config.train
+    threads = min(train.num_threads or available_cores(), available_cores())
+    is_alone_on_cpu = launched().world_size == 1 and not torch.cuda.is_available()
+    return is_alone_on_cpu and threads > 1 and config.preset != "full" and train.dropout == 0
+
+
 class EmotionLearner:
     """Implements `redheart.train.learner.Learner`; with `pinned`, a CUDA device gets batches without a wait.
 
@@ -61,6 +77,8 @@ class EmotionLearner:
         seed: int,
         micro_batch: int,
         value_weight: float = 1.0,
+        feature_dropout: float = 0.0,
+        halves: bool = False,
         pinned: bool = False,
         length_step: int = 1,
     ) -> None:
@@ -68,6 +86,7 @@ class EmotionLearner:
         self._outputs = model.dims.outputs
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
+        self._feature_dropout, self._halves = feature_dropout, Halves() if halves else None
         self._module_names = module_names(model)
         self._length_step = length_step if torch.cuda.is_available() else 1
         self._pinned, self._batches = pinned and torch.cuda.is_available(), _Ahead(self._read)
@@ -80,26 +99,37 @@ class EmotionLearner:
 
     def loss(self, module: nn.Module, rows: np.ndarray, *, step_rows: np.ndarray) -> MicroLoss:
         is_empty = len(rows) == 0
-        batch = self._batches.get(step_rows[:1] if is_empty else rows)
-        features_BSD, mask_BS, targets_BT, target_mask_BT, step_counts_K = (
-            tensor.to(next(self.model.parameters()).device, non_blocking=self._pinned)
-            for tensor in (*batch, task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs))
-        )
-        predictions = module(features_BSD, mask_BS)
-        terms = multitask_loss(
-            predictions,
-            targets_BT,
-            # A rank without a row left still takes part in the backward pass, with everything masked.
-            target_mask_BT & (not is_empty),
-            outputs=self._outputs,
-            step_counts_K=step_counts_K,
-            value_weight=self._value_weight,
-        )
-        counts = {name: terms.counts_K[TASKS.index(task_of(name))] for name in terms.sums}
-        return MicroLoss(terms.total, terms.sums, counts)
+        read = step_rows[:1] if is_empty else rows
+        first = next(self.model.parameters())
+        step_counts_K = task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs)
+        step_counts_K = step_counts_K.to(first.device, non_blocking=self._pinned)
+        share = self._feature_dropout if self.model.training else 0.0
+        kept_B1D = kept_channels(len(read), share, like=first) if share else None
+
+        def loss_of(records: slice, network: nn.Module) -> MicroLoss:
+            features_BSD, mask_BS, targets_BT, target_mask_BT = (
+                tensor.to(first.device, non_blocking=self._pinned) for tensor in self._batches.get(read[records])
+            )
+            terms = multitask_loss(
+                network(features_BSD if kept_B1D is None else features_BSD * kept_B1D[records], mask_BS),
+                targets_BT,
+                # A rank without a row left still takes part in the backward pass, with everything masked.
+                target_mask_BT & (not is_empty),
+                outputs=self._outputs,
+                step_counts_K=step_counts_K,
+                value_weight=self._value_weight,
+            )
+            counts = {name: terms.counts_K[TASKS.index(task_of(name))] for name in terms.sums}
+            return MicroLoss(terms.total, terms.sums, counts)
+
+        if self._halves and len(read) > 1:
+            return self._halves.loss(partial(loss_of, network=self.model), len(read), list(self.model.parameters()))
+        return loss_of(slice(None), module)
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        self._batches.begin(rows)
+        # Halves read their own.
+        if not self._halves:
+            self._batches.begin(rows)
 
     def _read(self, rows: np.ndarray) -> Tensors:
         """Features in the model's type, their mask, targets and their mask; where they are copied from, page-locked."""

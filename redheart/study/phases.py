@@ -23,7 +23,7 @@ from redheart.evaluate.results import Sweep
 from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.network import RedHeart, build
-from redheart.study.learner import EmotionLearner
+from redheart.study.learner import EmotionLearner, computes_in_halves
 from redheart.study.outlook import timings
 from redheart.study.run_folder import RunFolder
 from redheart.train.device.graphs import LENGTH_STEP
@@ -110,7 +110,6 @@ def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -
         config.preset,
         outputs=prepared.inventory.outputs,
         dropout=train.dropout,
-        feature_dropout=train.feature_dropout,
     )
     model = build(dims, seed=config.seed, device=device)
     set_checkpointing(model, config.train.checkpointing)
@@ -197,6 +196,8 @@ def new_learner(study: Study) -> EmotionLearner:
         seed=config.seed,
         micro_batch=config.train.micro_batch,
         value_weight=config.train.value_weight,
+        feature_dropout=config.train.feature_dropout,
+        halves=computes_in_halves(config),
         pinned=config.train.pipeline,
         length_step=LENGTH_STEP if config.train.graphs else 1,
     )

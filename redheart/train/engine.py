@@ -214,6 +214,8 @@ class ZeroEngine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(last)
+        # As its forward pass does, through which a batch in halves does not go.
+        self._zero.clear_backward_seen_flag()
         if self._pipeline and self._has_graphs:
             self._pipeline.reuse_gradients()
         # DeepSpeed averages over the ranks; the loss is already each rank's share of the whole.

@@ -26,7 +26,7 @@ from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open
 from redheart.data.encoding import NOTE, STATES, SUMMARIES
 from redheart.data.features import forget_others, make_features, open_features
 from redheart.data.hub_encoder import HubModel, _weights_digest
-from redheart.data.loader import effective_batches, epoch_order, load_features, micro_batches
+from redheart.data.loader import effective_batches, epoch_order, kept_channels, load_features, micro_batches
 from redheart.data.prepare import load_prepared, prepare
 from redheart.data.summary import POOLED_WIDTH
 from redheart.data.words import WORDS_WIDTH, Labels
@@ -366,3 +366,9 @@ def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_
     )
     assert other.key != cache.key and other.manifest.key == cache.manifest.key
     assert not np.array_equal(other.pooled_NP, cache.pooled_NP)
+
+
+def test_channels_are_dropped_for_a_whole_text_and_the_others_scaled_up() -> None:
+    kept_B1D = kept_channels(3, 0.25, like=torch.empty(0, dtype=torch.float64))
+    assert kept_B1D.shape == (3, 1, 768) and not torch.equal(kept_B1D[0], kept_B1D[1])
+    assert set(kept_B1D.unique().tolist()) == {0.0, 1 / 0.75} and 0.2 < (kept_B1D == 0).double().mean() < 0.3

@@ -5,7 +5,7 @@ import torch
 
 from redheart.core.errors import RedHeartError
 from redheart.model import ledger
-from redheart.model.blocks import drop_channels, set_checkpointing
+from redheart.model.blocks import set_checkpointing
 from redheart.model.dims import preset
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import WIRING, RedHeart, Signals, as_prediction, build, task_of
@@ -145,11 +145,3 @@ def test_every_node_reads_what_the_wiring_says_and_nothing_else() -> None:
     found = {name: as_prediction(name, signals) for name, signals in read.items() if "prediction" in signals}
     assert list(found) == list(expected) and set(WIRING) - {"experts"} == set(ledger.module_names(model))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-
-
-def test_a_dropped_channel_is_dropped_at_every_position_of_its_record() -> None:
-    states_BNC = torch.rand(3, 5, 40) + 1
-    dropped_BNC = drop_channels(states_BNC, 0.25)
-    kept_BC = dropped_BNC[:, 0] != 0
-    assert not torch.equal(kept_BC[0], kept_BC[1]) and 0.5 < kept_BC.float().mean() < 0.95
-    assert torch.equal(dropped_BNC, torch.where(kept_BC[:, None], states_BNC * (1 / 0.75), 0.0))

@@ -1,18 +1,20 @@
 """The learner's loss: dropout that a resumed run repeats, tasks weighted as asked."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from redheart.core.config import FeatureConfig, PrepareConfig
+from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig
+from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache, make_features
 from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.dims import preset
 from redheart.model.losses import LossTerms
 from redheart.model.network import build
-from redheart.study.learner import VALIDATION_PARTS, EmotionLearner, total_loss
+from redheart.study.learner import VALIDATION_PARTS, EmotionLearner, computes_in_halves, total_loss
 from redheart.train.counting import StepLosses
 
 
@@ -25,10 +27,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, FeatureCac
     return prepared, make_features(prepared.records, config=config, root=folder / "features", fit=folder / "fit")
 
 
-def learner_of(data: tuple[Prepared, FeatureCache], *, value_weight: float = 1, **dropouts: float) -> EmotionLearner:
+def learner_of(data: tuple[Prepared, FeatureCache], **more: Any) -> EmotionLearner:
     prepared, features = data
-    model = build(preset("tiny", outputs=prepared.inventory.outputs, **dropouts), seed=0)
-    return EmotionLearner(model, prepared, features, seed=0, micro_batch=8, value_weight=value_weight)
+    model = build(preset("tiny", outputs=prepared.inventory.outputs), seed=0)
+    return EmotionLearner(model, prepared, features, seed=0, micro_batch=8, **more)
 
 
 def loss_of(learner: EmotionLearner, rows: np.ndarray) -> float:
@@ -42,6 +44,44 @@ def test_a_batch_has_the_targets_of_its_rows(data: tuple[Prepared, FeatureCache]
     _, _, targets_BT, present_BT = learner_of(data)._read(rows)
     assert np.array_equal(targets_BT.numpy(), prepared.values_NT[rows], equal_nan=True)
     assert np.array_equal(present_BT.numpy(), prepared.mask_NT[rows])
+
+
+def test_two_halves_are_the_whole_batch_but_for_rounding_also_what_they_drop(
+    data: tuple[Prepared, FeatureCache],
+) -> None:
+    rows, found = np.arange(7), []
+    for halves in (False, True):
+        learner = learner_of(data, feature_dropout=0.3, halves=halves)
+        learner.model.train()
+        torch.manual_seed(3)
+        loss = learner.loss(learner.model, rows, step_rows=np.arange(9))
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        gradient = torch.cat([parameter.grad.flatten() for parameter in learner.model.parameters()])  # type: ignore[union-attr]
+        found.append((loss, gradient, torch.rand(())))
+    (whole, expected, number), (halved, ours, same) = found
+    assert same == number and halved.counts == whole.counts
+    assert torch.allclose(halved.total, whole.total) and halved.sums.keys() == whole.sums.keys()
+    assert all(torch.allclose(halved.sums[name], whole.sums[name]) for name in whole.sums)
+    assert (ours - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("train", "preset_name", "ranks", "expected"),
+    [
+        ({}, "tiny", 1, True),
+        ({}, "full", 1, False),
+        ({}, "small", 2, False),
+        ({"num_threads": 1}, "small", 1, False),
+        ({"dropout": 0.1}, "small", 1, False),
+    ],
+)
+def test_halves_are_for_one_process_whose_operators_are_small(
+    train: dict[str, Any], preset_name: Any, ranks: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("redheart.study.learner.available_cores", lambda: 2)
+    monkeypatch.setattr("redheart.study.learner.launched", lambda: dataclasses.replace(launched(), world_size=ranks))
+    config = StudyConfig(preset=preset_name, train=TrainConfig(**train))
+    assert computes_in_halves(config) == (expected and not torch.cuda.is_available())
 
 
 def test_values_weigh_as_asked_in_training_and_validation(data: tuple[Prepared, FeatureCache]) -> None:

@@ -1,9 +1,9 @@
 """Run a few optimizer steps with one strategy and print what happened as JSON: one engine a process.
 
-Usage: python engine_steps.py STRATEGY MICRO_BATCHES [through-slots | pipeline | deferred]
+Usage: python engine_steps.py STRATEGY MICRO_BATCHES [through-slots | pipeline | deferred | halves]
 
 `through-slots` sends gradients and weights on the CPU the way they take to a device and back; `pipeline` is the switch
-of that name, and `deferred` has it on streams that are threads, as on a device.
+of that name, and `deferred` has it on streams that are threads, as on a device. With `halves` two threads compute one.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from fixed_batch import DIMS, RECORDS, fixed_batch
+from torch import nn
 
 from redheart.core.config import TrainConfig
 from redheart.memory import offloaded
@@ -21,6 +22,8 @@ from redheart.model.network import build
 from redheart.pipeline import lanes
 from redheart.train.device import transfers
 from redheart.train.engine import start_engine
+from redheart.train.halves import Halves
+from redheart.train.learner import MicroLoss
 from redheart.train.zero import fused_step, pipelined_step
 
 sys.path.append(str(Path(__file__).parents[1] / "pipeline"))
@@ -38,20 +41,29 @@ def main(strategy: str, num_micro_batches: int, way: str) -> None:
         compute_type="bf16",
         pipeline=way in ("pipeline", "deferred"),
     )
-    engine = start_engine(build(DIMS, seed=0), config)
+    model = build(DIMS, seed=0)
+    engine = start_engine(model, config)
     features_BSD, mask_BS = features_BSD.to(engine.device), mask_BS.to(engine.device)
     targets_BT, present_BT = targets_BT.to(engine.device), present_BT.to(engine.device)
     counts_K = task_counts(present_BT, DIMS.outputs)
     share = RECORDS // num_micro_batches
+
+    def loss_of(network: nn.Module, rows: slice) -> MicroLoss:
+        predictions = network(features_BSD[rows].to(engine.dtype), mask_BS[rows])
+        terms = multitask_loss(
+            predictions, targets_BT[rows], present_BT[rows], outputs=DIMS.outputs, step_counts_K=counts_K
+        )
+        return MicroLoss(terms.total, terms.sums, {})
+
     steps = []
     for _ in range(3):
         total = 0.0
         for part in range(num_micro_batches):
             rows = slice(part * share, (part + 1) * share)
-            predictions = engine.module(features_BSD[rows].to(engine.dtype), mask_BS[rows])
-            loss = multitask_loss(
-                predictions, targets_BT[rows], present_BT[rows], outputs=DIMS.outputs, step_counts_K=counts_K
-            ).total
+            if way == "halves":
+                loss = Halves().loss(lambda half: loss_of(model, half), RECORDS, list(model.parameters())).total
+            else:
+                loss = loss_of(engine.module, rows).total
             engine.backward(loss, last=part == num_micro_batches - 1)
             total += loss.item()
         result = engine.step(1e-3)

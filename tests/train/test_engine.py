@@ -81,6 +81,21 @@ def test_two_micro_batches_equal_one_batch_under_offload(strategy: str) -> None:
         assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-2)
 
 
+def test_two_halves_give_the_bytes_of_two_micro_batches() -> None:
+    halves, two = steps_of("plain", 1, "halves"), steps_of("plain", 2)
+    assert (halves["digest"], halves["weights"]) == (two["digest"], two["weights"])
+    assert halves["nan_left_all_alone"] and halves["restored"]
+
+
+def test_two_halves_follow_two_micro_batches_under_offload() -> None:
+    halves, two = steps_of("zero2_offload_adam8bit", 1, "halves"), steps_of("zero2_offload_adam8bit", 2)
+    assert halves["nan_left_all_alone"] and halves["restored"]
+    for first, second in zip(halves["steps"], two["steps"], strict=True):
+        # Their gradients are added up in bf16, those of micro-batches in float32.
+        assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=2e-3)
+
+
 @pytest.mark.parametrize("num_micro_batches", [1, 2])
 def test_the_way_through_slots_gives_the_same_bytes(num_micro_batches: int) -> None:
     direct = steps_of("zero2_offload_adam8bit", num_micro_batches)

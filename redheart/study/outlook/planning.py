@@ -16,6 +16,7 @@ from redheart.core.config import FEATURE_WIDTH, StudyConfig, TrainConfig
 from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.units import GIB, MIB
 from redheart.data.features import record_bytes
+from redheart.data.loader import kept_channels
 from redheart.data.split import expected_rows
 from redheart.memory.cards import Card
 from redheart.memory.kernels import CPU, Kernels
@@ -261,7 +262,7 @@ def workload(
     config: StudyConfig, *, dtype: torch.dtype = torch.bfloat16, device: str = "meta", num_records: int = NUM_RECORDS
 ) -> Workload:
     """The study's model with its batch and loss on `meta`, and what so many records leave on the disk."""
-    dims = preset(config.preset, dropout=config.train.dropout, feature_dropout=config.train.feature_dropout)
+    dims = preset(config.preset, dropout=config.train.dropout)
     module = build(dims, seed=0, device=device).to(dtype)
     length, targets = config.features.seq_len_tokens, sum(dims.outputs)
     step_counts_K = torch.empty(len(dims.outputs), device=device)
@@ -276,6 +277,10 @@ def workload(
 
     def loss(network: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
         features_BSD, mask_BS, targets_BT, present_BT = given
+        if config.train.feature_dropout:
+            features_BSD = features_BSD * kept_channels(
+                len(features_BSD), config.train.feature_dropout, like=features_BSD
+            )
         predictions = network(features_BSD, mask_BS)
         terms = multitask_loss(predictions, targets_BT, present_BT, outputs=dims.outputs, step_counts_K=step_counts_K)
         return terms.total

@@ -1,0 +1,80 @@
+"""Two threads that compute half of a batch each: the sums of two parts, whatever their number of records."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from redheart.train.halves import Halves
+from redheart.train.learner import MicroLoss
+
+INPUTS = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 1))
+    # A parameter that no loss depends on.
+    model.idle = nn.Parameter(torch.ones(2))
+    return model
+
+
+def loss_of(model: nn.Module) -> Callable[[slice], MicroLoss]:
+    def loss(records: slice) -> MicroLoss:
+        values_B = model(INPUTS[records]).square().squeeze(1)
+        return MicroLoss(values_B.mean(), {"a": values_B.detach().sum()}, {"a": torch.tensor(len(values_B))})
+
+    return loss
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@given(num_records=st.integers(2, len(INPUTS)), scale=st.sampled_from([1.0, 3.0]))
+def test_they_are_the_sum_of_two_parts(num_records: int, scale: float) -> None:
+    ours, reference = network(), network()
+    found = Halves().loss(loss_of(ours), num_records, list(ours.parameters()))
+    (scale * found.total).backward()  # type: ignore[no-untyped-call]
+    middle = (num_records + 1) // 2
+    parts = [loss_of(reference)(half) for half in (slice(0, middle), slice(middle, num_records))]
+    for part in parts:
+        part.total.backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(found.total, parts[0].total + parts[1].total)
+    assert torch.equal(found.sums["a"], parts[0].sums["a"] + parts[1].sums["a"]) and found.counts["a"] == num_records
+    for mine, expected in zip(gradients(ours), gradients(reference), strict=True):
+        assert mine is expected is None or torch.equal(mine, scale * expected)  # type: ignore[arg-type, operator]
+    assert ours.idle.grad is None
+
+
+def test_each_has_half_of_torch_s_threads_as_they_are_at_the_first_batch() -> None:
+    model, halves, before, found = network(), Halves(), torch.get_num_threads(), []
+
+    def loss(records: slice) -> MicroLoss:
+        found.append(torch.get_num_threads())
+        return loss_of(model)(records)
+
+    torch.set_num_threads(6)
+    halves.loss(loss, 4, list(model.parameters()))
+    assert found == [3, 3] and torch.get_num_threads() == 6
+    torch.set_num_threads(before)
+
+
+def test_both_compute_at_once_and_an_error_is_told_when_none_does_any_more() -> None:
+    model, both, late = network(), threading.Barrier(2, timeout=30), threading.Event()
+
+    def loss(records: slice) -> MicroLoss:
+        both.wait()
+        if records.start == 0:
+            raise torch.OutOfMemoryError("planted")
+        found = loss_of(model)(records)
+        late.set()
+        return found
+
+    with pytest.raises(torch.OutOfMemoryError, match="planted"):
+        Halves().loss(loss, 4, list(model.parameters()))
+    assert late.is_set()
