@@ -53,6 +53,16 @@ def worktree(commit: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
+def without_leading_blanks(path: Path) -> Path:
+    """The same file, its texts stripped: with blanks in front earlier commits cut a long text at another word."""
+    rows = [
+        {key: value.strip() if isinstance(value, str) else value for key, value in row.items()}
+        for row in json.loads(path.read_text())
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
 def steps_of(tree: Path, records: Path, preset: str, strategy: str, *, steps: int) -> list[dict[str, float]]:
     """The log's entries of the first steps of a run of this tree."""
     settings = {"data": str(records), "preset": preset, "train.strategy": strategy} | SAME_WORK
@@ -105,7 +115,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/against_commit.json")
     options = parser.parse_args()
     with worktree(options.commit) as tree, tempfile.TemporaryDirectory(prefix="redheart-") as folder:
-        records = first_records(options.data, options.records, Path(folder))
+        records = without_leading_blanks(first_records(options.data, options.records, Path(folder)))
         trees = {options.commit: tree, "now": ROOT}
         result = {
             f"{preset} {strategy}": compare(

@@ -60,6 +60,12 @@ def red_heart(study: "Study", steps: int) -> list[float]:
     return _differences(ends_s)
 
 
+def at_once(study: "Study") -> "Study":
+    """The study of a loop as one writes it, which computes a batch at once and not in halves."""
+    train = dataclasses.replace(study.config.train, num_threads=1)
+    return dataclasses.replace(study, config=dataclasses.replace(study.config, train=train))
+
+
 def raw_loop(study: "Study", steps: int) -> list[float]:
     """The thirty lines that one would write: batches, loss, backward, clip, step."""
     import torch
@@ -68,7 +74,7 @@ def raw_loop(study: "Study", steps: int) -> list[float]:
     from redheart.study.phases import new_learner
     from redheart.train.strategy import strategy_named
 
-    learner, config, train = new_learner(study), study.config, study.config.train
+    learner, config, train = new_learner(at_once(study)), study.config, study.config.train
     strategy = strategy_named(train.strategy)
     order = learner.epoch_rows(0)
     if not strategy.is_zero:
@@ -109,7 +115,7 @@ def hugging_face_trainer(study: "Study", steps: int) -> list[float]:
     strategy = strategy_named(train.strategy)
     if strategy.is_zero:
         _without_shared_memory_op()
-    learner = new_learner(study)
+    learner = new_learner(at_once(study))
     rows_N = learner.epoch_rows(0)
     ends_s: list[float] = []
 
