@@ -98,7 +98,8 @@ def save_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One engine after a step, saved by all ways in turn; times include bringing the bytes to the disk."""
     import torch
 
-    from redheart.snapshots.states import Progress, newest_state, write_state
+    from redheart.snapshots.manifests import Progress
+    from redheart.snapshots.states import newest_state, write_state
     from redheart.study import phases
     from redheart.study.learner import EmotionLearner
     from redheart.study.run_folder import RunFolder

@@ -24,7 +24,7 @@ from redheart.custom.models import buffers_kept
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.evaluate.holdout_log import OPENINGS
-from redheart.snapshots.states import newest_progress
+from redheart.snapshots.manifests import newest_progress
 from redheart.train.draws import drawn
 from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import EventSink

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -14,15 +15,30 @@ from redheart.core.errors import CorruptFile
 from redheart.core.files import read_sealed, write_sealed
 from redheart.core.folders import folder_lock
 from redheart.core.ranks import launched
-from redheart.data.prepare import Prepared
 from redheart.data.split import TEST
-from redheart.evaluate.results import Opening
+
+if TYPE_CHECKING:
+    from redheart.data.prepare import Prepared
 
 SELECT, CONFIRM = "val_select", "val_confirm"
 RECORDS = "data/records.jsonl.gz"
 """Where a run keeps its records."""
 OPENINGS = "openings.json"
 """The list's name."""
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """One look at a part of the records."""
+
+    part: str
+    """`test`, `val_confirm`, or `file` for a labelled file from outside; its records of the two are looks at them."""
+    file: str
+    num_records: int
+    time_utc: str
+    command: str
+    """`RUN` stands for the folder of the run; other absolute paths by their last part."""
+    models: dict[str, str]
+    """Digests of the models that were judged, by name."""
 
 
 class _Openings(msgspec.Struct, frozen=True):
@@ -79,14 +95,14 @@ def read_openings(root: Path) -> list[Opening]:
     return []
 
 
-def open_test(root: Path, prepared: Prepared, *, models: Mapping[str, str]) -> Prepared:
+def open_test(root: Path, prepared: "Prepared", *, models: Mapping[str, str]) -> "Prepared":
     """The data set with its test split open; that is logged first. The only way to its labels."""
     split = prepared.split.opened()
     record_opening(root, part=TEST, file=root / RECORDS, num_records=len(split[TEST]), models=models)
     return replace(prepared, split=split)
 
 
-def rows_by_part(prepared: Prepared) -> Mapping[str, np.ndarray]:
+def rows_by_part(prepared: "Prepared") -> Mapping[str, np.ndarray]:
     """Rows of all parts, the test split's too: by these its texts are recognised in a file; labels are not read."""
     return prepared.split.opened()
 

@@ -29,20 +29,6 @@ class Sweep(msgspec.Struct, frozen=True):
     best_rate: float
 
 
-class Opening(msgspec.Struct, frozen=True):
-    """One look at a part of the records."""
-
-    part: str
-    """`test`, `val_confirm`, or `file` for a labelled file from outside; its records of the two are looks at them."""
-    file: str
-    num_records: int
-    time_utc: str
-    command: str
-    """`RUN` stands for the folder of the run; other absolute paths by their last part."""
-    models: dict[str, str]
-    """Digests of the models that were judged, by name."""
-
-
 class Crossover(msgspec.Struct, frozen=True):
     """The recombined model beside the best single snapshot."""
 

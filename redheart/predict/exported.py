@@ -28,7 +28,8 @@ from redheart.evaluate.calibration import Calibration
 from redheart.model.dims import ModelDims
 from redheart.model.network import build
 from redheart.predict.predictor import Predictor
-from redheart.snapshots.tensor_file import TensorFile, open_tensors, write_tensors
+from redheart.snapshots.manifests import TensorFile
+from redheart.snapshots.tensor_file import open_tensors, write_tensors
 from redheart.snapshots.tensors import copy_into
 
 CONFIG, MANIFEST, WEIGHTS, CARD = "config.json", "manifest.json", "model.safetensors", "README.md"

@@ -1,12 +1,28 @@
 """Which epoch is best by which measure, where the two that a run names are not one."""
 
-from collections.abc import Mapping
-
-from redheart.data.prepare import Manifest
-from redheart.select.sweet_spot import SweetSpot
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 
-def best_epochs_text(spot: SweetSpot, *, val_losses: Mapping[int, float], manifest: Manifest) -> str | None:
+class ChosenEpoch(Protocol):
+    """What is read of a sweet spot."""
+
+    @property
+    def best_epoch(self) -> int: ...
+    @property
+    def epochs(self) -> Sequence[int]: ...
+
+
+class ValidationSizes(Protocol):
+    """What is read of prepared records: how many there are of each half of the validation records."""
+
+    @property
+    def val_select(self) -> int: ...
+    @property
+    def val_confirm(self) -> int: ...
+
+
+def best_epochs_text(spot: ChosenEpoch, *, val_losses: Mapping[int, float], manifest: ValidationSizes) -> str | None:
     """The measure, the records and the epochs behind each epoch that is called best; None where there is only one.
 
     `val_losses` are by epoch.

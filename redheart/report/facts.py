@@ -9,8 +9,8 @@ import msgspec
 from redheart.core.files import read_if_there, read_sealed, sha256_file, shown
 from redheart.data.features import known_manifest
 from redheart.data.prepare import Manifest
-from redheart.evaluate.holdout_log import read_openings
-from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Opening, Sweep
+from redheart.evaluate.holdout_log import Opening, read_openings
+from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationResult, Sweep
 from redheart.select.maps import Maps
 from redheart.select.sweet_spot import SweetSpot
 from redheart.train.log.events import all_events

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from redheart.evaluate.results import Crossover, Opening
+from redheart.evaluate.holdout_log import Opening
+from redheart.evaluate.results import Crossover
 from redheart.report.figures import draw_heatmaps, draw_lines
 from redheart.report.tables import code, markdown_table
 from redheart.select.maps import Maps

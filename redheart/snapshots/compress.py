@@ -23,8 +23,9 @@ from redheart.core.files import disk_errors, fsync_path, write_sealed
 from redheart.core.folders import folder_lock
 from redheart.core.folders import remove_leftovers as remove_unfinished
 from redheart.snapshots import delta
-from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, link_same, list_snapshots
-from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, content_sha256, write_tensors
+from redheart.snapshots.manifests import MANIFEST, Delta, TensorFile
+from redheart.snapshots.module_snapshots import Snapshot, link_same, list_snapshots
+from redheart.snapshots.tensor_file import SUFFIX, content_sha256, write_tensors
 
 WINDOW = 16
 """Every how many snapshots one is kept whole."""

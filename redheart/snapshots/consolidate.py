@@ -15,9 +15,10 @@ from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import canonical_json, new_file, read_sealed, write_sealed
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
-from redheart.snapshots.module_snapshots import MANIFEST, Snapshot
+from redheart.snapshots.manifests import MANIFEST, TensorFile
+from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.states import State, open_masters
-from redheart.snapshots.tensor_file import SUFFIX, TensorFile, open_tensors, write_tensors
+from redheart.snapshots.tensor_file import SUFFIX, open_tensors, write_tensors
 from redheart.snapshots.tensors import (
     Tensors,
     TensorSpec,

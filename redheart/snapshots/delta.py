@@ -20,7 +20,8 @@ import zstandard
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile
-from redheart.snapshots.tensor_file import Delta, TensorFile, read_errors, read_header, write_blocks
+from redheart.snapshots.manifests import Delta, TensorFile
+from redheart.snapshots.tensor_file import read_errors, read_header, write_blocks
 from redheart.snapshots.tensors import Tensors, TensorSpec
 
 SUFFIX = ".delta"

@@ -5,14 +5,12 @@ not know which. A file that is the same as the snapshot before's is a hard link 
 """
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile, RedHeartError
@@ -20,26 +18,19 @@ from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_seal
 from redheart.core.folders import REPLACED, folder_lock, new_folder
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
-from redheart.snapshots.tensor_file import SUFFIX, Delta, TensorFile, open_tensors, verify, write_tensors
+from redheart.snapshots.manifests import (
+    MANIFEST,
+    SNAPSHOT_NAME,
+    Delta,
+    SnapshotManifest,
+    TensorFile,
+    snapshot_epoch,
+    snapshot_folders,
+)
+from redheart.snapshots.tensor_file import SUFFIX, open_tensors, verify, write_tensors
 from redheart.snapshots.tensors import Tensors, whole
 
-MANIFEST = "manifest.json"
 _OUTPUTS = "outputs"
-_NAME = re.compile(r"epoch_([0-9]{4}|[1-9][0-9]{4,})")
-
-
-class SnapshotManifest(msgspec.Struct, frozen=True):
-    """What a snapshot holds; written last."""
-
-    epoch: int
-    step: int
-    cycle_position: float
-    """How much of its learning-rate cycle lies behind, 0 to 1."""
-    val_loss: float
-    val_module_loss: dict[str, float]
-    train_module_loss: dict[str, float]
-    modules: dict[str, TensorFile]
-    outputs: TensorFile
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,11 @@ class Snapshot:
             CorruptFile: it is not there, or holds other weights than those that the differences were taken to.
         """
         folder = self.folder.parent / delta.base
-        if not (_NAME.fullmatch(folder.name) and folder.parent == self.folder.parent and (folder / MANIFEST).is_file()):
+        if not (
+            SNAPSHOT_NAME.fullmatch(folder.name)
+            and folder.parent == self.folder.parent
+            and (folder / MANIFEST).is_file()
+        ):
             raise CorruptFile(
                 "the snapshot that another one holds differences to is missing",
                 where=f"{self.folder}, {name}",
@@ -232,16 +227,6 @@ def open_snapshot(folder: Path) -> Snapshot:
         CorruptFile: its manifest was changed.
     """
     return Snapshot(folder, read_sealed(folder / MANIFEST, SnapshotManifest))
-
-
-def snapshot_folders(root: Path) -> list[Path]:
-    """Folders of all snapshots below `root`, by epoch."""
-    return sorted((item for item in root.glob("epoch_*") if _NAME.fullmatch(item.name)), key=snapshot_epoch)
-
-
-def snapshot_epoch(folder: Path) -> int:
-    """The epoch that a snapshot's folder is named after."""
-    return int(folder.name.removeprefix("epoch_"))
 
 
 def list_snapshots(root: Path) -> list[Snapshot]:

@@ -7,8 +7,6 @@ over for the one before: training is deterministic, so that the same bytes come 
 The float32 weights (masters) in it lie flat, group by group, divided among the ranks, as ZeRO keeps them.
 """
 
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,60 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import msgspec
 import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.core.files import PARTIAL, disk_errors, fsync_path, read_json, read_sealed, write_json, write_sealed
 from redheart.core.folders import refuse_foreign, remove_leftovers, remove_names, take_place
-from redheart.snapshots.tensor_file import TensorFile, TensorReader, open_tensors, verify, write_tensors
+from redheart.snapshots.manifests import (
+    MANIFEST,
+    ParameterPlace,
+    Progress,
+    StateManifest,
+    TensorFile,
+    state_contents,
+    state_folders,
+)
+from redheart.snapshots.tensor_file import TensorReader, open_tensors, verify, write_tensors
 from redheart.snapshots.tensors import Tensors, TensorSpec
 
 KEPT_STATES = 2
-MANIFEST = "manifest.json"
-_STEP = f"step_{'[0-9]' * 8}"
-_NAMES = re.compile(r"manifest\.json|rank_\d+\.(?:safetensors|json)")
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far a run has come."""
-
-    epoch: int
-    """Epochs that are complete."""
-    step_in_epoch: int
-    """Optimizer steps of the next epoch that are done."""
-    step: int
-    """Optimizer steps in all."""
-    sums: dict[str, float]
-    """Running sums of the unfinished epoch."""
-    counts: dict[str, float]
-    bad_steps: int
-    """Steps in a row that were skipped for a non-finite loss or gradient."""
-    grad_norm: float | None
-    """Of the last step, None where it was not finite; the epoch's event repeats it."""
-    events_bytes: int
-    """Length of the event log; what lies behind was written after this state and is written again."""
-
-
-class ParameterPlace(msgspec.Struct, frozen=True):
-    """Where a parameter lies in the flat masters of its group, all ranks' parts one behind the other."""
-
-    group: int
-    offset: int
-    """Elements before it."""
-    shape: list[int]
-
-
-class StateManifest(msgspec.Struct, frozen=True):
-    """What a state holds; written last."""
-
-    progress: Progress
-    run_key: str
-    """Digest of the settings that decide the run's result."""
-    files: list[TensorFile]
-    parameters: dict[str, ParameterPlace] = {}
-    """By the parameter's name in the model, in its order; empty in states of old, which only a run can read."""
 
 
 @dataclass(frozen=True)
@@ -134,37 +97,27 @@ def _finish(temporary: Path, folder: Path, manifest: StateManifest) -> None:
         verify(temporary, entry)
     fsync_path(temporary)
     # The last step of an epoch may have a state already, from before the epoch was counted.
-    refuse_foreign(folder, _contents)
+    refuse_foreign(folder, state_contents)
     take_place(temporary, folder)
     remove_newer(folder)
     for old in state_folders(folder.parent)[:-KEPT_STATES]:
-        remove_names(old, _contents(old))
+        remove_names(old, state_contents(old))
 
 
 def remove_newer(folder: Path) -> None:
     """Remove the states of later steps, which were damaged when a run went on from before them, and nothing else."""
     for other in state_folders(folder.parent):
         if other > folder:
-            remove_names(other, _contents(other))
+            remove_names(other, state_contents(other))
 
 
 def remove_states(root: Path) -> None:
     """Remove all states below `root`, also unfinished ones, and nothing else."""
     remove_leftovers(root)
     for folder in state_folders(root):
-        remove_names(folder, _contents(folder))
+        remove_names(folder, state_contents(folder))
     with suppress(OSError):
         root.rmdir()
-
-
-def _contents(folder: Path) -> list[str]:
-    """Names in a state's folder that a state gives, damaged or not; the manifest first, so that no half is left."""
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        # A run that trains meanwhile removes its oldest state whenever it has written another.
-        return []
-    return sorted((name for name in names if _NAMES.fullmatch(name)), key=lambda name: name != MANIFEST)
 
 
 def newest_state(root: Path) -> State | None:
@@ -193,20 +146,6 @@ def newest_state(root: Path) -> State | None:
             hint="restore one from a copy, or remove this folder to train again from the start",
         )
     return None
-
-
-def newest_progress(root: Path) -> Progress | None:
-    """How far the newest state below `root` says that the run has come; None where no state says it."""
-    for folder in reversed(state_folders(root)):
-        # What is wrong with a state is for those to say who want to resume from it.
-        with suppress(BadInput, CorruptFile):
-            return read_sealed(folder / MANIFEST, StateManifest).progress
-    return None
-
-
-def state_folders(root: Path) -> list[Path]:
-    """Folders with anything of a state in them, the oldest first; a copy that somebody made has another name."""
-    return sorted(folder for folder in root.glob(_STEP) if _contents(folder))
 
 
 def open_masters(state: State) -> Tensors:

@@ -8,9 +8,9 @@ import msgspec
 
 from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_sealed
-from redheart.snapshots.module_snapshots import MANIFEST, Snapshot, list_snapshots, open_snapshot, snapshot_folders
-from redheart.snapshots.states import StateManifest, state_folders
-from redheart.snapshots.tensor_file import TensorFile, verify
+from redheart.snapshots.manifests import MANIFEST, StateManifest, TensorFile, snapshot_folders, state_folders
+from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, open_snapshot
+from redheart.snapshots.tensor_file import verify
 
 
 class SnapshotRow(msgspec.Struct, frozen=True):

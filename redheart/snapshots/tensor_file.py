@@ -19,6 +19,7 @@ from torch import Tensor
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, CorruptFile, names_text
 from redheart.core.files import disk_errors, open_output, sha256_file, to_disk
+from redheart.snapshots.manifests import TensorFile
 from redheart.snapshots.tensors import Tensors, TensorSpec, spec_of
 
 DTYPE_NAMES = {
@@ -47,38 +48,6 @@ _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 _MEND = "restore it, or use another snapshot or state"
-
-
-class Delta(msgspec.Struct, frozen=True):
-    """What a file of differences belongs to."""
-
-    base: str
-    """Folder of the snapshot that the differences are to."""
-    base_sha256: str
-    """SHA-256 of that snapshot's own safetensors file of the same module."""
-    content_sha256: str
-    """SHA-256 of the safetensors file that stands here once the differences are put together."""
-    content_bytes: int
-
-
-class TensorFile(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a manifest knows of one file of tensors."""
-
-    file: str
-    sha256: str
-    bytes: int
-    num_elements: int
-    delta: Delta | None = None
-
-    @property
-    def content_sha256(self) -> str:
-        """SHA-256 of the tensors as a safetensors file, compressed or not."""
-        return self.delta.content_sha256 if self.delta else self.sha256
-
-    @property
-    def content_bytes(self) -> int:
-        """Size of the tensors as a safetensors file."""
-        return self.delta.content_bytes if self.delta else self.bytes
 
 
 def write_tensors(

@@ -10,14 +10,12 @@ from typing import Any, cast
 import msgspec
 
 from redheart.core.config import BUILT_IN_ENCODERS, GENERATED, Device, StudyConfig, digest, fingerprint
-from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.core.files import is_sealed, read_sealed, write_sealed
 from redheart.core.folders import folder_lock, found_again, refuse_taken, remove_leftovers, seen_from
 from redheart.core.ranks import launched
 from redheart.evaluate.holdout_log import OPENINGS
-from redheart.snapshots.module_snapshots import snapshot_epoch, snapshot_folders
-from redheart.snapshots.states import newest_progress
+from redheart.snapshots.manifests import newest_progress, snapshot_epoch, snapshot_folders
 
 DATA, ENCODER = "data", "features.encoder"
 """What a run is made from and may lie elsewhere later."""
@@ -197,6 +195,9 @@ def load(root: Path, *, encoder: str | None = None, device: Device = "auto") -> 
         BadInput: there is no run in this folder, or no such device.
     """
     if device == "cuda":
+        # Torch takes seconds, which who asks for a run's status need not wait.
+        from redheart.core.device import chosen_device
+
         # Before anything is read; `auto` is asked for where something is computed.
         chosen_device(device)
     folder = RunFolder(root)

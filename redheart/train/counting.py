@@ -8,7 +8,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from redheart.snapshots.states import Progress
+from redheart.snapshots.manifests import Progress
 from redheart.train.learner import MicroLoss
 
 AT_START = Progress(epoch=0, step_in_epoch=0, step=0, sums={}, counts={}, bad_steps=0, grad_norm=None, events_bytes=0)

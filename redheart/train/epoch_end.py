@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from redheart.core.errors import Diverged, DoesNotFit
+from redheart.snapshots.manifests import Progress
 from redheart.snapshots.module_snapshots import write_snapshot
-from redheart.snapshots.states import Progress
 from redheart.train.device.out_of_memory import tried
 from redheart.train.learner import Learner, Validation
 from redheart.train.log.events import Event

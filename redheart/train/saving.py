@@ -16,8 +16,8 @@ from redheart.core.folders import remove_leftovers
 from redheart.core.progress import note, warn
 from redheart.memory.host import host_memory
 from redheart.snapshots.compress import compress_snapshots
-from redheart.snapshots.module_snapshots import snapshot_folders
-from redheart.snapshots.states import Progress, newest_state, remove_newer, write_state
+from redheart.snapshots.manifests import Progress, snapshot_folders
+from redheart.snapshots.states import newest_state, remove_newer, write_state
 from redheart.snapshots.tensors import kept_type, parts_of
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine

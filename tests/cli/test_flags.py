@@ -70,14 +70,16 @@ def test_help_breaks_no_line_where_the_source_does(
     assert "reading. A study" in line
 
 
-def test_help_waits_for_no_heavy_library() -> None:
-    commands = [[name] for name in COMMANDS] + [["snapshots", name] for name in SUBCOMMANDS]
+def test_help_and_the_status_of_a_run_wait_for_no_heavy_library() -> None:
+    commands = [[name, "--help"] for name in COMMANDS] + [["snapshots", name, "--help"] for name in SUBCOMMANDS]
+    commands.append(["status", "no run"])
     code = f"""
 import contextlib, sys
 from redheart.cli import main
 for command in {commands}:
     with contextlib.suppress(SystemExit):
-        main([*command, "--help"])
+        main(command)
     assert not {{"torch", "scipy", "sklearn", "matplotlib"}} & set(sys.modules), command
 """
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "there is no run in this folder" in done.stderr

@@ -14,9 +14,8 @@ from redheart.core.config import load_toml, resolved
 from redheart.core.errors import RedHeartError
 from redheart.core.files import read_sealed, write_sealed
 from redheart.snapshots.delta import read_delta, write_delta
-from redheart.snapshots.module_snapshots import SnapshotManifest
-from redheart.snapshots.states import Progress, StateManifest
-from redheart.snapshots.tensor_file import Delta, TensorFile, TensorReader, write_tensors
+from redheart.snapshots.manifests import Delta, Progress, SnapshotManifest, StateManifest, TensorFile
+from redheart.snapshots.tensor_file import TensorReader, write_tensors
 from redheart.train.log.events import EventLog, read_events
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3).bfloat16(), "b": torch.zeros(0), "c": torch.ones(300)}

@@ -18,7 +18,8 @@ from redheart.memory.ledger import ledger, model_sizes
 from redheart.memory.plan import MICRO_BATCHES, Planner
 from redheart.model.dims import scaled
 from redheart.model.network import build
-from redheart.snapshots.states import Progress, write_state
+from redheart.snapshots.manifests import Progress
+from redheart.snapshots.states import write_state
 from redheart.study.outlook import planning
 from redheart.train.strategy import strategy_sizes
 from redheart.train.zero.groups import parameter_groups

@@ -16,9 +16,9 @@ from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.folders import folder_lock
 from redheart.snapshots import compress
 from redheart.snapshots.compress import compress_snapshots, expand_snapshots
+from redheart.snapshots.manifests import TensorFile
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, write_snapshot
 from redheart.snapshots.prune import Keep, disk_bytes, prune
-from redheart.snapshots.tensor_file import TensorFile
 
 
 def walk(root: Path, snapshots: int, *, seed: int = 0, first: int = 1) -> Path:

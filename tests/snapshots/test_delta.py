@@ -13,7 +13,8 @@ from torch import Tensor
 
 from redheart.core.errors import CorruptFile
 from redheart.snapshots.delta import read_delta, write_delta
-from redheart.snapshots.tensor_file import Delta, content_sha256, verify, write_tensors
+from redheart.snapshots.manifests import Delta
+from redheart.snapshots.tensor_file import content_sha256, verify, write_tensors
 from redheart.snapshots.tensors import Tensors, spec_of
 
 BASE = Delta(base="epoch_0002", base_sha256="b", content_sha256="c", content_bytes=1)

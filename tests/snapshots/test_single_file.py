@@ -15,8 +15,9 @@ from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.snapshots.consolidate import consolidated, write_modules
+from redheart.snapshots.manifests import ParameterPlace, StateManifest
 from redheart.snapshots.module_snapshots import list_snapshots
-from redheart.snapshots.states import ParameterPlace, State, StateManifest, newest_state, open_masters, write_state
+from redheart.snapshots.states import State, newest_state, open_masters, write_state
 
 
 def test_masters_of_real_states_rounded_are_the_snapshot_of_that_epoch(trained_run: Path, tmp_path: Path) -> None:
@@ -49,7 +50,8 @@ def write_ranks(root: Path, flat: torch.Tensor, ranks: int, places: dict[str, Pa
 
 def write_rank(root: Path, part: torch.Tensor, rank: int, ranks: int, places: dict[str, ParameterPlace]) -> None:
     from redheart.core.files import write_json, write_sealed
-    from redheart.snapshots.tensor_file import TensorFile, write_tensors
+    from redheart.snapshots.manifests import TensorFile
+    from redheart.snapshots.tensor_file import write_tensors
 
     folder = root / "step_00000001"
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from redheart.core.errors import CorruptFile, DiskError
 from redheart.core.files import PARTIAL, sha256_file
 from redheart.snapshots import tensor_file
-from redheart.snapshots.states import Progress, newest_state, state_folders, write_state
+from redheart.snapshots.manifests import Progress, state_folders
+from redheart.snapshots.states import newest_state, write_state
 from redheart.snapshots.tensor_file import open_tensors, write_tensors
 from redheart.snapshots.tensors import Tensors, copy_into
 

@@ -18,7 +18,7 @@ from redheart.core.files import read_sealed, shown, write_sealed
 from redheart.core.folders import folder_lock
 from redheart.data.generator import generate
 from redheart.report.report import make_report
-from redheart.snapshots.states import MANIFEST, Progress, StateManifest
+from redheart.snapshots.manifests import MANIFEST, Progress, StateManifest
 from redheart.study import run_folder
 from redheart.study.phases import open_study
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redheart.core.errors import CorruptFile, DiskError, Diverged
-from redheart.snapshots.states import Progress, write_state
+from redheart.snapshots.manifests import Progress
+from redheart.snapshots.states import write_state
 from redheart.train.log.events import EventLog, all_events, events_up_to, num_epochs, read_events, watched_events
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from redheart.model.dims import preset
 from redheart.model.network import build
-from redheart.snapshots.states import ParameterPlace
+from redheart.snapshots.manifests import ParameterPlace
 from redheart.train.zero.groups import MAX_GROUP_ELEMENTS, parameter_groups, parameter_places
 
 

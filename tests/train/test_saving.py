@@ -15,7 +15,8 @@ from torch import Tensor
 from redheart.core.config import TrainConfig
 from redheart.core.errors import CorruptFile, DiskError
 from redheart.core.files import PARTIAL
-from redheart.snapshots.states import newest_progress, newest_state, state_folders
+from redheart.snapshots.manifests import newest_progress, state_folders
+from redheart.snapshots.states import newest_state
 from redheart.train import epoch_end, loop, saving
 from redheart.train.saving import BackgroundWriter, Saver
 

@@ -12,9 +12,7 @@ from redheart.core.config import StudyConfig, SweepConfig
 from redheart.core.files import is_sealed, read_sealed
 from redheart.core.progress import duration_text
 from redheart.core.units import GIB, MIB
-from redheart.data.prepare import Manifest
 from redheart.report.best_epochs import best_epochs_text
-from redheart.select.sweet_spot import SweetSpot
 from redheart.study.run_folder import RunFolder, load
 from redheart.train.log.events import Event, watched_events
 
@@ -59,6 +57,20 @@ class _Entry(msgspec.Struct, frozen=True):
     what: str = ""
     text: str = ""
     exit_code: int = 0
+
+
+class _Spot(msgspec.Struct, frozen=True):
+    """What is read of a sweet spot, without what computes one."""
+
+    best_epoch: int
+    epochs: list[int]
+
+
+class _Sizes(msgspec.Struct, frozen=True):
+    """What is read of the prepared records."""
+
+    val_select: int
+    val_confirm: int
 
 
 class TrialStatus(msgspec.Struct, frozen=True):
@@ -202,8 +214,8 @@ def status_lines(status: RunStatus) -> list[str]:
 
 
 def _best_epochs(folder: RunFolder, measured: Sequence[tuple[float, int]]) -> str | None:
-    spot = read_sealed(folder.root / FILES["sweet-spot"], SweetSpot)
-    manifest = read_sealed(folder.data / "manifest.json", Manifest)
+    spot = read_sealed(folder.root / FILES["sweet-spot"], _Spot)
+    manifest = read_sealed(folder.data / "manifest.json", _Sizes)
     return best_epochs_text(spot, val_losses={epoch: loss for loss, epoch in measured}, manifest=manifest)
 
 

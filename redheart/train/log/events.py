@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from redheart.core.errors import BadInput, CorruptFile, DiskError, Interrupted, RedHeartError
 from redheart.core.files import disk_errors
-from redheart.snapshots.states import newest_progress
+from redheart.snapshots.manifests import newest_progress
 
 _CHAIN = ', "chain": "{}"}}'
 _BEGINNING = b'{"event": "'

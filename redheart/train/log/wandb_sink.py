@@ -17,7 +17,7 @@ from redheart.core.errors import BadInput, extra, one_line
 from redheart.core.files import read_json, write_json
 from redheart.core.progress import warn
 from redheart.core.units import GIB
-from redheart.snapshots.states import newest_progress
+from redheart.snapshots.manifests import newest_progress
 from redheart.train.log.events import num_epochs
 
 Mode = Literal["off", "offline", "online"]

@@ -11,7 +11,7 @@ from torch import nn
 from redheart.core.errors import BadInput
 from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
 from redheart.pipeline.bucket import bounded
-from redheart.snapshots.states import ParameterPlace
+from redheart.snapshots.manifests import ParameterPlace
 
 MAX_GROUP_ELEMENTS = 16_777_216
 
