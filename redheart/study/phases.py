@@ -173,11 +173,13 @@ def best_rate(folder: RunFolder) -> float:
 def run_settings(study: Study, rate: float, *, epochs: int) -> RunSettings:
     """What the trainer is told: the same for the main run and every trial but for the rate and the epochs."""
     config = study.config
+    dims = preset(config.preset, outputs=study.prepared.inventory.outputs)
     key = digest(
         {
             "data": study.prepared.manifest.key,
             "features": study.features.key,
-            "dims": preset(config.preset, outputs=study.prepared.inventory.outputs),
+            # Where runs of before have it; its value is among those of the training.
+            "dims": dataclasses.asdict(dims) | {"feature_dropout": 0.0},
             "seed": config.seed,
             "rate": rate,
             "train": fingerprint(dataclasses.replace(config.train, snapshot_every=1)),

@@ -6,6 +6,8 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
@@ -20,7 +22,16 @@ from redheart.data.generator import generate
 from redheart.report.report import make_report
 from redheart.snapshots.manifests import MANIFEST, Progress, StateManifest
 from redheart.study import run_folder
-from redheart.study.phases import open_study
+from redheart.study.phases import Study, open_study, run_settings
+
+
+def test_a_run_of_before_the_learner_dropped_channels_has_the_same_key() -> None:
+    prepared = SimpleNamespace(
+        manifest=SimpleNamespace(key="records"), inventory=SimpleNamespace(outputs=(7, 10, 1, 4))
+    )
+    study = SimpleNamespace(config=StudyConfig(), prepared=prepared, features=SimpleNamespace(key="features"))
+    # As commit 157ea2d gave it.
+    assert run_settings(cast(Study, study), 1e-4, epochs=1).key == "dde4c2a2c74ee2c2"
 
 
 @pytest.fixture
