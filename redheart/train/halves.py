@@ -22,7 +22,8 @@ class Halves:
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
-        # Not before the first batch: the engine says how many there are.
+        # Not before the first batch: the engine says how many there are. Asked for here, this thread keeps its number
+        # when those that come later are given another.
         each = max(1, torch.get_num_threads() // 2)
         return ThreadPoolExecutor(2, "half", initializer=torch.set_num_threads, initargs=(each,))
 
@@ -57,7 +58,8 @@ def _with_gradients(
 
 
 def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    return second if first is None else first if second is None else first.add_(second)
+    # Not in place: a gradient may be another parameter's too, or a view of a single number.
+    return second if first is None else first if second is None else first + second
 
 
 class _Computed(torch.autograd.Function):

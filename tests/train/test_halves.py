@@ -51,6 +51,18 @@ def test_they_are_the_sum_of_two_parts(num_records: int, scale: float) -> None:
     assert ours.idle.grad is None
 
 
+def test_gradients_that_two_parameters_share_or_that_are_one_number_repeated_are_added_up_as_any() -> None:
+    first, second, third = (nn.Parameter(torch.ones(3) * number) for number in (0.1, 0.2, 0.3))
+
+    def loss(records: slice) -> MicroLoss:
+        return MicroLoss((first + second).tanh().sum() + third.sum(), {}, {})
+
+    Halves().loss(loss, 4, [first, second, third]).total.backward()  # type: ignore[no-untyped-call]
+    expected = 2 * (1 - (first + second).tanh().square())
+    assert torch.allclose(first.grad, expected) and torch.allclose(second.grad, expected)  # type: ignore[arg-type]
+    assert torch.equal(third.grad, torch.full((3,), 2.0))  # type: ignore[arg-type]
+
+
 def test_each_has_half_of_torch_s_threads_as_they_are_at_the_first_batch() -> None:
     model, halves, before, found = network(), Halves(), torch.get_num_threads(), []
 

@@ -16,6 +16,23 @@ from redheart.train import strategy as registry
 from redheart.train.log.events import read_events
 
 
+@pytest.mark.parametrize("kind", ["slice", "channels_last"])
+def test_plain_steps_weights_that_do_not_lie_in_a_row_as_their_copies_that_do(kind: str) -> None:
+    weights = torch.randn(6, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+    strided = weights[:, :4] if kind == "slice" else weights.to(memory_format=torch.channels_last)
+    found = []
+    for start in (nn.Parameter(strided), nn.Parameter(strided.detach().clone(memory_format=torch.contiguous_format))):
+        optimizer = registry.strategy_named("plain").optimizer(
+            [{"params": [start], "weight_decay": 0.1}], TrainConfig()
+        )
+        optimizer.param_groups[0]["lr"] = 1e-2
+        for number in range(3):
+            start.grad = torch.randn(start.shape, generator=torch.Generator().manual_seed(number))
+            optimizer.step()
+        found.append(start.detach())
+    assert not strided.is_contiguous() and torch.allclose(*found, rtol=1e-6, atol=1e-7)
+
+
 def momentum(model: ModelSizes, strategy: StrategySizes, accumulates: bool) -> list[Entry]:
     four = each(4, model.parameters.values())
     return [
