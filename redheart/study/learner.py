@@ -54,7 +54,7 @@ class _Ahead:
 def computes_in_halves(config: StudyConfig) -> bool:
     """Whether two threads compute half of a batch each, see `Halves`: on the CPU, with the sizes that were measured.
 
-    What layers drop out would be drawn by both threads in any order.
+    The last bits depend on it. What layers drop out would be drawn by both threads in any order.
     """
     train = config.train
     threads = min(train.num_threads or available_cores(), available_cores())
