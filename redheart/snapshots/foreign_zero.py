@@ -139,8 +139,9 @@ def _groups(folder: Path) -> tuple[list[list[Tensor]], object]:
         content = _dictionary(load_torch_file(path), path)
         state = _dictionary(content.get("optimizer_state_dict"), path, "optimizer_state_dict")
         stage = state.get("zero_stage")
-        number = stage.arguments[0] if isinstance(stage, Inert) and stage.arguments else stage
-        if number not in (1, 2):
+        # The number of a member of its enum, or where Python 3.11.2 wrote it the name.
+        number = stage.arguments[-1] if isinstance(stage, Inert) and stage.arguments else stage
+        if number not in (1, 2, "optimizer_states", "gradients"):
             raise BadInput("not a checkpoint of ZeRO stage 1 or 2", where=path, got=f"stage {number}")
         ranks = state.get("partition_count")
         ranks = max(ranks) if isinstance(ranks, list) and ranks else ranks

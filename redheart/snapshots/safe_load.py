@@ -30,6 +30,8 @@ _ALLOWED = (
 _PLAIN = (
     "argparse.Namespace",
     "builtins.dict",
+    # How Python 3.11.2 keeps a member of an enum, of which DeepSpeed writes one; nothing is looked up.
+    "builtins.getattr",
     "builtins.list",
     "numpy.dtype",
     "numpy.ndarray",

@@ -1,11 +1,13 @@
 """Models of other tools arrive bit for bit or are refused by name, and nothing in their files is ever run."""
 
 import ast
+import enum
 import json
 import pickle
 import shutil
 import zipfile
-from pathlib import Path
+from pathlib import Path, PosixPath
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
+from redheart.snapshots import safe_load
 from redheart.snapshots.consolidate import load_assembly, write_model, write_modules
 from redheart.snapshots.foreign import open_foreign, problems_against
 from redheart.snapshots.foreign_names import model_names
@@ -242,6 +245,46 @@ class Evaluated(Payload):
         return eval, (f"open({str(self.path)!r}, 'w')",)
 
 
+class LookedUp(Payload):
+    """Finds what it calls by `getattr`, with which some versions of Python keep members of enums."""
+
+    class Touch:
+        def __call__(self, path: Path) -> None:
+            raise AssertionError
+
+        def __reduce__(self) -> object:
+            return getattr, (PosixPath, "touch")
+
+    def __reduce__(self) -> object:
+        return self.Touch(), (self.path,)
+
+
+def test_a_method_that_a_pickle_looks_up_is_not_run(tmp_path: Path) -> None:
+    harmed = tmp_path / "harmed"
+    torch.save({**FLAT, "extra": LookedUp(harmed)}, tmp_path / "model.pt")
+    with pytest.raises(CorruptFile, match="cannot be read"):
+        open_foreign(tmp_path / "model.pt")
+    assert not harmed.exists()
+    torch.load(tmp_path / "model.pt", weights_only=False)
+    assert harmed.exists()
+
+
+class Stage(enum.IntEnum):
+    """As DeepSpeed's, kept in both ways that there are."""
+
+    TWO = 2
+
+
+@pytest.mark.parametrize("kept", [(Stage, (2,)), (getattr, (Stage, "TWO"))])
+def test_a_member_of_deepspeed_s_enum_is_read_however_python_keeps_it(
+    kept: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stage, "__reduce_ex__", lambda *_: kept)
+    monkeypatch.setattr(safe_load, "_ALLOWED", (f"{Stage.__module__}.Stage",))
+    torch.save({**FLAT, "stage": Stage.TWO}, tmp_path / "model.pt")
+    assert set(open_foreign(tmp_path / "model.pt").tensors) == set(FLAT)
+
+
 class DTensor:
     """Stands for torch's: a part of a tensor on every process, which lies in a state_dict() too."""
 
@@ -256,7 +299,7 @@ def test_tensors_that_are_parts_of_several_processes_are_named_as_such(tmp_path:
 def test_a_hostile_pickle_is_refused_and_not_run(payload: type[Payload], tmp_path: Path) -> None:
     harmed = tmp_path / "harmed"
     torch.save({**FLAT, "extra": payload(harmed)}, tmp_path / "model.pt")
-    with pytest.raises(BadInput, match=r"wants to run code(.|\n)*(eval|Path\.touch|getattr)"):
+    with pytest.raises(BadInput, match=r"wants to run code(.|\n)*(eval|pathlib\.Path)"):
         open_foreign(tmp_path / "model.pt")
     # As an old torch.save, as a bare pickle, and where DeepSpeed's and accelerate's files lie.
     torch.save(payload(harmed), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
