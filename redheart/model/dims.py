@@ -128,12 +128,7 @@ def scaled(divisor: int) -> ModelDims:
 PRESET_DIVISOR = {"tiny": 32, "small": 10, "full": 1}
 
 
-def preset(
-    name: str,
-    *,
-    outputs: tuple[int, int, int, int] = FULL.outputs,
-    dropout: float = 0.0,
-) -> ModelDims:
+def preset(name: str, *, outputs: tuple[int, int, int, int] = FULL.outputs, dropout: float = 0.0) -> ModelDims:
     """The sizes called `tiny`, `small` or `full`."""
     divisor = PRESET_DIVISOR[name]
     dims = FULL if divisor == 1 else scaled(divisor)

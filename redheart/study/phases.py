@@ -105,12 +105,7 @@ def load_study(config: StudyConfig, folder: RunFolder, *, display: Display = SIL
 
 def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -> RedHeart:
     """The preset's model for this data set's inventory, with initial weights from the seed."""
-    train = config.train
-    dims = preset(
-        config.preset,
-        outputs=prepared.inventory.outputs,
-        dropout=train.dropout,
-    )
+    dims = preset(config.preset, outputs=prepared.inventory.outputs, dropout=config.train.dropout)
     model = build(dims, seed=config.seed, device=device)
     set_checkpointing(model, config.train.checkpointing)
     return model
