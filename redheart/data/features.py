@@ -87,6 +87,11 @@ class FeatureCache:
         """The projected summaries alone."""
         return self.pooled_NP[:, :-WORDS_WIDTH] if self.has_words else self.pooled_NP
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of records."""
+        lengths_B: np.ndarray = self.offsets_N[rows + 1] - self.offsets_N[rows]
+        return lengths_B
+
     def row(self, index: int) -> np.ndarray:
         """Features of one record, (S, 768) float16."""
         states_SW: np.ndarray = self.states_RW[self.offsets_N[index] : self.offsets_N[index + 1]]

@@ -24,7 +24,7 @@ from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
-from redheart.train.halves import Halves
+from redheart.train.halves import Halves, by_length
 from redheart.train.learner import MicroLoss, Validation
 
 VALIDATION_PARTS = ("val_select", "val_confirm")
@@ -32,23 +32,20 @@ Tensors = tuple[Tensor, ...]
 
 
 class _Ahead:
-    """Reads rows when they are asked for, or in a thread before."""
+    """Reads rows when they are asked for, or in threads before, each part of them in one of its own."""
 
     def __init__(self, read: Callable[[np.ndarray], Tensors]):
         self._read = read
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._coming: tuple[np.ndarray, Future[Tensors]] | None = None
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="read-ahead")
+        self._coming: dict[bytes, Future[Tensors]] = {}
 
-    def begin(self, rows: np.ndarray) -> None:
-        if len(rows):
-            self._coming = rows, self._thread.submit(self._read, rows)
+    def begin(self, parts: Sequence[np.ndarray]) -> None:
+        self._coming = {rows.tobytes(): self._threads.submit(self._read, rows) for rows in parts if len(rows)}
 
     def get(self, rows: np.ndarray) -> Tensors:
         """What was read of these rows; raises what reading them raised."""
-        coming, self._coming = self._coming, None
-        if coming is not None and np.array_equal(coming[0], rows):
-            return coming[1].result()
-        return self._read(rows)
+        coming = self._coming.pop(rows.tobytes(), None)
+        return coming.result() if coming else self._read(rows)
 
 
 def computes_in_halves(config: StudyConfig) -> bool:
@@ -87,7 +84,7 @@ class EmotionLearner:
         self._prepared, self._features = prepared, features
         self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
         self._feature_dropout, self._halves = feature_dropout, Halves() if halves else None
-        self._module_names = module_names(model)
+        self._module_names, self._parameters = module_names(model), list(model.parameters())
         self._length_step = length_step if torch.cuda.is_available() else 1
         self._pinned, self._batches = pinned and torch.cuda.is_available(), _Ahead(self._read)
 
@@ -106,7 +103,7 @@ class EmotionLearner:
         share = self._feature_dropout if self.model.training else 0.0
         kept_B1D = kept_channels(len(read), share, like=first) if share else None
 
-        def loss_of(records: slice, network: nn.Module) -> MicroLoss:
+        def loss_of(records: np.ndarray | slice, network: nn.Module) -> MicroLoss:
             features_BSD, mask_BS, targets_BT, target_mask_BT = (
                 tensor.to(first.device, non_blocking=self._pinned) for tensor in self._batches.get(read[records])
             )
@@ -123,13 +120,19 @@ class EmotionLearner:
             return MicroLoss(terms.total, terms.sums, counts)
 
         if self._halves and len(read) > 1:
-            return self._halves.loss(partial(loss_of, network=self.model), len(read), list(self.model.parameters()))
+            return self._halves.loss(partial(loss_of, network=self.model), self._halves_of(read), self._parameters)
         return loss_of(slice(None), module)
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        # Halves read their own.
-        if not self._halves:
-            self._batches.begin(rows)
+        if self._halves:
+            # Their threads wait while the optimizer steps.
+            self._batches.begin([rows[half] for half in self._halves_of(rows)] if len(rows) > 1 else [])
+        elif torch.cuda.is_available() or torch.get_num_threads() == 1:
+            # A thread has a team of torch's threads of its own, which takes the cores that compute: docs/step.md.
+            self._batches.begin([rows])
+
+    def _halves_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return by_length(self._features.lengths(rows))
 
     def _read(self, rows: np.ndarray) -> Tensors:
         """Features in the model's type, their mask, targets and their mask; where they are copied from, page-locked."""

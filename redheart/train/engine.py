@@ -81,7 +81,7 @@ class PlainEngine:
         self.dtype = torch.float32
         in_float32(module)
         self.module = module.to(self.device)
-        self._clip_norm = config.clip_norm
+        self._clip_norm, self._parameters = config.clip_norm, list(module.parameters())
         self._optimizer = strategy.optimizer(parameter_groups(module, weight_decay=config.weight_decay), config)
         self._masters = [item for group in self._optimizer.param_groups for item in group["params"]]
         self.places = parameter_places(module, [[item] for item in self._masters], [[0]] * len(self._masters))
@@ -93,7 +93,10 @@ class PlainEngine:
 
     def step(self, learning_rate: float) -> StepResult:
         """Clip, update, clear the gradients."""
-        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_norm))
+        total = nn.utils.get_total_norm([item.grad for item in self._parameters if item.grad is not None])
+        norm = float(total)
+        if norm > self._clip_norm:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
         applied = norm == norm and norm != float("inf")
         if applied:
             for group in self._optimizer.param_groups:

@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from redheart.train.learner import MicroLoss
+
+Records = np.ndarray
+"""Numbers of records within a batch."""
 
 
 class Halves:
@@ -27,18 +31,18 @@ class Halves:
         each = max(1, torch.get_num_threads() // 2)
         return ThreadPoolExecutor(2, "half", initializer=torch.set_num_threads, initargs=(each,))
 
-    def loss(self, loss_of: Callable[[slice], MicroLoss], num_records: int, parameters: Sequence[Tensor]) -> MicroLoss:
-        """The loss of so many records, whose gradients are there already: its backward pass hands them over.
+    def loss(
+        self, loss_of: Callable[[Records], MicroLoss], halves: tuple[Records, Records], parameters: Sequence[Tensor]
+    ) -> MicroLoss:
+        """The loss of both halves, whose gradients are there already: its backward pass hands them over.
 
-        `loss_of` gives a part's share of the loss; it is called by both threads at once and may draw nothing.
+        `loss_of` gives a half's share of the loss; it is called by both threads at once and may draw nothing.
         """
-        middle = (num_records + 1) // 2
-        halves = slice(0, middle), slice(middle, num_records)
-        parts = [self._threads.submit(_with_gradients, loss_of, half, parameters) for half in halves]
+        computed = [self._threads.submit(_with_gradients, loss_of, half, parameters) for half in halves]
         # Nobody computes any more when an error is told.
-        wait(parts)
-        (first, mine), (second, others) = (part.result() for part in parts)
-        gradients = [_sum(*pair) for pair in zip(mine, others, strict=True)]
+        wait(computed)
+        (first, mine), (second, others) = (half.result() for half in computed)
+        gradients = _sums(mine, others)
         return MicroLoss(
             _Computed.apply(first.total + second.total, gradients, *parameters),
             {name: first.sums[name] + second.sums[name] for name in first.sums},
@@ -46,20 +50,32 @@ class Halves:
         )
 
 
+def by_length(lengths_B: np.ndarray) -> tuple[Records, Records]:
+    """The short and the long ones of at least two records, so that padded each has about as many tokens; in order."""
+    order = np.argsort(lengths_B, kind="stable")
+    counts = np.arange(1, len(order))
+    short, long = counts * lengths_B[order[:-1]], counts[::-1] * lengths_B[order[-1]]
+    first = 1 + int(np.argmin(np.maximum(short, long)))
+    return np.sort(order[:first]), np.sort(order[first:])
+
+
 Gradients = Sequence[Tensor | None]
 
 
 def _with_gradients(
-    loss_of: Callable[[slice], MicroLoss], half: slice, parameters: Sequence[Tensor]
+    loss_of: Callable[[Records], MicroLoss], half: Records, parameters: Sequence[Tensor]
 ) -> tuple[MicroLoss, Gradients]:
     loss = loss_of(half)
     gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
     return MicroLoss(loss.total.detach(), loss.sums, loss.counts), gradients
 
 
-def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+def _sums(first: Gradients, second: Gradients) -> Gradients:
+    pairs = list(zip(first, second, strict=True))
+    both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
     # Not in place: a gradient may be another parameter's too, or a view of a single number.
-    return second if first is None else first if second is None else first + second
+    added = iter(torch._foreach_add(*zip(*both, strict=True)) if both else ())
+    return [one if other is None else other if one is None else next(added) for one, other in pairs]
 
 
 class _Computed(torch.autograd.Function):

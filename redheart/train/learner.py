@@ -48,10 +48,7 @@ class Learner(Protocol):
         """Forward `rows` and give their share of the loss of the effective batch `step_rows`."""
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        """Begin to read the rows that `loss` will be asked for next; none where that is not known.
-
-        Not asked where several threads of the CPU compute.
-        """
+        """Begin to read the rows that `loss` will be asked for next, if it pays; none where that is not known."""
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         """The total loss and the losses per task from sums over an epoch."""

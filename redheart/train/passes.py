@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -19,7 +18,7 @@ from redheart.train.learner import Learner
 
 
 class Passes:
-    """Of a run; while a micro-batch is computed the learner reads the next, unless several threads of the CPU compute.
+    """Of a run; while a micro-batch is computed the learner may read the next.
 
     `micro_batch` is of the first pass, `on_halved` is told of every smaller one. `draws` names the random draws of the
     run, which it makes again when it goes on.
@@ -43,7 +42,6 @@ class Passes:
         """
         pending, losses = self._micro_batches(rows), StepLosses()
         self._statistics_before = [tensor.clone() for tensor in self._statistics]
-        self._learner.model.train()
         # What is pending counts down, but for a halving, behind which a number comes again.
         names: tuple[object, ...] = (self._draws, number, self._engine.rank)
         while pending:
@@ -56,9 +54,7 @@ class Passes:
                 pending = split(pending, self.micro_batch)
                 continue
             pending = pending[1:]
-            # A thread has a team of torch's threads of its own, which takes the cores that compute: docs/step.md.
-            if self._engine.device.type != "cpu" or torch.get_num_threads() == 1:
-                self._learner.read_ahead((pending or self._micro_batches(following) or [following])[0])
+            self._learner.read_ahead((pending or self._micro_batches(following) or [following])[0])
             # Some gradients of a micro-batch may be in the sum and some not.
             with no_second_try(self.too_large("backward pass", number)):
                 self._engine.backward(loss.total, last=not pending)

@@ -1,6 +1,7 @@
 """The learner's loss: dropout that a resumed run repeats, tasks weighted as asked."""
 
 import dataclasses
+from concurrent.futures import wait
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from redheart.data.prepare import Prepared, load_prepared, prepare
 from redheart.model.dims import preset
 from redheart.model.losses import LossTerms
 from redheart.model.network import build
-from redheart.study.learner import VALIDATION_PARTS, EmotionLearner, computes_in_halves, total_loss
+from redheart.study.learner import VALIDATION_PARTS, EmotionLearner, Tensors, computes_in_halves, total_loss
 from redheart.train.counting import StepLosses
 
 
@@ -113,7 +114,39 @@ def test_steps_and_epochs_tell_one_loss_where_a_task_has_no_target(data: tuple[P
     assert learner.validate(learner.model).loss == pytest.approx(float(loss.total.detach()), rel=1e-5)
 
 
-def test_a_batch_that_was_read_ahead_gives_the_same_bits(data: tuple[Prepared, FeatureCache]) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_on_the_cpu_a_batch_is_read_ahead_only_where_one_thread_computes(
+    threads: int, data: tuple[Prepared, FeatureCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    learner, begun = learner_of(data), []
+    monkeypatch.setattr(learner._batches, "begin", begun.append)
+    learner.read_ahead(np.arange(4))
+    assert len(begun) == (threads == 1 or torch.cuda.is_available())
+
+
+def test_halves_are_read_ahead_each_apart_and_padded_to_its_own_longest(data: tuple[Prepared, FeatureCache]) -> None:
+    prepared, features = data
+    lengths_N = np.arange(len(features)) % 7 + 2
+    features = dataclasses.replace(features, offsets_N=np.concatenate(([0], np.cumsum(lengths_N))))
+    rows, learner = np.arange(30), learner_of((prepared, features), halves=True)
+    expected = loss_of(learner, rows)
+    read: list[Tensors] = []
+    inner = learner._batches._read
+    learner._batches._read = lambda rows: read.append(inner(rows)) or read[-1]  # type: ignore[func-returns-value]
+    learner.read_ahead(rows)
+    wait(list(learner._batches._coming.values()))
+    assert loss_of(learner, rows) == expected
+    tokens = [mask_BS.numel() for _, mask_BS, _, _ in read]
+    assert len(tokens) == 2 and sum(tokens) < len(rows) * lengths_N[rows].max() and max(tokens) < 0.6 * sum(tokens)
+    learner.read_ahead(rows[:1])
+    assert not learner._batches._coming
+
+
+def test_a_batch_that_was_read_ahead_gives_the_same_bits(
+    data: tuple[Prepared, FeatureCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     rows, others, learner = np.arange(8), np.arange(8, 16), learner_of(data)
     expected = [loss_of(learner, rows), loss_of(learner, others)]
     read: list[int] = []

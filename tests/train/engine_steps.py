@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from fixed_batch import DIMS, RECORDS, fixed_batch
 from torch import nn
@@ -48,7 +49,7 @@ def main(strategy: str, num_micro_batches: int, way: str) -> None:
     counts_K = task_counts(present_BT, DIMS.outputs)
     share = RECORDS // num_micro_batches
 
-    def loss_of(network: nn.Module, rows: slice) -> MicroLoss:
+    def loss_of(network: nn.Module, rows: slice | np.ndarray) -> MicroLoss:
         predictions = network(features_BSD[rows].to(engine.dtype), mask_BS[rows])
         terms = multitask_loss(
             predictions, targets_BT[rows], present_BT[rows], outputs=DIMS.outputs, step_counts_K=counts_K
@@ -61,7 +62,10 @@ def main(strategy: str, num_micro_batches: int, way: str) -> None:
         for part in range(num_micro_batches):
             rows = slice(part * share, (part + 1) * share)
             if way == "halves":
-                loss = Halves().loss(lambda half: loss_of(model, half), RECORDS, list(model.parameters())).total
+                two = np.array_split(np.arange(RECORDS), 2)
+                loss = (
+                    Halves().loss(lambda half: loss_of(model, half), (two[0], two[1]), list(model.parameters())).total
+                )
             else:
                 loss = loss_of(engine.module, rows).total
             engine.backward(loss, last=part == num_micro_batches - 1)
