@@ -77,7 +77,6 @@ def length_batches(
     features: FeatureCache, rows: np.ndarray, *, micro_batch: int
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Rows in batches of similar length, and the positions of `rows` in the order of these batches, (N,)."""
-    lengths = features.offsets_N[rows + 1] - features.offsets_N[rows]
-    order = np.argsort(lengths, kind="stable")
+    order = np.argsort(features.lengths(rows), kind="stable")
     batches = [rows[order[start : start + micro_batch]] for start in range(0, len(rows), micro_batch)]
     return batches, np.argsort(order)

@@ -32,11 +32,12 @@ Tensors = tuple[Tensor, ...]
 
 
 class _Ahead:
-    """Reads rows when they are asked for, or in threads before, each part of them in one of its own."""
+    """Reads rows when they are asked for, or before: one part of them in a thread, or two in two of one core each."""
 
-    def __init__(self, read: Callable[[np.ndarray], Tensors]):
+    def __init__(self, read: Callable[[np.ndarray], Tensors], *, parts: int):
         self._read = read
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="read-ahead")
+        begin = partial(torch.set_num_threads, 1) if parts > 1 else None
+        self._threads = ThreadPoolExecutor(parts, thread_name_prefix="read-ahead", initializer=begin)
         self._coming: dict[bytes, Future[Tensors]] = {}
 
     def begin(self, parts: Sequence[np.ndarray]) -> None:
@@ -86,7 +87,8 @@ class EmotionLearner:
         self._feature_dropout, self._halves = feature_dropout, Halves() if halves else None
         self._module_names, self._parameters = module_names(model), list(model.parameters())
         self._length_step = length_step if torch.cuda.is_available() else 1
-        self._pinned, self._batches = pinned and torch.cuda.is_available(), _Ahead(self._read)
+        self._pinned = pinned and torch.cuda.is_available()
+        self._batches = _Ahead(self._read, parts=2 if halves else 1)
 
     def modules(self) -> Sequence[str]:
         return self._module_names
@@ -125,7 +127,7 @@ class EmotionLearner:
 
     def read_ahead(self, rows: np.ndarray) -> None:
         if self._halves:
-            # Their threads wait while the optimizer steps.
+            # Their own threads wait by now, and the optimizer's use few cores.
             self._batches.begin([rows[half] for half in self._halves_of(rows)] if len(rows) > 1 else [])
         elif torch.cuda.is_available() or torch.get_num_threads() == 1:
             # A thread has a team of torch's threads of its own, which takes the cores that compute: docs/step.md.

@@ -43,6 +43,8 @@ class Halves:
         wait(computed)
         (first, mine), (second, others) = (half.result() for half in computed)
         gradients = _sums(mine, others)
+        # Parameters that were replaced since are no part of what was computed, and would stay as they are.
+        assert any(item is not None for item in gradients)
         return MicroLoss(
             _Computed.apply(first.total + second.total, gradients, *parameters),
             {name: first.sums[name] + second.sums[name] for name in first.sums},

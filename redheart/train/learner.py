@@ -48,7 +48,10 @@ class Learner(Protocol):
         """Forward `rows` and give their share of the loss of the effective batch `step_rows`."""
 
     def read_ahead(self, rows: np.ndarray) -> None:
-        """Begin to read the rows that `loss` will be asked for next, if it pays; none where that is not known."""
+        """Begin to read the rows that `loss` will be asked for next, if that pays; none where that is not known.
+
+        On the CPU what reads meanwhile takes cores from what computes.
+        """
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         """The total loss and the losses per task from sums over an epoch."""

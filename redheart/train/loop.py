@@ -74,7 +74,6 @@ def train(
             run.log_start()
             run.announce()
             while not run.is_done():
-                learner.model.train()
                 for step_rows in run.epoch_steps()[run.at.step_in_epoch :]:
                     run.optimizer_step(step_rows)
                     run.announce()

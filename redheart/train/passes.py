@@ -29,8 +29,9 @@ class Passes:
     ):
         self._learner, self._engine, self.micro_batch, self._on_halved = learner, engine, micro_batch, on_halved
         self._draws = draws
+        self._modules = list(learner.model.modules())
         # The buffers in which norms keep what they have seen of batches.
-        norms = [item for item in learner.model.modules() if isinstance(item, _NormBase)]
+        norms = [item for item in self._modules if isinstance(item, _NormBase)]
         self._statistics = [tensor for norm in norms for tensor in norm.buffers()]
         self._statistics_before: list[Tensor] = []
 
@@ -42,6 +43,9 @@ class Passes:
         """
         pending, losses = self._micro_batches(rows), StepLosses()
         self._statistics_before = [tensor.clone() for tensor in self._statistics]
+        # Whoever is told of a step may have left some of them in evaluation; the call alone takes 4 ms of `small`.
+        if not all(item.training for item in self._modules):
+            self._learner.model.train()
         # What is pending counts down, but for a halving, behind which a number comes again.
         names: tuple[object, ...] = (self._draws, number, self._engine.rank)
         while pending:

@@ -21,6 +21,7 @@ from redheart.model.network import build
 from redheart.snapshots.manifests import Progress
 from redheart.snapshots.states import write_state
 from redheart.study.outlook import planning
+from redheart.train.device.compute_type import has_bf16_units
 from redheart.train.strategy import strategy_sizes
 from redheart.train.zero.groups import parameter_groups
 
@@ -185,6 +186,8 @@ def test_disk_is_predicted_within_five_per_cent(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("case", plan_errors.HOST_CASES)
 def test_host_memory_is_predicted_within_five_per_cent(case: tuple[str, int, str]) -> None:
+    if case[2] == "bf16" and not has_bf16_units():
+        pytest.skip("bf16 is predicted for processors with units for it; elsewhere a run computes in float32")
     # Of a process of its own: a forked one holds what the server imports for all tests.
     row = plan_errors.host_row(*case, int(str(plan_errors.engine_tensors(*case)["rss_peak_bytes"])))
     assert abs(row["error"]) <= 0.05, row

@@ -39,6 +39,12 @@ def loss_of(learner: EmotionLearner, rows: np.ndarray) -> float:
     return float(learner.loss(learner.model, rows, step_rows=rows).total.detach())
 
 
+def uneven(features: FeatureCache) -> FeatureCache:
+    """The same with texts of 2 to 8 tokens."""
+    lengths_N = np.arange(len(features)) % 7 + 2
+    return dataclasses.replace(features, offsets_N=np.concatenate(([0], np.cumsum(lengths_N))))
+
+
 def test_a_batch_has_the_targets_of_its_rows(data: tuple[Prepared, FeatureCache]) -> None:
     prepared, _ = data
     rows = np.array([5, 0, 9])
@@ -52,7 +58,7 @@ def test_two_halves_are_the_whole_batch_but_for_rounding_also_what_they_drop(
 ) -> None:
     rows, found = np.arange(7), []
     for halves in (False, True):
-        learner = learner_of(data, feature_dropout=0.3, halves=halves)
+        learner = learner_of((data[0], uneven(data[1])), feature_dropout=0.3, halves=halves)
         learner.model.train()
         torch.manual_seed(3)
         loss = learner.loss(learner.model, rows, step_rows=np.arange(9))
@@ -114,31 +120,36 @@ def test_steps_and_epochs_tell_one_loss_where_a_task_has_no_target(data: tuple[P
     assert learner.validate(learner.model).loss == pytest.approx(float(loss.total.detach()), rel=1e-5)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("threads", "has_card", "expected"), [(1, False, 1), (2, False, 0), (1, True, 1), (2, True, 1)]
+)
 def test_on_the_cpu_a_batch_is_read_ahead_only_where_one_thread_computes(
-    threads: int, data: tuple[Prepared, FeatureCache], monkeypatch: pytest.MonkeyPatch
+    threads: int,
+    has_card: bool,
+    expected: int,
+    data: tuple[Prepared, FeatureCache],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    learner = learner_of(data)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    learner, begun = learner_of(data), []
-    monkeypatch.setattr(learner._batches, "begin", begun.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_card)
     learner.read_ahead(np.arange(4))
-    assert len(begun) == (threads == 1 or torch.cuda.is_available())
+    assert len(learner._batches._coming) == expected
 
 
 def test_halves_are_read_ahead_each_apart_and_padded_to_its_own_longest(data: tuple[Prepared, FeatureCache]) -> None:
-    prepared, features = data
-    lengths_N = np.arange(len(features)) % 7 + 2
-    features = dataclasses.replace(features, offsets_N=np.concatenate(([0], np.cumsum(lengths_N))))
-    rows, learner = np.arange(30), learner_of((prepared, features), halves=True)
+    rows, features = np.arange(30), uneven(data[1])
+    learner = learner_of((data[0], features), halves=True)
     expected = loss_of(learner, rows)
     read: list[Tensors] = []
     inner = learner._batches._read
     learner._batches._read = lambda rows: read.append(inner(rows)) or read[-1]  # type: ignore[func-returns-value]
     learner.read_ahead(rows)
     wait(list(learner._batches._coming.values()))
-    assert loss_of(learner, rows) == expected
+    assert len(read) == 2
+    assert loss_of(learner, rows) == expected and len(read) == 2
     tokens = [mask_BS.numel() for _, mask_BS, _, _ in read]
-    assert len(tokens) == 2 and sum(tokens) < len(rows) * lengths_N[rows].max() and max(tokens) < 0.6 * sum(tokens)
+    assert sum(tokens) < len(rows) * features.lengths(rows).max() and max(tokens) < 0.6 * sum(tokens)
     learner.read_ahead(rows[:1])
     assert not learner._batches._coming
 

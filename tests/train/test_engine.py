@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from launching import launch
+from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
@@ -137,3 +138,18 @@ def test_a_card_computes_by_the_kernels_that_were_planned(deterministic: bool) -
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cuda.enable_cudnn_sdp(before[1])
+
+
+@pytest.mark.parametrize("norm", [0.0, 5e-8, 0.999, 1 - 1e-7, 1.0, 1 + 1e-7, 1e3])
+@pytest.mark.parametrize("clip_norm", [1e-7, 1.0])
+def test_plain_clips_as_torch_does_to_the_bit(norm: float, clip_norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, reference = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain = engine.start_engine(model, TrainConfig(strategy="plain", clip_norm=clip_norm, num_threads=1))
+    for ours, other in zip(model.parameters(), reference.parameters(), strict=True):
+        ours.grad = torch.full_like(ours, norm / 8**0.5)
+        other.grad = ours.grad.clone()
+    seen: list[Tensor] = []
+    monkeypatch.setattr(plain._optimizer, "step", lambda: seen.extend(item.grad.clone() for item in model.parameters()))
+    expected = nn.utils.clip_grad_norm_(reference.parameters(), clip_norm)
+    assert plain.step(1e-3).grad_norm == float(expected)
+    assert all(torch.equal(ours, other.grad) for ours, other in zip(seen, reference.parameters(), strict=True))

@@ -39,6 +39,15 @@ def test_the_next_micro_batch_may_be_read_while_one_is_computed(following: list[
     assert learner.ahead == [[2, 3], ahead]
 
 
+def test_what_was_left_in_evaluation_between_two_steps_trains_in_the_next() -> None:
+    learner = Line()
+    passes = passes_of(learner)
+    for left in (learner.model["line"], learner.model):  # type: ignore[index]
+        left.eval()
+        passes.step(1, np.arange(4), following=np.arange(0))
+        assert all(module.training for module in learner.model.modules())
+
+
 def test_no_two_passes_of_a_step_draw_the_same_also_after_a_halving() -> None:
     drawn: list[float] = []
 
