@@ -36,8 +36,8 @@ class _Ahead:
 
     def __init__(self, read: Callable[[np.ndarray], Tensors], *, parts: int):
         self._read = read
-        begin = partial(torch.set_num_threads, 1) if parts > 1 else None
-        self._threads = ThreadPoolExecutor(parts, thread_name_prefix="read-ahead", initializer=begin)
+        one_core = partial(torch.set_num_threads, 1) if parts > 1 else None
+        self._threads = ThreadPoolExecutor(parts, thread_name_prefix="read-ahead", initializer=one_core)
         self._coming: dict[bytes, Future[Tensors]] = {}
 
     def begin(self, parts: Sequence[np.ndarray]) -> None:
