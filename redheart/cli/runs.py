@@ -66,10 +66,11 @@ def status(arguments: Sequence[str]) -> None:
 def sweet_spot(arguments: Sequence[str]) -> None:
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
 
+    from redheart.report.best_epochs import best_epochs_text
     from redheart.report.selection_section import sweet_spot_lines
     from redheart.select.strategies import strategy_named
     from redheart.study import phases, run_folder
-    from redheart.study.selecting import best_epochs_of, run_sweet_spot
+    from redheart.study.selecting import run_sweet_spot
 
     with run_folder.opened(options.run, device=options.device) as (folder, config):
         # Once more, now that the run's own settings are known: what is not given is theirs.
@@ -82,7 +83,7 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         study = phases.load_study(config, folder, display=display_of(options.json))
         with run_folder.reading_snapshots(folder):
             spot = run_sweet_spot(study, display=display_of(options.json))
-            bests = best_epochs_of(study, spot)
+            bests = best_epochs_text(folder.root)
     answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
 
 

@@ -1,40 +1,32 @@
 """Which epoch is best by which measure, where the two that a run names are not one."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any
+
+from redheart.core.files import read_if_there, read_sealed
+from redheart.train.log.events import watched_events
 
 
-class ChosenEpoch(Protocol):
-    """What is read of a sweet spot."""
+def best_epochs_text(root: Path) -> str | None:
+    """The measure, the records and the epochs behind each epoch of a run that is called best.
 
-    @property
-    def best_epoch(self) -> int: ...
-    @property
-    def epochs(self) -> Sequence[int]: ...
-
-
-class ValidationSizes(Protocol):
-    """What is read of prepared records: how many there are of each half of the validation records."""
-
-    @property
-    def val_select(self) -> int: ...
-    @property
-    def val_confirm(self) -> int: ...
-
-
-def best_epochs_text(spot: ChosenEpoch, *, val_losses: Mapping[int, float], manifest: ValidationSizes) -> str | None:
-    """The measure, the records and the epochs behind each epoch that is called best; None where there is only one.
-
-    `val_losses` are by epoch.
+    None where there is only one, or no snapshot has been chosen yet.
     """
-    single = spot.best_epoch
+    spot = read_if_there(root / "select" / "sweet_spot.json", dict[str, Any])
+    if spot is None:
+        return None
+    epochs = [event for event in watched_events(root / "train" / "events.jsonl") if event["event"] == "epoch"]
+    # A damaged line holds less, or something else.
+    val_losses = {event.get("epoch"): event["val_loss"] for event in epochs if isinstance(event.get("val_loss"), float)}
+    single = spot["best_epoch"]
     lowest = min(val_losses, key=val_losses.__getitem__, default=single)
     if lowest == single:
         return None
+    manifest = read_sealed(root / "data" / "manifest.json", dict[str, Any])
     return (
         f"best by two measures: the best single snapshot, epoch {single}, has the lowest mean of the tasks' final "
-        f"losses, each above its floor and in units of its best, on {manifest.val_select:,} select records among "
-        f"{len(spot.epochs)} snapshots; the lowest validation loss, after epoch {lowest}, is of the loss that is "
-        f"trained, over the outputs of all modules, on all {manifest.val_select + manifest.val_confirm:,} validation "
-        f"records among {len(val_losses)} epochs"
+        f"losses, each above its floor and in units of its best, on {manifest['val_select']:,} select records among "
+        f"{len(spot['epochs'])} snapshots; the lowest validation loss, after epoch {lowest}, is of the loss that is "
+        f"trained, over the outputs of all modules, on all {manifest['val_select'] + manifest['val_confirm']:,} "
+        f"validation records among {len(val_losses)} epochs"
     )

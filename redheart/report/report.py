@@ -54,7 +54,7 @@ def make_report(root: Path) -> Path:
         "## Training",
         _training(out, facts),
         "## Sweet spot",
-        sweet_spot_section(out, facts.spot, bests=bests_of(facts)),
+        sweet_spot_section(out, facts.spot, bests=best_epochs_text(root)),
         "## Transplants and lines between snapshots",
         maps_section(out, facts.maps),
         "## Crossover",
@@ -154,14 +154,6 @@ def _training(out: Path, facts: RunFacts) -> str:
         ["validation loss, last", f"{last['val_loss']:.4f}"],
     ]
     return markdown_table(["", ""], rows) + "\n\n![loss](figures/loss.png)\n\n![loss per module](figures/modules.png)"
-
-
-def bests_of(facts: RunFacts) -> str | None:
-    """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    if facts.spot is None:
-        return None
-    val_losses = {event["epoch"]: event["val_loss"] for event in facts.events if event["event"] == "epoch"}
-    return best_epochs_text(facts.spot, val_losses=val_losses, manifest=facts.manifest)
 
 
 def recipe_text(config: dict[str, Any]) -> str:

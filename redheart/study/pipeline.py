@@ -7,6 +7,7 @@ from redheart.core.config import StudyConfig
 from redheart.core.device import chosen_device
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
+from redheart.report.best_epochs import best_epochs_text
 from redheart.report.limitations import better_text
 from redheart.report.report import make_report
 from redheart.report.selection_section import work_text
@@ -15,7 +16,7 @@ from redheart.study.calibrating import run_calibration
 from redheart.study.evaluating import run_evaluation
 from redheart.study.phases import Study, open_study, run_training, say
 from redheart.study.recombining import run_crossover
-from redheart.study.selecting import best_epochs_of, run_sweet_spot
+from redheart.study.selecting import run_sweet_spot
 from redheart.study.sweep import run_sweep
 from redheart.train.settings import Chosen
 
@@ -49,7 +50,7 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
             spot = run_sweet_spot(study, display=display)
             say(config, "sweet-spot", f"best single epoch {spot.best_epoch}; {spot.num_candidates} models compared")
             say(config, "sweet-spot", work_text(spot))
-            if bests := best_epochs_of(study, spot):
+            if bests := best_epochs_text(folder.root):
                 say(config, "sweet-spot", bests)
             with display.working("crossover"):
                 crossover = run_crossover(study)

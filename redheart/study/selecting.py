@@ -22,7 +22,6 @@ from redheart.evaluate.prediction import loss_floors, predictor_losses
 from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
-from redheart.report.best_epochs import best_epochs_text
 from redheart.select.conditional import ConditionalEvaluator
 from redheart.select.loss_store import LossStore
 from redheart.select.maps import draw_maps, map_evaluations
@@ -39,7 +38,6 @@ from redheart.study.phases import Study
 from redheart.study.run_folder import RunFolder
 from redheart.train.device.compute_type import NAMES
 from redheart.train.device.out_of_memory import no_second_try
-from redheart.train.log.events import read_events
 
 CPU_CACHE_BYTES = 1536 * MIB
 
@@ -80,13 +78,6 @@ def run_sweet_spot(study: Study, *, display: Display = SILENT) -> SweetSpot:
     else:
         (folder.select / "maps.json").unlink(missing_ok=True)
     return spot
-
-
-def best_epochs_of(study: Study, spot: SweetSpot) -> str | None:
-    """What is said where the best single snapshot is not of the epoch with the lowest validation loss; else None."""
-    epochs = read_events(study.folder.train / "events.jsonl", "epoch")
-    val_losses = {event["epoch"]: event["val_loss"] for event in epochs}
-    return best_epochs_text(spot, val_losses=val_losses, manifest=study.prepared.manifest)
 
 
 def open_snapshots(folder: RunFolder) -> list[Snapshot]:

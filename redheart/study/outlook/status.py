@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from redheart.core.config import StudyConfig, SweepConfig
-from redheart.core.files import is_sealed, read_sealed
+from redheart.core.files import is_sealed
 from redheart.core.progress import duration_text
 from redheart.core.units import GIB, MIB
 from redheart.report.best_epochs import best_epochs_text
@@ -57,20 +57,6 @@ class _Entry(msgspec.Struct, frozen=True):
     what: str = ""
     text: str = ""
     exit_code: int = 0
-
-
-class _Spot(msgspec.Struct, frozen=True):
-    """What is read of a sweet spot, without what computes one."""
-
-    best_epoch: int
-    epochs: list[int]
-
-
-class _Sizes(msgspec.Struct, frozen=True):
-    """What is read of the prepared records."""
-
-    val_select: int
-    val_confirm: int
 
 
 class TrialStatus(msgspec.Struct, frozen=True):
@@ -164,7 +150,7 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         losses={name: loss for name, loss in by_kind.items() if loss is not None},
         chosen=next((entry.text for entry in reversed(entries) if entry.event == "chosen"), ""),
         best_epoch=min(measured)[1] if measured else None,
-        best_epochs_text=_best_epochs(folder, measured) if phases["sweet-spot"] else None,
+        best_epochs_text=best_epochs_text(folder.root),
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
         time_left_s=_time_left(entries, now, least_s=step_s * (num_steps - step.step)) if state == "running" else None,
@@ -211,12 +197,6 @@ def status_lines(status: RunStatus) -> list[str]:
         rows["memory"] = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in status.memory_bytes.items())
     width = max(map(len, rows)) + 2
     return [*(f"{name:<{width}}{text}" for name, text in rows.items() if text), *status.last_events]
-
-
-def _best_epochs(folder: RunFolder, measured: Sequence[tuple[float, int]]) -> str | None:
-    spot = read_sealed(folder.root / FILES["sweet-spot"], _Spot)
-    manifest = read_sealed(folder.data / "manifest.json", _Sizes)
-    return best_epochs_text(spot, val_losses={epoch: loss for loss, epoch in measured}, manifest=manifest)
 
 
 def _state(
