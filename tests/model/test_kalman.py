@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redheart.model.kalman import EmotionKalman, affine_states, kalman_gains
+from redheart.model.kalman import EmotionKalman, affine_state, affine_states, kalman_gains
 
 
 def filter_of(width: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -45,8 +45,8 @@ def test_gains_are_those_of_the_textbook(width: int, seed: int, tokens: int) -> 
     assert (found - expected).abs().max() <= 1e-10 * max(1.0, expected.abs().max().item())
 
 
-@given(seed=st.integers(0, 2**31), tokens=st.integers(1, 40))
-def test_states_are_those_of_the_recursion(seed: int, tokens: int) -> None:
+@given(seed=st.integers(0, 2**31), tokens=st.integers(1, 140), data=st.data())
+def test_states_are_those_of_the_recursion(seed: int, tokens: int, data: st.DataObject) -> None:
     random = torch.Generator().manual_seed(seed)
     maps_SOO = torch.randn(tokens, 3, 3, generator=random, dtype=torch.float64) / 2
     inputs_SBO = torch.randn(tokens, 2, 3, generator=random, dtype=torch.float64)
@@ -54,7 +54,11 @@ def test_states_are_those_of_the_recursion(seed: int, tokens: int) -> None:
     for map_OO, input_BO in zip(maps_SOO, inputs_SBO, strict=True):
         state_BO = state_BO @ map_OO + input_BO
         expected.append(state_BO)
-    assert torch.allclose(affine_states(maps_SOO, inputs_SBO), torch.stack(expected), rtol=1e-10, atol=1e-10)
+    expected_SBO = torch.stack(expected)
+    assert torch.allclose(affine_states(maps_SOO, inputs_SBO), expected_SBO, rtol=1e-10, atol=1e-10)
+    last_B = torch.tensor([data.draw(st.integers(0, tokens - 1)) for _ in range(2)])
+    expected_BO = expected_SBO[last_B, torch.arange(2)]
+    assert torch.allclose(affine_state(maps_SOO, inputs_SBO, last_B), expected_BO, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 5, 9])
@@ -72,6 +76,7 @@ def test_gradients_are_those_of_differences(tokens: int) -> None:
     maps_SOO = torch.randn(tokens, 3, 3, generator=random, dtype=torch.float64).requires_grad_()
     inputs_SBO = torch.randn(tokens, 2, 3, generator=random, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(affine_states, (maps_SOO, inputs_SBO))
+    assert torch.autograd.gradcheck(affine_state, (maps_SOO, inputs_SBO, torch.tensor([tokens - 1, tokens // 2])))
 
 
 def test_padding_and_what_lies_in_it_changes_nothing() -> None:
