@@ -5,6 +5,7 @@ Where operators are small, two threads within each of them mostly wait for each 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -42,9 +43,7 @@ class Halves:
         # Nobody computes any more when an error is told.
         wait(computed)
         (first, mine), (second, others) = (half.result() for half in computed)
-        gradients = _sums(mine, others)
-        # Parameters that were replaced since are no part of what was computed, and would stay as they are.
-        assert any(item is not None for item in gradients)
+        gradients = _sums(mine, others, parameters)
         return MicroLoss(
             _Computed.apply(first.total + second.total, gradients, *parameters),
             {name: first.sums[name] + second.sums[name] for name in first.sums},
@@ -64,20 +63,35 @@ def by_length(lengths_B: np.ndarray) -> tuple[Records, Records]:
 Gradients = Sequence[Tensor | None]
 
 
+@dataclass(frozen=True)
+class _OfHalf:
+    """Gradients of a half's loss, one behind the other: hundreds of small tensors are slow to add up and to free."""
+
+    flat: Tensor
+    is_known: Sequence[bool]
+    """Of every parameter, whether the loss depends on it; if not, its part of `flat` is zero."""
+
+
 def _with_gradients(
     loss_of: Callable[[Records], MicroLoss], half: Records, parameters: Sequence[Tensor]
-) -> tuple[MicroLoss, Gradients]:
+) -> tuple[MicroLoss, _OfHalf]:
     loss = loss_of(half)
-    gradients = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-    return MicroLoss(loss.total.detach(), loss.sums, loss.counts), gradients
+    found = torch.autograd.grad(loss.total, parameters, allow_unused=True)
+    is_known = [item is not None for item in found]
+    parts = [torch.zeros_like(one) if item is None else item for one, item in zip(parameters, found, strict=True)]
+    flat = torch.cat([part.flatten() for part in parts])
+    return MicroLoss(loss.total.detach(), loss.sums, loss.counts), _OfHalf(flat, is_known)
 
 
-def _sums(first: Gradients, second: Gradients) -> Gradients:
-    pairs = list(zip(first, second, strict=True))
-    both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
-    # Not in place: a gradient may be another parameter's too, or a view of a single number.
-    added = iter(torch._foreach_add(*zip(*both, strict=True)) if both else ())
-    return [one if other is None else other if one is None else next(added) for one, other in pairs]
+def _sums(first: _OfHalf, second: _OfHalf, parameters: Sequence[Tensor]) -> Gradients:
+    is_known = [one or other for one, other in zip(first.is_known, second.is_known, strict=True)]
+    # Parameters that were replaced since are no part of what was computed, and would stay as they are.
+    assert any(is_known)
+    parts = (first.flat + second.flat).split([parameter.numel() for parameter in parameters])
+    return [
+        part.view(parameter.shape) if known else None
+        for part, parameter, known in zip(parts, parameters, is_known, strict=True)
+    ]
 
 
 class _Computed(torch.autograd.Function):
