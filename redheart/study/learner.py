@@ -24,6 +24,7 @@ from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
+from redheart.train.device.compiled_norms import compile_norms
 from redheart.train.halves import Halves, by_length
 from redheart.train.learner import MicroLoss, Validation
 
@@ -88,6 +89,8 @@ class EmotionLearner:
         self._module_names, self._parameters = module_names(model), list(model.parameters())
         self._length_step = length_step if torch.cuda.is_available() else 1
         self._pinned = pinned and torch.cuda.is_available()
+        if halves:
+            compile_norms(model)
         self._batches = _Ahead(self._read, parts=2 if halves else 1)
 
     def modules(self) -> Sequence[str]:

@@ -110,7 +110,7 @@ def compile_in(folder: Path, compiler: Sequence[str], extra_flags: Sequence[str]
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".build-", ignore_cleanup_errors=True) as build:
         built = Path(build) / "kernel.so"
-        command = [*compiler, *FLAGS, *extra_flags, "-o", str(built), str(SOURCES / "adamw8bit.cpp")]
+        command = [*compiler, *FLAGS, *extra_flags, "-o", str(built), *map(str, sorted(SOURCES.glob("*.cpp")))]
         _run(command, Path(build), name=shlex.join(compiler))
         built.chmod(0o755)
         path = folder / f"{_sources_stem()}-{_content_digest(built)}.so"

@@ -108,6 +108,26 @@ class Kernel:
         threads = self._threads()
         self._library.redheart_add_bf16(threads, ctypes.c_int64(total.numel()), _at(total), _at(addend))
 
+    def rms_norm(self, states: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The norm of rows, (n, width) float32, times their weights, (width,), and what each was multiplied by, (n,).
+
+        Source: Zhang & Sennrich 2019.
+        """
+        rows, width = states.shape
+        normed, inverse = torch.empty_like(states), states.new_empty(rows)
+        tensors = (states, weight, inverse, normed)
+        self._library.redheart_rms_norm(self._threads(), rows, width, eps, *map(Tensor.data_ptr, tensors))
+        return normed, inverse
+
+    def rms_norm_gradients(
+        self, grad: Tensor, states: Tensor, weight: Tensor, inverse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of `rms_norm`'s states and weight, from that of the rows that it gave."""
+        found = torch.empty_like(states), torch.empty_like(weight)
+        tensors = (grad, states, weight, inverse, *found)
+        self._library.redheart_rms_norm_gradients(self._threads(), *states.shape, *map(Tensor.data_ptr, tensors))
+        return found
+
     def _threads(self) -> int:
         return self._num_threads or torch.get_num_threads()
 
@@ -139,6 +159,10 @@ def load_kernels(path: str) -> tuple[Kernel, ...]:
     """All paths of a compiled library that this processor runs."""
     library = ctypes.CDLL(path)
     library.redheart_path_name.restype = ctypes.c_char_p
+    # Called so often, for so little, that ctypes objects of their arguments would be a good part of it.
+    sizes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    library.redheart_rms_norm.argtypes = [*sizes, ctypes.c_float, *[ctypes.c_void_p] * 4]
+    library.redheart_rms_norm_gradients.argtypes = [*sizes, *[ctypes.c_void_p] * 6]
     return tuple(Kernel(library, rank) for rank in range(4) if library.redheart_path_name(rank))
 
 

@@ -1,6 +1,7 @@
 // Every function on arrays of exactly the size it is told, on every path: for the address and behaviour sanitizers, and
 // for one digest of all results, which must not depend on the path, nor on the processor that it is compiled for.
 #include "../../../redheart/memory/adamw8bit/csrc/adamw8bit.cpp"
+#include "../../../redheart/memory/adamw8bit/csrc/rms_norm.cpp"
 
 #include <cstdio>
 #include <memory>
@@ -85,6 +86,17 @@ int main() {
                     for (auto* array : {&master, &m, &v, &grad32, &absmax1, &absmax2}) array->add_to_digest();
                     codes1.add_to_digest(), codes2.add_to_digest(), out.add_to_digest(), sum.add_to_digest();
                 }
+            }
+        }
+        for (std::int64_t rows : {0, 1, 127, 128, 129, 300}) {
+            for (std::int64_t width : {1, 15, 16, 17, 88}) {
+                Array<float> x(rows * width, number), weight(width, number), grad(rows * width, number);
+                Array<float> inverse(rows, zero), out(rows * width, zero), grad_x(rows * width, zero);
+                Array<float> grad_weight(width, zero);
+                redheart_rms_norm(3, rows, width, 1e-6f, x, weight, inverse, out);
+                redheart_rms_norm_gradients(3, rows, width, grad, x, weight, inverse, grad_x, grad_weight);
+                calls += 2;
+                for (auto* array : {&inverse, &out, &grad_x, &grad_weight}) array->add_to_digest();
             }
         }
         if (rank == 0) portable_digest = digest;

@@ -3,7 +3,6 @@
 #include "pool.h"
 #include "update.h"
 
-#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -72,20 +71,6 @@ const Path* path_of_rank(int rank) {
     if (rank == 3 && has_vbmi() && __builtin_cpu_supports("avx512bf16")) return &kAvx512Bf16;
 #endif
     return nullptr;
-}
-
-// Call `work(task)` for every task in [0, tasks). Which thread takes which is open, so tasks must not share results.
-template <class Work>
-void run(std::ptrdiff_t tasks, int num_threads, const Work& work) {
-    std::atomic<std::ptrdiff_t> next{0};
-    const auto take = [&] {
-        for (std::ptrdiff_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(task);
-    };
-    const std::ptrdiff_t helpers = (tasks < num_threads ? tasks : num_threads) - 1;
-    if (helpers > 0)
-        pool().run(helpers, take);
-    else
-        take();
 }
 
 // Pieces of a sum are of one size, so that the sum does not depend on the number of threads.

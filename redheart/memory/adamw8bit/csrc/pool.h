@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <list>
@@ -80,6 +81,20 @@ inline Pool& pool() {
     static const int registered = pthread_atfork(nullptr, nullptr, [] { own = new Pool; });
     static_cast<void>(registered);
     return *own;
+}
+
+// Call `work(task)` for every task in [0, tasks). Which thread takes which is open, so tasks must not share results.
+template <class Work>
+void run(std::ptrdiff_t tasks, int num_threads, const Work& work) {
+    std::atomic<std::ptrdiff_t> next{0};
+    const auto take = [&] {
+        for (std::ptrdiff_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(task);
+    };
+    const std::ptrdiff_t helpers = (tasks < num_threads ? tasks : num_threads) - 1;
+    if (helpers > 0)
+        pool().run(helpers, take);
+    else
+        take();
 }
 
 }  // namespace redheart

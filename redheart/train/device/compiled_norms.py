@@ -1,0 +1,57 @@
+"""RMS norms on the CPU by the compiled kernel: torch spells them out there, in a dozen operators a pass."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from redheart.memory.adamw8bit.build import NoKernel
+from redheart.memory.adamw8bit.kernel import Kernel, compiled_kernels
+
+
+class CompiledRMSNorm(nn.RMSNorm):
+    """Torch's but for rounding, of the last dimension, in float32 on the CPU; anything else is torch's own."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        kernel = _kernel()
+        if kernel is None or not states.dtype == self.weight.dtype == torch.float32 or states.device.type != "cpu":
+            return super().forward(states)
+        normed: Tensor = _Norm.apply(states, self.weight, self.eps, kernel)
+        return normed
+
+
+def compile_norms(module: nn.Module) -> None:
+    """Let the RMS norms of a module be compiled ones, with their own parameters, where there is a kernel."""
+    for norm in module.modules():
+        # Without an epsilon of its own it is that of the states' type.
+        if type(norm) is not nn.RMSNorm or not norm.elementwise_affine or norm.eps is None:
+            continue
+        if len(norm.normalized_shape) == 1:
+            norm.__class__ = CompiledRMSNorm
+
+
+@cache
+def _kernel() -> Kernel | None:
+    try:
+        return compiled_kernels()[-1]
+    except NoKernel:
+        # The optimizer says why, to which it makes a greater difference.
+        return None
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float, kernel: Kernel) -> Tensor:
+        rows = states.contiguous().view(-1, len(weight))
+        normed, inverse = kernel.rms_norm(rows, weight, eps)
+        ctx.kernel = kernel
+        ctx.save_for_backward(rows, weight, inverse)
+        return normed.view_as(states)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        grad_rows, grad_weight = ctx.kernel.rms_norm_gradients(grad.contiguous(), *ctx.saved_tensors)
+        return grad_rows.view_as(grad), grad_weight, None, None

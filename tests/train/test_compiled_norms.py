@@ -1,0 +1,98 @@
+"""Compiled RMS norms beside torch's in float64, whatever their shape, and where they leave the work to torch."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from redheart.memory.adamw8bit.kernel import compiled_kernels
+from redheart.train.device import compiled_norms
+from redheart.train.device.compiled_norms import CompiledRMSNorm, compile_norms
+
+
+def norm_of(width: int, seed: int = 0, eps: float | None = 1e-6) -> nn.RMSNorm:
+    norm = nn.RMSNorm(width, eps=eps)
+    with torch.no_grad():
+        norm.weight.normal_(generator=torch.Generator().manual_seed(seed))
+    return norm
+
+
+def compiled(norm: nn.RMSNorm) -> nn.RMSNorm:
+    norm = copy.deepcopy(norm)
+    compile_norms(norm)
+    assert type(norm) is CompiledRMSNorm
+    return norm
+
+
+def passes(norm: nn.Module, states: Tensor, grad: Tensor) -> list[Tensor]:
+    """The norm's result and the gradients of states and weight."""
+    states = states.detach().requires_grad_()
+    found: Tensor = norm(states)
+    return [found.detach(), *torch.autograd.grad(found, [states, *norm.parameters()], grad)]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 20), min_size=0, max_size=3),
+    width=st.integers(2, 70),
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
+)
+def test_they_are_torchs_in_float64_but_for_rounding(lengths: list[int], width: int, seed: int, scale: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    states, grad = torch.randn(2, *lengths, width, generator=random)
+    norm = norm_of(width, seed)
+    found = passes(compiled(norm), scale * states, grad)
+    expected = passes(norm.double(), (scale * states).double(), grad.double())
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape and mine.dtype == torch.float32
+        # Gradients of the states are differences of terms as large as that of the weight, over the states' scale.
+        assert torch.allclose(
+            mine.double(), theirs, rtol=1e-5, atol=2e-6 * float(theirs.abs().max()) if mine.numel() else 0
+        )
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    kernel = compiled_kernels()[-1]
+    states, grad = torch.randn(2, 1000, 33, generator=torch.Generator().manual_seed(0))
+    weight = norm_of(33).weight.detach()
+    found = []
+    for threads in (1, 2, 5):
+        several = kernel.with_threads(threads)
+        normed, inverse = several.rms_norm(states, weight, 1e-6)
+        found.append([normed, inverse, *several.rms_norm_gradients(grad, states, weight, inverse)])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_what_is_no_block_of_memory_is_read_as_it_is_meant() -> None:
+    norm, states = norm_of(6), torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(0)).transpose(0, 2)
+    grad = torch.ones(()).expand(states.shape)
+    found = passes(compiled(norm), states, grad)
+    expected = passes(compiled(norm), states.contiguous(), grad.contiguous())
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_are_torchs(dtype: torch.dtype) -> None:
+    norm, states = norm_of(5).to(dtype), torch.randn(3, 5, dtype=dtype)
+    assert torch.equal(compiled(norm)(states), norm(states))
+
+
+def test_other_norms_are_left_alone_and_a_model_keeps_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(nn.RMSNorm):
+        pass
+
+    model = nn.Sequential(
+        nn.RMSNorm(4, eps=1e-6), nn.RMSNorm(4), nn.RMSNorm((3, 4), eps=1e-6), Own(4, eps=1e-6), nn.LayerNorm(4)
+    )
+    plain, before, names = copy.deepcopy(model), list(model.parameters()), list(model.state_dict())
+    compile_norms(model)
+    compile_norms(model)
+    assert [type(item) is CompiledRMSNorm for item in model] == [True, False, False, False, False]
+    assert list(model.state_dict()) == names
+    assert all(mine is theirs for mine, theirs in zip(model.parameters(), before, strict=True))
+    monkeypatch.setattr(compiled_norms, "_kernel", lambda: None)
+    states = torch.randn(3, 4)
+    assert torch.equal(model(states), plain(states))
