@@ -146,7 +146,9 @@ def affine_state(maps_SOO: Tensor, inputs_SBO: Tensor, last_B: Tensor) -> Tensor
     begins_CBO = _later(affine_states(blocks_COO, ends_CBO), 1)
     states_CNRO = torch.stack(states_NCRO, 1)
     block_B, token_B, record_B = last_B // BLOCK, last_B % BLOCK, torch.arange(records, device=last_B.device)
-    carried_B1O = begins_CBO[block_B, record_B][:, None] @ states_CNRO[block_B, token_B, records:]
+    # Records may end at one token: by its number, for by two indices torch would add up their gradients in any order.
+    so_far_BOO = states_CNRO[:, :, records:].flatten(0, 1).index_select(0, last_B.clamp(min=0))
+    carried_B1O = begins_CBO[block_B, record_B][:, None] @ so_far_BOO
     return states_CNRO[block_B, token_B, record_B] + carried_B1O[:, 0]
 
 

@@ -79,6 +79,24 @@ def test_gradients_are_those_of_differences(tokens: int) -> None:
     assert torch.autograd.gradcheck(affine_state, (maps_SOO, inputs_SBO, torch.tensor([tokens - 1, tokens // 2])))
 
 
+def test_gradients_are_the_same_bits_at_every_call() -> None:
+    fusion = EmotionKalman(28)
+    fusion.start(torch.Generator().manual_seed(0))
+    first_BSO, second_BSO = torch.randn(2, 64, 24, 28, generator=torch.Generator().manual_seed(1))
+    # Many records end at one token, and there are more elements than torch leaves to one thread.
+    mask_BS = torch.arange(24) < torch.tensor([24, 24, 24, 17]).repeat(16)[:, None]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = [
+            torch.autograd.grad(fusion(first_BSO, second_BSO, mask_BS).square().sum(), list(fusion.parameters()))
+            for _ in range(8)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for again in found for one, other in zip(found[0], again, strict=True))
+
+
 def test_padding_and_what_lies_in_it_changes_nothing() -> None:
     fusion = EmotionKalman(3)
     fusion.start(torch.Generator().manual_seed(0))

@@ -80,6 +80,11 @@ def test_other_types_are_torchs(dtype: torch.dtype) -> None:
     assert torch.equal(compiled(norm)(states), norm(states))
 
 
+def test_a_wrong_width_is_torchs_error() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        compiled(norm_of(4))(torch.randn(2, 8))
+
+
 def test_other_norms_are_left_alone_and_a_model_keeps_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(nn.RMSNorm):
         pass

@@ -16,7 +16,8 @@ class CompiledRMSNorm(nn.RMSNorm):
 
     def forward(self, states: Tensor) -> Tensor:
         kernel = _kernel()
-        if kernel is None or not states.dtype == self.weight.dtype == torch.float32 or states.device.type != "cpu":
+        is_read = states.dtype == self.weight.dtype == torch.float32 and states.shape[-1:] == self.weight.shape
+        if kernel is None or not is_read or states.device.type != "cpu":
             return super().forward(states)
         normed: Tensor = _Norm.apply(states, self.weight, self.eps, kernel)
         return normed
@@ -24,6 +25,9 @@ class CompiledRMSNorm(nn.RMSNorm):
 
 def compile_norms(module: nn.Module) -> None:
     """Let the RMS norms of a module be compiled ones, with their own parameters, where there is a kernel."""
+    # Not at the first pass, in which two threads would compile it at once.
+    if _kernel() is None:
+        return
     for norm in module.modules():
         # Without an epsilon of its own it is that of the states' type.
         if type(norm) is not nn.RMSNorm or not norm.elementwise_affine or norm.eps is None:
