@@ -41,7 +41,7 @@ def _kernel() -> Kernel | None:
     try:
         return compiled_kernels()[-1]
     except NoKernel:
-        # The optimizer says why, to which it makes a greater difference.
+        # `redheart doctor` says why, and so does an optimizer that wants it: the norms are torch's then.
         return None
 
 
