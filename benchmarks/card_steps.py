@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace, variant: str) -> dict[str, object]:
     """One run in this process."""
     import torch
 
-    from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+    from redheart.optim.host_adamw8bit import HostAdamW8bit
     from redheart.study import phases
     from redheart.study.run_folder import RunFolder
     from redheart.train.log.events import read_events

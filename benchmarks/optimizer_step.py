@@ -29,8 +29,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from redheart.core.cache import cache_folder, private_folder  # noqa: E402
-from redheart.memory.adamw8bit.kernel import Kernel, compiled_kernels  # noqa: E402
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit  # noqa: E402
+from redheart.kernel.bindings import Kernel, compiled_kernels  # noqa: E402
+from redheart.optim.host_adamw8bit import HostAdamW8bit  # noqa: E402
 
 CLIP_FACTOR = 0.5
 PLAIN_PASS = "plain pass"

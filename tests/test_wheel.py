@@ -58,7 +58,7 @@ def test_it_knows_its_strategies_from_an_empty_folder(wheel: Path, tmp_path: Pat
     zipfile.ZipFile(wheel).extractall(target)
     code = (
         "import redheart, redheart.train.strategy as strategy;"
-        "import redheart.memory.adamw8bit.build as build;"
+        "import redheart.kernel.build as build;"
         "from importlib.resources import files;"
         "print(redheart.__file__, sum(item.configuration.is_file() for item in strategy.all_strategies()[:-1]),"
         "len(list(build.SOURCES.iterdir())), files('redheart.predict').joinpath('page.html').is_file())"
@@ -74,7 +74,7 @@ def test_it_knows_its_strategies_from_an_empty_folder(wheel: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     place, *counts = done.stdout.split()
-    sources = len(list((ROOT / "redheart" / "memory" / "adamw8bit" / "csrc").iterdir()))
+    sources = len(list((ROOT / "redheart" / "kernel" / "csrc").iterdir()))
     assert Path(place).is_relative_to(target)
     assert counts == [str(len(list((ROOT / "ds_configs").glob("*.json")))), str(sources), "True"]
 

@@ -7,9 +7,9 @@ rank's part is that of one rank.
 from collections.abc import Sequence
 from math import ceil
 
-from redheart.memory.adamw8bit.kernel import BLOCK
-from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
+from redheart.kernel.bindings import BLOCK
 from redheart.memory.ledger import Entry, ModelSizes, StrategySizes, each
+from redheart.optim.host_adamw8bit import MIN_8BIT_ELEMENTS
 
 ZERO = "stage_1_and_2.py"
 HELD = "single_partition_of_fp32_groups"

@@ -22,7 +22,7 @@ from redheart.core.progress import note
 from redheart.core.ranks import Ranks, launched
 from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
-from redheart.memory.offloaded import Offloaded
+from redheart.optim.offloaded import Offloaded
 from redheart.train.device.compute_type import compute_type, in_float32, let_norms_compute_in_float32
 from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs

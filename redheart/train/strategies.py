@@ -8,9 +8,9 @@ import torch
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.memory import zero2
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import DS_CONFIGS, SLOTS, Entry, Groups, ModelSizes, Strategy, StrategySizes, each
 from redheart.memory.zero2 import HELD, ZERO
+from redheart.optim.host_adamw8bit import HostAdamW8bit
 from redheart.pipeline.clock import deepspeed_offload, fused_offload, on_card
 from redheart.train.zero.extension import building
 from redheart.train.zero.fused_step import install
@@ -166,7 +166,7 @@ def fused_ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) 
     first = f"{ZERO}, initialize_optimizer_states, beyond those that are kept"
     slots, slots_bytes = "redheart/train/device/transfers.py: six of 8 Mi bf16 elements", 6 * (8 << 20) * 2
     states = tuple(map(zero2.states_bytes, host, model.group_state_bits))
-    started = "redheart/memory/adamw8bit/optimizer.py, HostAdamW8bit._start"
+    started = "redheart/optim/host_adamw8bit.py, HostAdamW8bit._start"
     if strategy.ring_bytes:
         gradients, leaving = _in_ring(parts, strategy, accumulates)
         grad_bytes = 0
@@ -188,7 +188,7 @@ def fused_ledger(model: ModelSizes, strategy: StrategySizes, accumulates: bool) 
 
 def _in_ring(parts: Sequence[int], strategy: StrategySizes, accumulates: bool) -> tuple[list[Entry], list[Entry]]:
     """Gradients of a step that is a pipeline, on the host and on their way there."""
-    source = "redheart/memory/offloaded.py"
+    source = "redheart/optim/offloaded.py"
     largest_bytes = strategy.weight_bytes * max(parts, default=0)
     num_slots = min(len(parts), max(1, strategy.ring_bytes // max(1, largest_bytes)))
     ring_bytes = num_slots * largest_bytes
@@ -203,7 +203,7 @@ def _in_ring(parts: Sequence[int], strategy: StrategySizes, accumulates: bool) -
 
 
 def _on_card(model: ModelSizes, card: Sequence[int], weight: int, grad_bytes: int) -> list[Entry]:
-    update = "redheart/memory/adamw8bit/chunked.py, CardKernel.update: grad.float()"
+    update = "redheart/optim/chunked.py, CardKernel.update: grad.float()"
     own, converted = each(4 if weight < 4 else 0, card), each(4 if grad_bytes < 4 else 0, card)
     states = tuple(map(zero2.states_bytes, card, model.group_state_bits))
     made = f"{ZERO}, __init__; taken to the card by {INSTALL}"

@@ -6,7 +6,7 @@ from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput
 from redheart.core.files import read_json
 from redheart.memory.ledger import Strategy, StrategySizes
-from redheart.memory.offloaded import RING_BYTES
+from redheart.optim.offloaded import RING_BYTES
 from redheart.train.device.graphs import MAX_SHAPES
 from redheart.train.strategies import ALL
 

@@ -14,11 +14,11 @@ from launching import launch
 from torch import nn
 
 from redheart.core.config import TrainConfig
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.memory.ledger import SLOTS, ModelSizes, Strategy, held_bytes, ledger, model_sizes
-from redheart.memory.offloaded import Flat, Offloaded
 from redheart.model.dims import scaled
 from redheart.model.network import build
+from redheart.optim.host_adamw8bit import HostAdamW8bit
+from redheart.optim.offloaded import Flat, Offloaded
 from redheart.pipeline.bucket import Bucket
 from redheart.train.strategy import all_strategies, deepspeed_config, strategy_named, strategy_sizes
 from redheart.train.zero.groups import parameter_groups

@@ -16,8 +16,7 @@ from deferred import DeferredCuda
 from recorder import Race, RecordingLanes
 from torch import Tensor, nn
 
-from redheart.memory import offloaded
-from redheart.optim import OffloadAdamW8bit
+from redheart.optim import OffloadAdamW8bit, offloaded
 from redheart.pipeline import lanes
 from redheart.pipeline.lanes import InTurn, Lane, StreamLanes, Task, Wait
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stub_programs import program
 
-from redheart.memory.adamw8bit import build
+from redheart.kernel import build
 from redheart.memory.host import HostMemory
 from redheart.memory.step_time import HostSpeed
 from redheart.study.outlook import doctor, timings

@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState
 from fixed_batch import DIMS, RECORDS, fixed_batch
 
 from redheart.core.config import TrainConfig
-from redheart.memory.adamw8bit.chunked import CardKernel
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
+from redheart.optim.chunked import CardKernel
 from redheart.train import engine as engines
 
 STEPS = 3

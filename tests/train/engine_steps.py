@@ -17,9 +17,9 @@ from fixed_batch import DIMS, RECORDS, fixed_batch
 from torch import nn
 
 from redheart.core.config import TrainConfig
-from redheart.memory import offloaded
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
+from redheart.optim import offloaded
 from redheart.pipeline import lanes
 from redheart.train.device import transfers
 from redheart.train.engine import start_engine

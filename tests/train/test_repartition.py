@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from redheart.core.errors import CorruptFile
-from redheart.memory.adamw8bit.chunked import dequantise, quantise
-from redheart.memory.adamw8bit.optimizer import dynamic_map
+from redheart.optim.chunked import dequantise, quantise
+from redheart.optim.host_adamw8bit import dynamic_map
 from redheart.train.zero.optimizer_state import Repartitioned
 
 QMAP = dynamic_map(True)

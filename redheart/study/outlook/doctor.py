@@ -18,11 +18,11 @@ from torch import nn
 
 from redheart.core.errors import RedHeartError
 from redheart.core.units import GIB
-from redheart.memory.adamw8bit.build import compiled_in, compilers, named_compiler, usable_folders
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.kernel.build import compiled_in, compilers, named_compiler, usable_folders
 from redheart.memory.host import host_memory
 from redheart.memory.step_time import HostSpeed
 from redheart.memory.trace import trace_pass
+from redheart.optim.host_adamw8bit import HostAdamW8bit
 from redheart.study.outlook.timings import remember_host
 
 ELEMENTS = 1 << 25

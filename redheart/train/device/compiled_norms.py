@@ -1,21 +1,19 @@
 """RMS norms on the CPU by the compiled kernel: torch spells them out there, in a dozen operators a pass."""
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from redheart.memory.adamw8bit.build import NoKernel
-from redheart.memory.adamw8bit.kernel import Kernel, compiled_kernels
+from redheart.kernel.bindings import Kernel, fastest
 
 
 class CompiledRMSNorm(nn.RMSNorm):
     """Torch's but for rounding, of the last dimension, in float32 on the CPU; anything else is torch's own."""
 
     def forward(self, states: Tensor) -> Tensor:
-        kernel = _kernel()
+        kernel, _ = fastest()
         is_read = states.dtype == self.weight.dtype == torch.float32 and states.shape[-1:] == self.weight.shape
         if kernel is None or not is_read or states.device.type != "cpu":
             return super().forward(states)
@@ -25,8 +23,9 @@ class CompiledRMSNorm(nn.RMSNorm):
 
 def compile_norms(module: nn.Module) -> None:
     """Let the RMS norms of a module be compiled ones, with their own parameters, where there is a kernel."""
-    # Not at the first pass, in which two threads would compile it at once.
-    if _kernel() is None:
+    # Not at the first pass, in which two threads would compile it at once. `redheart doctor` says why there is none.
+    kernel, _ = fastest()
+    if kernel is None:
         return
     for norm in module.modules():
         # Without an epsilon of its own it is that of the states' type.
@@ -34,15 +33,6 @@ def compile_norms(module: nn.Module) -> None:
             continue
         if len(norm.normalized_shape) == 1:
             norm.__class__ = CompiledRMSNorm
-
-
-@cache
-def _kernel() -> Kernel | None:
-    try:
-        return compiled_kernels()[-1]
-    except NoKernel:
-        # `redheart doctor` says why, and so does an optimizer that wants it: the norms are torch's then.
-        return None
 
 
 class _Norm(torch.autograd.Function):

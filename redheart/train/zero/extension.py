@@ -20,7 +20,7 @@ import torch
 
 from redheart.core.cache import cache_folder, private_folder, temporary_private_folder
 from redheart.core.folders import folder_lock
-from redheart.memory.adamw8bit.build import compilers
+from redheart.kernel.build import compilers
 
 SAY_AFTER_S = 3.0
 """What takes less is no compilation: an operator that was compiled before is loaded in half a second."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import BadInput
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
 from redheart.memory.zero2 import groups_on_card
+from redheart.optim.host_adamw8bit import HostAdamW8bit, clip_factor
 from redheart.train.device.transfers import ToDevice, ToHost, pieces
 
 WRITTEN_FOR = "0.19.8"

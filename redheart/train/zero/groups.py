@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from redheart.core.errors import BadInput
-from redheart.memory.adamw8bit.optimizer import MIN_8BIT_ELEMENTS
+from redheart.optim.host_adamw8bit import MIN_8BIT_ELEMENTS
 from redheart.pipeline.bucket import bounded
 from redheart.snapshots.manifests import ParameterPlace
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from redheart.core.errors import CorruptFile
-from redheart.memory.adamw8bit.chunked import dequantise, quantise
-from redheart.memory.adamw8bit.kernel import BLOCK
+from redheart.kernel.bindings import BLOCK
+from redheart.optim.chunked import dequantise, quantise
 
 BUFFER = "buffer"
 """Begins the name of a buffer, as a number does that of a group's tensor."""

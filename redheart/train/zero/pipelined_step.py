@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO-2 offload on one rank with its step as the pipeline: the switch `--train.pipeline`.
 
 Gradients are taken where the backward pass has made them, before DeepSpeed gathers them for a sum over ranks that are
-not there; the rest is `redheart.memory.offloaded`, on a CUDA device beside the passes. The bits are those of
+not there; the rest is `redheart.optim.offloaded`, on a CUDA device beside the passes. The bits are those of
 `fused_step`, but for the norm on a CUDA device, which is summed there.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redheart.memory.offloaded import Flat, Offloaded
+from redheart.optim.offloaded import Flat, Offloaded
 from redheart.pipeline.bucket import Bucket
 from redheart.train.zero.fused_step import needs_transfers, require_known_deepspeed
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from stub_programs import program
 
-from redheart.memory.adamw8bit import build
+from redheart.kernel import build
 
 COMPILER = shutil.which("g++")
 DIGEST = "840509312db22139"
@@ -167,7 +167,7 @@ def run_script(script: str, environment: dict[str, str]) -> subprocess.Completed
 
 def test_without_a_compiler_the_step_works_and_says_so_once(tmp_path: Path) -> None:
     script = (
-        "import torch; from redheart.memory.adamw8bit.optimizer import HostAdamW8bit\n"
+        "import torch; from redheart.optim.host_adamw8bit import HostAdamW8bit\n"
         "for _ in range(2):\n"
         "    p = torch.nn.Parameter(torch.ones(5000)); p.grad = torch.ones(5000)\n"
         "    HostAdamW8bit([p], lr=0.1, weight_decay=0.0).step()\n"
@@ -182,7 +182,7 @@ def test_without_a_compiler_the_step_works_and_says_so_once(tmp_path: Path) -> N
 @needs_compiler
 def test_without_a_compiler_memory_stays_within_a_tenth_of_the_kernels(tmp_path: Path) -> None:
     script = (
-        "import resource, torch; from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, backend\n"
+        "import resource, torch; from redheart.optim.host_adamw8bit import HostAdamW8bit, backend\n"
         "n = 1 << 24\n"
         "p = torch.nn.Parameter(torch.ones(n)); p.grad = torch.ones(n)\n"
         "HostAdamW8bit([p], lr=0.1).step()\n"

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import NoKernel
-from redheart.memory.adamw8bit.chunked import Chunked, dequantise, quantise
-from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, Moments, StepScalars, compiled_kernels
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, dynamic_map
+from redheart.kernel.bindings import BLOCK, Kernel, Moments, StepScalars, compiled_kernels
+from redheart.kernel.build import NoKernel
+from redheart.optim.chunked import Chunked, dequantise, quantise
+from redheart.optim.host_adamw8bit import HostAdamW8bit, dynamic_map
 
 try:
     KERNELS = compiled_kernels()

@@ -1,7 +1,7 @@
 // Every function on arrays of exactly the size it is told, on every path: for the address and behaviour sanitizers, and
 // for one digest of all results, which must not depend on the path, nor on the processor that it is compiled for.
-#include "../../../redheart/memory/adamw8bit/csrc/adamw8bit.cpp"
-#include "../../../redheart/memory/adamw8bit/csrc/rms_norm.cpp"
+#include "../../redheart/kernel/csrc/adamw8bit.cpp"
+#include "../../redheart/kernel/csrc/rms_norm.cpp"
 
 #include <cstdio>
 #include <memory>

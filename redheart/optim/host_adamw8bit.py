@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from redheart.core.progress import note
-from redheart.memory.adamw8bit.build import NoKernel
-from redheart.memory.adamw8bit.chunked import CardKernel, Chunked
-from redheart.memory.adamw8bit.kernel import BLOCK, Kernel, Moments, StepScalars, compiled_kernels
+from redheart.kernel.bindings import BLOCK, Kernel, Moments, StepScalars, fastest
+from redheart.optim.chunked import CardKernel, Chunked
 
 MIN_8BIT_ELEMENTS = 4096
 """A smaller tensor keeps 32-bit states: nothing is saved and a block of 256 would be a good part of it."""
@@ -210,8 +209,7 @@ def dynamic_map(signed: bool) -> Tensor:
 @cache
 def backend() -> Kernel | Chunked:
     """The fastest way that this machine has to make a step; says once if it is the slow one."""
-    try:
-        return compiled_kernels()[-1]
-    except NoKernel as reason:
+    kernel, reason = fastest()
+    if kernel is None:
         note(f"the optimizer's step runs in plain torch and is slow; {reason}")
-        return Chunked()
+    return kernel or Chunked()

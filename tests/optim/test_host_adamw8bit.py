@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
+from redheart.optim.host_adamw8bit import HostAdamW8bit
 
 SIZE = 5000
 SETTINGS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01}

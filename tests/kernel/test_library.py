@@ -5,17 +5,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from stub_programs import program
 
 from redheart.core.cache import cache_folder
-from redheart.memory.adamw8bit import build, optimizer
-from redheart.memory.adamw8bit.build import libraries
-from redheart.memory.adamw8bit.chunked import Chunked
-from redheart.memory.adamw8bit.kernel import compiled_kernels
+from redheart.kernel import build
+from redheart.kernel.bindings import compiled_kernels, fastest
+from redheart.kernel.build import libraries
+from redheart.optim.chunked import Chunked
+from redheart.optim.host_adamw8bit import backend
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++")
@@ -40,6 +41,16 @@ def place(tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return tmp_path
+
+
+@pytest.fixture
+def not_asked_yet() -> Iterator[None]:
+    """A process that has not looked for a kernel."""
+    for each in (backend, fastest):
+        each.cache_clear()
+    yield
+    for each in (backend, fastest):
+        each.cache_clear()
 
 
 def loaded(place: Path) -> tuple[Path, int]:
@@ -90,16 +101,16 @@ def full(place: Path, patch: pytest.MonkeyPatch) -> None:
 
 def without_execution(place: Path, patch: pytest.MonkeyPatch) -> None:
     """As a mount from which nothing may be loaded: the loader refuses what is in order."""
-    from redheart.memory.adamw8bit import kernel
+    from redheart.kernel import bindings
 
-    real = kernel.load_kernels
+    real = bindings.load_kernels
 
     def load(path: str) -> object:
         if "cache/redheart" in path:
             raise OSError(f"{path}: failed to map segment from shared object")
         return real(path)
 
-    patch.setattr(kernel, "load_kernels", load)
+    patch.setattr(bindings, "load_kernels", load)
 
 
 def of_another_user(place: Path, patch: pytest.MonkeyPatch) -> None:
@@ -211,28 +222,20 @@ def test_a_folder_of_ours_that_others_could_write_into_is_closed_and_what_was_in
 
 
 def test_a_library_that_cannot_be_loaded_though_it_is_new_means_plain_torch_and_one_note(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, not_asked_yet: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program(place / "bin" / "g++", 'while [ "$1" != -o ]; do shift; done; echo text > "$2"')
-    optimizer.backend.cache_clear()
-    try:
-        assert isinstance(optimizer.backend(), Chunked) and isinstance(optimizer.backend(), Chunked)
-    finally:
-        optimizer.backend.cache_clear()
+    assert isinstance(backend(), Chunked) and isinstance(backend(), Chunked)
     said = capsys.readouterr().err
     assert said.count("note: the optimizer's step runs in plain torch") == 1 and "cannot be loaded" in said
 
 
 def test_nowhere_to_keep_it_means_plain_torch(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path, not_asked_yet: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")
     monkeypatch.setattr(tempfile, "tempdir", "/proc/tmp")
-    optimizer.backend.cache_clear()
-    try:
-        assert isinstance(optimizer.backend(), Chunked)
-    finally:
-        optimizer.backend.cache_clear()
+    assert isinstance(backend(), Chunked)
     assert "/proc/cache" in capsys.readouterr().err
 
 
@@ -282,7 +285,7 @@ def test_a_cache_is_named_by_a_whole_path(
 def test_two_that_compile_at_once_both_get_a_kernel(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(place / "tmp"))
     program(place / "bin" / "g++", (place / "bin" / "g++").read_text().replace("echo call", "/bin/sleep 1; echo call"))
-    code = "from redheart.memory.adamw8bit.kernel import compiled_kernels; print(compiled_kernels()[-1].name)"
+    code = "from redheart.kernel.bindings import compiled_kernels; print(compiled_kernels()[-1].name)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     names = [process.communicate()[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0] and names[0] == names[1] != ""

@@ -19,8 +19,8 @@ from torch import Tensor, distributed, nn
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, check_hyper_parameters
-from redheart.memory.offloaded import RING_BYTES, Flat, Offloaded
+from redheart.optim.host_adamw8bit import HostAdamW8bit, check_hyper_parameters
+from redheart.optim.offloaded import RING_BYTES, Flat, Offloaded
 from redheart.pipeline.bucket import Bucket, bounded
 
 HYPER_PARAMETERS = ("lr", "betas", "eps", "weight_decay")

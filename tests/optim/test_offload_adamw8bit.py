@@ -17,16 +17,16 @@ from launching import ROOT, launch
 from torch import Tensor, nn
 
 from redheart import optim
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit
 from redheart.model.losses import multitask_loss, task_counts
 from redheart.model.network import build
+from redheart.optim.host_adamw8bit import HostAdamW8bit
 from redheart.train.zero.groups import parameter_groups
 
-sys.path.append(str(Path(__file__).parent / "train"))
+sys.path.append(str(Path(__file__).parents[1] / "train"))
 from fixed_batch import DIMS, RECORDS, fixed_batch
 
 OffloadAdamW8bit = partial(optim.OffloadAdamW8bit, max_grad_norm=None)
-SCRIPT = Path(__file__).parent / "train" / "engine_steps.py"
+SCRIPT = Path(__file__).parents[1] / "train" / "engine_steps.py"
 
 
 @cache

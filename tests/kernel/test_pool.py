@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from redheart.memory.adamw8bit.kernel import Kernel
-from redheart.memory.adamw8bit.optimizer import backend
+from redheart.kernel.bindings import Kernel
+from redheart.optim.host_adamw8bit import backend
 
 THREADS = 4
 pytestmark = pytest.mark.skipif(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redheart.memory.adamw8bit.optimizer import HostAdamW8bit, clip_factor
+from redheart.optim.host_adamw8bit import HostAdamW8bit, clip_factor
 from redheart.pipeline.bucket import Bucket
 from redheart.pipeline.lanes import Event, InTurn, StreamLanes
 from redheart.pipeline.step import OffloadStep

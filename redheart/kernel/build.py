@@ -27,7 +27,6 @@ SOURCES = Path(__file__).parent / "csrc"
 # No contraction: fused multiply-adds are written out, so that every instruction set gives the same bits. CXXFLAGS are
 # not added for the same reason.
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-w")
-PREFIX = "adamw8bit-"
 TIMEOUT_S = 300.0
 """It takes 3 s on two free cores and half a minute on busy ones."""
 
@@ -165,7 +164,7 @@ def _sources_stem() -> str:
     content = hashlib.sha256("\n".join((sys.platform, platform.machine(), *FLAGS)).encode())
     for source in sorted(SOURCES.iterdir()):
         content.update(source.read_bytes())
-    return f"{PREFIX}{content.hexdigest()[:16]}"
+    return f"kernel-{content.hexdigest()[:16]}"
 
 
 def _content_digest(path: Path) -> str:

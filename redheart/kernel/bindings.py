@@ -7,12 +7,13 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.build import NoKernel, libraries
+from redheart.kernel.build import NoKernel, libraries
 
 BLOCK = 256
 
@@ -134,6 +135,15 @@ class Kernel:
     def _run(self, function: Callable[..., int], *arguments: object) -> None:
         status = function(self._rank, self._threads(), *arguments)
         assert status == 0, f"this processor does not run the path {self.name}"
+
+
+@cache
+def fastest() -> tuple[Kernel | None, str]:
+    """The fastest path that this machine runs, or None and why there is none."""
+    try:
+        return compiled_kernels()[-1], ""
+    except NoKernel as reason:
+        return None, str(reason)
 
 
 def compiled_kernels() -> tuple[Kernel, ...]:

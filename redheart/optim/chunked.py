@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from redheart.memory.adamw8bit.kernel import BLOCK, Moments, StepScalars
+from redheart.kernel.bindings import BLOCK, Moments, StepScalars
 
 # 65,536 elements keep every temporary at 256 KiB.
 CHUNK = 256 * BLOCK
