@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from redheart.core.cache import is_writable, temporary_private_folder
-from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.errors import BadInput, DoesNotFit, RedHeartError
 from redheart.core.progress import silence_stdout
 
 COMMANDS = {
@@ -101,6 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read the output wants no more of it, as `| head` does.
         _silence_stdout()
         sys.exit(141)
+    except RuntimeError as error:
+        # torch's own class, which most commands never load.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        hint = "free the device of other programs, or compute on the CPU (--device cpu)"
+        _end(DoesNotFit("out of device memory", where=f"redheart {arguments[0]}", hint=hint), DoesNotFit.exit_code)
     except OSError as error:
         # The system refused to read or write something; a library's own message stands in for a missing number.
         _end(f"the system refused: {error}", 74)

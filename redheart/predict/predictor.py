@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from redheart.core.config import FeatureConfig
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, DoesNotFit
 from redheart.core.text import is_unicode
 from redheart.data.encoders import Encoder
 from redheart.data.encoding import encode_texts
@@ -23,11 +23,12 @@ from redheart.data.records import Record
 from redheart.data.summary import SummaryFit
 from redheart.evaluate.calibration import Calibration, calibrated
 from redheart.model.network import RedHeart
-from redheart.train.device.out_of_memory import in_parts
+from redheart.train.device.out_of_memory import in_parts, no_second_try
 
 _CHUNK_TEXTS = 256
 """Texts that are encoded before the model runs: their states, at most 50 MB, are what is held."""
 BATCH = 32
+_ELSEWHERE = "free the device of other programs, or predict on the CPU (--device cpu)"
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -59,7 +60,7 @@ class Predictor:
 
         Raises:
             BadInput: a text is given for the list of them, or is empty, or the model's outputs are not numbers.
-            DoesNotFit: the device's memory does not take one text.
+            DoesNotFit: the device's memory does not take one text, or the encoder.
         """
         return list(self.stream(texts, batch=batch))
 
@@ -107,7 +108,8 @@ class Predictor:
     def outputs(self, records: Sequence[Record], *, batch: int = BATCH) -> dict[str, np.ndarray]:
         """Shares of the distribution, after calibration, and values in 0-1, by task, (N, O) float64."""
         texts = [input_text(record, text_chars=self.features.text_chars) for record in records]
-        encoded = encode_texts(self.encoder, texts, seq_len_tokens=self.features.seq_len_tokens)
+        with no_second_try(DoesNotFit("out of device memory", where="the encoder", hint=_ELSEWHERE)):
+            encoded = encode_texts(self.encoder, texts, seq_len_tokens=self.features.seq_len_tokens)
         states = [widened(item, text, self.summary) for item, text in zip(encoded, texts, strict=True)]
         # Texts of similar length run together, so that little is computed for padding.
         order = np.argsort([len(item) for item in states], kind="stable")

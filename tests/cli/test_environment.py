@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from redheart.cli import main, set_environment
+from redheart.cli import main, planning, set_environment
 
 
 @pytest.fixture
@@ -78,3 +79,16 @@ def test_nowhere_to_write_at_all_is_no_error(user: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
     set_environment()
     assert "MPLCONFIGDIR" not in os.environ
+
+
+def test_a_device_without_room_ends_a_command_with_a_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(planning, "doctor", full)
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 3 and "out of device memory" in said and "--device cpu" in said and "Trace" not in said

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from launching import launch
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from redheart.cli import main
 from redheart.core.config import FeatureConfig
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, DoesNotFit
 from redheart.data.encoders import HashEncoder, open_encoder
 from redheart.data.encoding import encode_texts
 from redheart.data.features import make_features, widened
@@ -66,6 +67,17 @@ def test_a_batch_changes_nothing_but_the_last_bits(predictor: Predictor) -> None
 def test_one_text_is_no_list_of_its_letters(predictor: Predictor) -> None:
     with pytest.raises(BadInput, match="a list of texts"):
         predictor.predict("angry")
+
+
+def test_an_encoder_that_a_device_has_no_room_for_is_refused_by_name(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, texts: list[str]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(type(predictor.encoder), "encode", full)
+    with pytest.raises(DoesNotFit, match="the encoder"):
+        predictor.predict(["a text"])
 
 
 def test_title_and_action_are_read(predictor: Predictor) -> None:
