@@ -22,7 +22,7 @@ from redheart.select.statistics import Gain, level_of, paired_gain, verdict
 from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
 from redheart.snapshots.blend import Blend, single
 from redheart.snapshots.consolidate import assemble, module_specs, read_module
-from redheart.snapshots.module_snapshots import Snapshot, list_snapshots
+from redheart.snapshots.module_snapshots import Snapshot, check_modules, list_snapshots
 from redheart.snapshots.tensors import parts_of, take
 from redheart.train.device.compute_type import in_float32
 
@@ -90,7 +90,8 @@ def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig
         settings: the strategy; by default the best window of every module, given the others.
 
     Raises:
-        BadInput: there are no snapshots, they were validated on other records, or there is no such strategy.
+        BadInput: there are no snapshots, they are of other modules or were validated on other records, or there is no
+            such strategy.
         CorruptFile: a snapshot does not match its digests.
         DiskError: the model cannot be written.
     """
@@ -99,6 +100,8 @@ def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig
     snapshots = list_snapshots(folder / "snapshots")
     if not snapshots:
         raise BadInput("there are no snapshots yet", where=folder / "snapshots", hint="train first, with `fit`")
+    for snapshot in snapshots:
+        check_modules(snapshot, learner.modules())
     # A folder of before this was written has none.
     known = folder / VALIDATION
     if known.is_file() and read_sealed(known, ValidationRecords).digests != learner.validation.digest():

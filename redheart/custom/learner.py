@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map_only
 from redheart.core.errors import BadInput, names_text, one_line
 from redheart.custom.losses import RecordLosses, check_takes_batch, sums_and_counts
 from redheart.custom.models import checked_parts, found_parts, refuse_unfit
-from redheart.custom.records import Batch, Collate, Records
+from redheart.custom.records import Batch, Collate, Records, pad_alike
 from redheart.data.loader import epoch_order
 from redheart.train.device.out_of_memory import in_parts
 from redheart.train.draws import drawn
@@ -76,7 +76,9 @@ class TensorLearner:
         self._counts_N = np.full(len(self.train), np.nan)
         self._mean_count: float | None = None
         self._largest_batch = max(len(self.train), len(self.validation))
-        check_takes_batch(record_losses, model, self._batch(self.train, np.arange(2)))
+        pad_alike(self.train, self.validation)
+        for records in (self.train, self.validation):
+            check_takes_batch(record_losses, model, self._batch(records, np.arange(2)))
 
     def modules(self) -> Sequence[str]:
         return self._modules
@@ -158,8 +160,8 @@ class TensorLearner:
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         done = in_parts(parts, work)
         if len(done) > len(parts):
-            # Memory ran out: the next validation need not find that out again.
-            self._largest_batch = max(item.shape[1] for item in done)
+            # Memory ran out: the next validation need not find that out again. The last batch may be a rest.
+            self._largest_batch = done[-2].shape[1]
         found = np.concatenate(done, axis=1)
         return found[0], found[1] if len(found) > 1 else None
 

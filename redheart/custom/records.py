@@ -39,19 +39,24 @@ class Records:
     def __init__(self, given: Any, *, where: str, collate: Collate | None = None) -> None:
         if isinstance(given, DataLoader):
             # Order and batches are the run's own, so that it can go on anywhere; what makes a batch is taken over.
-            collate = collate or (None if given.collate_fn is default_collate else given.collate_fn)
-            given = given.dataset
+            given, made_by = given.dataset, given.collate_fn
+            # Columns are made of rows that have some, and padded.
+            collate = collate or (None if made_by is default_collate and not _is_list_of_values(given) else made_by)
         self._columns: dict[Any, Column] | None = None
         self._rows: Any = given
         self._collate, self._where, self._is_named = collate, where, False
-        if isinstance(given, Tensor | np.ndarray):
-            given = [given]
+        self._padded: set[Any] = set()
         is_list = isinstance(given, list | tuple)
-        if is_list and given and all(isinstance(item, Mapping | tuple) for item in given):
-            if collate is None:
-                self._set_columns(_transposed(given, where=where))
-        elif is_list or isinstance(given, Mapping):
-            self._set_columns(dict(given) if isinstance(given, Mapping) else dict(enumerate(given)))
+        if isinstance(given, Tensor | np.ndarray):
+            self._set_columns({0: given})
+        elif isinstance(given, Mapping):
+            self._set_columns(dict(given))
+        elif is_list and collate is None:
+            rows_of_columns = given and not _is_list_of_values(given)
+            self._set_columns(_transposed(given, where=where) if rows_of_columns else dict(enumerate(given)))
+        elif is_list:
+            # Rows, whatever they are: they are made a batch of.
+            pass
         elif isinstance(given, IterableDataset) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
             raise BadInput(
                 "records must be there by their numbers",
@@ -76,7 +81,9 @@ class Records:
         if self._columns is not None:
             index = torch.from_numpy(rows)
             picked = {
-                name: column[index] if isinstance(column, Tensor) else [column[row] for row in rows]
+                name: [column[row] for row in rows]
+                if isinstance(column, list) or name in self._padded
+                else column[index]
                 for name, column in self._columns.items()
             }
             return _side_by_side(picked) if self._is_named else tuple(_side_by_side(picked).values())
@@ -116,6 +123,7 @@ class Records:
     def _set_columns(self, given: dict[Any, Any]) -> None:
         self._is_named = any(isinstance(name, str) for name in given)
         self._columns = {name: _column(values, where=self._where, name=name) for name, values in given.items()}
+        self._padded = {name for name, column in self._columns.items() if isinstance(column, list)}
         if len({len(column) for column in self._columns.values()}) != 1:
             sizes = ", ".join(str(len(column)) for column in self._columns.values()) or "no tensor"
             raise BadInput(
@@ -136,6 +144,18 @@ class Records:
                 got=one_line(error),
                 hint="leave columns of text out, or give collate=, from a list of records to a dict of tensors",
             ) from error
+
+
+def pad_alike(first: Records, second: Records) -> None:
+    """Let batches of both have a mask for every column that is uneven in one of them: a loss reads it or does not."""
+    uneven = first._padded | second._padded
+    for records in (first, second):
+        records._padded = uneven & set(records._columns or ())
+
+
+def _is_list_of_values(rows: Any) -> bool:
+    """Whether something is a list, and not of rows that have columns."""
+    return isinstance(rows, list | tuple) and not all(isinstance(item, Mapping | tuple) for item in rows)
 
 
 def _transposed(rows: Sequence[Any], *, where: str) -> dict[Any, list[Any]]:

@@ -24,11 +24,11 @@ from redheart.custom.models import buffers_kept
 from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.evaluate.holdout_log import OPENINGS
-from redheart.snapshots.manifests import newest_progress
+from redheart.snapshots.manifests import newest_progress, snapshot_folders
 from redheart.train.draws import drawn
 from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import EventSink
-from redheart.train.log.wandb_sink import open_wandb, wandb_mode
+from redheart.train.log.wandb_sink import RUN_ID, open_wandb, wandb_mode
 from redheart.train.loop import train
 from redheart.train.ranks.peers import together
 from redheart.train.settings import Decay, RunSettings
@@ -121,20 +121,24 @@ def fit(
     key = _key(learner, config, rate, folder, more)
     settings = RunSettings(config, epochs, rate, key, decay=decay, warmup_steps=warmup_steps, num_steps=num_steps)
     with together():
-        is_new = launched().is_first and not (folder / "events.jsonl").exists()
-        if is_new:
-            # A try that ended before it had a log has left that.
-            own = () if is_sealed(folder / VALIDATION) else (VALIDATION,)
-            taken = ("samples.jsonl", "states", "snapshots", "select", OPENINGS, "wandb", *own)
-            refuse_taken(folder, taken, what="a run")
+        if launched().is_first:
+            _refuse_others_files(folder)
         with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
             if launched().is_first:
                 sinks = [*sinks, *_sinks(config, settings, folder, show_progress=show_progress)]
-            if is_new:
-                write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
+                if newest_progress(folder / "states") is None and not snapshot_folders(folder / "snapshots"):
+                    # Of a try before no loss is left that its records would have to be known for.
+                    write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
             train(learner, settings, folder=folder, sinks=sinks)
     # Where nothing was left to train, too.
     learner.model.eval()
+
+
+def _refuse_others_files(folder: Path) -> None:
+    names = () if (folder / "events.jsonl").exists() else ("samples.jsonl", "states", "snapshots", "select", OPENINGS)
+    # A try that ended before it had a log has left these.
+    ours = {VALIDATION: is_sealed(folder / VALIDATION), "wandb": not names or (folder / RUN_ID).is_file()}
+    refuse_taken(folder, [*names, *(name for name, is_ours in ours.items() if not is_ours)], what="a run")
 
 
 def _checked(

@@ -6,14 +6,14 @@ not know which. A file that is the same as the snapshot before's is a hard link 
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from redheart.core.errors import CorruptFile, RedHeartError
+from redheart.core.errors import BadInput, CorruptFile, RedHeartError, names_text
 from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
 from redheart.core.folders import REPLACED, folder_lock, new_folder
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
@@ -211,6 +211,22 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         temporary.replace(target)
         saved_bytes += entry.bytes
     return saved_bytes
+
+
+def check_modules(snapshot: Snapshot, modules: Collection[str]) -> None:
+    """Whether a snapshot is of these modules.
+
+    Raises:
+        BadInput: it is of others.
+    """
+    if set(snapshot.manifest.modules) != set(modules):
+        raise BadInput(
+            "the model is divided into other modules than the run's snapshots",
+            where=snapshot.folder,
+            got=names_text(sorted(modules)),
+            expected=names_text(sorted(snapshot.manifest.modules)),
+            hint="give the modules that the run was started with, or take another folder",
+        )
 
 
 def snapshot_contents(folder: Path) -> set[str]:

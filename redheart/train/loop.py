@@ -124,7 +124,7 @@ class _Run:
         self.passes = Passes(learner, engine, micro_batch=micro_batch, on_halved=self._log_halved, draws=settings.key)
         self.at = AT_START
         self._steps_per_epoch = len(self.epoch_steps())
-        self.at = resume(engine, root=folder / "states", run_key=settings.key) or self.at
+        self.at = resume(engine, root=folder / "states", run_key=settings.key, modules=learner.modules()) or self.at
         self.log = EventLog(
             folder / "events.jsonl" if engine.rank == 0 else None,
             length_bytes=self.at.events_bytes,
@@ -169,6 +169,8 @@ class _Run:
     def _remaining(self) -> dict[str, int]:
         epochs = self.settings.epochs - self.at.epoch
         steps = epochs * self._steps_per_epoch - self.at.step_in_epoch
+        if self.settings.num_steps:
+            steps = min(steps, self.settings.num_steps - self.at.step)
         if self.settings.max_steps is not None:
             steps = min(steps, self.settings.max_steps - self.at.step)
             epochs = min(epochs, (self.at.step_in_epoch + steps) // self._steps_per_epoch)

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import BadInput, RedHeartError
+from redheart.core.errors import BadInput, CorruptFile, RedHeartError
 from redheart.core.folders import remove_leftovers
 from redheart.core.progress import note, warn
 from redheart.memory.host import host_memory
 from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.manifests import Progress, snapshot_folders
+from redheart.snapshots.module_snapshots import check_modules, open_snapshot
 from redheart.snapshots.states import newest_state, remove_newer, write_state
 from redheart.snapshots.tensors import kept_type, parts_of
 from redheart.train.device.compute_type import NAMES
@@ -167,13 +169,13 @@ class Saver:
             write()
 
 
-def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
+def resume(engine: Engine, *, root: Path, run_key: str, modules: Sequence[str]) -> Progress | None:
     """Load the newest state below `root` into the engine; how far it had come, None where there is no state.
 
     Newer states that are damaged are removed once this one is loaded, and so is what a killed run left unfinished.
 
     Raises:
-        BadInput: it belongs to another run.
+        BadInput: it belongs to another run, or the snapshots beside it are of other modules.
         CorruptFile: there are states, and none can be read; or what it knows of the event log was changed.
         DiskError: the folder cannot be written to.
     """
@@ -187,6 +189,7 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
             keys = [event.get("key") for event in events_behind(root.parent / "events.jsonl") if "key" in event]
             if keys and keys[-1] != run_key:
                 raise _another_run(root.parent, keys[-1], run_key)
+            _check_modules(root.parent / "snapshots", modules)
         return None
     manifest = state.manifest
     if engine.rank == 0:
@@ -198,6 +201,7 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
     if manifest.run_key != run_key:
         raise _another_run(state.folder, manifest.run_key, run_key)
     if engine.rank == 0:
+        _check_modules(root.parent / "snapshots", modules)
         events = events_up_to(root.parent / "events.jsonl", manifest.progress.events_bytes)
         _say_if_type_changed(engine, events)
     engine.load_state_tensors(state.ranks)
@@ -207,6 +211,13 @@ def resume(engine: Engine, *, root: Path, run_key: str) -> Progress | None:
         # They know of a longer log than this state, and the log is about to be cut.
         remove_newer(state.folder)
     return manifest.progress
+
+
+def _check_modules(snapshots: Path, modules: Sequence[str]) -> None:
+    # A broken manifest of old must not end a run.
+    with suppress(CorruptFile):
+        for folder in snapshot_folders(snapshots)[-1:]:
+            check_modules(open_snapshot(folder), modules)
 
 
 def _another_run(where: Path, got: object, expected: str) -> BadInput:

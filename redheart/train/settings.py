@@ -55,7 +55,7 @@ class RunSettings:
     warmup_steps: int = 0
     """Over which the rate rises evenly to its peak."""
     num_steps: int = 0
-    """Optimizer steps of the whole run, for a decay over it."""
+    """Optimizer steps of the whole run, for a decay over it; 0 where its epochs say it."""
     expected: Expected | None = None
     """What earlier runs took; without it the time left is known after a few steps."""
     chosen: Chosen | None = None

@@ -59,6 +59,8 @@ TAKEN: dict[str, tuple[Any, Any]] = {
     "a dataset of texts": (Rows(TEXTS), NAMED),
     "a dataset of tensors": (TensorDataset(EVEN, EVEN), (EVEN, EVEN)),
     "a loader": (DataLoader(TensorDataset(EVEN), batch_size=2), (EVEN,)),
+    "a loader of a list": (DataLoader(list(EVEN)), (EVEN,)),  # type: ignore[arg-type]
+    "a loader of a list with a collator": (DataLoader(UNEVEN, collate_fn=lengths), {"n": torch.tensor([3, 2, 4])}),  # type: ignore[arg-type]
     "a loader with a collator": (DataLoader(Rows(UNEVEN), collate_fn=lengths), {"n": torch.tensor([3, 2, 4])}),
 }
 
@@ -123,6 +125,28 @@ def test_whole_and_broken_numbers_of_a_column_stay_what_they_are(given: Any) -> 
     batch = Records(given, where="train").batch(np.array([0, 1]))
     values = batch["input_ids"] if isinstance(batch, dict) else batch[0]
     assert values.tolist() == pytest.approx(np.array([[1, 2, 0], [0.5, 0.7, 0.1]]))
+
+
+def test_validation_batches_have_the_masks_that_training_batches_have() -> None:
+    def masked(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return (module(batch["input_ids"].float()[:, :1]) * batch["attention_mask"][:, :1]).squeeze(1)
+
+    for train, validation in (
+        ({"input_ids": UNEVEN}, {"input_ids": EVEN}),
+        ({"input_ids": EVEN}, {"input_ids": UNEVEN}),
+    ):
+        learner = TensorLearner(nn.Linear(1, 1), masked, train=train, validation=validation)
+        for records in (learner.train, learner.validation):
+            assert list(records.batch(np.arange(2))) == ["input_ids", "attention_mask"]
+    assert learner.train.digest() == Records({"input_ids": EVEN}, where="train").digest()
+
+
+def test_a_validation_that_the_loss_cannot_take_apart_is_refused_before_an_epoch_is_trained() -> None:
+    def first(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return module(batch["x"]).squeeze(1)
+
+    with pytest.raises(BadInput, match="take a batch apart"):
+        TensorLearner(nn.Linear(2, 1), first, train={"x": EVEN.float()}, validation={"y": EVEN.float()})
 
 
 def test_an_empty_record_says_nothing_of_the_others_type() -> None:

@@ -17,12 +17,15 @@ from launching import start_by_hand
 from torch import Tensor, nn
 
 from redheart.core.config import SelectConfig, TrainConfig
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, Diverged
+from redheart.core.files import write_json
 from redheart.custom import TensorLearner, choose, fit, plan, training
+from redheart.custom.training import VALIDATION
 from redheart.snapshots.module_snapshots import list_snapshots
 from redheart.snapshots.states import newest_state
 from redheart.snapshots.tensors import REST
 from redheart.train.log.events import Event, read_events
+from redheart.train.log.wandb_sink import RunId
 
 PLAIN = TrainConfig(strategy="plain", effective_batch=16, cycle_epochs=4, snapshot_every=1)
 
@@ -140,6 +143,20 @@ def test_memory_that_runs_out_in_the_validation_halves_its_batch(
     assert [said.count(f"batches of {size} records") for size in (8, 4)] == [1, 1]
 
 
+def test_a_batch_that_was_halved_behind_others_is_found_out_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = kinds.NUMBERS[0][64]
+
+    def greedy(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if not torch.is_grad_enabled() and len(batch[0]) > 4 and not torch.equal(batch[0][0], first):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return kinds.squares(module, batch)
+
+    fit(learner(losses=greedy, micro_batch=8), PLAIN, tmp_path, epochs=3, learning_rate=1e-2)
+    assert capsys.readouterr().err.count("batches of 4 records") == 1
+
+
 def test_fit_runs_the_point_that_was_planned_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(effective_batch=64)
     assert training._micro_batch(learner(), config) == 64
@@ -185,6 +202,7 @@ def test_a_run_of_so_many_steps_warms_up_decays_and_ends_with_a_snapshot(tmp_pat
     falling = [1e-6 + (1e-2 - 1e-6) * share for share in (1, 0.75, 0.5, 0.25)]
     assert rates == pytest.approx([5e-3, 1e-2, *falling])
     assert [event["step"] for event in events(tmp_path, "epoch")] == [4, 6]
+    assert events(tmp_path, "start")[0]["steps"] == 6
     assert [snapshot.epoch for snapshot in list_snapshots(tmp_path / "snapshots")] == [1, 2]
     with pytest.raises(BadInput, match="another run"):
         fit(made, PLAIN, tmp_path, max_steps=8, learning_rate=1e-2, decay="linear", warmup_steps=2)
@@ -356,6 +374,39 @@ def test_a_choice_is_made_on_the_records_that_the_run_was_validated_on(tmp_path:
         choose(reversed_rows, tmp_path)
 
 
+def test_the_validation_records_are_those_of_the_try_that_left_a_snapshot(tmp_path: Path) -> None:
+    def broken(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return kinds.squares(module, batch) * math.nan
+
+    with pytest.raises(Diverged):
+        fit(learner(losses=broken), PLAIN, tmp_path, epochs=2, learning_rate=1e-2)
+    mended = learner(validation=[item[64:].flip(0) for item in kinds.NUMBERS])
+    fit(mended, PLAIN, tmp_path, epochs=2, learning_rate=1e-2)
+    assert choose(mended, tmp_path).spot.modules
+
+
+def test_a_foreign_file_in_the_place_of_the_validation_records_stays(tmp_path: Path) -> None:
+    with pytest.raises(Diverged):
+        fit(learner(losses=lambda *given: kinds.squares(*given) * math.nan), PLAIN, tmp_path, epochs=1, learning_rate=1)
+    (tmp_path / VALIDATION).write_text("{}")
+    with pytest.raises(BadInput, match="other files"):
+        fit(learner(), PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+    assert (tmp_path / VALIDATION).read_text() == "{}"
+
+
+def test_a_run_keeps_the_modules_that_it_was_started_with(tmp_path: Path) -> None:
+    def divided(*middle: str) -> TensorLearner:
+        torch.manual_seed(0)
+        model = kinds.Perceptron(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)))
+        return learner(model, modules=["first", *middle, "last"])
+
+    fit(divided("between"), PLAIN, tmp_path, epochs=1, learning_rate=1e-2)
+    other = divided("between.0", "between.1")
+    for go_on in (lambda: fit(other, PLAIN, tmp_path, epochs=2, learning_rate=1e-2), lambda: choose(other, tmp_path)):
+        with pytest.raises(BadInput, match="other modules"):
+            go_on()
+
+
 def test_frozen_weights_are_left_alone_by_a_choice(tmp_path: Path) -> None:
     trained = learner(kinds.frozen())
     before = trained.model.first.weight.clone()
@@ -386,6 +437,11 @@ def test_a_module_may_be_called_as_the_outputs_are(tmp_path: Path) -> None:
 def test_a_try_that_ended_before_it_had_a_log_is_no_other_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="zero9"):
         fit(learner(), dataclasses.replace(PLAIN, strategy="zero9"), tmp_path / "run", epochs=1, learning_rate=1e-2)
+    # As W&B leaves its own when what comes behind its start is refused.
+    (tmp_path / "run/wandb/run-1").mkdir(parents=True)
+    with pytest.raises(BadInput, match="wandb"):
+        fit(learner(), PLAIN, tmp_path / "run", epochs=1, learning_rate=1e-2)
+    write_json(tmp_path / "run/wandb.json", RunId("1"))
     fit(learner(), PLAIN, tmp_path / "run", epochs=1, learning_rate=1e-2)
 
 

@@ -22,6 +22,8 @@ from redheart.train.log.events import num_epochs
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "redheart"
+RUN_ID = "wandb.json"
+"""File of a run's folder that names its W&B run."""
 FINISH_TIMEOUT_S = 60
 _ENVIRONMENT = {
     # It prints about itself otherwise, over our own lines.
@@ -136,7 +138,7 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
     with extra("wandb", library="wandb", purpose="Weights & Biases"):
         import wandb
 
-    path = folder / "wandb.json"
+    path = folder / RUN_ID
     known = read_json(path, RunId).id if path.is_file() else None
     # An agent gives every trial its id, which W&B reads itself.
     given = os.environ.get("WANDB_RUN_ID")
