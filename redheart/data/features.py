@@ -255,8 +255,10 @@ def open_features(
         fitted_on = {"summaries": manifest.summaries_sha256, "rows": labels.train.tolist()}
         if reads_words:
             fitted_on["words"] = [WORDS_WIDTH, labels.digest]
-        fit_key, has_words = digest(fitted_on), reads_words
-        pooled_NP = load_or_fit(fit, fit_key, summaries_NL, texts, labels, reads_words=reads_words)
+        source, has_words = digest(fitted_on | {"summaries": manifest.key}), reads_words
+        fit_key, pooled_NP = load_or_fit(
+            fit, digest(fitted_on), summaries_NL, texts, labels, reads_words=reads_words, source=source
+        )
         key = digest([manifest.key, fit_key])
     offsets_N = np.fromfile(offsets, dtype=np.int64)
     return FeatureCache(manifest, key, states_RW, offsets_N, pooled_NP, has_words, summaries_NL)

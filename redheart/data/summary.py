@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from redheart.core.errors import CorruptFile
 from redheart.core.files import read_checked, write_checked
+from redheart.core.progress import note
 from redheart.data.words import WORDS_WIDTH, Labels, WordFit, fit_words
 
 POOLED_WIDTH = 384
@@ -104,16 +105,21 @@ def load_or_fit(
     labels: Labels,
     *,
     reads_words: bool,
-) -> np.ndarray:
-    """The pooled numbers of all records, (N, 384) float16, by the fit on the training records in a file of this key.
+    source: str,
+) -> tuple[str, np.ndarray]:
+    """The key of a file's fit on the training records, and all records' pooled numbers by it, (N, 384) float16.
 
     Both lie in the file: fits of five folds are behind the training records' words, and projected anew, with another
     number of threads, a last bit could be another, and a resumed run would no longer end with the bytes of an unbroken
-    one. A file of another key, or a damaged one, is made anew.
+    one. A file of another key, or a damaged one, is made anew; but not one of the same `source` (a digest of the
+    encoder, the texts and the labels): those are the same summaries of another machine, and models rest on the first.
     """
     content = read_checked(path)
     tensors = load(content) if content else {}
-    if not tensors or _text(tensors["key"]) != key:
+    known = _text(tensors["key"]) if tensors else None
+    if known not in (None, key) and "source" in tensors and _text(tensors["source"]) == source:
+        note(f"the features were computed anew and have other last bits; the fit of the first ones stays: {path}")
+    elif known != key:
         width = POOLED_WIDTH - WORDS_WIDTH * reads_words
         fit = SummaryFit(key, *fit_projection(summaries_NL, labels.train, width=width))
         if reads_words:
@@ -122,9 +128,9 @@ def load_or_fit(
         pooled_NP = fit.apply(summaries_NL, texts)
         if reads_words:
             pooled_NP[labels.train, -WORDS_WIDTH:] = unseen_MK
-        tensors = fit.tensors() | {"pooled_NP": pooled_NP}
+        tensors = fit.tensors() | {"pooled_NP": pooled_NP, "source": _as_bytes(source)}
         write_checked(path, save(tensors))
-    return tensors["pooled_NP"]
+    return _text(tensors["key"]), tensors["pooled_NP"]
 
 
 def load_fit(path: Path) -> SummaryFit:

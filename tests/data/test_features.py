@@ -23,7 +23,7 @@ from redheart.core.config import FeatureConfig, PrepareConfig
 from redheart.core.errors import BadInput, CorruptFile
 from redheart.data import features, minilm
 from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open_encoder
-from redheart.data.encoding import NOTE, STATES, SUMMARIES
+from redheart.data.encoding import NOTE, STATES, SUMMARIES, encode_into
 from redheart.data.features import forget_others, make_features, open_features
 from redheart.data.hub_encoder import HubModel, _weights_digest
 from redheart.data.loader import effective_batches, epoch_order, kept_channels, load_features, micro_batches
@@ -342,7 +342,9 @@ def test_order_is_seekable_and_ranks_share_every_step() -> None:
         assert sorted(np.concatenate([part for share in shares for part in share])) == sorted(step)
 
 
-def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_path: Path) -> None:
+def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=60), seed=0)
     prepared = load_prepared(tmp_path / "data")
     config, fit = FeatureConfig(seq_len_tokens=8, text_chars=200), tmp_path / "fit.safetensors"
@@ -360,6 +362,16 @@ def test_minilm_features_of_new_records_use_the_fit_of_the_training_records(tmp_
         np.testing.assert_allclose(
             new.row(index).astype(np.float32), cache.row(19 + index).astype(np.float32), atol=5e-3
         )
+    # Another machine's summaries of these records have other last bits.
+    shutil.rmtree(tmp_path / "known")
+    monkeypatch.setattr(
+        features,
+        "encode_into",
+        lambda folder, encoder, texts, **more: encode_into(folder, encoder, [f"{text} more" for text in texts], **more),
+    )
+    again = make_features(known, config=config, root=tmp_path / "known", fit=fit, labels=labels)
+    assert again.manifest.summaries_sha256 != cache.manifest.summaries_sha256
+    assert again.key == cache.key and np.array_equal(again.pooled_NP, cache.pooled_NP)
     # Another split has another fit, and the features another key.
     other = make_features(
         known, config=config, root=tmp_path / "known", fit=fit, labels=replace(labels, train=np.arange(6, 24))

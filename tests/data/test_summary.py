@@ -61,7 +61,11 @@ def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> 
     path = tmp_path / "fit.safetensors"
     train, others = np.arange(0, 50, 2), np.arange(1, 50, 2)
     fitted_on = labels(50, train)
-    first_NP = load_or_fit(path, "a", summaries(50), texts(50), fitted_on, reads_words=True)
+
+    def fitted(summaries_NL: np.ndarray, key: str, source: str = "records") -> tuple[str, np.ndarray]:
+        return load_or_fit(path, key, summaries_NL, texts(50), fitted_on, reads_words=True, source=source)
+
+    _, first_NP = fitted(summaries(50), "a")
     assert first_NP.shape == (50, POOLED_WIDTH)
     found_NP = load_fit(path).apply(summaries(50), texts(50))
     assert np.array_equal(first_NP[others], found_NP[others])
@@ -73,21 +77,25 @@ def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> 
     fit = load_fit(path)
     assert np.array_equal(fit.mean_L, mean_L) and np.array_equal(fit.projection_LP, projection_LP) and fit.key == "a"
     # Kept: what is handed over is not even looked at.
-    found_NP = load_or_fit(path, "a", np.zeros((0, 0)), [], fitted_on, reads_words=True)
-    assert np.array_equal(found_NP, first_NP)
-    other_NP = load_or_fit(path, "b", summaries(50, seed=1), texts(50), fitted_on, reads_words=True)
-    assert not np.array_equal(other_NP, first_NP)
+    assert np.array_equal(fitted(np.zeros((0, 0)), "a")[1], first_NP)
+    # As are the summaries that another machine makes of the same records: models rest on the first.
+    key, found_NP = fitted(summaries(50, seed=1), "b")
+    assert key == "a" and np.array_equal(found_NP, first_NP) and load_fit(path).key == "a"
+    key, other_NP = fitted(summaries(50, seed=1), "b", source="others")
+    assert key == load_fit(path).key == "b" and not np.array_equal(other_NP, first_NP)
     content = path.read_bytes()
     for damaged in (content[:100], content[:-40] + bytes([content[-40] ^ 1]) + content[-39:], b""):
         path.write_bytes(damaged)
         with pytest.raises(CorruptFile, match="missing or was changed"):
             load_fit(path)
-        assert np.array_equal(load_or_fit(path, "a", summaries(50), texts(50), fitted_on, reads_words=True), first_NP)
+        assert np.array_equal(fitted(summaries(50), "a")[1], first_NP)
 
 
 def test_without_words_all_pooled_numbers_are_the_layers(tmp_path: Path) -> None:
     path, train = tmp_path / "fit.safetensors", np.arange(0, 50, 2)
-    found_NP = load_or_fit(path, "a", summaries(50), texts(50), labels(50, train), reads_words=False)
+    _, found_NP = load_or_fit(
+        path, "a", summaries(50), texts(50), labels(50, train), reads_words=False, source="records"
+    )
     fit = load_fit(path)
     assert fit.words is None and np.array_equal(found_NP, fit.apply(summaries(50), []))
     mean_L, projection_LP = fit_projection(summaries(50), train, width=POOLED_WIDTH)
