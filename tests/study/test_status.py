@@ -118,9 +118,16 @@ def test_the_way_that_a_card_was_found_to_take_best_is_said(tmp_path: Path) -> N
 
 
 def test_a_finished_run_is_finished_whatever_its_log_ends_with(tmp_path: Path) -> None:
-    status = read_status(write(tmp_path, lines_of_a_run(epochs=5, of=5)), CONFIG, now=NOW + timedelta(days=9))
-    assert status.state == "finished" and status.phases["train"]
-    assert shown(status).startswith("state   finished\n") and "epoch 5/5" in shown(status)
+    folder = write(tmp_path, lines_of_a_run(epochs=5, of=5))
+    status = read_status(folder, CONFIG, now=NOW + timedelta(days=9))
+    assert status.state == "finished" and status.phases["train"] and "epoch 5/5" in shown(status)
+    assert shown(status).startswith(
+        "state   finished: the training; not done: sweet-spot, crossover, evaluate, report\n"
+    )
+    for name in ("select/crossover.json", "evaluation/evaluation.json", "report/report.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert read_status(folder, CONFIG, now=NOW).why == "the training; not done: sweet-spot"
 
 
 def test_before_training_the_trials_are_shown(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     state: str
     """`waiting`, `running`, `finished`, `stopped` or `silent`."""
     why: str
-    """Why it stopped, or since when it is silent."""
+    """Why it stopped, since when it is silent, or what of a study is not done behind the training."""
     phases: dict[str, bool]
     """Which phases have left their files."""
     trials: list[TrialStatus]
@@ -129,6 +129,11 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
     recent_s = [step.step_s for step in steps[-NUM_RECENT_STEPS:]]
     step_s = sum(recent_s) / len(recent_s) if recent_s else 0.0
     state, why = _state(entries, samples, is_complete=len(epochs) >= start.epochs, step_s=step_s, now=now)
+    if state == "finished" and folder.train != folder.root:
+        # A calibration may be left out.
+        behind = [name for name in list(phases)[list(phases).index("train") + 1 :] if name != "calibrate"]
+        missing = [name for name in behind if not phases[name]]
+        why = f"the training; not done: {', '.join(missing)}" if missing else ""
     measured = [(entry.val_loss, entry.epoch) for entry in epochs if entry.val_loss is not None]
     step, epoch = (steps or [_Entry("step")])[-1], (epochs or [_Entry("epoch")])[-1]
     by_kind = {"last step": step.loss, "training": epoch.train_loss, "validation": epoch.val_loss}
