@@ -61,7 +61,7 @@ class FeatureConfig:
 
     encoder: str = "minilm"
     """`minilm` (trained on English), `hash`, or the hub id or folder of a Hugging Face encoder of hidden size 768."""
-    seq_len_tokens: Count = 128
+    seq_len_tokens: Annotated[int, Meta(ge=1, le=512)] = 128
     """Longest token sequence that the model reads; longer ones are averaged down to it."""
     text_chars: Count = 1500
     """Characters of the text that are read, after the title and the action."""

@@ -155,13 +155,6 @@ def make_features(
         BadInput: the encoder cannot be loaded, or is not the one that is known.
         DiskError: the cache cannot be written.
     """
-    if not 1 <= config.seq_len_tokens <= 512:
-        raise BadInput(
-            "sequence length out of range",
-            where="--features.seq-len-tokens",
-            got=config.seq_len_tokens,
-            expected="1 to 512",
-        )
     texts = [input_text(record, text_chars=config.text_chars) for record in records]
 
     def folder_of(encoder: str) -> Path:

@@ -224,7 +224,7 @@ BERT, ROBERTA, LLAMA = (
         ({"n_head": 5}, [], "cannot be built"),
         ({"n_head": "many"}, [], "cannot be read"),
         ({}, ["--seq-len", "1025"], "1 to 1024"),
-        ({}, ["--micro-batch", "-1"], "micro-batch 0-1024"),
+        ({}, ["--micro-batch", "-1"], "micro-batch 0-65536"),
         ({}, ["--epochs", "-60"], "--epochs"),
         ({}, ["--ranks", "0"], "--ranks"),
         ({}, ["--card-share", "7"], "not a share"),
