@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from redheart.core.errors import CorruptFile
-from redheart.core.files import read_sealed, write_sealed
+from redheart.core.files import read_sealed, shown, write_sealed
 from redheart.core.folders import folder_lock
 from redheart.core.ranks import launched
 from redheart.data.split import TEST
@@ -51,10 +51,10 @@ def record_opening(
     """Append to the run's log, before anything is looked at; all openings so far, this one last."""
     opening = Opening(
         part=part,
-        file=str(file.relative_to(root)) if file.is_relative_to(root) else file.name,
+        file=shown(file.relative_to(root) if file.is_relative_to(root) else file.name),
         num_records=num_records,
         time_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        command=command or shlex.join(["redheart", *(_shown(argument, root) for argument in sys.argv[1:])]),
+        command=shown(command or shlex.join(["redheart", *(_placeless(argument, root) for argument in sys.argv[1:])])),
         models=dict(models),
     )
     # A labelled file may be judged while the run itself goes on.
@@ -64,7 +64,7 @@ def record_opening(
     return openings
 
 
-def _shown(argument: str, root: Path) -> str:
+def _placeless(argument: str, root: Path) -> str:
     """A run may be given away, and where it lay on this machine is nobody's business."""
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     if not value:

@@ -1,6 +1,7 @@
 """The log of openings says what was called, and nothing of where it lay."""
 
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,14 @@ def test_a_file_from_elsewhere_is_logged_by_its_name(tmp_path: Path, monkeypatch
     opened = record_opening(root, part="file", file=data, num_records=3, models={})
     assert opened[-1].command == "redheart evaluate RUN --data=records.json --seed=1 --json"
     assert opened[-1].file == "records.json"
+
+
+def test_what_is_no_utf_8_is_logged_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"caf\xe9.toml")
+    monkeypatch.setattr(sys, "argv", ["redheart", "run", "--config", name])
+    record_opening(tmp_path, part="file", file=tmp_path.parent / name, num_records=3, models={})
+    (opened,) = read_openings(tmp_path)
+    assert (opened.file, opened.command) == (r"caf\xe9.toml", r"redheart run --config 'caf\xe9.toml'")
 
 
 def test_one_model_under_two_names_takes_no_place_among_choices(tmp_path: Path) -> None:
