@@ -50,13 +50,15 @@ def prepare(arguments: Sequence[str]) -> None:
     from redheart.data.scripts import warn_unread
     from redheart.study.run_folder import RunFolder
 
-    run = options.out.resolve().parent
-    if options.out.resolve() == RunFolder(run).data and is_sealed(RunFolder(run).config):
-        raise BadInput(
-            "the folder holds the records of a run",
-            where=options.out,
-            hint="choose another folder: what was trained on them is judged by them",
-        )
+    # Those of a run may lie elsewhere, where a link in its folder leads.
+    for place in (options.out.absolute(), options.out.resolve()):
+        run = RunFolder(place.parent)
+        if place == run.data and is_sealed(run.config):
+            raise BadInput(
+                "the folder holds the records of a run",
+                where=options.out,
+                hint="choose another folder: what was trained on them is judged by them",
+            )
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
     with display_of(options.json).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)

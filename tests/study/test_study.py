@@ -123,7 +123,13 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
     assert other.returncode == 2 and "seed was 0, is 1" in other.stderr
 
 
-def test_the_records_of_a_run_are_not_prepared_anew(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("is_link", [False, True])
+def test_the_records_of_a_run_are_not_prepared_anew(
+    is_link: bool, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if is_link:
+        (run_copy / "data").rename(run_copy.with_name("disk"))
+        (run_copy / "data").symlink_to(run_copy.with_name("disk"))
     before = (run_copy / "data" / "manifest.json").read_bytes()
     (run_copy / "one.json").write_text('[{"id": "a", "text": "b"}]')
     with pytest.raises(SystemExit) as ended:
