@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from redheart.core.config import FEATURE_WIDTH, Device, FeatureConfig, digest
-from redheart.core.errors import BadInput
+from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import (
     check_digests,
     disk_errors,
@@ -30,7 +30,7 @@ from redheart.core.files import (
     write_bytes,
     write_sealed,
 )
-from redheart.core.folders import folder_lock, refuse_foreign, remove_leftovers, remove_names, take_place
+from redheart.core.folders import folder_lock, foreign_names, refuse_foreign, remove_leftovers, remove_names, take_place
 from redheart.core.progress import SILENT, Display
 from redheart.data.encoders import MINILM_LAYERS, Encoded, Encoder, open_encoder
 from redheart.data.encoding import NOTE, STATES, SUMMARIES, encode_into
@@ -42,7 +42,8 @@ from redheart.data.words import WORDS_WIDTH, Labels
 
 _FORMAT = 2
 _FILES = (STATES, SUMMARIES, "offsets.i64")
-_MADE = re.compile(r"[0-9a-f]{16}(\.partial)?")
+_PARTIAL = ".partial"
+_MADE = re.compile(rf"[0-9a-f]{{16}}({re.escape(_PARTIAL)})?")
 """Names of the folders that are made here."""
 
 
@@ -178,15 +179,27 @@ def make_features(
 def forget_others(root: Path, key: str) -> None:
     """Remove all features below `root` but those of a key, whole or not; who has them open can read them to the end.
 
+    A folder that holds anything else stays as it is, for what is left of it could not be made whole again.
+
     Raises:
         DiskError: they cannot be removed.
     """
     with folder_lock(root, name="features", wait=True), disk_errors(root):
         for other in root.iterdir():
-            if _MADE.fullmatch(other.name) and not other.name.startswith(key):
+            if _MADE.fullmatch(other.name) and not other.name.startswith(key) and _is_ours(other):
                 # Half removed it is known by its name, and the next start ends it.
                 other.rename(temporary_path(other))
         remove_leftovers(root)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether features lie there, whole or not, and nothing else."""
+    try:
+        return folder.is_dir() and not foreign_names(
+            folder, _partial_contents if folder.name.endswith(_PARTIAL) else feature_contents
+        )
+    except CorruptFile:
+        return False
 
 
 def known_manifest(root: Path) -> FeatureManifest | None:
@@ -258,14 +271,19 @@ def open_features(
 
 
 def _partial(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.partial")
+    return folder.with_name(f"{folder.name}{_PARTIAL}")
+
+
+def _partial_contents(folder: Path) -> set[str]:
+    """Names of the files of features that are being made."""
+    # Files of chunks are earlier versions'.
+    return {"manifest.json", *_FILES, NOTE, *(path.name for path in folder.glob("*.chunk"))}
 
 
 def _remove_partial(folder: Path) -> None:
     partial = _partial(folder)
     remove_leftovers(partial)
-    # Files of chunks are earlier versions'.
-    remove_names(partial, ("manifest.json", *_FILES, NOTE, *(path.name for path in partial.glob("*.chunk"))))
+    remove_names(partial, _partial_contents(partial))
 
 
 def _write_features(

@@ -82,6 +82,22 @@ def test_of_all_features_those_of_a_key_are_left(tmp_path: Path) -> None:
     assert np.array_equal(first.states_RW, expected)
 
 
+def test_features_that_somebody_has_put_a_note_beside_stay_with_it(tmp_path: Path) -> None:
+    prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=40), seed=0)
+    records, root = load_prepared(tmp_path / "data").records, tmp_path / "features"
+    key = make_features(records, config=HASHED, root=root, fit=NO_FIT).manifest.key
+    for name in (key, f"{'0' * 16}.partial", "f" * 16):
+        (root / name).mkdir(exist_ok=True)
+        (root / name / "note.txt").touch()
+    (root / ("e" * 16)).touch()
+    before = sorted(root.rglob("*"))
+    forget_others(root, "another")
+    assert sorted(root.rglob("*")) == before
+    (root / key / "note.txt").unlink()
+    forget_others(root, "another")
+    assert not (root / key).exists()
+
+
 def test_cache_is_reused_resumed_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(None, out=tmp_path / "data", config=PrepareConfig(num_generated=300), seed=0)
     records = load_prepared(tmp_path / "data").records
