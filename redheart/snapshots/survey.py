@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.errors import BadInput, RedHeartError
-from redheart.core.files import read_sealed
+from redheart.core.files import read_if_there, read_sealed
 from redheart.snapshots.manifests import MANIFEST, StateManifest, TensorFile, snapshot_folders, state_folders
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, open_snapshot
 from redheart.snapshots.tensor_file import verify
@@ -69,7 +69,10 @@ def list_run(snapshots: Path, states: Path) -> Listing:
     rows = [_snapshot_row(snapshot, seen) for snapshot in list_snapshots(snapshots)]
     state_rows = []
     for folder in state_folders(states):
-        manifest = read_sealed(folder / MANIFEST, StateManifest)
+        manifest = read_if_there(folder / MANIFEST, StateManifest)
+        if manifest is None:
+            # Its removal was cut off, or goes on.
+            continue
         state_rows.append(
             StateRow(
                 epoch=manifest.progress.epoch,

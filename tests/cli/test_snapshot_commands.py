@@ -1,6 +1,7 @@
 """`redheart snapshots` on a real run: what it lists, checks, shrinks, removes and writes."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_a_run_is_listed_verified_shrunk_and_written_as_one_file(
 
     made = answer(capsys, "import", tmp_path / "two.safetensors", "--like", run, "--out", tmp_path / "modules")
     assert made["is_checked"] is True and (tmp_path / "modules" / "manifest.json").is_file()
+
+
+def test_a_state_whose_removal_was_cut_off_is_not_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, half = answer(capsys, "list", run), run / "train" / "states" / "step_00000000"
+    half.mkdir()
+    (half / "rank_0.safetensors").touch()
+    assert answer(capsys, "list", run) == before
+    shutil.rmtree(half)
 
 
 def test_expanding_what_another_process_has_just_compressed_loses_nothing(
