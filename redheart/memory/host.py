@@ -36,10 +36,10 @@ class HostMemory:
         return f"{text}, limited by {self.limited_by}" if self.limited_by else text
 
 
-def host_memory(root: Path = ROOT) -> HostMemory:
-    """The tightest of all bounds on this process's memory, by `proc` and `sys` below a folder."""
+def host_memory(root: Path = ROOT, *, processes: int = 1) -> HostMemory:
+    """The tightest of all bounds on the memory of so many processes like this, by `proc` and `sys` below a folder."""
     machine = psutil.virtual_memory()
-    bounds = [HostMemory(machine.available, machine.total), *_group_bounds(root), *_process_bounds()]
+    bounds = [HostMemory(machine.available, machine.total), *_group_bounds(root), *_process_bounds(processes)]
     return min(bounds, key=lambda bound: bound.available_bytes)
 
 
@@ -108,7 +108,8 @@ def _group_bounds(root: Path) -> Iterator[HostMemory]:
             yield HostMemory(max(0, limit - taken), limit, f"the control group's {limit_name}")
 
 
-def _process_bounds() -> Iterator[HostMemory]:
+def _process_bounds(processes: int) -> Iterator[HostMemory]:
+    """Limits that each of so many processes has for itself, taken together."""
     held = psutil.Process().memory_info()
     # `data` is Linux's own, as is the bound on private memory that is no file's.
     for name, option, taken in (
@@ -117,7 +118,7 @@ def _process_bounds() -> Iterator[HostMemory]:
     ):
         limit = _soft_limit(getattr(resource, name))
         if limit is not None:
-            yield HostMemory(max(0, limit - taken), limit, f"{name} ({option})")
+            yield HostMemory(processes * max(0, limit - taken), processes * limit, f"{name} ({option})")
 
 
 def _soft_limit(kind: int) -> int | None:

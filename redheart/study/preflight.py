@@ -31,24 +31,29 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     """
     import torch
 
-    num_records = _num_records(config)
+    num_records, ranks = _num_records(config), launched()
     if torch.cuda.is_available():
         total_bytes = torch.cuda.get_device_properties(0).total_memory
         found = planning.answer(
-            config, vram_bytes=total_bytes, micro_batch=config.train.micro_batch, num_records=num_records
+            config,
+            vram_bytes=total_bytes,
+            micro_batch=config.train.micro_batch,
+            ranks=ranks.world_size,
+            num_records=num_records,
         )
         planning.refuse_unless_fits(found)
         host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
         compressed_bytes = found.plan.compressed_disk_bytes
     else:
-        host, disk, compressed_bytes = _on_cpu(config, num_records=num_records)
+        host, disk, compressed_bytes = _on_cpu(config, ranks=ranks.world_size, num_records=num_records)
         line = (
-            f"predicted {sum(host.values()) / GIB:.2f} GiB of host memory; "
+            f"predicted {ranks.local_world_size * sum(host.values()) / GIB:.2f} GiB of host memory; "
             f"micro-batch {config.train.micro_batch} as the settings have it, without a card there is no choice"
         )
-    memory = host_memory()
+    host_bytes = ranks.local_world_size * sum(host.values())
+    memory = host_memory(processes=ranks.local_world_size)
     hint = "raise the limit or use a smaller --preset" if memory.limited_by else "use a smaller --preset"
-    _refuse("host memory", sum(host.values()), memory.available_bytes, str(memory), hint=hint)
+    _refuse("host memory", host_bytes, memory.available_bytes, str(memory), hint=hint)
     folder = RunFolder(config.out)
     # What a run that goes on has on disk already is part of what it was planned to take.
     written_bytes = disk_bytes(*(folder.root / name for name in folder.parts))
@@ -59,7 +64,7 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
         # Two states and one being written are planned; each has a file of every rank.
         _refuse(
             "room in a file for a resume state",
-            disk["resume states"] // 3 // launched().world_size,
+            disk["resume states"] // 3 // ranks.world_size,
             allowed_bytes,
             f"{allowed_bytes / GIB:.2f} GiB a file, limited by RLIMIT_FSIZE (ulimit -f)",
             hint="raise the limit or use a smaller --preset",
@@ -84,13 +89,13 @@ def _on_disk(
     return dataclasses.replace(config, train=dataclasses.replace(config.train, compress_snapshots=True)), text
 
 
-def _on_cpu(config: StudyConfig, *, num_records: int) -> tuple[dict[str, int], dict[str, int], int]:
-    """Host memory and disk by part, and disk with compressed snapshots, where there is no card.
+def _on_cpu(config: StudyConfig, *, ranks: int, num_records: int) -> tuple[dict[str, int], dict[str, int], int]:
+    """Host memory of a rank and disk by part, and disk with compressed snapshots, where there is no card.
 
     Its share lies in host memory too.
     """
-    work, sizes = planning.cpu_workload(config, num_records=num_records), planning.cpu_sizes(config)
-    entries = ledger(work.sizes, sizes, accumulates=config.train.micro_batch < config.train.effective_batch)
+    work, sizes = planning.cpu_workload(config, num_records=num_records), planning.cpu_sizes(config, ranks=ranks)
+    entries = ledger(work.sizes, sizes, accumulates=ranks * config.train.micro_batch < config.train.effective_batch)
     disk = disk_parts(work, sizes, entries)
     compressed_bytes = sum(disk_parts(work, sizes, entries, compressed=True).values())
     if work.sizes.total >= TRACED_FROM:

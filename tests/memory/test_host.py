@@ -183,6 +183,7 @@ def test_a_limit_of_the_process_counts_what_it_holds(
     monkeypatch.setattr(resource, "getrlimit", lambda item: (taken + 2 * GIB, -1) if item == kind else real(item))
     found = host_memory(tmp_path)
     assert found.available_bytes == pytest.approx(2 * GIB, rel=0.1) and option in found.limited_by
+    assert host_memory(tmp_path, processes=3).total_bytes == 3 * found.total_bytes
     monkeypatch.setattr(resource, "getrlimit", lambda item: (1 << 20, -1) if item == kind else real(item))
     assert host_memory(tmp_path).available_bytes == 0
 

@@ -12,6 +12,7 @@ import torch
 from redheart.cli.study import _checked_study
 from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 from redheart.core.errors import DoesNotFit
+from redheart.core.ranks import Ranks
 from redheart.core.units import GIB
 from redheart.data.features import record_bytes
 from redheart.memory import host_disk
@@ -77,12 +78,27 @@ def test_a_large_model_counts_its_pass(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_too_little_host_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = HostMemory(GIB // 4, GIB, "RLIMIT_AS (ulimit -v)")
-    monkeypatch.setattr(preflight, "host_memory", lambda: memory)
+    monkeypatch.setattr(preflight, "host_memory", lambda processes: memory)
     with pytest.raises(DoesNotFit, match="too little host memory") as refusal:
         check_run(config(tmp_path / "run"))
     assert refusal.value.exit_code == 3 and "--force" in str(refusal.value)
     assert "0.25 of 1.00 GiB available, limited by RLIMIT_AS" in str(refusal.value.got)
     assert float(str(refusal.value.expected).split()[0]) > 0.25
+
+
+def test_the_ranks_of_a_host_are_counted_together_each_with_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(config(tmp_path / "run", strategy="zero2_offload_multi"), preset="small")
+    alone, part = (sum(preflight._on_cpu(settings, ranks=ranks, num_records=60)[0].values()) for ranks in (1, 4))
+    assert part < alone
+    monkeypatch.setattr(planning, "free_disk_bytes", lambda path: 1 << 50)
+    monkeypatch.setattr(preflight, "launched", lambda: Ranks(world_size=4, local_world_size=2))
+    monkeypatch.setattr(preflight, "host_memory", lambda processes: HostMemory(processes * part, 1 << 50))
+    assert check_run(settings)[1].startswith(f"predicted {2 * part / GIB:.2f} GiB of host memory")
+    monkeypatch.setattr(preflight, "host_memory", lambda processes: HostMemory(processes * part - 1, 1 << 50))
+    with pytest.raises(DoesNotFit, match="too little host memory"):
+        check_run(settings)
 
 
 def test_a_state_that_is_larger_than_a_file_may_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +191,20 @@ def test_a_card_that_is_too_small_is_refused_by_the_plan(tmp_path: Path, monkeyp
         check_run(config(tmp_path / "run"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(4 * GIB))
     assert "predicted" in check_run(dataclasses.replace(config(tmp_path / "run"), epochs=2))[1]
+
+
+def test_a_card_that_is_large_enough_for_a_part_is_enough_for_several_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path / "run", strategy="zero2_offload_multi")
+    divided = planning.answer(settings, vram_bytes=8 * GIB, micro_batch=64, ranks=4).plan
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Card(divided.upper_bytes))
+    with pytest.raises(DoesNotFit, match="device memory"):
+        check_run(settings)
+    monkeypatch.setattr(preflight, "launched", lambda: Ranks(world_size=4, local_world_size=4))
+    monkeypatch.setattr(preflight, "host_memory", lambda processes: HostMemory(1 << 50, 1 << 50))
+    assert check_run(settings)[1].startswith(f"predicted {divided.peak_bytes / GIB:.2f} GiB")
 
 
 def test_on_a_card_full_takes_what_the_planner_finds_unless_told_otherwise(

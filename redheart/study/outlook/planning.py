@@ -247,11 +247,11 @@ def cpu_workload(config: StudyConfig, *, num_records: int = NUM_RECORDS) -> Work
     return dataclasses.replace(workload(config, dtype=dtype, num_records=num_records), kernels=kernels)
 
 
-def cpu_sizes(config: StudyConfig) -> StrategySizes:
+def cpu_sizes(config: StudyConfig, *, ranks: int = 1) -> StrategySizes:
     """The study's strategy in the type that this CPU computes in."""
     weight_bytes = compute_type(config.train).itemsize
     return dataclasses.replace(
-        strategy_sizes(config.train.strategy, config.train), weight_bytes=weight_bytes, graph_shapes=0
+        strategy_sizes(config.train.strategy, config.train, ranks=ranks), weight_bytes=weight_bytes, graph_shapes=0
     )
 
 
