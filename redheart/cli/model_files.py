@@ -13,6 +13,7 @@ from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
 
 if TYPE_CHECKING:
     from redheart.model.network import RedHeart
+    from redheart.study.run_folder import RunFolder
 
 MB = 1e6
 
@@ -53,7 +54,6 @@ class ImportOptions:
 def consolidate(arguments: Sequence[str]) -> None:
     options = parse(ConsolidateOptions, arguments, "snapshots consolidate")
 
-    from redheart.core.files import real_path
     from redheart.snapshots.consolidate import consolidated
     from redheart.snapshots.module_snapshots import Snapshot
     from redheart.snapshots.states import State, newest_state, open_masters
@@ -61,12 +61,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     from redheart.study.selecting import open_snapshots
 
     run, _ = run_folder.load(options.run)
-    if any(real_path(options.out).is_relative_to(real_path(run.root / part)) for part in run.parts):
-        raise BadInput(
-            "the output would lie among the run's own files",
-            where=options.out,
-            hint=f"give a file beside them, for example {run.root / 'model.safetensors'}",
-        )
+    _refuse_among_own_files(options.out, run)
     states = run.states
     source: Snapshot | State | None
     if options.from_state:
@@ -102,6 +97,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.tensors import spec_of
 
     refuse_own_input(options.out, files_read(options.source))
+    _refuse_among_own_files(options.out)
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:
         raise BadInput(
@@ -150,6 +146,22 @@ def import_model(arguments: Sequence[str]) -> None:
         print(f"left out: {names_text(found.ignored, shown=MAX_PROBLEMS)}")
     if expected is None:
         print("names and shapes were held against nothing: --preset or --like does")
+
+
+def _refuse_among_own_files(out: Path, *also: "RunFolder") -> None:
+    """Refuse an output among the files of a run in whose folder it would lie, or of one that is named."""
+    from redheart.core.files import is_sealed, real_path
+    from redheart.study.run_folder import RunFolder
+
+    place = real_path(out)
+    around = [RunFolder(folder) for folder in dict.fromkeys((*out.absolute().parents, *place.parents))]
+    for run in (*also, *(run for run in around if is_sealed(run.config))):
+        if any(place.is_relative_to(real_path(run.root / part)) for part in run.parts):
+            raise BadInput(
+                "the output would lie among the run's own files",
+                where=out,
+                hint=f"give a file beside them, for example {run.root / 'model.safetensors'}",
+            )
 
 
 def _expected_model(options: ImportOptions) -> "RedHeart | None":

@@ -147,6 +147,17 @@ def test_a_whole_model_does_not_take_the_place_of_a_runs_own_files(
     assert answer(capsys, "verify", run)["bad"] == []
 
 
+@pytest.mark.parametrize("place", ["select/final", "train/new.safetensors"])
+def test_nor_does_an_imported_one(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    source = tmp_path / "m.safetensors"
+    main(["snapshots", "consolidate", str(run), "--out", str(source)])
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(SystemExit) as ended:
+        main(["snapshots", "import", str(source), "--like", str(run), "--out", str(tmp_path / "link" / place)])
+    assert ended.value.code == 2 and "the run's own files" in capsys.readouterr().err
+    assert not (run / place).exists()
+
+
 def test_an_import_does_not_take_the_place_of_a_file_that_an_index_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
