@@ -139,7 +139,9 @@ def _training(out: Path, facts: RunFacts) -> str:
         xlabel="epoch",
         ylabel="cross-entropy, nats",
     )
-    seconds = sum(event["epoch_s"] for event in epochs)
+    # An epoch's own seconds are those since its last start, without the validation.
+    steps_s = sum(event["step_s"] for event in events if event["event"] == "step")
+    seconds = steps_s + sum(event["validation_s"] for event in epochs)
     last, best = epochs[-1], min(epochs, key=lambda event: event["val_loss"])
     rows = [
         ["epochs", str(len(epochs))],

@@ -13,7 +13,7 @@ from redheart.cli import main
 from redheart.core.errors import BadInput
 from redheart.report.html import render, write_html
 from redheart.report.tables import code, markdown_table, plain
-from redheart.train.log.events import EventLog
+from redheart.train.log.events import EventLog, all_events
 
 
 class Page(HTMLParser):
@@ -78,6 +78,17 @@ def test_a_report_says_that_its_model_has_no_calibration_and_what_the_planner_sa
     assert "`redheart calibrate RUN`" in report.split("## Calibration")[1].split("##")[0]
     limits = report.split("## Limitations")[1]
     assert "generated" in limits and "no diagnosis" in limits and "has not been examined" in limits
+
+
+def test_the_time_of_training_is_that_of_all_steps_and_validations(run_copy: Path) -> None:
+    """Whatever of an epoch came before the last start."""
+    path = run_copy / "train" / "events.jsonl"
+    with EventLog(path, length_bytes=path.stat().st_size) as log:
+        log.write("step", step_s=600.0)
+    taken = {"step": "step_s", "epoch": "validation_s"}
+    seconds = [event[taken[event["event"]]] for event in all_events(path) if event["event"] in taken]
+    main(["report", str(run_copy)])
+    assert f"| time of training, minutes | {sum(seconds) / 60:.1f} |" in (run_copy / "report" / "report.md").read_text()
 
 
 def test_what_looks_like_html_stays_text(tmp_path: Path) -> None:
