@@ -47,7 +47,7 @@ def compress_snapshots(
     """Compress every snapshot below `root` but the newest and the whole ones; what is compressed already stays.
 
     With `wait` another process that rewrites them is waited for. `on_bytes` is told the uncompressed bytes of every
-    module that is dealt with.
+    module, once it has its form.
 
     Raises:
         BadInput: another process rewrites them, or a manifest cannot be read.
@@ -64,7 +64,9 @@ def compress_snapshots(
             if linked_bytes:
                 done.append(Rewritten(snapshot.epoch, linked_bytes, 0))
             base = _base(snapshots, position)
-            if base is not None and previous is not None:
+            if base is None or previous is None:
+                on_bytes(sum(entry.content_bytes for entry in snapshot.manifest.modules.values()))
+            else:
                 found = _compress(snapshot, base, previous, on_bytes=on_bytes)
                 snapshots[position] = found
                 before, after = _bytes(snapshot), _bytes(found)
@@ -82,13 +84,12 @@ def expand_snapshots(
         remove_leftovers(snapshot)
         entries = dict(snapshot.manifest.modules)
         for name, entry in snapshot.manifest.modules.items():
-            if entry.delta is None:
-                continue
-            found = write_tensors(snapshot.folder / f"{name}{SUFFIX}", snapshot.open_module(name))
-            if found.sha256 != entry.content_sha256:
-                raise _unlike(snapshot.folder / found.file, found.sha256, entry.content_sha256)
-            entries[name] = found
-            on_bytes(found.bytes)
+            if entry.delta is not None:
+                found = write_tensors(snapshot.folder / f"{name}{SUFFIX}", snapshot.open_module(name))
+                if found.sha256 != entry.content_sha256:
+                    raise _unlike(snapshot.folder / found.file, found.sha256, entry.content_sha256)
+                entries[name] = found
+            on_bytes(entry.content_bytes)
         expanded = _switch(snapshot, entries)
         if not snapshot.is_whole:
             done.append(Rewritten(snapshot.epoch, _bytes(snapshot), _bytes(expanded)))

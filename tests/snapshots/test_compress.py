@@ -59,6 +59,15 @@ def test_all_but_the_newest_shrink_and_come_back_byte_for_byte(tmp_path: Path) -
     assert files(root) == before
 
 
+def test_whoever_follows_the_work_is_told_of_all_bytes(tmp_path: Path) -> None:
+    root, told = walk(tmp_path / "snapshots", 4), []
+    size = sum(entry.content_bytes for item in list_snapshots(root) for entry in item.manifest.modules.values())
+    compress_snapshots(root, on_bytes=told.append)
+    assert sum(told) == size
+    expand_snapshots(list_snapshots(root), on_bytes=told.append)
+    assert sum(told) == 2 * size
+
+
 def test_snapshots_of_epochs_with_five_digits_come_behind_those_with_four(tmp_path: Path) -> None:
     root = walk(tmp_path / "snapshots", 4, first=9998)
     (root / "epoch_010002").mkdir()
