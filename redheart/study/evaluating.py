@@ -97,6 +97,8 @@ def evaluate_file(config: StudyConfig, folder: RunFolder, path: Path, *, display
             where=path,
             expected="one of " + ", ".join(f"{task}: {name}" for task, names in trained.items() for name in names),
         )
+    # Before the file is encoded, which may take hours; a run that goes on may choose anew meanwhile.
+    read_crossover(folder)
     features = make_features(
         records,
         config=config.features,

@@ -96,6 +96,16 @@ def test_a_look_by_a_file_at_records_that_are_kept_for_a_verdict_is_logged(run_c
     assert "after this split had been opened for another choice" in make_report(run_copy).read_text()
 
 
+def test_a_run_without_a_choice_says_so_before_a_file_is_encoded(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_copy / "select" / "crossover.json").unlink()
+    monkeypatch.setattr(evaluating, "make_features", lambda *_, **__: pytest.fail("the file is encoded"))
+    with pytest.raises(SystemExit):
+        evaluate_file_of(run_copy, tmp_path / "a.json", [0, 1])
+    assert "the run has no crossover yet" in capsys.readouterr().err
+
+
 def test_an_output_that_was_never_trained_is_not_evaluated(
     run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
