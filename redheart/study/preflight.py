@@ -5,7 +5,7 @@ from pathlib import Path
 
 from redheart.core.config import GENERATED, StudyConfig
 from redheart.core.errors import DoesNotFit
-from redheart.core.files import read_sealed
+from redheart.core.files import read_sealed, real_path
 from redheart.core.ranks import launched
 from redheart.core.units import GIB
 from redheart.data.prepare import Manifest
@@ -57,7 +57,8 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     folder = RunFolder(config.out)
     # What a run that goes on has on disk already is part of what it was planned to take.
     written_bytes = disk_bytes(*(folder.root / name for name in folder.parts))
-    free_bytes = planning.free_disk_bytes(config.out) + written_bytes
+    # Snapshots and states may go to a larger disk, where a link in the run's folder leads.
+    free_bytes = planning.free_disk_bytes(real_path(folder.train)) + written_bytes
     config, disk_text = _on_disk(config, disk, compressed_bytes, free_bytes)
     allowed_bytes = max_file_bytes()
     if allowed_bytes is not None:

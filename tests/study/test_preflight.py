@@ -132,6 +132,16 @@ def test_too_little_disk_is_refused_and_what_the_run_holds_already_counts(
     check_run(settings)
 
 
+def test_the_disk_is_that_which_snapshots_go_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(tmp_path / "run")
+    monkeypatch.setattr(planning, "free_disk_bytes", lambda path: path.is_relative_to(tmp_path / "disk") << 50)
+    with pytest.raises(DoesNotFit, match="too little disk"):
+        check_run(settings)
+    settings.out.mkdir()
+    (settings.out / "train").symlink_to(tmp_path / "disk")
+    check_run(settings)
+
+
 def test_snapshots_are_compressed_where_only_so_they_fit_unless_that_is_ruled_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
