@@ -30,7 +30,8 @@ def run_sweep(study: Study) -> Sweep:
     """Try every rate and write the result; finished trials are not repeated, whoever ran them.
 
     Raises:
-        RedHeartError: every trial diverged, or one ended for a reason that is not its rate.
+        Diverged: every trial did.
+        RedHeartError: one ended for a reason that is not its rate.
         Interrupted: SIGTERM or Ctrl-C; the running trial has saved its state.
     """
     config, folder = study.config, study.folder
@@ -58,7 +59,7 @@ def run_sweep(study: Study) -> Sweep:
     _draw(folder.sweep / "sweep.png", trials)
     scored = {trial.rate: trial.score for trial in trials if trial.score is not None}
     if not scored:
-        raise RedHeartError(
+        raise Diverged(
             "every learning rate of the sweep failed",
             where=folder.sweep,
             got=trials[0].status,

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launching import events_of, redheart, weights_digest
 
-from redheart.core.config import StudyConfig, SweepConfig, resolved
-from redheart.core.errors import BadInput
-from redheart.study import range_test, sweep
+from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, SweepConfig, resolved
+from redheart.core.errors import BadInput, Diverged
+from redheart.study import phases, range_test, run_folder, sweep
 from redheart.study.run_folder import RunFolder
 from redheart.study.sweep import finished_trial, score
 from redheart.train.log.events import EventLog
@@ -71,6 +71,20 @@ def test_one_diverges_the_other_wins_and_a_second_call_repeats_nothing(tmp_path:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("events.jsonl")}
     again = redheart(*arguments)
     assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_sweep_of_which_every_rate_diverges_has_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StudyConfig(
+        out=tmp_path / "run",
+        prepare=PrepareConfig(num_generated=60),
+        features=FeatureConfig(encoder="hash", seq_len_tokens=8),
+        sweep=SweepConfig(rates=(1e3,)),
+    )
+    study = phases.open_study(resolved(config), run_folder.start(resolved(config)))
+    # As a trial that has diverged leaves its folder.
+    monkeypatch.setattr(sweep, "_run_process", lambda folder, arguments: None)
+    with pytest.raises(Diverged, match="every learning rate of the sweep failed"):
+        sweep.run_sweep(study)
 
 
 def test_a_trial_whose_log_is_torn_is_not_finished_and_ends_no_sweep(tmp_path: Path) -> None:
