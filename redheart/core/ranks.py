@@ -11,6 +11,8 @@ _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 _NEEDED = ("RANK", "LOCAL_RANK", *_ADDRESS)
 """What several ranks cannot do without; a launcher that does not say it leaves LOCAL_WORLD_SIZE to be all of them."""
+_DEEPSPEED_SIZE = "LOCAL_SIZE"
+"""What its launcher sets in the place of LOCAL_WORLD_SIZE."""
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _LAST_PORT = (1 << 16) - 1
 
@@ -76,7 +78,10 @@ def read_ranks(environment: Mapping[str, str]) -> Ranks:
             hint=f"start with a launcher (docs/several-devices.md), or: unset {' '.join(given)}",
         )
     if world_size > 1:
-        local_world_size = numbers.get("LOCAL_WORLD_SIZE", world_size)
+        local_size = environment.get(_DEEPSPEED_SIZE, "").strip()
+        told = int(local_size) if _is_number(local_size) else 0
+        told = told if numbers["LOCAL_RANK"] < told <= world_size else world_size
+        local_world_size = numbers.get("LOCAL_WORLD_SIZE", told)
         address = given["MASTER_ADDR"], numbers["MASTER_PORT"]
         return Ranks(numbers["RANK"], world_size, numbers["LOCAL_RANK"], local_world_size, address)
     is_whole = {"RANK", "WORLD_SIZE"} <= given.keys()

@@ -22,9 +22,11 @@ WHOLE = {
 
 def test_a_whole_environment_is_read() -> None:
     assert read_ranks(WHOLE) == Ranks(3, 4, 1, 2, ("host-a", 29500))
-    # DeepSpeed's launcher does not say how many ranks its hosts have.
+    # DeepSpeed's launcher has a name of its own for it; who says nothing has all ranks on one host.
     del (given := dict(WHOLE))["LOCAL_WORLD_SIZE"]
-    assert read_ranks(given).local_world_size == 4
+    for local_size, expected in (("2", 2), ("", 4), ("1", 4), ("8", 4), ("two", 4)):
+        assert read_ranks(given | {"LOCAL_SIZE": local_size}).local_world_size == expected
+    assert read_ranks(given).local_world_size == 4 and read_ranks(WHOLE | {"LOCAL_SIZE": "3"}).local_world_size == 2
 
 
 @pytest.mark.parametrize(
