@@ -141,7 +141,8 @@ def _training(out: Path, facts: RunFacts) -> str:
     )
     # An epoch's own seconds are those since its last start, without the validation.
     steps_s = sum(event["step_s"] for event in events if event["event"] == "step")
-    seconds = steps_s + sum(event["validation_s"] for event in epochs)
+    # Logs of old do not say how long a validation took.
+    seconds = steps_s + sum(event.get("validation_s", 0.0) for event in epochs)
     last, best = epochs[-1], min(epochs, key=lambda event: event["val_loss"])
     rows = [
         ["epochs", str(len(epochs))],
