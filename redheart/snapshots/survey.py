@@ -99,6 +99,7 @@ def verify_run(snapshots: Path, states: Path, *, on_bytes: Callable[[int], objec
     start_s = time.perf_counter()
     for folder, entry in _entries(snapshots, states, bad):
         files += 1
+        on_bytes(entry.bytes)
         path = folder / entry.file
         status = path.stat() if path.is_file() else None
         # A file that many snapshots share is read once.
@@ -113,7 +114,6 @@ def verify_run(snapshots: Path, states: Path, *, on_bytes: Callable[[int], objec
             size += entry.bytes
             if key:
                 checked.add(key)
-        on_bytes(entry.bytes)
     if not files and not bad:
         raise _nothing(snapshots)
     return Verification(files, size, round(time.perf_counter() - start_s, 3), bad)

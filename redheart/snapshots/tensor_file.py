@@ -47,7 +47,7 @@ DTYPE_NAMES = {
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 SUFFIX = ".safetensors"
 _MAX_HEADER_BYTES = 100_000_000
-_MEND = "restore it, or use another snapshot or state"
+_HINT = "restore it, or use another snapshot or state"
 
 
 def write_tensors(
@@ -118,17 +118,17 @@ def verify(folder: Path, entry: TensorFile) -> Path:
     if Path(entry.file).name != entry.file:
         raise CorruptFile("a manifest names a file of another folder", where=folder, got=entry.file)
     if not path.is_file():
-        raise CorruptFile("a file of tensors is missing", where=path, hint=_MEND)
+        raise CorruptFile("a file of tensors is missing", where=path, hint=_HINT)
     try:
         size = path.stat().st_size
         found = sha256_file(path) if size == entry.bytes else None
     except OSError as error:
-        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_MEND) from error
+        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_HINT) from error
     if found is None:
         raise CorruptFile("a file of tensors is cut", where=path, got=f"{size} bytes", expected=f"{entry.bytes} bytes")
     if found != entry.sha256:
         raise CorruptFile(
-            "a file of tensors was changed", where=path, got=f"SHA-256 {found}", expected=entry.sha256, hint=_MEND
+            "a file of tensors was changed", where=path, got=f"SHA-256 {found}", expected=entry.sha256, hint=_HINT
         )
     return path
 
@@ -146,7 +146,7 @@ def read_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_MEND) from error
+        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_HINT) from error
 
 
 def read_header(path: Path) -> tuple[dict[str, msgspec.Raw], int]:

@@ -20,7 +20,7 @@ from redheart.snapshots.manifests import newest_progress
 _CHAIN = ', "chain": "{}"}}'
 _BEGINNING = b'{"event": "'
 _CHAIN_BYTES = len(_CHAIN.format("0" * 16))
-_MEND = "restore it from a copy, or remove its folder to train again"
+_HINT = "restore it from a copy, or remove its folder to train again"
 
 Event = dict[str, Any]
 
@@ -235,7 +235,7 @@ def _parsed(path: Path, content: bytes, *, least_bytes: int, ends_behind: bool =
             where=path,
             got=f"{whole_bytes} bytes of whole lines",
             expected=f"{least_bytes} or more, as the newest resume state says",
-            hint=_MEND,
+            hint=_HINT,
         )
     events: list[Event] = []
     chain, begin = "", 0
@@ -248,7 +248,7 @@ def _parsed(path: Path, content: bytes, *, least_bytes: int, ends_behind: bool =
             raise CorruptFile(
                 "the event log was changed, or a line of it is missing",
                 where=f"{path}, line {number}",
-                hint=_MEND,
+                hint=_HINT,
             )
         events.append(json.loads(body + b"}"))
         chain, begin = following, begin + len(line) + 1
