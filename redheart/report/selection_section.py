@@ -161,7 +161,7 @@ def sweet_spot_lines(spot: SweetSpot, *, bests: str | None) -> list[str]:
 def work_text(spot: SweetSpot) -> str:
     """What the search cost, beside the naive way."""
     if not spot.evaluations_naive:
-        return "from stored outputs, no model was run"
+        return f"from stored outputs; {spot.work.evaluations:.1f} full-model evaluations to show it beside others"
     share = spot.evaluations / spot.evaluations_naive
     reused = f", {spot.num_reused} known from before" if spot.num_reused else ""
     return (

@@ -95,7 +95,7 @@ def descend(search: Search, candidates: Candidates) -> Choice:
         # The first pass finds, the later ones look around what was found: they share a third.
         later = settings.passes - 1 - turn
         limit = search.spent + (budget - search.spent) * (2 / 3 if turn == 0 and later else 1 / (later + 1))
-        shares = {name: max(search.evaluator.cost(units[name]), 1e-6) for name in units}
+        shares = {name: max(search.cost(units[name]), 1e-6) for name in units}
         counts = deal(limit - search.spent, shares, most=len(candidates.blends) - 1)
         for name, members in units.items():
             found = _improve(search, name, members, candidates, current, seen[name], counts[name], limit)
@@ -164,7 +164,7 @@ def _improve(
     shortlist = _ranked(candidates.priors_C(members), seen)
     seen.update(dict.fromkeys(tried, float(search.scores_N(current).mean())))
     best_index = next(iter(tried), shortlist[0])
-    share = search.evaluator.cost(members)
+    share = search.cost(members)
     for turn in range(number):
         fresh = [index for index in shortlist if index not in tried]
         near = [index for index in candidates.neighbours[best_index] if index not in tried]

@@ -61,7 +61,7 @@ def map_evaluations(search: Search) -> float:
     """Full-model evaluations that `draw_maps` costs, known once the search's evaluator has started."""
     number = min(search.settings.map_epochs, len(search.problem.epochs))
     units = search.problem.units(search.settings.level)
-    transplants = number * (number - 1) * sum(search.evaluator.cost(members) for members in units.values())
+    transplants = number * (number - 1) * sum(search.cost(members) for members in units.values())
     return number + transplants + len(SHARES) * (number - 1)
 
 

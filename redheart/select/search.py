@@ -82,15 +82,16 @@ class Search:
         known = self._scores.get(key)
         if known is not None:
             return known
-        cost = 1.0
-        if base is None:
-            self.evaluator.start(modules)
-        else:
-            cost = self.evaluator.cost([name for name in modules if modules[name] != base[name]])
+        cost = 1.0 if base is None else self.cost([name for name in modules if modules[name] != base[name]])
         self.spent += cost
         self._scores[key] = self.problem.score_N(self.evaluator.losses(modules, base=base))
         self.on_trial(cost)
         return self._scores[key]
+
+    def cost(self, modules: Sequence[str]) -> float:
+        """Share of a full evaluation that other weights of these modules cost; one is made if none was before."""
+        self.evaluator.start(self.best_single)
+        return self.evaluator.cost(modules)
 
     def is_known(self, modules: Modules) -> bool:
         """Whether a model was evaluated before in this search."""

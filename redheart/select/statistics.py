@@ -230,4 +230,6 @@ def verdict(gain: Gain, *, candidate: str, reference: str) -> str:
     """What the interval allows to be said."""
     if gain.is_evidence:
         return f"The {candidate} is better than the {reference}: loss lower by {gain}."
+    if gain.high < 0:
+        return f"The {candidate} is worse than the {reference} ({gain}): use the {reference}."
     return f"No evidence of gain of the {candidate} over the {reference} ({gain}): use the {reference}."

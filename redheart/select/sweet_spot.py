@@ -100,8 +100,6 @@ def find_sweet_spot(
     search = Search(problem, evaluator, settings, on_trial=on_trial)
     choice = strategy(search)
     evaluations, compared = search.spent, len(problem.epochs) + search.num_candidates
-    if not search.num_candidates:
-        compared += sum(len(spot.scores) for spot in choice.values())
     candidates_CN = search.candidate_scores_CN if search.num_candidates else None
     reference_N = search.scores_N(search.best_single)
     chosen_N = search.scores_N(blends_of(choice))

@@ -56,6 +56,8 @@ def test_a_planted_gain_is_found_and_said() -> None:
     assert wider.high - wider.low > gain.high - gain.low and "at 99.0%" in str(wider)
     same = paired_gain(base_N, base_N, seed=0)
     assert same.percent == 0 and "No evidence of gain" in verdict(same, candidate="a", reference="b")
+    worse = paired_gain(base_N, 1.1 * base_N, seed=0)
+    assert verdict(worse, candidate="a", reference="b").startswith("The a is worse than the b (-10.00 %")
 
 
 @pytest.mark.parametrize("number", [30, 31, 500, 3000])

@@ -8,6 +8,7 @@ from synthetic import FINAL, Additive
 
 from redheart.core.config import SelectConfig
 from redheart.core.errors import BadInput
+from redheart.report.selection_section import work_text
 from redheart.select.descent import deal, epochs_alone, prior_E, windows
 from redheart.select.maps import draw_maps
 from redheart.select.problem import SelectionProblem, blends_of
@@ -115,7 +116,10 @@ def test_every_strategy_covers_every_module_and_is_repeatable(name: str, level: 
     assert spots[0] == spots[1]
     assert set(spots[0].modules) == set(MODULES)
     assert all(set(blend.epochs) <= set(EPOCHS) for blend in spots[0].modules.values())
-    assert spots[0].num_candidates >= len(EPOCHS) and set(spots[0].baselines) >= {"last", "uniform"}
+    searched = name in ("coordinate", "window")
+    assert (spots[0].num_candidates > len(EPOCHS)) == searched and spots[0].num_candidates >= len(EPOCHS)
+    assert ("from stored outputs; " in work_text(spots[0])) != searched
+    assert set(spots[0].baselines) >= {"last", "uniform"}
 
 
 @pytest.mark.parametrize("name", ["coordinate", "window"])

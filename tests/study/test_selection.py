@@ -150,6 +150,9 @@ def test_what_was_evaluated_is_not_evaluated_again_and_the_answer_is_the_same(no
     changed = {"num_reused", "work"}
     for name in set(SweetSpot.__struct_fields__) - changed:
         assert getattr(first, name) == getattr(again, name)
+    # Who asks for no prices needs no model at all.
+    last = [spot_of(noisy, strategy="last", map_epochs=0) for _ in range(2)]
+    assert last[1].work.evaluations == 0 and last[1].selection == last[0].selection
 
 
 def test_maps_hold_what_direct_evaluation_gives(noisy: QuickRun) -> None:
