@@ -147,8 +147,8 @@ RUNTIME_FIELDS = (
 )
 """Settings of `train` that say how a run is made and watched; they do not decide what comes out.
 
-Another micro-batch changes sums in the last bits, another compute type every bit behind the third digit; either may be
-the only way to go on.
+Another micro-batch changes sums in the last bits and what is drawn for dropout, another compute type every bit behind
+the third digit; either may be the only way to go on.
 """
 
 

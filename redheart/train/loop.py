@@ -23,7 +23,7 @@ from redheart.train.log.pace import Pace
 from redheart.train.log.samples import sampling
 from redheart.train.passes import Passes
 from redheart.train.ranks.peers import together
-from redheart.train.saving import BackgroundWriter, Saver, compress_or_warn, resume
+from redheart.train.saving import BackgroundWriter, Saver, compress_or_warn, halved_before, resume
 from redheart.train.settings import RunSettings, position_of, rate_of
 
 MAX_BAD_STEPS = 3
@@ -125,8 +125,12 @@ class _Run:
         self.at = AT_START
         self._steps_per_epoch = len(self.epoch_steps())
         self.at = resume(engine, root=folder / "states", run_key=settings.key, modules=learner.modules()) or self.at
+        events = folder / "events.jsonl"
+        if engine.world_size == 1:
+            # Draws are named by the micro-batches of a step.
+            self.passes.micro_batch = halved_before(events, self.at.events_bytes, micro_batch=micro_batch)
         self.log = EventLog(
-            folder / "events.jsonl" if engine.rank == 0 else None,
+            events if engine.rank == 0 else None,
             length_bytes=self.at.events_bytes,
             keeps_rest=self.is_done(),
             sinks=sinks,

@@ -239,6 +239,12 @@ def _say_if_type_changed(engine: Engine, events: Sequence[Event]) -> None:
         note(f"started in {types[-1]}, going on in {now}: the bits of an unbroken run are not promised")
 
 
+def halved_before(events: Path, length_bytes: int, *, micro_batch: int) -> int:
+    """The micro-batch of a run, or a smaller one that memory had left it when it logged so much."""
+    halved = [event["micro_batch"] for event in events_up_to(events, length_bytes) if event["event"] == "out_of_memory"]
+    return min([micro_batch, *halved])
+
+
 def compress_or_warn(snapshots: Path) -> None:
     """Make differences of a run's snapshots. It saves space and nothing else; a run is not ended for it."""
     try:

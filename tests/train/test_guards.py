@@ -89,6 +89,15 @@ def test_out_of_memory_in_forward_halves_the_micro_batch_and_keeps_the_effective
     assert capfd.readouterr().err.count("warning: out of device memory") == 2
 
 
+def test_a_run_goes_on_with_the_micro_batch_that_memory_had_left_it(tmp_path: Path) -> None:
+    holder: list[Line] = []
+    for epochs in (1, 2):
+        holder[:] = [Line(out_of_memory_above(2, holder))]
+        run(tmp_path, holder[0], epochs=epochs)
+        assert holder[0].sizes[:2] == ([8, 4] if epochs == 1 else [2, 2])
+    assert [event["micro_batch"] for event in read_events(tmp_path / "events.jsonl", "start")] == [8, 2]
+
+
 def test_out_of_memory_in_the_middle_of_a_step_keeps_what_is_accumulated(tmp_path: Path) -> None:
     small = run(tmp_path / "small", Line(), micro_batch=2)
 
