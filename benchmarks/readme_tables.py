@@ -173,7 +173,7 @@ def plan() -> str:
     with mock.patch.dict(os.environ, REDHEART_STEP_TIMES=os.devnull):
         found = planning.answer(resolved(StudyConfig(preset="full")), vram_bytes=card.memory_bytes, card=card)
     assert found.on_card
-    lines = [*total_lines(found.plan), *card_lines(found.plan, found.on_card), " ".join(verdict(found.plan))]
+    lines = [*total_lines(found), *card_lines(found.plan, found.on_card), " ".join(verdict(found.plan))]
     return "\n".join(["```text", *lines, "```"])
 
 

@@ -114,7 +114,9 @@ class Planner:
         replay = replay_step(
             training, validation, batch_bytes, model=work.sizes, strategy=strategy, entries=entries, micro_batches=steps
         )
-        worst = max(replay.moments, key=lambda name: replay.moments[name].reserved_bytes)
+        # What the allocator holds it keeps; it was needed where most of it is in use.
+        moments = replay.moments
+        worst = max(moments, key=lambda name: (moments[name].reserved_bytes, moments[name].allocated_bytes))
         reserved = replay.moments[worst].reserved_bytes
         fluid = max(
             sum(size for name, size in moment.parts.items() if name in ("activations", "gradients and temporaries"))

@@ -73,8 +73,6 @@ class PlainEngine:
     """One process, no DeepSpeed, float32: for debugging and as a reference. What it says of itself holds for all."""
 
     def __init__(self, module: nn.Module, config: TrainConfig, strategy: Strategy):
-        if launched().world_size > 1:
-            raise BadInput(f"strategy `{strategy.name}` is for one process", hint="use a zero2 strategy")
         set_threads(module, config, 1)
         self.rank, self.world_size = 0, 1
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

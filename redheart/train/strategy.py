@@ -45,8 +45,10 @@ def check_switches(strategy: Strategy, config: TrainConfig, *, ranks: int) -> No
     """Refuse what a run asks of a strategy that has no such thing.
 
     Raises:
-        BadInput: a share of the optimizer on the card, a pipeline or graphs.
+        BadInput: several ranks, a share of the optimizer on the card, a pipeline or graphs.
     """
+    if ranks > 1 and not strategy.is_zero:
+        raise BadInput(f"strategy `{strategy.name}` is for one process", got=f"{ranks}", hint="use a zero2 strategy")
     if config.card_share and not strategy.takes_share:
         raise BadInput(
             "no part of this strategy's optimizer moves to the card",

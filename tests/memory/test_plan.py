@@ -118,11 +118,23 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         planning.parse_bytes(text)
 
 
+def test_a_plan_of_several_ranks_says_whose_memory_it_is_and_that_they_were_never_timed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["plan", "--preset", "tiny", "--card", "RTX 3070", "--ranks", "2", "--strategy"]
+    main([*asked, "zero2_offload_adam8bit"])
+    said = capsys.readouterr().out
+    assert "GiB a rank (" in said and "several ranks were never timed" in said
+    with pytest.raises(SystemExit) as refused:
+        main([*asked, "plain"])
+    assert refused.value.code == 2 and "for one process" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_the_default_of_full_fits_and_keeps_its_targets(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", "--vram", "8GiB", "--json"])
     plan = json.loads(capsys.readouterr().out)
-    assert plan["fits"] and plan["peak_bytes"] <= 3.7 * GIB
+    assert plan["fits"] and plan["peak_bytes"] <= 3.7 * GIB and plan["peak_moment"] == "backward"
     assert (plan["micro_batch"], plan["accumulation_steps"], plan["checkpointing"]) == (64, 1, True)
     main(["plan", "--vram", "8GiB", "--micro-batch", "1", "--json"])
     assert json.loads(capsys.readouterr().out)["besides_context_bytes"] <= 2.3 * GIB

@@ -95,7 +95,7 @@ def test_leftovers_of_launchers_change_nothing_and_are_named_once(unbroken: dict
         ),
         (("run", "--features.encoder", "/no/such/encoder"), 2, "the encoder cannot be loaded"),
         (("run", "--select.strategy", "coordinat", "--train.learning-rate", "1e-3"), 2, "unknown selection strategy"),
-        (("run", "--features.seq-len-tokens", "513"), 2, "sequence length"),
+        (("run", "--features.seq-len-tokens", "513"), 2, "features.seq_len_tokens"),
         (("run", "--features.seq-len-tokens", "0"), 2, "features.seq_len_tokens = 0"),
         (("run", "--config", "none.toml"), 2, "configuration file not found"),
         (("run", "--epochs", "0"), 2, "epochs"),

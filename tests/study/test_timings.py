@@ -69,7 +69,8 @@ def test_a_plan_says_hours_once_steps_were_taken_and_only_for_the_same_setting(
             patch.setattr(torch.cuda, "is_available", lambda has_card=has_card: has_card)
             assert words in time_text(after)
     another_type = "fp32" if type_name(CONFIG.train) == "bf16" else "bf16"
-    for change in ({"strategy": "zero2_offload_adam32"}, {"compute_type": another_type}):
+    changes = {"strategy": "zero2_offload_adam32", "compute_type": another_type, "card_share": 0.5, "pipeline": True}
+    for change in ({name: value} for name, value in changes.items()):
         other = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **change))
         assert plan(other).step_s is None
 
@@ -85,6 +86,16 @@ def test_a_newer_figure_replaces_the_older_and_the_nearest_micro_batch_answers(e
     known = timings.recall(dataclasses.replace(CONFIG, train=train), ranks=1)
     assert known is not None and known.micro_batch == 8
     assert known.pass_s_per_record == pytest.approx(2.0 / 32)
+
+
+def test_a_card_s_figure_answers_for_its_own_micro_batch(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timings, "this_device", lambda: "NVIDIA RTX 3070")
+    found = timings.measured_step(CONFIG, STEPS, ranks=1)
+    assert found is not None
+    timings.remember(found)
+    assert timings.recall(CONFIG, ranks=1) == found
+    train = dataclasses.replace(CONFIG.train, micro_batch=2 * CONFIG.train.micro_batch)
+    assert timings.recall(dataclasses.replace(CONFIG, train=train), ranks=1) is None
 
 
 def test_a_broken_or_unwritable_store_costs_nothing_but_the_times(empty_store: Path) -> None:

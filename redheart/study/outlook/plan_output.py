@@ -57,7 +57,7 @@ def print_plan(found: Choice) -> None:
     table.add_row("reserved", *[_mib(moment.reserved_bytes) for moment in plan.moments.values()])
     console.print(table)
     times = card_lines(plan, found.on_card) if found.on_card else [f"{'time':<14} {time_text(plan)}"]
-    for line in [*total_lines(plan), *times]:
+    for line in [*total_lines(found), *times]:
         console.print(Text(fill(line, console.width, subsequent_indent=" " * 15)))
     word, rest = verdict(plan)
     console.print(f"[bold {'green' if plan.fits else 'red'}]{word}[/] {rest}")
@@ -73,11 +73,12 @@ def verdict(plan: Plan) -> tuple[str, str]:
     return "does not fit", f"{budget}: {-margin:.2f} GiB too much"
 
 
-def total_lines(plan: Plan) -> list[str]:
+def total_lines(found: Choice) -> list[str]:
     """The peak of the device, the host and the disk, a line each."""
+    plan, whose = found.plan, " a rank" if found.sizes.ranks > 1 else ""
     lines = [
         f"{'whole process':<14} {plan.peak_bytes / GIB:.2f} GiB predicted, at most {plan.upper_bytes / GIB:.2f} GiB",
-        f"{'host':<14} {plan.host_bytes / GIB:.2f} GiB ({parts_text(plan.host_parts)})",
+        f"{'host':<14} {plan.host_bytes / GIB:.2f} GiB{whose} ({parts_text(plan.host_parts)})",
         f"{'disk':<14} {plan.disk_bytes / GIB:.2f} GiB ({parts_text(plan.disk_parts)})",
         f"{'':<14} {plan.compressed_disk_bytes / GIB:.2f} GiB with compressed snapshots",
     ]

@@ -187,7 +187,8 @@ def _timed(config: StudyConfig, plan: Plan, *, steps: int, ranks: int, card: Car
     )
     measured = timings.recall(dataclasses.replace(config, train=train), ranks=ranks, card=card)
     if measured is None:
-        return plan
+        unknown = "steps of several ranks were never timed; a training measures them" if ranks > 1 else None
+        return msgspec.structs.replace(plan, time_basis=unknown)
     step_s = measured.step_s(effective_batch=effective_batch, seq_len_tokens=length)
     basis = f"steps of {measured.micro_batch} x {measured.seq_len_tokens} tokens on {measured.device}"
     return msgspec.structs.replace(plan, step_s=step_s, run_s=step_s * steps, time_basis=basis)

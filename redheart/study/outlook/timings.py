@@ -25,6 +25,8 @@ from redheart.train.log.pace import CHECK_STEPS, Expected
 from redheart.train.settings import Chosen
 
 HOST_FILE = "host_speed.json"
+CORES = " cores"
+"""How the name of a processor ends, and no card's."""
 MIN_STEPS = 3
 """Steps that a figure needs; the first one of a run is never counted, it warms up caches and compiles."""
 
@@ -46,6 +48,15 @@ class MeasuredStep(msgspec.Struct, frozen=True):
     """Clipping, optimizer and the weights' way back."""
     epoch_end_s_per_record: float | None = None
     """Validation, snapshot and state at the end of an epoch, seconds a validation record; None where unknown."""
+    card_share: float = 0.0
+    pipeline: bool = False
+    graphs: bool = False
+
+    @property
+    def setting(self) -> tuple[object, ...]:
+        """All but length and micro-batch that a figure is of, on its device."""
+        names = ("preset", "strategy", "checkpointing", "ranks", "card_share", "pipeline", "graphs")
+        return tuple(getattr(self, name) for name in names)
 
     def step_s(self, *, effective_batch: int, seq_len_tokens: int) -> float:
         """Seconds of a step; the pass is taken as proportional to the number of tokens."""
@@ -61,7 +72,7 @@ def this_device() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or 'CPU'}, {os.cpu_count()} cores"
+    return f"{names[0] if names else platform.processor() or 'CPU'}, {os.cpu_count()}{CORES}"
 
 
 def measured_step(
@@ -93,6 +104,9 @@ def measured_step(
         median(passes) / config.train.effective_batch,
         median(updates),
         None if epoch_end_s is None else epoch_end_s / num_validation,
+        config.train.card_share,
+        config.train.pipeline,
+        config.train.graphs,
     )
 
 
@@ -101,8 +115,11 @@ def remember(found: MeasuredStep) -> None:
 
     A cache that cannot be written leaves times unknown and nothing else.
     """
-    # All before the figures is the setting.
-    kept = [item for item in _kept() if msgspec.structs.astuple(item)[:8] != msgspec.structs.astuple(found)[:8]]
+
+    def place(item: MeasuredStep) -> tuple[object, ...]:
+        return item.device, item.compute_type, item.seq_len_tokens, item.micro_batch, *item.setting
+
+    kept = [item for item in _kept() if place(item) != place(found)]
     if path := _path():
         with suppress(BadInput, DiskError):
             write_json(path, [*kept, found])
@@ -141,18 +158,21 @@ class Remembering:
 
 
 def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> MeasuredStep | None:
-    """The figure nearest in micro-batch and length, for exactly this preset, strategy and type.
+    """The figure nearest in micro-batch and length, for exactly this preset, strategy, type and switches.
 
-    It is of this machine, or of a card by its name in the table.
+    It is of this machine, or of a card by its name in the table. A card's is of this micro-batch: what it waits for
+    comes with every one, whatever its size.
     """
     train, length = config.train, config.features.seq_len_tokens
-    wanted = (config.preset, train.strategy, train.checkpointing, ranks)
-    same = [i for i in _kept() if (i.preset, i.strategy, i.checkpointing, i.ranks) == wanted]
+    switches = train.card_share, train.pipeline, train.graphs
+    wanted = (config.preset, train.strategy, train.checkpointing, ranks, *switches)
+    same = [item for item in _kept() if item.setting == wanted]
     if card:
         # A card computes in the strategy's type.
         same = [i for i in same if known(i.device) == card]
     else:
         same = [i for i in same if (i.device, i.compute_type) == (this_device(), type_name(train))]
+    same = [item for item in same if item.device.endswith(CORES) or item.micro_batch == train.micro_batch]
 
     def distance(kept: MeasuredStep) -> tuple[int, int]:
         return abs(kept.micro_batch - train.micro_batch), abs(kept.seq_len_tokens - length)
