@@ -134,3 +134,9 @@ def test_what_the_kernel_cannot_address_is_refused(parameter: Tensor) -> None:
     parameter.requires_grad_().grad = torch.zeros_like(parameter)
     with pytest.raises(TypeError, match="a contiguous float32 parameter is needed"):
         ours([parameter]).step()
+
+
+def test_scripts_find_it_under_its_old_name() -> None:
+    from redheart.memory.adamw8bit import optimizer
+
+    assert optimizer.HostAdamW8bit is HostAdamW8bit and optimizer.backend().name

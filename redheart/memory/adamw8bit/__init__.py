@@ -1,0 +1,1 @@
+"""Where the optimizer was before `redheart.optim`."""
