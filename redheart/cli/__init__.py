@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # torch's own class, which most commands never load.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        hint = "free the device of other programs, or compute on the CPU (--device cpu)"
+        hint = "free the device of other programs, or hide it: CUDA_VISIBLE_DEVICES= and the same command"
         _end(DoesNotFit("out of device memory", where=f"redheart {arguments[0]}", hint=hint), DoesNotFit.exit_code)
     except OSError as error:
         # The system refused to read or write something; a library's own message stands in for a missing number.

@@ -159,9 +159,10 @@ class TensorLearner:
 
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         done = in_parts(parts, work)
-        if len(done) > len(parts):
+        sizes, whole = [item.shape[1] for item in done], [len(part) for part in parts if len(part) == len(parts[0])]
+        if sizes[: len(whole)] != whole:
             # Memory ran out: the next validation need not find that out again. The last batch may be a rest.
-            self._largest_batch = done[-2].shape[1]
+            self._largest_batch = sizes[-2]
         found = np.concatenate(done, axis=1)
         return found[0], found[1] if len(found) > 1 else None
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from redheart.core.errors import BadInput, one_line
@@ -107,17 +108,19 @@ class Records:
         if self._columns is not None:
             uneven = [column for column in self._columns.values() if isinstance(column, list)]
             return np.unique([int(np.argmax([len(item) for item in column])) for column in uneven] or [0])
-        from torch.utils._pytree import tree_leaves
-
         rows = [tree_leaves(self.batch(np.array([row]))) for row in range(min(len(self), SCANNED_ROWS))]
         sizes = [[item.numel() for item in leaves if isinstance(item, Tensor)] for leaves in rows]
         return np.unique([int(np.argmax(of_leaf)) for of_leaf in zip_longest(*sizes, fillvalue=0)])
 
     def digest(self) -> list[str]:
-        """What identifies the records: names and contents of columns; of a dataset its fingerprint, or its class and
-        length."""
+        """What identifies the records: names and contents of columns, contents of a list; of a dataset its fingerprint,
+        or its class and length."""
         if self._columns is not None:
             return [_digest(name, column) for name, column in self._columns.items()]
+        if _is_list_of_values(self._rows):
+            leaves = [torch.as_tensor(x) if isinstance(x, np.ndarray) else x for x in tree_leaves(list(self._rows))]
+            told = " ".join(tensor_digest(x) if isinstance(x, Tensor) else repr(x) for x in leaves)
+            return [hashlib.sha256(told.encode()).hexdigest(), str(len(self))]
         return [str(getattr(self._rows, "_fingerprint", type(self._rows).__name__)), str(len(self))]
 
     def _set_columns(self, given: dict[Any, Any]) -> None:

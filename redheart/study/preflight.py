@@ -56,9 +56,16 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     _refuse("host memory", host_bytes, memory.available_bytes, str(memory), hint=hint)
     folder = RunFolder(config.out)
     # What a run that goes on has on disk already is part of what it was planned to take.
-    written_bytes = disk_bytes(*(folder.root / name for name in folder.parts))
-    # Snapshots and states may go to a larger disk, where a link in the run's folder leads.
-    free_bytes = planning.free_disk_bytes(real_path(folder.train)) + written_bytes
+    written = [folder.root / name for name in folder.parts]
+    # Snapshots and states may go to a larger disk, where a link in the run's folder leads; features stay in it.
+    if folder.train.is_symlink():
+        features_bytes = disk.pop("features")
+        compressed_bytes -= features_bytes
+        there_bytes = planning.free_disk_bytes(config.out) + disk_bytes(folder.features)
+        there = f"{there_bytes / GIB:.2f} GiB free"
+        _refuse("disk for features", features_bytes, there_bytes, there, hint="free some space")
+        written = [folder.train]
+    free_bytes = planning.free_disk_bytes(real_path(folder.train)) + disk_bytes(*written)
     config, disk_text = _on_disk(config, disk, compressed_bytes, free_bytes)
     allowed_bytes = max_file_bytes()
     if allowed_bytes is not None:

@@ -23,7 +23,7 @@ from redheart.train.log.pace import Pace
 from redheart.train.log.samples import sampling
 from redheart.train.passes import Passes
 from redheart.train.ranks.peers import together
-from redheart.train.saving import BackgroundWriter, Saver, compress_or_warn, halved_before, resume
+from redheart.train.saving import BackgroundWriter, Saver, asked_for, compress_or_warn, halved_before, resume
 from redheart.train.settings import RunSettings, position_of, rate_of
 
 MAX_BAD_STEPS = 3
@@ -128,7 +128,7 @@ class _Run:
         events = folder / "events.jsonl"
         if engine.world_size == 1:
             # Draws are named by the micro-batches of a step.
-            self.passes.micro_batch = halved_before(events, self.at.events_bytes, micro_batch=micro_batch)
+            self.passes.micro_batch = halved_before(events, self.at.events_bytes, train=settings.train)
         self.log = EventLog(
             events if engine.rank == 0 else None,
             length_bytes=self.at.events_bytes,
@@ -229,7 +229,7 @@ class _Run:
             self.log.write("host_memory", step=self.at.step, optimizer_bytes=engine.host_bytes())
 
     def _log_halved(self, micro_batch: int) -> None:
-        self.log.write("out_of_memory", step=self.at.step, micro_batch=micro_batch)
+        self.log.write("out_of_memory", step=self.at.step, micro_batch=micro_batch, **asked_for(self.settings.train))
 
     def _diverged(self, what: str) -> Diverged:
         return Diverged(

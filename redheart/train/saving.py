@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from redheart.core.config import TrainConfig
-from redheart.core.errors import BadInput, CorruptFile, RedHeartError
+from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.folders import remove_leftovers
 from redheart.core.progress import note, warn
 from redheart.memory.host import host_memory
@@ -214,10 +214,12 @@ def resume(engine: Engine, *, root: Path, run_key: str, modules: Sequence[str]) 
 
 
 def _check_modules(snapshots: Path, modules: Sequence[str]) -> None:
+    newest = None
     # A broken manifest of old must not end a run.
-    with suppress(CorruptFile):
-        for folder in snapshot_folders(snapshots)[-1:]:
-            check_modules(open_snapshot(folder), modules)
+    with suppress(RedHeartError):
+        newest = next((open_snapshot(folder) for folder in reversed(snapshot_folders(snapshots))), None)
+    if newest:
+        check_modules(newest, modules)
 
 
 def _another_run(where: Path, got: object, expected: str) -> BadInput:
@@ -239,10 +241,21 @@ def _say_if_type_changed(engine: Engine, events: Sequence[Event]) -> None:
         note(f"started in {types[-1]}, going on in {now}: the bits of an unbroken run are not promised")
 
 
-def halved_before(events: Path, length_bytes: int, *, micro_batch: int) -> int:
-    """The micro-batch of a run, or a smaller one that memory had left it when it logged so much."""
-    halved = [event["micro_batch"] for event in events_up_to(events, length_bytes) if event["event"] == "out_of_memory"]
-    return min([micro_batch, *halved])
+def asked_for(train: TrainConfig) -> dict[str, object]:
+    """The settings that decide what a micro-batch takes, as an event of running out of memory has them."""
+    return {"configured": train.micro_batch, "checkpointing": train.checkpointing}
+
+
+def halved_before(events: Path, length_bytes: int, *, train: TrainConfig) -> int:
+    """The micro-batch of a run, or the smaller one that memory had left it, with these settings, by then."""
+    halved = [
+        event["micro_batch"]
+        for event in events_up_to(events, length_bytes)
+        if event["event"] == "out_of_memory" and asked_for(train).items() <= event.items()
+    ]
+    if halved:
+        note(f"memory had left this run a micro-batch of {halved[-1]}; another --train.micro-batch is tried anew")
+    return halved[-1] if halved else train.micro_batch
 
 
 def compress_or_warn(snapshots: Path) -> None:

@@ -91,4 +91,9 @@ def test_a_device_without_room_ends_a_command_with_a_hint(
     with pytest.raises(SystemExit) as ended:
         main(["doctor"])
     said = capsys.readouterr().err
-    assert ended.value.code == 3 and "out of device memory" in said and "--device cpu" in said and "Trace" not in said
+    assert (
+        ended.value.code == 3
+        and "out of device memory" in said
+        and "CUDA_VISIBLE_DEVICES=" in said
+        and "Trace" not in said
+    )

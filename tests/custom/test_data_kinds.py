@@ -170,6 +170,12 @@ def test_other_data_have_another_digest() -> None:
     assert len({tuple(item) for item in digests}) == len(others)
 
 
+def test_entries_of_a_list_have_a_digest_of_their_contents() -> None:
+    entries: list[list[Any]] = [["a", "b"], ["b", "a"], TENSORS, TENSORS[::-1], [EVEN.numpy(), 1]]
+    digests = [Records(given, where="train", collate=lambda items: EVEN).digest() for given in entries]
+    assert len({tuple(item) for item in digests}) == len(entries)
+
+
 def squares(module: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     (inputs,) = batch
     return module(inputs).square()  # (B, 1), not (B,)

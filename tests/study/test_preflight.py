@@ -139,6 +139,13 @@ def test_the_disk_is_that_which_snapshots_go_to(tmp_path: Path, monkeypatch: pyt
         check_run(settings)
     settings.out.mkdir()
     (settings.out / "train").symlink_to(tmp_path / "disk")
+    # Features stay in the run's own folder.
+    with pytest.raises(DoesNotFit, match="disk for features"):
+        check_run(settings)
+    features = planning.cpu_workload(settings, num_records=settings.prepare.num_generated).feature_bytes
+    monkeypatch.setattr(
+        planning, "free_disk_bytes", lambda path: 1 << 50 if path.is_relative_to(tmp_path / "disk") else features
+    )
     check_run(settings)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,14 +155,20 @@ def test_what_another_process_trained_is_not_this_ones_time(tmp_path: Path, empt
     assert not empty_store.exists()
 
 
-@pytest.mark.parametrize("has_halved", [False, True])
+@pytest.mark.parametrize(
+    ("first", "is_whole"),
+    [
+        ({"event": "start", "micro_batch": CONFIG.train.micro_batch}, True),
+        ({"event": "start", "micro_batch": 4}, False),
+        ({"event": "out_of_memory", "step": 0, "micro_batch": 4}, False),
+    ],
+)
 def test_a_step_of_a_halved_micro_batch_is_not_remembered_as_the_whole_one_s(
-    has_halved: bool, empty_store: Path
+    first: dict[str, Any], is_whole: bool, empty_store: Path
 ) -> None:
     sink = timings.Remembering(CONFIG, ranks=1, num_validation=1)
-    if has_halved:
-        sink.write({"event": "out_of_memory", "step": 0, "micro_batch": 4})
+    sink.write(first)
     for step in STEPS:
         sink.write({"event": "step", **step})
     sink.write({"event": "end", "epoch_end_s": None})
-    assert empty_store.exists() is not has_halved
+    assert empty_store.exists() is is_whole

@@ -95,7 +95,11 @@ def test_a_run_goes_on_with_the_micro_batch_that_memory_had_left_it(tmp_path: Pa
         holder[:] = [Line(out_of_memory_above(2, holder))]
         run(tmp_path, holder[0], epochs=epochs)
         assert holder[0].sizes[:2] == ([8, 4] if epochs == 1 else [2, 2])
-    assert [event["micro_batch"] for event in read_events(tmp_path / "events.jsonl", "start")] == [8, 2]
+    # What is asked for is tried.
+    holder[:] = [Line(out_of_memory_above(2, holder))]
+    run(tmp_path, holder[0], epochs=3, micro_batch=4)
+    assert holder[0].sizes[:2] == [4, 2]
+    assert [event["micro_batch"] for event in read_events(tmp_path / "events.jsonl", "start")] == [8, 2, 4]
 
 
 def test_out_of_memory_in_the_middle_of_a_step_keeps_what_is_accumulated(tmp_path: Path) -> None:

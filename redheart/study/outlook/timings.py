@@ -136,8 +136,10 @@ class Remembering:
         self._has_halved = False
 
     def write(self, event: Mapping[str, Any]) -> None:
-        if event["event"] == "out_of_memory":
-            # From here on it is no longer this configuration's micro-batch.
+        if event["event"] == "out_of_memory" or (
+            event["event"] == "start" and event["micro_batch"] != self._config.train.micro_batch
+        ):
+            # From here on, or since before a resume, it is no longer this configuration's micro-batch.
             self._has_halved = True
         elif event["event"] == "step":
             self._steps.append(event)
