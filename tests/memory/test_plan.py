@@ -119,8 +119,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_plan_of_several_ranks_says_whose_memory_it_is_and_that_they_were_never_timed(
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("REDHEART_STEP_TIMES", str(tmp_path / "step_times.json"))
     asked = ["plan", "--preset", "tiny", "--card", "RTX 3070", "--ranks", "2", "--strategy"]
     main([*asked, "zero2_offload_adam8bit"])
     said = capsys.readouterr().out

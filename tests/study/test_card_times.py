@@ -98,7 +98,7 @@ def test_steps_that_were_taken_on_the_card_are_believed() -> None:
     steps = [{"event": "step", "forward_backward_s": 1.0, "step_s": 1.5}] * 5
     plan = planning.answer(CONFIG, vram_bytes=8 * GIB, card=find("RTX 3070"), micro_batch=8).plan
     assert plan.step_s is None
-    train = dataclasses.replace(CONFIG.train, checkpointing=plan.checkpointing)
+    train = dataclasses.replace(CONFIG.train, checkpointing=plan.checkpointing, micro_batch=8)
     config = dataclasses.replace(CONFIG, train=train)
     found = timings.measured_step(config, steps, ranks=1)
     assert found is not None
