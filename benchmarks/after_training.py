@@ -144,9 +144,6 @@ def measure(run: Path, work: Path, options: argparse.Namespace) -> dict[str, obj
         "total_s": round(sum(counted), 2),
         "models_compared": spot.num_candidates,
         "full_evaluations": round(spot.work.evaluations, 2),
-        "full_evaluation_s": round(spot.work.full_evaluation_s, 3),
-        "cache_peak_bytes": spot.work.cache_peak_bytes,
-        "weights_peak_bytes": spot.work.weights_peak_bytes,
     }
 
 

@@ -122,8 +122,6 @@ def train(run: str, preset: str, epochs: str, records: str) -> dict[str, object]
 
 def search(run: str, level: str) -> dict[str, object]:
     """The conditional descent on a trained run, without maps."""
-    import msgspec
-
     from redheart.study import phases, run_folder, selecting
 
     folder, config = run_folder.load(Path(run))
@@ -144,7 +142,6 @@ def search(run: str, level: str) -> dict[str, object]:
         "evaluations_naive": spot.evaluations_naive,
         "share_of_naive": round(spot.evaluations / spot.evaluations_naive, 4),
         "evaluations_done_with_comparisons": round(spot.work.evaluations, 2),
-        "work": msgspec.to_builtins(spot.work),
         **cost,
     }
 

@@ -1,7 +1,6 @@
 """The best mixture of snapshots for every module of one's own model, chosen on one half of the validation records and
 judged on the other."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from redheart.core.seeds import stream_seed
 from redheart.custom.learner import LOSS, TensorLearner
 from redheart.custom.training import VALIDATION, ValidationRecords
 from redheart.evaluate.holdout_log import confirm_place
-from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem
 from redheart.select.statistics import Gain, level_of, paired_gain, verdict
 from redheart.select.sweet_spot import SweetSpot, find_sweet_spot
@@ -48,18 +46,15 @@ class WholeEvaluator:
         self.specs = module_specs(learner.model, learner.modules())
         self._parts = parts_of(learner.model, learner.modules())
         self._loaded: dict[str, Blend] = {}
-        self._evaluations, self._seconds = 0, 0.0
+        self.evaluations = 0.0
 
     def start(self, choice: Mapping[str, Blend]) -> None:
         """There is nothing to keep of it."""
 
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
-        start_s = time.perf_counter()
         self.load(choice)
-        losses_N = self._learner.validation_losses(self._learner.model, self._rows)
-        self._evaluations += 1
-        self._seconds += time.perf_counter() - start_s
-        return {LOSS: losses_N}
+        self.evaluations += 1
+        return {LOSS: self._learner.validation_losses(self._learner.model, self._rows)}
 
     def load(self, choice: Mapping[str, Blend]) -> None:
         """Let the model hold the weights of a choice."""
@@ -72,11 +67,6 @@ class WholeEvaluator:
 
     def cost(self, modules: object) -> float:
         return 1.0
-
-    @property
-    def work(self) -> Work:
-        each_s = self._seconds / max(1, self._evaluations)
-        return Work(self._evaluations, self._seconds, each_s, 0, 0, 0)
 
 
 def choose(learner: TensorLearner, folder: Path | str, *, settings: SelectConfig | None = None) -> Chosen:

@@ -8,13 +8,10 @@ backbone everything. Work is counted in full-model evaluations: floating-point o
 N records.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,28 +51,14 @@ class WiredModel(Protocol):
         """(N,) loss of a final node's predictions, given those of all batches; NaN where a record has no target."""
 
 
-class Work(msgspec.Struct, frozen=True):
-    """What was computed."""
-
-    evaluations: float
-    """Full-model evaluations, by floating-point operations of matrix products."""
-    seconds: float
-    full_evaluation_s: float
-    """Time of the one evaluation that computed everything."""
-    cache_peak_bytes: int
-    weights_peak_bytes: int
-    num_evicted: int
-    """Cached results that had to make room."""
-
-
 class ConditionalEvaluator:
     """Losses of any choice of weights, computed from what is not known yet; implements `search.Evaluator`.
 
     Args:
         model: the graph.
-        weights: reads the weights of a module's mixture to where the graph computes; called from one thread at a time.
+        weights: reads the weights of a module's mixture to where the graph computes.
         cache_bytes: bound of the kept results; those of the model at work are held beside them.
-        weights_bytes: bound of the kept weights; those at work and those read ahead are held beside them.
+        weights_bytes: bound of the kept weights; those at work are held beside them.
         store: losses of whole models, also of earlier calls; it is asked first.
         key: of a choice in the store, from the digests of the weights that it names.
     """
@@ -99,22 +82,17 @@ class ConditionalEvaluator:
         self._numbers: dict[tuple[object, ...], int] = {}
         self._flops: dict[str, float] = {}
         self._done_flops = 0.0
-        self._seconds = self._full_s = 0.0
         self._downstream = _downstream(model.wiring)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-weights")
 
     def start(self, choice: Mapping[str, Blend]) -> None:
         """Compute everything for a first model and count what each node costs; later calls do nothing."""
         if self._flops:
             return
-        start_s = time.perf_counter()
         self._compute(list(self._model.wiring), choice, self._keys(choice), {})
         if not any(self._flops.values()):
             # Without matrix products all nodes cost the same.
             self._flops = dict.fromkeys(self._flops, 1.0)
             self._done_flops = float(len(self._flops))
-        self._full_s = time.perf_counter() - start_s
-        self._seconds += self._full_s
 
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
         """(N,) losses of the final predictors, by name.
@@ -126,7 +104,6 @@ class ConditionalEvaluator:
             self.num_reused += 1
             return known
         self.start(choice)
-        start_s = time.perf_counter()
         if base is not None:
             for of_node in self._keys(base).values():
                 self._results.get(of_node)
@@ -134,7 +111,6 @@ class ConditionalEvaluator:
         made, missing = self._known(keys)
         self._compute(missing, choice, keys, made)
         found = {name: self._model.losses(name, made[name]) for name in self._model.finals}
-        self._seconds += time.perf_counter() - start_s
         if self._store is not None:
             self._store.put(key, found)
         return found
@@ -149,17 +125,9 @@ class ConditionalEvaluator:
         return sum(self._flops[node] for node in nodes) / sum(self._flops.values())
 
     @property
-    def work(self) -> Work:
-        """What was computed so far."""
+    def evaluations(self) -> float:
         total = sum(self._flops.values())
-        return Work(
-            evaluations=self._done_flops / total if total else 0.0,
-            seconds=self._seconds,
-            full_evaluation_s=self._full_s,
-            cache_peak_bytes=self._results.peak_bytes,
-            weights_peak_bytes=self._weights.peak_bytes,
-            num_evicted=self._results.num_evicted,
-        )
+        return self._done_flops / total if total else 0.0
 
     def _keys(self, choice: Mapping[str, Blend]) -> dict[str, int]:
         """By node, one number for its name, its own weights and the numbers of what it reads."""
@@ -173,30 +141,25 @@ class ConditionalEvaluator:
         """What is kept of the nodes that the losses need, and those to compute for them, in an order that can run."""
         made: dict[str, list[Signals]] = {}
         missing: list[str] = []
-
-        def visit(node: str) -> None:
-            if node in made or node in missing:
-                return
+        wanted = set(self._model.finals)
+        for node, sources in reversed(list(self._model.wiring.items())):
+            if node not in wanted:
+                continue
             result = self._results.get(keys[node])
             if result is not None:
                 made[node] = result
-                return
-            for source in self._model.wiring[node]:
-                visit(source)
-            missing.append(node)
-
-        for final in self._model.finals:
-            visit(final)
-        return made, missing
+            else:
+                missing.append(node)
+                wanted.update(sources)
+        return made, missing[::-1]
 
     def _compute(
         self, nodes: Sequence[str], choice: Mapping[str, Blend], keys: Mapping[str, int], made: dict[str, list[Signals]]
     ) -> None:
         """Add what nodes make of every batch to `made`, and keep it; at its first time a node's price is counted."""
-        weights = self._in_turn([(node, choice[node]) for node in nodes if node in choice])
         for node in nodes:
             if node in choice:
-                self._model.load(node, next(weights))
+                self._model.load(node, self._weights_of(node, choice[node]))
             is_new = node not in self._flops
             counter = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) if is_new else None
             with counter or nullcontext(), torch.inference_mode():
@@ -213,28 +176,20 @@ class ConditionalEvaluator:
             size = sum(tensor.nbytes for signals in result for tensor in signals.values())
             self._results.put(keys[node], result, size_bytes=size)
 
-    def _in_turn(self, wanted: Sequence[tuple[str, Blend]]) -> Iterator[Mapping[str, Tensor]]:
-        """The weights of modules, one after the other; the next ones are read while those before are at work."""
-        coming: Future[Mapping[str, Tensor]] | None = None
-        for module, following in zip(wanted, [*wanted[1:], None], strict=True):
-            weights = self._weights.get(module)
-            if weights is None:
-                weights = (coming or self._reader.submit(self._read, *module)).result()
-                self._weights.put(module, weights, size_bytes=sum(tensor.nbytes for tensor in weights.values()))
-            coming = None
-            if following is not None and following not in self._weights:
-                coming = self._reader.submit(self._read, *following)
-            yield weights
-
-
-def _attention_flops(
-    query_shape: torch.Size, key_shape: torch.Size, value_shape: torch.Size, *_: object, **__: object
-) -> int:
-    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
+    def _weights_of(self, module: str, blend: Blend) -> Mapping[str, Tensor]:
+        weights = self._weights.get((module, blend))
+        if weights is None:
+            weights = self._read(module, blend)
+            self._weights.put((module, blend), weights, size_bytes=sum(tensor.nbytes for tensor in weights.values()))
+        return weights
 
 
 # torch's counter knows the fused attention of CUDA devices only.
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    )
+}
 
 
 def _downstream(wiring: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:

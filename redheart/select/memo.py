@@ -16,12 +16,7 @@ class Memo(Generic[T]):
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
-        self.peak_bytes = 0
-        self.num_evicted = 0
         self._values: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._values
 
     def get(self, key: Hashable) -> T | None:
         """The value, now the most recently used one, or None."""
@@ -33,15 +28,11 @@ class Memo(Generic[T]):
 
     def put(self, key: Hashable, value: T, *, size_bytes: int) -> None:
         """Keep a value; older ones go until it fits."""
-        old = self._values.pop(key, None)
-        if old is not None:
-            self.held_bytes -= old[1]
+        self.held_bytes -= self._values.pop(key, (None, 0))[1]
         if size_bytes > self.limit_bytes:
             return
         while self.held_bytes + size_bytes > self.limit_bytes:
             _, (_, size) = self._values.popitem(last=False)
             self.held_bytes -= size
-            self.num_evicted += 1
         self._values[key] = (value, size_bytes)
         self.held_bytes += size_bytes
-        self.peak_bytes = max(self.peak_bytes, self.held_bytes)

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from redheart.core.config import SelectConfig
-from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem
 from redheart.snapshots.blend import Blend, single
 
@@ -28,7 +27,8 @@ class Evaluator(Protocol):
         """Share of a full evaluation that other weights of these modules cost."""
 
     @property
-    def work(self) -> Work: ...
+    def evaluations(self) -> float:
+        """What was computed so far, in full-model evaluations."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Search:
         """Full evaluations that the trials cost by what they changed."""
         self.naive = 0.0
         """Full evaluations that the same search would take if every candidate were a whole model."""
-        self._scores: dict[tuple[Blend, ...], np.ndarray] = {}
+        self.scores: dict[tuple[Blend, ...], np.ndarray] = {}
+        """Of all models that were evaluated, by the mixture of every module."""
         self.on_trial = on_trial
 
     @property
@@ -78,15 +79,13 @@ class Search:
 
         `base` is the model that this one was derived from by a change, which decides what the trial costs.
         """
-        key = tuple(modules[name] for name in self.problem.modules)
-        known = self._scores.get(key)
-        if known is not None:
-            return known
-        cost = 1.0 if base is None else self.cost([name for name in modules if modules[name] != base[name]])
-        self.spent += cost
-        self._scores[key] = self.problem.score_N(self.evaluator.losses(modules, base=base))
-        self.on_trial(cost)
-        return self._scores[key]
+        key = self._key(modules)
+        if key not in self.scores:
+            cost = 1.0 if base is None else self.cost([name for name in modules if modules[name] != base[name]])
+            self.spent += cost
+            self.scores[key] = self.problem.score_N(self.evaluator.losses(modules, base=base))
+            self.on_trial(cost)
+        return self.scores[key]
 
     def cost(self, modules: Sequence[str]) -> float:
         """Share of a full evaluation that other weights of these modules cost; one is made if none was before."""
@@ -95,7 +94,7 @@ class Search:
 
     def is_known(self, modules: Modules) -> bool:
         """Whether a model was evaluated before in this search."""
-        return tuple(modules[name] for name in self.problem.modules) in self._scores
+        return self._key(modules) in self.scores
 
     def try_swap(self, unit: str, members: Sequence[str], blend: Blend, current: Modules) -> Swap:
         """Evaluate the model at hand with other weights in one unit, and log it."""
@@ -105,15 +104,8 @@ class Search:
         self.swaps.append(swap)
         return swap
 
-    @property
-    def num_candidates(self) -> int:
-        """Different models that were evaluated."""
-        return len(self._scores)
-
-    @property
-    def candidate_scores_CN(self) -> np.ndarray:
-        """Scores of all models that were evaluated, in their order."""
-        return np.stack(list(self._scores.values()))
+    def _key(self, modules: Modules) -> tuple[Blend, ...]:
+        return tuple(modules[name] for name in self.problem.modules)
 
 
 def z_of(gains_N: np.ndarray) -> float:

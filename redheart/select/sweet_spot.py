@@ -7,7 +7,6 @@ import numpy as np
 
 from redheart.core.config import SelectConfig
 from redheart.core.seeds import stream_seed
-from redheart.select.conditional import Work
 from redheart.select.problem import GroupSpot, SelectionProblem, blends_of
 from redheart.select.search import Evaluator, Search, Swap
 from redheart.select.statistics import (
@@ -34,6 +33,13 @@ class TriedSwap(msgspec.Struct, frozen=True):
     """None where every record gains the same."""
     p_holm: float
     """Chance of such a gain from nothing, corrected for all swaps that were tried."""
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What was computed."""
+
+    evaluations: float
+    """Full-model evaluations, by floating-point operations of matrix products."""
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -99,12 +105,13 @@ def find_sweet_spot(
     strategy = strategy_named(settings.strategy)
     search = Search(problem, evaluator, settings, on_trial=on_trial)
     choice = strategy(search)
-    evaluations, compared = search.spent, len(problem.epochs) + search.num_candidates
-    candidates_CN = search.candidate_scores_CN if search.num_candidates else None
+    # Of the search alone, before the comparisons around it.
+    evaluations, candidates = search.spent, list(search.scores.values())
     reference_N = search.scores_N(search.best_single)
     chosen_N = search.scores_N(blends_of(choice))
     outside, inside, labelled_TN = None, None, problem.labelled_TN
-    if candidates_CN is not None:
+    if candidates:
+        candidates_CN = np.stack(candidates)
         outside, inside = out_of_bag_gain(candidates_CN, reference_N, seed=stream_seed(seed, "out of bag"))
     baselines = {}
     for name in BASELINES:
@@ -121,11 +128,11 @@ def find_sweet_spot(
         modules=blends_of(choice),
         curves={name: problem.mean_losses_E(name).tolist() for name in problem.measured(tuple(problem.losses_EN))},
         scales=problem.scales,
-        num_candidates=compared,
+        num_candidates=len(problem.epochs) + len(candidates),
         num_reused=0,
         evaluations=evaluations,
         evaluations_naive=search.naive,
-        work=evaluator.work,
+        work=Work(evaluator.evaluations),
         selection=Selection(
             scored_gain(reference_N, chosen_N, labelled_TN, seed=stream_seed(seed, "gain", "val_select")),
             outside,

@@ -189,7 +189,7 @@ def _cache_bytes(settings: SelectConfig, device: torch.device) -> tuple[int, int
     if device.type == "cpu":
         total = asked or CPU_CACHE_BYTES
         return total * 2 // 3, total // 3
-    # The other half is for the module at work, the one read ahead, what the model at hand has made, and activations.
+    # The other half is for the module at work, what the model at hand has made, and activations.
     half = free_bytes(device) // 2
     total = min(asked, half) or half
     return total // 3, total * 2 // 3

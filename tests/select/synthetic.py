@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from redheart.core.config import SelectConfig
-from redheart.select.conditional import Work
 from redheart.select.problem import SelectionProblem
 from redheart.select.search import Modules, Search
 from redheart.snapshots.blend import single
@@ -46,7 +45,7 @@ class Additive:
         }
         self.num_records = num_records
         self.costs = costs or dict.fromkeys(modules, 0.1)
-        self.num_evaluated = 0
+        self.evaluations = 0.0
 
     def all_losses_N(self, choice: Modules) -> np.ndarray:
         """Losses on the select records, then on the confirm records."""
@@ -63,15 +62,11 @@ class Additive:
         pass
 
     def losses(self, choice: Modules, *, base: Modules | None = None) -> dict[str, np.ndarray]:
-        self.num_evaluated += 1
+        self.evaluations += 1
         return {FINAL: self.all_losses_N(choice)[: self.num_records]}
 
     def cost(self, modules: Sequence[str]) -> float:
         return min(1.0, sum(self.costs[name] for name in modules))
-
-    @property
-    def work(self) -> Work:
-        return Work(float(self.num_evaluated), 0.0, 0.0, 0, 0, 0)
 
     def problem(self, *, own: bool = False) -> SelectionProblem:
         """What a strategy would be given; with `own` every module also predicts by itself, as most real ones do."""

@@ -1,6 +1,5 @@
 """Cached losses are the losses; only what a change reaches is computed; the cache keeps to its bound."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,51 +76,29 @@ def test_without_matrix_products_all_nodes_cost_the_same() -> None:
 
     found = evaluator(Sums())
     found.start(everywhere(1))
-    assert found.work.evaluations == 1
+    assert found.evaluations == 1
     found.losses({**everywhere(1), "a": single(2)})
-    assert found.cost(["a"]) == pytest.approx(1 / len(WIRING)) == pytest.approx(found.work.evaluations - 1)
+    assert found.cost(["a"]) == pytest.approx(1 / len(WIRING)) == pytest.approx(found.evaluations - 1)
 
 
 def test_a_swap_runs_the_module_and_what_is_below_it_once() -> None:
     model = Toy()
     cached = evaluator(model)
     cached.losses(everywhere(1))
-    assert model.ran == list(WIRING) and cached.work.evaluations == 1
+    assert model.ran == list(WIRING) and cached.evaluations == 1
     for module, expected in (("b", ["b"]), ("right", ["right", "join", "a", "b"]), ("base", list(WIRING))):
         model.ran.clear()
         swapped = {**everywhere(1), module: single(2)}
-        before = cached.work.evaluations
+        before = cached.evaluations
         cached.losses(swapped, base=everywhere(1))
         assert sorted(model.ran) == sorted(expected)
-        assert cached.work.evaluations - before == pytest.approx(cached.cost([module]))
+        assert cached.evaluations - before == pytest.approx(cached.cost([module]))
         model.ran.clear()
         cached.losses(swapped)
         assert model.ran == []
     # Five modules of one size; what only adds costs nothing.
     assert cached.cost(["b"]) == pytest.approx(1 / 5) and cached.cost(["left"]) == pytest.approx(3 / 5)
     assert cached.cost(["a", "b"]) == pytest.approx(2 / 5) and cached.cost(MODULES) == pytest.approx(1)
-
-
-def test_weights_of_the_next_module_are_read_while_one_is_at_work() -> None:
-    began = {module: threading.Event() for module in MODULES}
-
-    class Waiting(Toy):
-        def compute(self, node: str, batch: int, read: Mapping[str, Signals]) -> Signals:
-            if node in MODULES[:-1]:
-                assert began[MODULES[MODULES.index(node) + 1]].wait(20)
-            return super().compute(node, batch, read)
-
-    def reading(module: str, blend: Blend) -> dict[str, Tensor]:
-        began[module].set()
-        return toy_weights(module, blend)
-
-    # Nothing is kept: every module is read when its turn comes, or before.
-    ahead = ConditionalEvaluator(Waiting(), reading, cache_bytes=0, weights_bytes=0)
-    for epoch in (1, 2):
-        for event in began.values():
-            event.clear()
-        found, expected = ahead.losses(everywhere(epoch)), evaluator(Toy()).losses(everywhere(epoch))
-        assert all(np.array_equal(found[name], expected[name]) for name in ("a", "b"))
 
 
 def test_a_module_that_cannot_be_read_ends_the_evaluation() -> None:
@@ -150,7 +127,7 @@ def test_losses_are_those_of_the_whole_model_whatever_is_cached(
         choice = {module: single(epoch) for module, epoch in zip(MODULES, epochs, strict=True)}
         found, expected = cached.losses(choice), evaluator(Toy()).losses(choice)
         assert all(np.array_equal(found[name], expected[name]) for name in ("a", "b"))
-        assert cached.work.cache_peak_bytes <= results_held * ONE_RESULT_BYTES
+        assert cached._results.held_bytes <= results_held * ONE_RESULT_BYTES
 
 
 def test_what_candidates_are_derived_from_makes_room_last() -> None:
@@ -162,7 +139,6 @@ def test_what_candidates_are_derived_from_makes_room_last() -> None:
         model.ran.clear()
         cached.losses({**base, "left": single(epoch)}, base=base)
         assert "base" not in model.ran and "right" not in model.ran
-    assert cached.work.num_evicted > 0
 
 
 def test_memo_bounds_what_it_holds() -> None:
@@ -175,7 +151,7 @@ def test_memo_bounds_what_it_holds() -> None:
     memo.put("b", "BB", size_bytes=6)
     assert memo.get("b") == "BB" and memo.held_bytes == 10
     memo.put("e", "E", size_bytes=11)
-    assert memo.get("e") is None and memo.peak_bytes == 10
+    assert memo.get("e") is None and memo.held_bytes == 10
 
 
 def test_a_later_search_finds_what_an_earlier_one_has_computed(tmp_path: Path) -> None:

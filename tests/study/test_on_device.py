@@ -23,7 +23,7 @@ from redheart.evaluate.results import CalibrationResult, Crossover, EvaluationRe
 from redheart.model import blocks
 from redheart.model.network import RedHeart, Signals
 from redheart.predict.predictor import Prediction
-from redheart.select.conditional import Work
+from redheart.select.conditional import ConditionalEvaluator
 from redheart.select.sweet_spot import SweetSpot
 from redheart.snapshots.blend import Blend, mean_of, single
 from redheart.study import run_folder
@@ -154,10 +154,10 @@ def choices(study: Study) -> list[dict[str, Blend]]:
     return [whole, {**whole, "neural.surd": single(2), "signal.dsp": mean_of((2, 4)), "heads.regret": single(2)}]
 
 
-def evaluated(study: Study, *, number: int = 2) -> tuple[list[dict[str, np.ndarray]], Work]:
+def evaluated(study: Study, *, number: int = 2) -> tuple[list[dict[str, np.ndarray]], ConditionalEvaluator]:
     evaluator = make_evaluator(study, open_snapshots(study.folder))
     found = [evaluator.losses(choice) for choice in choices(study)[:number]]
-    return found, evaluator.work
+    return found, evaluator
 
 
 def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_within_its_memory(
@@ -179,12 +179,12 @@ def test_the_search_and_predictions_on_the_device_have_the_bits_of_the_cpu_withi
     with monkeypatch.context() as patch:
         patch.setattr(placing, "CARD_TYPE", torch.float32)
         folder.select = tmp_path / "device"
-        found, work = evaluated(study)
+        found, evaluator = evaluated(study)
         for losses, others in zip(found, expected, strict=True):
             assert all(np.array_equal(losses[name], others[name], equal_nan=True) for name in others)
         # Half of the device's memory, results and weights together.
-        assert work.cache_peak_bytes > 0 and work.weights_peak_bytes > 0
-        assert work.cache_peak_bytes + work.weights_peak_bytes <= 1 << 18
+        memos = (evaluator._results, evaluator._weights)
+        assert all(memo.held_bytes > 0 for memo in memos) and sum(memo.limit_bytes for memo in memos) <= 1 << 18
         assert open_run(finished_run).predict(TEXTS) == predictions
     # What was computed in another type is not taken for this one's.
     (rounded,), _ = evaluated(study, number=1)

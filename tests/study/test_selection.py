@@ -72,7 +72,7 @@ def test_cached_losses_have_the_bits_of_the_assembled_model(noisy: QuickRun, tmp
         outputs = predict_rows(model, noisy.study.features, rows, micro_batch=noisy.config.train.micro_batch)
         expected = predictor_losses(outputs, noisy.study.prepared, rows)
         assert all(np.array_equal(found[name], expected[name], equal_nan=True) for name in FINALS)
-    assert evaluator.work.evaluations < 6
+    assert evaluator.evaluations < 6
 
 
 def test_a_model_whose_prediction_is_no_number_is_broken_whatever_the_targets(noisy: QuickRun) -> None:
