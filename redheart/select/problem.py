@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from redheart.select.scoring import scales_of, score_N
+from redheart.select.scoring import score_N, size_of
 from redheart.snapshots.blend import Blend
 
 Level = Literal["group", "module"]
@@ -36,8 +36,9 @@ class SelectionProblem:
 
     @cached_property
     def scales(self) -> dict[str, float]:
-        """What each task's loss is divided by."""
-        return scales_of(self.losses_EN, self.floors_N, self.finals)
+        """By final predictor, its lowest mean loss above the floor over the snapshots; one without any is left out."""
+        above_EN = {name: self.losses_EN[name] - self.floors_N.get(name, 0.0) for name in self.measured(self.finals)}
+        return {name: size_of(np.nanmean(losses_EN, axis=1).min()) for name, losses_EN in above_EN.items()}
 
     @cached_property
     def scores_EN(self) -> np.ndarray:

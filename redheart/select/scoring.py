@@ -4,26 +4,14 @@ Losses of different tasks have different sizes (here nats beside squared errors 
 loss is counted above its floor, the part that no model can remove, and divided by what the best snapshot leaves of
 it, so that one percent of any task counts as much as one percent of another.
 
-Shape suffixes: E snapshots, N records.
+N records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 _SMALLEST_SCALE = 1e-12
-
-
-def scales_of(
-    losses_EN: Mapping[str, np.ndarray], floors: Mapping[str, np.ndarray], finals: Sequence[str]
-) -> dict[str, float]:
-    """By final predictor, its lowest mean loss above the floor over the snapshots; a task without any is left out."""
-    scales = {}
-    for name in finals:
-        if name in losses_EN and not np.isnan(losses_EN[name]).all():
-            above_E = np.nanmean(losses_EN[name] - floors.get(name, 0.0), axis=1)
-            scales[name] = size_of(above_E.min())
-    return scales
 
 
 def score_N(
@@ -33,7 +21,7 @@ def score_N(
 
     Args:
         losses: (N,) by predictor, NaN where a record has no target; others than those with a scale are ignored.
-        scales: of `scales_of`, on the select records: fixed once per run.
+        scales: of a `SelectionProblem`, on the select records: fixed once per run.
         floors: (N,) by predictor; absent ones are zero.
     """
     measured = [name for name in scales if not np.isnan(losses[name]).all()]

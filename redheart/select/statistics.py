@@ -12,13 +12,13 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import t
 
 from redheart.core.errors import BadInput
+from redheart.select.scoring import size_of
 
 _RESAMPLES = 5000
 _ROUNDS = 1000
 LEVEL = 0.95
 FEW_RECORDS = 30
 """Below so many a bootstrap's interval is too narrow: of two records it is the two themselves."""
-_SMALLEST_LOSS = 1e-12
 _WORST = 1e6
 """How many times the largest loss one is that is not finite."""
 _SAME = 1e-9
@@ -53,7 +53,7 @@ class Gain(msgspec.Struct, frozen=True):
 
 def percent_of(reference_N: np.ndarray) -> float:
     """What turns a difference of losses into percent of a reference's mean, which is below zero for log densities."""
-    return 100 / max(abs(float(reference_N.mean())), _SMALLEST_LOSS)
+    return 100 / size_of(reference_N.mean())
 
 
 def level_of(number: int) -> float:
@@ -112,7 +112,7 @@ def paired_gain(
 def _finite(losses_MN: np.ndarray) -> np.ndarray:
     """Losses of M models, with a large one where a model has none: that it fails on a record takes no target away."""
     is_finite_MN = np.isfinite(losses_MN)
-    worst = _WORST * max(np.abs(losses_MN[is_finite_MN]).max(initial=0.0), _SMALLEST_LOSS)
+    worst = _WORST * size_of(np.abs(losses_MN[is_finite_MN]).max(initial=0.0))
     return np.where(is_finite_MN, losses_MN, worst)
 
 
@@ -146,9 +146,7 @@ def _interval(values_N: np.ndarray, *, level: float, resamples: int, seed: int, 
     # The jackknife of a mean in closed form.
     acceleration = float((deviations_N**3).sum() / (deviations_N**2).sum() ** 1.5 / 6)
     low, high = bca_interval(means_B, float(values_N.mean()), acceleration, level=level)
-    skews = [0.0] if fewest < FEW_RECORDS else []
-    if level > LEVEL:
-        skews = [0.0, acceleration]
+    skews = [0.0, acceleration] if level > LEVEL else [0.0] if fewest < FEW_RECORDS else []
     for skew in skews:
         low_t, high_t = students_interval(values_N, level=level, freedom=max(1, fewest - 1), skew=skew)
         low, high = min(low, low_t), max(high, high_t)
@@ -189,9 +187,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
-    result = np.empty(len(p_values))
-    result[order] = adjusted
-    return [float(value) for value in result]
+    return adjusted[np.argsort(order)].tolist()
 
 
 def one_sided_p(z: float, num_records: int) -> float:

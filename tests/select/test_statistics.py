@@ -12,8 +12,7 @@ from scipy.stats import bootstrap
 from synthetic import FINAL, Additive
 
 from redheart.core.errors import BadInput
-from redheart.select.problem import blends_of
-from redheart.select.scoring import scales_of, score_N
+from redheart.select.problem import SelectionProblem, blends_of
 from redheart.select.statistics import (
     LEVEL,
     bca_interval,
@@ -107,8 +106,9 @@ def test_losses_below_zero_turn_no_verdict_round() -> None:
     assert worse.high < 0 and worse.low < worse.percent < worse.high
     outside, inside = out_of_bag_gain(np.stack([base_N - 0.2, base_N]), base_N, seed=0, rounds=20)
     assert outside == pytest.approx(10, 0.1) and inside == pytest.approx(10, 0.1)
-    scales = scales_of({"loss": np.stack([base_N, base_N - 0.2])}, {}, ("loss",))
-    scores = [score_N({"loss": losses_N}, scales=scales, floors={}).mean() for losses_N in (base_N, base_N - 0.2)]
+    losses_EN = {"loss": np.stack([base_N, base_N - 0.2])}
+    problem = SelectionProblem((1, 2), ("m",), {"m": ("m",)}, losses_EN, {}, ("loss",))
+    scores = problem.scores_EN.mean(1)
     assert scores[1] == pytest.approx(-1) and scores[1] < scores[0] < -0.8
 
 
