@@ -54,7 +54,7 @@ def plan(
 
     def checkpoint(network: nn.Module, wanted: bool) -> None:
         if wanted:
-            set_checkpointing(network)
+            set_checkpointing(network, True)
 
     planner = Planner(
         Workload(
@@ -93,19 +93,14 @@ def _needing_contents(what: str, **more: str) -> Iterator[None]:
         raise BadInput(what, got=one_line(error), hint=hint, **more) from error
 
 
-def set_checkpointing(model: Any) -> None:
-    """Let a model recompute activations in its backward pass, by its own way (transformers renames it in 5.23).
+def set_checkpointing(model: Any, is_on: bool) -> None:
+    """Let a model recompute activations in its backward pass, or not, by its own way (transformers renames it in 5.23).
 
     Raises:
         BadInput: it has none.
     """
-    # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
-    how = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-    elif hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-    else:
+    way = next((name for name in ("activation", "gradient") if hasattr(model, f"{name}_checkpointing_enable")), None)
+    if way is None:
         raise BadInput(
             "this model has no checkpointing of its own",
             where="TrainConfig.checkpointing",
@@ -113,6 +108,12 @@ def set_checkpointing(model: Any) -> None:
             expected="gradient_checkpointing_enable, as models of transformers have it",
             hint="call torch.utils.checkpoint in its forward, and leave checkpointing False",
         )
+    if is_on:
+        # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
+        how = {f"{way}_checkpointing_kwargs": {"use_reentrant": False}}
+        getattr(model, f"{way}_checkpointing_enable")(**how)
+    else:
+        getattr(model, f"{way}_checkpointing_disable")()
 
 
 def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,7 +1,6 @@
 """Does training a Hugging Face model fit, from its configuration alone: the model on `meta`, and a plan of it."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, one_line
 from redheart.core.units import GIB
-from redheart.custom import planning
+from redheart.custom.planning import set_checkpointing
 from redheart.data.hub_encoder import reaches_hub
 from redheart.memory.ledger import model_sizes
-from redheart.memory.plan import COMFORT_SHARE, Plan, Planner
+from redheart.memory.plan import Plan, Planner
 from redheart.memory.trace import Workload
 from redheart.train.choice import Choice, choose
 from redheart.train.zero.groups import parameter_groups
@@ -40,11 +39,11 @@ def read_config(source: str) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    is_offline = not Path(source).is_dir() and not reaches_hub()
+    is_folder = Path(source).is_dir()
+    is_offline = not is_folder and not reaches_hub()
     try:
         # Code that lies beside a configuration is not run, and nobody is asked whether to.
-        is_local = is_offline or Path(source).is_dir()
-        return AutoConfig.from_pretrained(source, local_files_only=is_local, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, local_files_only=is_folder or is_offline, trust_remote_code=False)
     except (OSError, StrictDataclassError, *WHAT_LIBRARIES_RAISE) as error:
         raise BadInput(
             "the model's configuration cannot be read",
@@ -149,18 +148,6 @@ def own_loss(module: nn.Module, batch: Inputs) -> Tensor:
     return loss
 
 
-def set_checkpointing(module: nn.Module, is_on: bool) -> None:
-    """Switch transformers' own gradient checkpointing."""
-    network: Any = module
-    if is_on:
-        planning.set_checkpointing(network)
-    elif network.supports_gradient_checkpointing:
-        with warnings.catch_warnings():
-            # Of a new name, which older releases do not know.
-            warnings.simplefilter("ignore", FutureWarning)
-            network.gradient_checkpointing_disable()
-
-
 def _class_of(config: Any) -> Any:
     """The class that the configuration names, or the first with a loss for its architecture where that is the bare
     network or none."""
@@ -218,13 +205,10 @@ def plan_pretrained(
     source: str,
     train: TrainConfig,
     *,
-    vram_bytes: int,
     seq_len_tokens: int,
     epochs: int,
     freeze: Sequence[str] = (),
-    ranks: int = 1,
-    comfort_share: float = COMFORT_SHARE,
-    shares: bool = False,
+    **limits: Any,
 ) -> tuple[Choice, ModelFacts]:
     """Plan the training of a model from its configuration; weights are neither read nor allocated.
 
@@ -232,13 +216,10 @@ def plan_pretrained(
         source: a folder with a `config.json`, or a hub id.
         train: strategy (`auto` for the cheapest that fits), effective batch, micro-batch (0 for the best that fits) and
             checkpointing (as transformers does it; False leaves it open where the micro-batch is).
-        vram_bytes: of the card.
         seq_len_tokens: tokens of a record; an encoder-decoder's answer is as long.
         epochs: for the disk of the snapshots.
         freeze: names or patterns of what is not trained.
-        ranks: devices, for the strategies that divide the work.
-        comfort_share: of the card that is not exceeded if anything stays below it.
-        shares: whether as much of the optimizer lies on the card as there is room for; else what `train` says does.
+        limits: the card, and what of the rest is left open, as `redheart.train.choice.choose` takes them.
 
     Raises:
         BadInput: the configuration or an option cannot be planned for.
@@ -276,15 +257,7 @@ def plan_pretrained(
     can_checkpoint = bool(module.supports_gradient_checkpointing)
     if train.checkpointing and not can_checkpoint:
         raise BadInput("transformers cannot checkpoint it", where="--checkpointing", got=type(module).__name__)
-    choice = choose(
-        train,
-        planner_in,
-        vram_bytes=vram_bytes,
-        ranks=ranks,
-        comfort_share=comfort_share,
-        can_checkpoint=can_checkpoint,
-        shares=shares,
-    )
+    choice = choose(train, planner_in, can_checkpoint=can_checkpoint, **limits)
     plan = msgspec.structs.replace(choice.plan, time_basis="steps of this model have not been measured")
     sizes = choice.planner.workload.sizes
     facts = ModelFacts(

@@ -47,17 +47,15 @@ class Records:
         self._rows: Any = given
         self._collate, self._where, self._is_named = collate, where, False
         self._padded: set[Any] = set()
-        is_list = isinstance(given, list | tuple)
         if isinstance(given, Tensor | np.ndarray):
             self._set_columns({0: given})
         elif isinstance(given, Mapping):
-            self._set_columns(dict(given))
-        elif is_list and collate is None:
-            rows_of_columns = given and not _is_list_of_values(given)
-            self._set_columns(_transposed(given, where=where) if rows_of_columns else dict(enumerate(given)))
-        elif is_list:
-            # Rows, whatever they are: they are made a batch of.
-            pass
+            self._set_columns(given)
+        elif isinstance(given, list | tuple):
+            # With a collator rows, whatever they are: they are made a batch of.
+            if collate is None:
+                rows_of_columns = given and not _is_list_of_values(given)
+                self._set_columns(_transposed(given, where=where) if rows_of_columns else dict(enumerate(given)))
         elif isinstance(given, IterableDataset) or not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
             raise BadInput(
                 "records must be there by their numbers",
@@ -68,7 +66,15 @@ class Records:
             )
         if len(self) < 2:
             raise BadInput("too few records", where=where, got=len(self), expected="two or more")
-        self._try()
+        try:
+            self.batch(np.arange(2))
+        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+            raise BadInput(
+                "records cannot be put side by side",
+                where=where,
+                got=one_line(error),
+                hint="leave columns of text out, or give collate=, from a list of records to a dict of tensors",
+            ) from error
 
     def __len__(self) -> int:
         return len(self._rows if self._columns is None else next(iter(self._columns.values())))
@@ -82,9 +88,7 @@ class Records:
         if self._columns is not None:
             index = torch.from_numpy(rows)
             picked = {
-                name: [column[row] for row in rows]
-                if isinstance(column, list) or name in self._padded
-                else column[index]
+                name: [column[row] for row in rows] if name in self._padded else column[index]
                 for name, column in self._columns.items()
             }
             return _side_by_side(picked) if self._is_named else tuple(_side_by_side(picked).values())
@@ -123,7 +127,7 @@ class Records:
             return [hashlib.sha256(told.encode()).hexdigest(), str(len(self))]
         return [str(getattr(self._rows, "_fingerprint", type(self._rows).__name__)), str(len(self))]
 
-    def _set_columns(self, given: dict[Any, Any]) -> None:
+    def _set_columns(self, given: Mapping[Any, Any]) -> None:
         self._is_named = any(isinstance(name, str) for name in given)
         self._columns = {name: _column(values, where=self._where, name=name) for name, values in given.items()}
         self._padded = {name for name, column in self._columns.items() if isinstance(column, list)}
@@ -136,17 +140,6 @@ class Records:
                 expected="as many in each, two or more",
                 hint="several columns are given as a list; records of uneven length as one column: [records]",
             )
-
-    def _try(self) -> None:
-        try:
-            self.batch(np.arange(2))
-        except (TypeError, ValueError, RuntimeError, KeyError) as error:
-            raise BadInput(
-                "records cannot be put side by side",
-                where=self._where,
-                got=one_line(error),
-                hint="leave columns of text out, or give collate=, from a list of records to a dict of tensors",
-            ) from error
 
 
 def pad_alike(first: Records, second: Records) -> None:

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from operator import index
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +25,7 @@ from redheart.custom.planning import plan, set_checkpointing
 from redheart.custom.records import tensor_digest
 from redheart.evaluate.holdout_log import OPENINGS
 from redheart.snapshots.manifests import newest_progress, snapshot_folders
+from redheart.snapshots.tensors import model_tensors
 from redheart.train.draws import drawn
 from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import EventSink
@@ -109,27 +110,25 @@ def fit(
     learner.run = RunShape(config.micro_batch, config.effective_batch, max_steps)
     _refuse_batches_of_one(learner, config)
     if config.checkpointing:
-        set_checkpointing(learner.model)
+        set_checkpointing(learner.model, True)
     steps_per_epoch = -(-len(learner.train) // config.effective_batch)
     if max_steps:
         epochs = min(epochs or max_steps, -(-max_steps // steps_per_epoch))
     assert epochs
     num_steps = min(epochs * steps_per_epoch, max_steps or epochs * steps_per_epoch)
-    more: dict[str, object] = {"decay": [decay, num_steps]} if decay != "restarts" else {}
-    more |= {"warmup_steps": warmup_steps} if warmup_steps else {}
-    more |= {"max_steps": max_steps} if max_steps else {}
-    key = _key(learner, config, rate, folder, more)
+    once = [decay, num_steps] if decay != "restarts" else None
+    how = {"decay": once, "warmup_steps": warmup_steps, "max_steps": max_steps}
+    key = _key(learner, config, rate, folder, how)
     settings = RunSettings(config, epochs, rate, key, decay=decay, warmup_steps=warmup_steps, num_steps=num_steps)
-    with together():
+    with together(), ExitStack() as until_the_end:
         if launched().is_first:
             _refuse_others_files(folder)
-        with folder_lock(folder, name="run", wait=False) if launched().is_first else nullcontext():
-            if launched().is_first:
-                sinks = [*sinks, *_sinks(config, settings, folder, show_progress=show_progress)]
-                if newest_progress(folder / "states") is None and not snapshot_folders(folder / "snapshots"):
-                    # Of a try before no loss is left that its records would have to be known for.
-                    write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
-            train(learner, settings, folder=folder, sinks=sinks)
+            until_the_end.enter_context(folder_lock(folder, name="run", wait=False))
+            sinks = [*sinks, *_sinks(config, settings, folder, show_progress=show_progress)]
+            if newest_progress(folder / "states") is None and not snapshot_folders(folder / "snapshots"):
+                # Of a try before no loss is left that its records would have to be known for.
+                write_sealed(folder / VALIDATION, ValidationRecords(learner.validation.digest()))
+        train(learner, settings, folder=folder, sinks=sinks)
     # Where nothing was left to train, too.
     learner.model.eval()
 
@@ -203,17 +202,13 @@ def _sinks(config: TrainConfig, settings: RunSettings, folder: Path, *, show_pro
     return [*shown, tracker] if tracker else shown
 
 
-def _key(learner: TensorLearner, config: TrainConfig, rate: float, folder: Path, more: dict[str, object]) -> str:
-    """Digest of what decides the result."""
+def _key(learner: TensorLearner, config: TrainConfig, rate: float, folder: Path, how: Mapping[str, object]) -> str:
+    """Digest of what decides the result; of `how` and what is frozen only what there is, as runs of before have it."""
     where = str(folder.resolve())
     if where not in learner.started or newest_progress(folder / "states") is None:
-        learner.started[where] = {
-            name: tensor_digest(item)
-            for name, item in learner.model.state_dict().items()
-            if isinstance(item, torch.Tensor)
-        }
+        learner.started[where] = {name: tensor_digest(item) for name, item in model_tensors(learner.model).items()}
     data = [records.digest() for records in (learner.train, learner.validation)]
     settings = {name: value for name, value in fingerprint(config).items() if name != "snapshot_every"}
     frozen = [name for name, item in learner.model.named_parameters() if not item.requires_grad]
-    more |= {"frozen": frozen} if frozen else {}
+    more = {name: value for name, value in {**how, "frozen": frozen}.items() if value}
     return digest([learner.started[where], data, settings, rate, learner.seed, *([more] if more else [])])

@@ -191,7 +191,7 @@ def test_checkpointing_is_the_models_own_and_is_planned() -> None:
     assert peaks[True].checkpointing
     activations = {on: found.moments["forward"].parts["activations"] for on, found in peaks.items()}
     assert activations[True] < activations[False]
-    training.set_checkpointing(made.model)
+    training.set_checkpointing(made.model, True)
     assert all(layer.gradient_checkpointing for layer in made.model.model.layers)
 
 
