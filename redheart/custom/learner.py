@@ -168,8 +168,7 @@ class TensorLearner:
 
     def _batch(self, records: Records, rows: np.ndarray) -> Batch:
         device = next(self.model.parameters()).device
-        batch: Batch = tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
-        return batch
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device), records.batch(rows))
 
     def _losses(self, module: nn.Module, records: Records, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
         try:

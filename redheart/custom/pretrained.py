@@ -1,5 +1,6 @@
 """Does training a Hugging Face model fit, from its configuration alone: the model on `meta`, and a plan of it."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,10 @@ from typing import Any
 
 import msgspec
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from transformers.models.auto import modeling_auto as auto
 
 from redheart.core.config import TrainConfig
 from redheart.core.errors import BadInput, one_line
@@ -34,16 +38,14 @@ def read_config(source: str) -> Any:
     Raises:
         BadInput: there is none, or it is of no architecture that transformers has.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
     is_folder = Path(source).is_dir()
     is_offline = not is_folder and not reaches_hub()
     try:
         # Code that lies beside a configuration is not run, and nobody is asked whether to.
-        return AutoConfig.from_pretrained(source, local_files_only=is_folder or is_offline, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(
+            source, local_files_only=is_folder or is_offline, trust_remote_code=False
+        )
     except (OSError, StrictDataclassError, *WHAT_LIBRARIES_RAISE) as error:
         raise BadInput(
             "the model's configuration cannot be read",
@@ -151,11 +153,6 @@ def own_loss(module: nn.Module, batch: Inputs) -> Tensor:
 def _class_of(config: Any) -> Any:
     """The class that the configuration names, or the first with a loss for its architecture where that is the bare
     network or none."""
-    import inspect
-
-    import transformers
-    from transformers.models.auto import modeling_auto as auto
-
     mappings = (
         auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
         auto.MODEL_FOR_MASKED_LM_MAPPING,

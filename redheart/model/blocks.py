@@ -208,10 +208,7 @@ class Layer(nn.Module):
         if self.checkpointing and torch.is_grad_enabled():
             # Where nothing is drawn the generator's state is left alone, which a CUDA graph could not read.
             draws = self.dropout.p > 0
-            result: Tensor = checkpoint(
-                self._compute, states_BND, bias_B11N, turn, use_reentrant=False, preserve_rng_state=draws
-            )
-            return result
+            return checkpoint(self._compute, states_BND, bias_B11N, turn, use_reentrant=False, preserve_rng_state=draws)
         return self._compute(states_BND, bias_B11N, turn)
 
     def _compute(self, states_BND: Tensor, bias_B11N: Tensor | None, turn: Turn | None) -> Tensor:

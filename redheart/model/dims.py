@@ -1,6 +1,6 @@
 """Sizes of the network: the table of the full model, and one dial that derives every other preset from it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 HEAD_WIDTH = 64
@@ -91,12 +91,6 @@ FULL = ModelDims(
 )
 
 
-_WIDTHS = (
-    *("width", "hidden", "trunk_hidden", "dsp_bands", "dsp_width", "dsp_hidden", "calibrator_hidden"),
-    *("empathy_width", "community_width", "community_hidden"),
-)
-
-
 def scaled(divisor: int) -> ModelDims:
     """The full model with every width divided by `divisor` and every depth by its cube root.
 
@@ -112,7 +106,8 @@ def scaled(divisor: int) -> ModelDims:
     def reader(dims: ReaderDims) -> ReaderDims:
         return ReaderDims(width(dims.width), depth(dims.layers), width(dims.hidden), max(2, depth(dims.queries)))
 
-    widths: dict[str, Any] = {name: width(getattr(FULL, name)) for name in _WIDTHS}
+    names = [item.name for item in fields(FULL) if item.name.endswith(("width", "hidden", "bands"))]
+    widths: dict[str, Any] = {name: width(getattr(FULL, name)) for name in names}
     return replace(
         FULL,
         **widths,

@@ -84,8 +84,7 @@ class NeuralEmotionAnalyzer(NeuralAnalyzer):
 
     def trajectory(self, states_BSW: Tensor, thoughts_BQD: Tensor) -> Tensor:
         """Emotion logits of every token, (B, S, O): the tokens ask the thoughts, the common map predicts."""
-        logits_BSO: Tensor = self.predict(self.trace_norm(self.trace(states_BSW, thoughts_BQD)))
-        return logits_BSO
+        return self.predict(self.trace_norm(self.trace(states_BSW, thoughts_BQD)))
 
 
 class AdvancedAnalyzer(nn.Module):
@@ -176,8 +175,7 @@ class EmpathyLearner(nn.Module):
         self.expert = nn.Linear(width, dims.width, bias=False)
 
     def forward(self, experts_BPW: Tensor) -> Tensor:
-        vector_BW: Tensor = self.expert(self.pool(experts_BPW)[:, 0])
-        return vector_BW
+        return self.expert(self.pool(experts_BPW)[:, 0])
 
 
 class CommunityNetwork(nn.Module):
@@ -192,8 +190,7 @@ class CommunityNetwork(nn.Module):
         self.expert = nn.Linear(width, dims.width, bias=False)
 
     def forward(self, experts_BPW: Tensor) -> Tensor:
-        vector_BW: Tensor = self.expert(self.norm(self.layer(self.enter(experts_BPW))).mean(1))
-        return vector_BW
+        return self.expert(self.norm(self.layer(self.enter(experts_BPW))).mean(1))
 
 
 class Trunk(nn.Module):
@@ -218,8 +215,7 @@ class Trunk(nn.Module):
         states_BPW = torch.cat((named_BPW, self.registers.expand(len(vectors_BPW), -1, -1)), dim=1)
         for layer in self.layers:
             states_BPW = layer(states_BPW)
-        normed_BPW: Tensor = self.norm(states_BPW)
-        return normed_BPW
+        return self.norm(states_BPW)
 
 
 class Head(nn.Module):
@@ -237,5 +233,4 @@ class Head(nn.Module):
         state_B1W = state_BW[:, None]
         state_B1W = state_B1W + self.attention(state_B1W, trunk_BPW)
         state_B1W = state_B1W + self.mixture(self.mixture_norm(state_B1W))
-        prediction_BO: Tensor = self.predict(self.norm(state_B1W[:, 0]))
-        return prediction_BO
+        return self.predict(self.norm(state_B1W[:, 0]))

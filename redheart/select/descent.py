@@ -73,8 +73,7 @@ def prior_E(problem: SelectionProblem, members: Sequence[str]) -> np.ndarray:
     """How good each snapshot looks for some modules: their own losses where they predict, else the whole model's."""
     predictors = problem.measured(members)
     if not predictors:
-        scores: np.ndarray = problem.scores_EN.mean(1)
-        return scores
+        return problem.scores_EN.mean(1)
     curves = [problem.mean_losses_E(name) for name in predictors]
     return np.mean([curve / size_of(curve.min()) for curve in curves], axis=0)
 

@@ -65,8 +65,7 @@ class SelectionProblem:
 
     def mean_losses_E(self, predictor: str) -> np.ndarray:
         """Mean loss of a predictor at every snapshot."""
-        means: np.ndarray = np.nanmean(self.losses_EN[predictor], axis=1)
-        return means
+        return np.nanmean(self.losses_EN[predictor], axis=1)
 
     def measured(self, predictors: Sequence[str]) -> list[str]:
         """Those predictors that have a loss: a task without any target has none."""

@@ -31,8 +31,7 @@ def score_N(
         present_N = ~np.isnan(losses[name])
         above_N = np.where(present_N, losses[name] - floors.get(name, 0.0), 0.0)
         parts.append(above_N * (len(present_N) / present_N.sum() / scales[name] / len(measured)))
-    total_N: np.ndarray = sum(parts[1:], parts[0])
-    return total_N
+    return sum(parts[1:], parts[0])
 
 
 def size_of(loss: float) -> float:

@@ -122,5 +122,4 @@ def strategy_named(name: str) -> Strategy:
 def _penalised(problem: SelectionProblem, predictor: str) -> np.ndarray:
     losses_E = problem.mean_losses_E(predictor)
     penalty_E = np.maximum(0.0, losses_E - problem.train_losses_E[predictor])
-    scores: np.ndarray = (losses_E + penalty_E) / size_of(losses_E.min())
-    return scores
+    return (losses_E + penalty_E) / size_of(losses_E.min())
