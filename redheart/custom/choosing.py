@@ -48,9 +48,6 @@ class WholeEvaluator:
         self._loaded: dict[str, Blend] = {}
         self.evaluations = 0.0
 
-    def start(self, choice: Mapping[str, Blend]) -> None:
-        """There is nothing to keep of it."""
-
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
         self.load(choice)
         self.evaluations += 1
@@ -65,7 +62,7 @@ class WholeEvaluator:
                     take(tensor, weights[key])
                 self._loaded[name] = blend
 
-    def cost(self, modules: object) -> float:
+    def cost(self, modules: object, *, first: object) -> float:
         return 1.0
 
 

@@ -84,16 +84,6 @@ class ConditionalEvaluator:
         self._done_flops = 0.0
         self._downstream = _downstream(model.wiring)
 
-    def start(self, choice: Mapping[str, Blend]) -> None:
-        """Compute everything for a first model and count what each node costs; later calls do nothing."""
-        if self._flops:
-            return
-        self._compute(list(self._model.wiring), choice, self._keys(choice), {})
-        if not any(self._flops.values()):
-            # Without matrix products all nodes cost the same.
-            self._flops = dict.fromkeys(self._flops, 1.0)
-            self._done_flops = float(len(self._flops))
-
     def losses(self, choice: Mapping[str, Blend], *, base: Mapping[str, Blend] | None = None) -> dict[str, np.ndarray]:
         """(N,) losses of the final predictors, by name.
 
@@ -103,7 +93,7 @@ class ConditionalEvaluator:
         if self._store is not None and (known := self._store.get(key)) is not None:
             self.num_reused += 1
             return known
-        self.start(choice)
+        self._start(choice)
         if base is not None:
             for of_node in self._keys(base).values():
                 self._results.get(of_node)
@@ -115,12 +105,12 @@ class ConditionalEvaluator:
             self._store.put(key, found)
         return found
 
-    def cost(self, modules: Iterable[str]) -> float:
+    def cost(self, modules: Iterable[str], *, first: Mapping[str, Blend]) -> float:
         """Share of a full evaluation that other weights of these modules cost, everything else being cached.
 
-        Known only after `start`.
+        If nothing was computed yet, `first` is.
         """
-        assert self._flops, "costs are counted by `start`"
+        self._start(first)
         nodes = {node for module in modules for node in self._downstream[module]}
         return sum(self._flops[node] for node in nodes) / sum(self._flops.values())
 
@@ -128,6 +118,16 @@ class ConditionalEvaluator:
     def evaluations(self) -> float:
         total = sum(self._flops.values())
         return self._done_flops / total if total else 0.0
+
+    def _start(self, choice: Mapping[str, Blend]) -> None:
+        """Compute everything for a first model and count what each node costs; later calls do nothing."""
+        if self._flops:
+            return
+        self._compute(list(self._model.wiring), choice, self._keys(choice), {})
+        if not any(self._flops.values()):
+            # Without matrix products all nodes cost the same.
+            self._flops = dict.fromkeys(self._flops, 1.0)
+            self._done_flops = float(len(self._flops))
 
     def _keys(self, choice: Mapping[str, Blend]) -> dict[str, int]:
         """By node, one number for its name, its own weights and the numbers of what it reads."""

@@ -17,14 +17,11 @@ Modules = Mapping[str, Blend]
 class Evaluator(Protocol):
     """Losses of any choice of weights on the select records."""
 
-    def start(self, choice: Modules) -> None:
-        """Evaluate a first model and learn what each module costs."""
-
     def losses(self, choice: Modules, *, base: Modules | None = None) -> dict[str, np.ndarray]:
         """(N,) losses by final predictor, NaN where a record has no target."""
 
-    def cost(self, modules: Sequence[str]) -> float:
-        """Share of a full evaluation that other weights of these modules cost."""
+    def cost(self, modules: Sequence[str], *, first: Modules) -> float:
+        """Share of a full evaluation that other weights of these modules cost; of `first`, if none was made before."""
 
     @property
     def evaluations(self) -> float:
@@ -89,8 +86,7 @@ class Search:
 
     def cost(self, modules: Sequence[str]) -> float:
         """Share of a full evaluation that other weights of these modules cost; one is made if none was before."""
-        self.evaluator.start(self.best_single)
-        return self.evaluator.cost(modules)
+        return self.evaluator.cost(modules, first=self.best_single)
 
     def is_known(self, modules: Modules) -> bool:
         """Whether a model was evaluated before in this search."""

@@ -58,14 +58,11 @@ class Additive:
     def confirm_N(self, choice: Modules) -> np.ndarray:
         return self.all_losses_N(choice)[self.num_records :]
 
-    def start(self, choice: Modules) -> None:
-        pass
-
     def losses(self, choice: Modules, *, base: Modules | None = None) -> dict[str, np.ndarray]:
         self.evaluations += 1
         return {FINAL: self.all_losses_N(choice)[: self.num_records]}
 
-    def cost(self, modules: Sequence[str]) -> float:
+    def cost(self, modules: Sequence[str], *, first: Modules) -> float:
         return min(1.0, sum(self.costs[name] for name in modules))
 
     def problem(self, *, own: bool = False) -> SelectionProblem:

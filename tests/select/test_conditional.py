@@ -1,6 +1,7 @@
 """Cached losses are the losses; only what a change reaches is computed; the cache keeps to its bound."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +76,16 @@ def test_without_matrix_products_all_nodes_cost_the_same() -> None:
             return {"x": total if node == "join" else total + self.weights[node].sum()}
 
     found = evaluator(Sums())
-    found.start(everywhere(1))
+    price = found.cost(["a"], first=everywhere(1))
     assert found.evaluations == 1
     found.losses({**everywhere(1), "a": single(2)})
-    assert found.cost(["a"]) == pytest.approx(1 / len(WIRING)) == pytest.approx(found.evaluations - 1)
+    assert price == pytest.approx(1 / len(WIRING)) == pytest.approx(found.evaluations - 1)
 
 
 def test_a_swap_runs_the_module_and_what_is_below_it_once() -> None:
     model = Toy()
     cached = evaluator(model)
+    cost = partial(cached.cost, first=everywhere(1))
     cached.losses(everywhere(1))
     assert model.ran == list(WIRING) and cached.evaluations == 1
     for module, expected in (("b", ["b"]), ("right", ["right", "join", "a", "b"]), ("base", list(WIRING))):
@@ -92,13 +94,13 @@ def test_a_swap_runs_the_module_and_what_is_below_it_once() -> None:
         before = cached.evaluations
         cached.losses(swapped, base=everywhere(1))
         assert sorted(model.ran) == sorted(expected)
-        assert cached.evaluations - before == pytest.approx(cached.cost([module]))
+        assert cached.evaluations - before == pytest.approx(cost([module]))
         model.ran.clear()
         cached.losses(swapped)
         assert model.ran == []
     # Five modules of one size; what only adds costs nothing.
-    assert cached.cost(["b"]) == pytest.approx(1 / 5) and cached.cost(["left"]) == pytest.approx(3 / 5)
-    assert cached.cost(["a", "b"]) == pytest.approx(2 / 5) and cached.cost(MODULES) == pytest.approx(1)
+    assert cost(["b"]) == pytest.approx(1 / 5) and cost(["left"]) == pytest.approx(3 / 5)
+    assert cost(["a", "b"]) == pytest.approx(2 / 5) and cost(MODULES) == pytest.approx(1)
 
 
 def test_a_module_that_cannot_be_read_ends_the_evaluation() -> None:
