@@ -12,7 +12,7 @@ from redheart.core.errors import BadInput, names_text, one_line
 from redheart.custom.losses import RecordLosses, check_takes_batch, sums_and_counts
 from redheart.custom.models import checked_parts, found_parts, refuse_unfit
 from redheart.custom.records import Batch, Collate, Records, pad_alike
-from redheart.data.loader import epoch_order
+from redheart.data.loader import epoch_order, split
 from redheart.train.device.out_of_memory import in_parts
 from redheart.train.draws import drawn
 from redheart.train.learner import MicroLoss, Validation
@@ -157,12 +157,11 @@ class TensorLearner:
             losses = drawn(lambda: self._losses(module, records, part), self.seed, "validation", int(part[0]))
             return np.stack([item.float().cpu().numpy() for item in losses if item is not None])
 
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        parts = split([rows], size)
         done = in_parts(parts, work)
-        sizes, whole = [item.shape[1] for item in done], [len(part) for part in parts if len(part) == len(parts[0])]
-        if sizes[: len(whole)] != whole:
+        if len(done) > len(parts):
             # Memory ran out: the next validation need not find that out again. The last batch may be a rest.
-            self._largest_batch = sizes[-2]
+            self._largest_batch = done[-2].shape[1]
         found = np.concatenate(done, axis=1)
         return found[0], found[1] if len(found) > 1 else None
 
