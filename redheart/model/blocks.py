@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from redheart.model.dims import num_heads
+
 
 class Attention(nn.Module):
     """Multi-head attention of a sequence to a context (to itself, if the context is the sequence).
@@ -20,21 +22,16 @@ class Attention(nn.Module):
     Source: Vaswani et al. 2017; rotary positions: Su et al. 2021.
     """
 
-    def __init__(self, width: int, *, heads: int, query_width: int | None = None, context_width: int | None = None):
+    def __init__(self, width: int, *, query_width: int | None = None, context_width: int | None = None):
         super().__init__()
-        self.heads = heads
+        self.heads = num_heads(width)
         self.query = nn.Linear(query_width or width, width, bias=False)
         self.key = nn.Linear(context_width or width, width, bias=False)
         self.value = nn.Linear(context_width or width, width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(
-        self,
-        queries_BND: Tensor,
-        context_BNC: Tensor,
-        *,
-        bias_B11N: Tensor | None = None,
-        turn: "Turn | None" = None,
+        self, queries_BND: Tensor, context_BNC: Tensor, *, bias_B11N: Tensor | None = None, turn: "Turn | None" = None
     ) -> Tensor:
         """Attend; `bias_B11N` says where the context may be read, `turn` what positions turn queries and keys by."""
         query_BHNK = self._split(self.query(queries_BND))
@@ -133,10 +130,10 @@ class MixtureOfExperts(nn.Module):
 class AttentionPool(nn.Module):
     """Learned queries that read a context: (B, N, C) -> (B, Q, D)."""
 
-    def __init__(self, width: int, *, queries: int, heads: int, context_width: int):
+    def __init__(self, width: int, *, queries: int, context_width: int):
         super().__init__()
         self.queries = nn.Parameter(torch.empty(queries, width))
-        self.attention = Attention(width, heads=heads, context_width=context_width)
+        self.attention = Attention(width, context_width=context_width)
 
     def forward(self, context_BNC: Tensor, *, bias_B11N: Tensor | None = None) -> Tensor:
         attention = self.attention
@@ -195,11 +192,11 @@ def ask(query_HQK: Tensor, key_DC: Tensor, value_DC: Tensor, context_BNC: Tensor
 class Layer(nn.Module):
     """Pre-norm transformer layer: self-attention, then feed-forward, each added to the residual stream."""
 
-    def __init__(self, width: int, *, heads: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, width: int, *, hidden: int, dropout: float = 0.0):
         super().__init__()
         self.checkpointing = False
         self.attention_norm = nn.RMSNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads=heads)
+        self.attention = Attention(width)
         self.forward_norm = nn.RMSNorm(width, eps=1e-6)
         self.feed_forward = FeedForward(width, hidden=hidden)
         self.dropout = nn.Dropout(dropout)

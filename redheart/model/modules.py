@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from redheart.core.config import FEATURE_WIDTH
-from redheart.model.blocks import (
-    Attention,
-    AttentionPool,
-    FeedForward,
-    Layer,
-    MixtureOfExperts,
-    pooled,
-    turn_of,
-)
+from redheart.model.blocks import Attention, AttentionPool, FeedForward, Layer, MixtureOfExperts, pooled, turn_of
 from redheart.model.dims import TASKS, HeadDims, ModelDims, ReaderDims, num_heads
 
 
@@ -28,16 +20,12 @@ class Backbone(nn.Module):
 
     def __init__(self, dims: ModelDims):
         super().__init__()
-        width, heads = dims.width, num_heads(dims.width)
-        self.head_width = width // heads
+        width = dims.width
+        self.head_width = width // num_heads(width)
         self.project = nn.Linear(FEATURE_WIDTH, width)
-        self.layers = nn.ModuleList(
-            Layer(width, heads=heads, hidden=dims.hidden, dropout=dims.dropout) for _ in range(dims.layers)
-        )
+        self.layers = nn.ModuleList(Layer(width, hidden=dims.hidden, dropout=dims.dropout) for _ in range(dims.layers))
         self.token_norm = nn.RMSNorm(width, eps=1e-6)
-        self.pools = nn.ModuleDict(
-            {task: AttentionPool(width, queries=1, heads=heads, context_width=width) for task in TASKS}
-        )
+        self.pools = nn.ModuleDict({task: AttentionPool(width, queries=1, context_width=width) for task in TASKS})
         self.pool_norm = nn.RMSNorm(width, eps=1e-6)
         self.pool_gain = nn.Parameter(torch.empty(len(TASKS)))
 
@@ -56,11 +44,8 @@ class NeuralAnalyzer(nn.Module):
 
     def __init__(self, dims: ReaderDims, *, states_width: int, outputs: int, dropout: float):
         super().__init__()
-        heads = num_heads(dims.width)
-        self.read = AttentionPool(dims.width, queries=dims.queries, heads=heads, context_width=states_width)
-        self.layers = nn.ModuleList(
-            Layer(dims.width, heads=heads, hidden=dims.hidden, dropout=dropout) for _ in range(dims.layers)
-        )
+        self.read = AttentionPool(dims.width, queries=dims.queries, context_width=states_width)
+        self.layers = nn.ModuleList(Layer(dims.width, hidden=dims.hidden, dropout=dropout) for _ in range(dims.layers))
         self.norm = nn.RMSNorm(dims.width, eps=1e-6)
         self.expert = nn.Linear(dims.width, states_width, bias=False)
         self.predict = nn.Linear(dims.width, outputs)
@@ -79,7 +64,7 @@ class NeuralEmotionAnalyzer(NeuralAnalyzer):
 
     def __init__(self, dims: ReaderDims, *, states_width: int, outputs: int, dropout: float):
         super().__init__(dims, states_width=states_width, outputs=outputs, dropout=dropout)
-        self.trace = Attention(dims.width, heads=num_heads(dims.width), query_width=states_width)
+        self.trace = Attention(dims.width, query_width=states_width)
         self.trace_norm = nn.RMSNorm(dims.width, eps=1e-6)
 
     def trajectory(self, states_BSW: Tensor, thoughts_BQD: Tensor) -> Tensor:
@@ -171,7 +156,7 @@ class EmpathyLearner(nn.Module):
     def __init__(self, dims: ModelDims):
         super().__init__()
         width = dims.empathy_width
-        self.pool = AttentionPool(width, queries=1, heads=num_heads(width), context_width=dims.width)
+        self.pool = AttentionPool(width, queries=1, context_width=dims.width)
         self.expert = nn.Linear(width, dims.width, bias=False)
 
     def forward(self, experts_BPW: Tensor) -> Tensor:
@@ -185,7 +170,7 @@ class CommunityNetwork(nn.Module):
         super().__init__()
         width = dims.community_width
         self.enter = nn.Linear(dims.width, width, bias=False)
-        self.layer = Layer(width, heads=num_heads(width), hidden=dims.community_hidden, dropout=dims.dropout)
+        self.layer = Layer(width, hidden=dims.community_hidden, dropout=dims.dropout)
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.expert = nn.Linear(width, dims.width, bias=False)
 
@@ -203,8 +188,7 @@ class Trunk(nn.Module):
         self.kinds = nn.Parameter(torch.empty(num_vectors + 1, width))
         self.registers = nn.Parameter(torch.empty(dims.trunk_registers, width))
         self.layers = nn.ModuleList(
-            Layer(width, heads=num_heads(width), hidden=dims.trunk_hidden, dropout=dims.dropout)
-            for _ in range(dims.trunk_layers)
+            Layer(width, hidden=dims.trunk_hidden, dropout=dims.dropout) for _ in range(dims.trunk_layers)
         )
         self.norm = nn.RMSNorm(width, eps=1e-6)
 
@@ -223,7 +207,7 @@ class Head(nn.Module):
 
     def __init__(self, dims: HeadDims, *, width: int, outputs: int):
         super().__init__()
-        self.attention = Attention(width, heads=num_heads(width))
+        self.attention = Attention(width)
         self.mixture_norm = nn.RMSNorm(width, eps=1e-6)
         self.mixture = MixtureOfExperts(width, hidden=dims.hidden, experts=dims.experts)
         self.norm = nn.RMSNorm(width, eps=1e-6)

@@ -121,10 +121,7 @@ class RedHeart(nn.Module):
         if part == "advanced":
             neural, backbone = read[f"neural.{task}"], read["backbone"]
             expert_BW, prediction_BO = module(
-                backbone["states"],
-                backbone["readable"],
-                expert_BW=neural["expert"],
-                prediction_BO=neural["prediction"],
+                backbone["states"], backbone["readable"], expert_BW=neural["expert"], prediction_BO=neural["prediction"]
             )
             return {"expert": expert_BW, "prediction": prediction_BO}
         if node == "signal.dsp":

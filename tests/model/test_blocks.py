@@ -26,8 +26,8 @@ def test_few_queries_read_what_the_textbook_s_attention_reads(heads, queries, po
     torch.manual_seed(seed)
     context = torch.randn(3, 9, 12, dtype=torch.float64, requires_grad=True)
     bias = readable(torch.tensor([[True] * 9, [True] * 4 + [False] * 5, [True] + [False] * 8]), like=context)
-    made = _drawn([AttentionPool(16, queries=queries, heads=heads, context_width=12) for _ in range(pools)])
-    one = _drawn([AttentionPool(16, queries=1, heads=heads, context_width=12) for _ in range(pools)])
+    made = _drawn([AttentionPool(64 * heads, queries=queries, context_width=12) for _ in range(pools)])
+    one = _drawn([AttentionPool(64 * heads, queries=1, context_width=12) for _ in range(pools)])
     ways = []
     for few in (True, False):
         with pytest.MonkeyPatch.context() as patch:
@@ -41,9 +41,9 @@ def test_few_queries_read_what_the_textbook_s_attention_reads(heads, queries, po
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("queries", "wanted"), [(2, []), (8, ["key", "value"])])
+@pytest.mark.parametrize(("queries", "wanted"), [(2, []), (64, ["key", "value"])])
 def test_keys_and_values_of_the_context_are_made_where_the_queries_are_many(queries: int, wanted: list[str]) -> None:
-    pool = AttentionPool(16, queries=queries, heads=2, context_width=12)
+    pool = AttentionPool(128, queries=queries, context_width=12)
     torch.nn.init.normal_(pool.queries)
     made: list[str] = []
     for name in ("key", "value"):
