@@ -199,13 +199,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 def plan_pretrained(
-    source: str,
-    train: TrainConfig,
-    *,
-    seq_len_tokens: int,
-    epochs: int,
-    freeze: Sequence[str] = (),
-    **limits: Any,
+    source: str, train: TrainConfig, *, seq_len_tokens: int, epochs: int, freeze: Sequence[str] = (), **limits: Any
 ) -> tuple[Choice, ModelFacts]:
     """Plan the training of a model from its configuration; weights are neither read nor allocated.
 

@@ -75,10 +75,8 @@ def spread_epochs(epochs: Sequence[int], best: int, *, number: int) -> tuple[int
 
 
 def _line(search: Search, ends: tuple[int, int], end_scores: tuple[float, float]) -> Line:
-    inner = []
-    for share in SHARES:
-        blend = weighted({ends[0]: 1 - share, ends[1]: share})
-        inner.append(float(search.scores_N(search.everywhere(blend)).mean()))
+    blends = [weighted({ends[0]: 1 - share, ends[1]: share}) for share in SHARES]
+    inner = [float(search.scores_N(search.everywhere(blend)).mean()) for blend in blends]
     shares, scores = [0.0, *SHARES, 1.0], [end_scores[0], *inner, end_scores[1]]
     straight = np.interp(shares, [0.0, 1.0], end_scores)
     rise = float(np.max(np.array(scores) - straight))
