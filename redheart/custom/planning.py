@@ -100,7 +100,11 @@ def set_checkpointing(model: Any, is_on: bool) -> None:
         BadInput: it has none.
     """
     way = next((name for name in ("activation", "gradient") if hasattr(model, f"{name}_checkpointing_enable")), None)
-    if way is None:
+    if not is_on:
+        getattr(model, f"{way}_checkpointing_disable")()
+        return
+    # Every model of transformers has the method, and of some it raises.
+    if way is None or not getattr(model, "supports_gradient_checkpointing", True):
         raise BadInput(
             "this model has no checkpointing of its own",
             where="TrainConfig.checkpointing",
@@ -108,12 +112,8 @@ def set_checkpointing(model: Any, is_on: bool) -> None:
             expected="gradient_checkpointing_enable, as models of transformers have it",
             hint="call torch.utils.checkpoint in its forward, and leave checkpointing False",
         )
-    if is_on:
-        # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
-        how = {f"{way}_checkpointing_kwargs": {"use_reentrant": False}}
-        getattr(model, f"{way}_checkpointing_enable")(**how)
-    else:
-        getattr(model, f"{way}_checkpointing_disable")()
+    # The other way gives no gradients where the first block's inputs have none, as behind frozen embeddings.
+    getattr(model, f"{way}_checkpointing_enable")(**{f"{way}_checkpointing_kwargs": {"use_reentrant": False}})
 
 
 def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:

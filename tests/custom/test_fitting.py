@@ -13,13 +13,14 @@ import kinds
 import numpy as np
 import pytest
 import torch
+import transformers
 from launching import start_by_hand
 from torch import Tensor, nn
 
 from redheart.core.config import SelectConfig, TrainConfig
 from redheart.core.errors import BadInput, Diverged
 from redheart.core.files import write_json
-from redheart.custom import TensorLearner, choose, fit, plan, training
+from redheart.custom import TensorLearner, choose, fit, plan, token_losses, training
 from redheart.custom.training import VALIDATION
 from redheart.snapshots.module_snapshots import list_snapshots
 from redheart.snapshots.states import newest_state
@@ -193,6 +194,20 @@ def test_checkpointing_is_the_models_own_and_is_planned() -> None:
     assert activations[True] < activations[False]
     training.set_checkpointing(made.model, True)
     assert all(layer.gradient_checkpointing for layer in made.model.model.layers)
+
+
+def test_a_model_of_transformers_that_cannot_checkpoint_is_refused(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**sizes))
+    train, validation = (kinds.part(kinds.TEXTS, rows) for rows in (slice(64), slice(64, None)))
+    made = learner(model, token_losses, train=train, validation=validation)
+    config = dataclasses.replace(PLAIN, checkpointing=True)
+    for go in (
+        lambda: plan(made, config, vram_bytes=8 << 30),
+        lambda: fit(made, config, tmp_path, epochs=1, learning_rate=1e-2),
+    ):
+        with pytest.raises(BadInput, match="no checkpointing of its own"):
+            go()
 
 
 def test_a_run_of_so_many_steps_warms_up_decays_and_ends_with_a_snapshot(tmp_path: Path) -> None:
