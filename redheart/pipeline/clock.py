@@ -182,6 +182,8 @@ class ClockLanes:
 
 WAITS = {Lane.LAUNCH: "launches", Lane.COMPUTE: "card", Lane.OUT: "bus", Lane.HOST: "host", Lane.IN: "bus"}
 """What a step waits for whose busiest lane is this."""
+MOST_SIMULATED = 256
+"""Micro-batches of a step; each one behind them takes as long as the one before it."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,15 @@ def simulate(
     A pass's time is divided by the elements of its modules, which are in the order of the forward pass; `ring_bytes` is
     page-locked memory for slots.
     """
+    more = passes.micro_batches - MOST_SIMULATED
+    if more > 0:
+        some, most = (
+            simulate(modules, machine, replace(passes, micro_batches=number), ring_bytes=ring_bytes, steps=steps)
+            for number in (MOST_SIMULATED // 2, MOST_SIMULATED)
+        )
+        times = more / (MOST_SIMULATED // 2)
+        busy_s = {lane: busy_s + times * (busy_s - some.busy_s[lane]) for lane, busy_s in most.busy_s.items()}
+        return StepTimes(most.step_s + times * (most.step_s - some.step_s), busy_s, most.timeline)
     total, lanes = sum(modules.values()), ClockLanes(machine)
     step = OffloadStep(cut(modules), lanes, ring_bytes=ring_bytes, accumulates=passes.micro_batches > 1)
     shares = {name: elements / total for name, elements in modules.items() if elements}

@@ -1,5 +1,6 @@
 """The order of a step: nothing is read before it is written or overwritten before it is read, and no lane idles."""
 
+import dataclasses
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorder import Race, RecordingLanes
 
+from redheart.pipeline import clock
 from redheart.pipeline.bucket import by_module, cut
-from redheart.pipeline.clock import Machine, Passes, simulate
+from redheart.pipeline.clock import Machine, Passes, StepTimes, simulate
 from redheart.pipeline.lanes import Lane
 from redheart.pipeline.step import OffloadStep
 
@@ -115,6 +117,24 @@ def test_no_lane_does_two_things_at_once_and_no_step_beats_the_chain(
         assert all(one.end_s <= two.start_s for one, two in pairwise(of_lane))
         assert times.busy_s[lane] <= times.step_s * (1 + 1e-9)
     assert times.step_s >= floor_s(FULL, machine, passes) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("ring_mib", [32, 2048])
+def test_a_step_of_very_many_micro_batches_is_as_if_all_were_simulated(
+    ring_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question with `--effective-batch 1000000` has an answer."""
+
+    def times(micro_batches: int) -> StepTimes:
+        passes = dataclasses.replace(GRAPHED, micro_batches=micro_batches)
+        return simulate(FULL, H200, passes, ring_bytes=ring_mib << 20, steps=2)
+
+    found = times(3 * clock.MOST_SIMULATED)
+    assert times(10**6).step_s > 1000 * found.step_s
+    monkeypatch.setattr(clock, "MOST_SIMULATED", 10**6)
+    whole = times(768)
+    assert found.step_s == pytest.approx(whole.step_s, rel=1e-6)
+    assert found.busy_s == pytest.approx(whole.busy_s, rel=1e-6)
 
 
 def test_a_smaller_ring_costs_the_host_what_it_drains() -> None:
