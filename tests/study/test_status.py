@@ -172,12 +172,3 @@ def test_the_command_prints_text_or_json_and_refuses_no_run(tmp_path: Path) -> N
     assert (told["state"], told["losses"]["validation"]) == ("finished", 0.25)
     none = redheart("status", tmp_path / "none")
     assert none.returncode == 2 and "no run in this folder" in none.stderr
-
-
-def test_events_are_told_in_words_with_units(tmp_path: Path) -> None:
-    lines = lines_of_a_run(epochs=1, of=2)
-    lines.insert(1, {"event": "host_memory", "step": 1, "optimizer_bytes": {"masters": 3 << 20, "staging": 0}})
-    lines.insert(2, {"event": "estimate", "step_s": 0.5, "epoch_end_s": None, "error_percent": -5.43})
-    *_, memory, estimate = shown(read_status(write(tmp_path, lines), CONFIG, now=NOW)).splitlines()
-    assert memory.strip() == "host memory  step 1, optimizer: masters 3.0 MiB, staging 0.0 MiB"
-    assert estimate.strip() == "estimate  step 0.5 s, error -5.43 %"

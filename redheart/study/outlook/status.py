@@ -11,10 +11,10 @@ import msgspec
 from redheart.core.config import StudyConfig, SweepConfig
 from redheart.core.files import is_sealed
 from redheart.core.progress import duration_text
-from redheart.core.units import GIB, MIB
+from redheart.core.units import GIB
 from redheart.report.best_epochs import best_epochs_text
 from redheart.study.run_folder import RunFolder, load
-from redheart.train.log.events import Event, watched_events
+from redheart.train.log.events import watched_events
 
 SILENT_S = 120.0
 """A run that has written nothing for this long, or for ten of its steps, is not called running."""
@@ -95,18 +95,16 @@ class RunStatus(msgspec.Struct, frozen=True):
     time_left_s: float | None = None
     memory_bytes: dict[str, int] = {}
     """Of host and device, now and at their peak."""
-    last_events: list[str] = []
 
 
 def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None = None) -> RunStatus:
     """Read the files of a run; a line that is being written, or is damaged, is passed over."""
     now = now or datetime.now(UTC)
-    events = watched_events(folder.train / "events.jsonl")
-    entries, samples = _entries(events), _entries(watched_events(folder.train / "samples.jsonl"))
+    entries, samples = (_entries(folder.train / name) for name in ("events.jsonl", "samples.jsonl"))
     trials: list[TrialStatus] = []
     of_trial: list[_Entry] = []
     for rate in config.sweep.rates:
-        found = _entries(watched_events(folder.trial(rate) / "events.jsonl"))
+        found = _entries(folder.trial(rate) / "events.jsonl")
         losses = [entry.val_loss for entry in found if entry.event == "epoch"]
         stopped = [entry.what for entry in found if entry.event == "stopped"]
         if folder.trial(rate).exists():
@@ -139,9 +137,9 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
     by_kind = {"last step": step.loss, "training": epoch.train_loss, "validation": epoch.val_loss}
     sizes = {
         "host": sample.host_rss_bytes,
-        "host peak": max((entry.host_rss_peak_bytes or 0 for entry in epochs), default=0) or None,
+        "host peak": max((entry.host_rss_peak_bytes or 0 for entry in epochs), default=0),
         "device": sample.device_used_bytes,
-        "device peak": max((entry.device_peak_bytes or 0 for entry in epochs), default=0) or None,
+        "device peak": max((entry.device_peak_bytes or 0 for entry in epochs), default=0),
     }
     return RunStatus(
         state,
@@ -159,16 +157,14 @@ def read_status(folder: RunFolder, config: StudyConfig, *, now: datetime | None 
         step_s=step_s or None,
         samples_per_s=start.effective_batch / step_s if step_s else None,
         time_left_s=_time_left(entries, now, least_s=step_s * (num_steps - step.step)) if state == "running" else None,
-        memory_bytes={name: size for name, size in sizes.items() if size is not None},
-        last_events=[_line(event) for event in events if event["event"] not in ("step", "epoch", "chosen")][-5:],
+        memory_bytes={name: size for name, size in sizes.items() if size},
     )
 
 
 def status_of(root: Path) -> RunStatus:
     """Of a study, or of a run of one's own model: its log lies in the folder itself, and it has no other phases.
 
-    Raises:
-        BadInput: there is no run in this folder.
+    Raises as `load`.
     """
     folder = RunFolder(root)
     if is_sealed(folder.config) or not (root / "events.jsonl").is_file():
@@ -201,7 +197,7 @@ def status_lines(status: RunStatus) -> list[str]:
             rows["speed"] = f"{status.step_s:.2f} s a step, {status.samples_per_s:.1f} records a second"
         rows["memory"] = ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in status.memory_bytes.items())
     width = max(map(len, rows)) + 2
-    return [*(f"{name:<{width}}{text}" for name, text in rows.items() if text), *status.last_events]
+    return [f"{name:<{width}}{text}" for name, text in rows.items() if text]
 
 
 def _state(
@@ -231,29 +227,10 @@ def _time_left(entries: Sequence[_Entry], now: datetime, *, least_s: float) -> f
     return None
 
 
-def _entries(events: Sequence[Event]) -> list[_Entry]:
-    """The events that hold what is read of them."""
+def _entries(path: Path) -> list[_Entry]:
+    """The events of a log that hold what is read of them."""
     found = []
-    for event in events:
+    for event in watched_events(path):
         with suppress(msgspec.ValidationError):
             found.append(msgspec.convert(event, _Entry))
     return found
-
-
-def _line(event: Event) -> str:
-    fields = {name: value for name, value in event.items() if name not in ("event", "time_utc", "key")}
-    shown = [_told(name, value) for name, value in fields.items() if value is not None]
-    return "  ".join([str(event.get("time_utc", ""))[11:19], str(event["event"]).replace("_", " "), ", ".join(shown)])
-
-
-def _told(name: str, value: object) -> str:
-    """A field of an event in words, with the unit that its name ends in."""
-    unit = next((unit for unit in ("bytes", "s", "percent") if name.endswith(f"_{unit}")), "")
-    words = name.removesuffix(f"_{unit}").replace("_", " ")
-    if isinstance(value, dict):
-        parts = {f"{part}_{unit}" if unit else str(part): of for part, of in value.items()}
-        return f"{words}: " + ", ".join(_told(part, of) for part, of in parts.items())
-    if unit == "bytes" and isinstance(value, int):
-        return f"{words} {value / MIB:,.1f} MiB"
-    text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
-    return f"{words} {text}{ {'s': ' s', 'percent': ' %'}.get(unit, '') }"
