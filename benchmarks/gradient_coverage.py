@@ -28,8 +28,8 @@ def coverage(config: StudyConfig, *, micro_batch: int) -> dict[str, object]:
         phases.new_model(config, study.prepared),
         study.prepared,
         study.features,
+        config.train,
         seed=config.seed,
-        micro_batch=micro_batch,
     )
     rows = learner.epoch_rows(0)[: config.train.effective_batch]
     start_s = time.perf_counter()

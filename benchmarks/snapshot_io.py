@@ -108,9 +108,7 @@ def save_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = study(options, epochs=1, out=folder / "save")
     data = phases.open_study(config, RunFolder(folder))
     model = phases.new_model(config, data.prepared)
-    learner = EmotionLearner(
-        model, data.prepared, data.features, seed=0, micro_batch=config.train.micro_batch, value_weight=1.0
-    )
+    learner = EmotionLearner(model, data.prepared, data.features, config.train, seed=0)
     engine = start_engine(model, config.train)
     rows = learner.epoch_rows(0)[: config.train.effective_batch]
     engine.backward(learner.loss(engine.module, rows, step_rows=rows).total, last=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redheart.core.config import StudyConfig
+from redheart.core.config import StudyConfig, TrainConfig
 from redheart.core.ranks import launched
 from redheart.data.features import FeatureCache
 from redheart.data.loader import epoch_order, kept_channels, load_features
@@ -25,6 +25,7 @@ from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
 from redheart.train.device.compiled_norms import compile_norms
+from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.halves import Halves, by_length
 from redheart.train.learner import MicroLoss, Validation
 
@@ -62,9 +63,9 @@ def computes_in_halves(config: StudyConfig) -> bool:
 
 
 class EmotionLearner:
-    """Implements `redheart.train.learner.Learner`; with `pinned`, a CUDA device gets batches without a wait.
+    """Implements `redheart.train.learner.Learner`.
 
-    Texts are padded to a multiple of `length_step` tokens there.
+    On a CUDA device, batches for a pipeline are page-locked, and texts for graphs padded to a few lengths.
     """
 
     def __init__(
@@ -72,23 +73,18 @@ class EmotionLearner:
         model: RedHeart,
         prepared: Prepared,
         features: FeatureCache,
+        train: TrainConfig,
         *,
         seed: int,
-        micro_batch: int,
-        value_weight: float = 1.0,
-        feature_dropout: float = 0.0,
         halves: bool = False,
-        pinned: bool = False,
-        length_step: int = 1,
     ) -> None:
         self.model: nn.Module = model
         self._outputs = model.dims.outputs
-        self._prepared, self._features = prepared, features
-        self._seed, self._micro_batch, self._value_weight = seed, micro_batch, value_weight
-        self._feature_dropout, self._halves = feature_dropout, Halves() if halves else None
+        self._prepared, self._features, self._train, self._seed = prepared, features, train, seed
         self._module_names, self._parameters = module_names(model), list(model.parameters())
-        self._length_step = length_step if torch.cuda.is_available() else 1
-        self._pinned = pinned and torch.cuda.is_available()
+        self._length_step = LENGTH_STEP if train.graphs and torch.cuda.is_available() else 1
+        self._pinned = train.pipeline and torch.cuda.is_available()
+        self._halves = Halves() if halves else None
         if halves:
             compile_norms(model)
         self._batches = _Ahead(self._read, parts=2 if halves else 1)
@@ -105,7 +101,7 @@ class EmotionLearner:
         first = next(self.model.parameters())
         step_counts_K = task_counts(torch.from_numpy(self._prepared.mask_NT[step_rows]), self._outputs)
         step_counts_K = step_counts_K.to(first.device, non_blocking=self._pinned)
-        share = self._feature_dropout if self.model.training else 0.0
+        share = self._train.feature_dropout if self.model.training else 0.0
         kept_B1D = kept_channels(len(read), share, like=first) if share else None
 
         def loss_of(records: np.ndarray | slice, network: nn.Module) -> MicroLoss:
@@ -119,7 +115,7 @@ class EmotionLearner:
                 target_mask_BT & (not is_empty),
                 outputs=self._outputs,
                 step_counts_K=step_counts_K,
-                value_weight=self._value_weight,
+                value_weight=self._train.value_weight,
             )
             counts = {name: terms.counts_K[TASKS.index(task_of(name))] for name in terms.sums}
             return MicroLoss(terms.total, terms.sums, counts)
@@ -152,12 +148,12 @@ class EmotionLearner:
 
     def mean_losses(self, sums: dict[str, float], counts: dict[str, float]) -> tuple[float, dict[str, float]]:
         means = {name: sums[name] / counts[name] for name in sums if counts[name] > 0}
-        total = total_loss(dict.fromkeys(sums, 0.0) | means, value_weight=self._value_weight)
+        total = total_loss(dict.fromkeys(sums, 0.0) | means, value_weight=self._train.value_weight)
         return total, {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
 
     def validate(self, module: nn.Module) -> Validation:
         rows = np.concatenate([self._prepared.split[part] for part in VALIDATION_PARTS])
-        outputs = predict_rows(module, self._features, rows, micro_batch=self._micro_batch)
+        outputs = predict_rows(module, self._features, rows, micro_batch=self._train.micro_batch)
         losses_N = predictor_losses(outputs, self._prepared, rows)
         means = {name: float(np.nanmean(losses)) for name, losses in losses_N.items() if not np.isnan(losses).all()}
         tasks = {task_of(name): value for name, value in means.items() if name.startswith("heads.")}
@@ -172,7 +168,7 @@ class EmotionLearner:
                 "accuracy": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=False).mean()),
                 "accuracy_tie": float(metrics.hits(logits_NC, targets_NC, tie_tolerant=True).mean()),
             }
-        total = total_loss(dict.fromkeys(losses_N, 0.0) | means, value_weight=self._value_weight)
+        total = total_loss(dict.fromkeys(losses_N, 0.0) | means, value_weight=self._train.value_weight)
         return Validation(total, tasks, means, found, outputs)
 
 

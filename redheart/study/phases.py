@@ -26,7 +26,6 @@ from redheart.model.network import RedHeart, build
 from redheart.study.learner import EmotionLearner, computes_in_halves
 from redheart.study.outlook import timings
 from redheart.study.run_folder import RunFolder
-from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.log.display import TrainingDisplay
 from redheart.train.log.events import Event, EventSink, read_events
 from redheart.train.log.wandb_sink import open_wandb, wandb_mode
@@ -190,13 +189,9 @@ def new_learner(study: Study) -> EmotionLearner:
         new_model(config, study.prepared),
         study.prepared,
         study.features,
+        config.train,
         seed=config.seed,
-        micro_batch=config.train.micro_batch,
-        value_weight=config.train.value_weight,
-        feature_dropout=config.train.feature_dropout,
         halves=computes_in_halves(config),
-        pinned=config.train.pipeline,
-        length_step=LENGTH_STEP if config.train.graphs else 1,
     )
 
 

@@ -28,10 +28,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Prepared, FeatureCac
     return prepared, make_features(prepared.records, config=config, root=folder / "features", fit=folder / "fit")
 
 
-def learner_of(data: tuple[Prepared, FeatureCache], **more: Any) -> EmotionLearner:
+def learner_of(data: tuple[Prepared, FeatureCache], *, halves: bool = False, **train: Any) -> EmotionLearner:
     prepared, features = data
     model = build(preset("tiny", outputs=prepared.inventory.outputs), seed=0)
-    return EmotionLearner(model, prepared, features, seed=0, micro_batch=8, **more)
+    return EmotionLearner(model, prepared, features, TrainConfig(micro_batch=8, **train), seed=0, halves=halves)
 
 
 def loss_of(learner: EmotionLearner, rows: np.ndarray) -> float:

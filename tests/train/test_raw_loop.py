@@ -23,7 +23,7 @@ def open_study(config: StudyConfig) -> phases.Study:
 
 def learner_of(study: phases.Study) -> EmotionLearner:
     model, config = phases.new_model(study.config, study.prepared), study.config
-    return EmotionLearner(model, study.prepared, study.features, seed=config.seed, micro_batch=config.train.micro_batch)
+    return EmotionLearner(model, study.prepared, study.features, config.train, seed=config.seed)
 
 
 def test_training_gives_the_weights_of_the_raw_loop(tmp_path: Path) -> None:
