@@ -4,15 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from redheart.cli.options import Flag, answer, parse, print_json
-from redheart.core.config import FeatureConfig, Preset, StudyConfig, resolved
+from redheart.core.config import FeatureConfig, Preset, StudyConfig, TrainConfig, resolved
 
 if TYPE_CHECKING:
-    from redheart.core.config import TrainConfig
     from redheart.memory.cards import Card
     from redheart.train.choice import Choice
 
@@ -58,7 +57,7 @@ class PlanOptions:
     """For the time of all steps and the disk of the snapshots."""
     checkpointing: Flag = False
     """Recompute activations in the backward pass; without a --micro-batch both ways are tried."""
-    card_share: str = "0"
+    card_share: float | Literal["auto"] = 0.0
     """Share of the optimizer on the card, 0 to 1; `auto` takes what there is room for. No card has run it yet."""
     pipeline: Annotated[Flag, tyro.conf.arg(aliases=["--train.pipeline"])] = False
     """The step as a pipeline. Not measured on a card."""
@@ -94,16 +93,13 @@ def model(arguments: Sequence[str]) -> None:
 def plan(arguments: Sequence[str]) -> None:
     options = parse(PlanOptions, arguments, "plan")
 
-    from redheart.core.config import TrainConfig
     from redheart.core.errors import BadInput
     from redheart.memory import cards
     from redheart.memory.plan import COMFORT_SHARE
     from redheart.study.outlook import plan_output, planning
 
-    for name, value in (("--ranks", options.ranks), ("--epochs", options.epochs)):
-        if value < 1:
-            raise BadInput("out of range", where=name, got=value, expected="1 or more")
-    card_share = planning.parse_share(options.card_share)
+    if options.ranks < 1:
+        raise BadInput("out of range", where="--ranks", got=options.ranks, expected="1 or more")
     card = cards.find(options.card) if options.card is not None else None
     vram_bytes = planning.parse_bytes(options.vram) if options.vram else card.memory_bytes if card else 8 << 30
     reserve_bytes = planning.parse_bytes(options.reserve, least_bytes=0)
@@ -116,18 +112,24 @@ def plan(arguments: Sequence[str]) -> None:
         effective_batch=options.effective_batch,
         micro_batch=options.micro_batch,
         checkpointing=options.checkpointing,
-        card_share=0.0 if card_share == "auto" else card_share,
+        card_share=0.0 if options.card_share == "auto" else options.card_share,
         pipeline=options.pipeline,
         graphs=options.graphs,
     )
+    # A model of Hugging Face's may take more tokens than a preset.
+    length = options.seq_len_tokens if options.model is None else FeatureConfig.seq_len_tokens
+    features = FeatureConfig(encoder=options.encoder, seq_len_tokens=length)
+    config = StudyConfig(preset=options.preset, epochs=options.epochs, features=features, train=train)
+    # What is out of range is refused for either.
+    resolved(config)
     limits: dict[str, Any] = {
         "vram_bytes": vram_bytes - reserve_bytes,
         "ranks": options.ranks,
         # Who says what others keep needs no room beside that.
         "comfort_share": 1.0 if reserve_bytes else COMFORT_SHARE,
-        "shares": card_share == "auto",
+        "shares": options.card_share == "auto",
     }
-    choice, line, besides = (_of_preset if options.model is None else _of_pretrained)(options, train, card, limits)
+    choice, line, besides = (_of_preset if options.model is None else _of_pretrained)(options, config, card, limits)
     if not options.json:
         print(line)
     if options.figure:
@@ -140,25 +142,21 @@ def plan(arguments: Sequence[str]) -> None:
 
 
 def _of_preset(
-    options: PlanOptions, train: "TrainConfig", card: "Card | None", limits: dict[str, Any]
+    options: PlanOptions, config: StudyConfig, card: "Card | None", limits: dict[str, Any]
 ) -> "tuple[Choice, str, dict[str, object]]":
     """The plan of the emotion model, a line on what it is of, and what JSON has besides."""
     from redheart.study.outlook import planning
 
-    features = FeatureConfig(encoder=options.encoder, seq_len_tokens=options.seq_len_tokens)
-    config = StudyConfig(preset=options.preset, epochs=options.epochs, features=features, train=train)
     num_records, warning = planning.NUM_RECORDS, None
     if options.data:
-        num_records, warning = _records_in(options.data, features)
-    choice = planning.answer(
-        resolved(config), micro_batch=options.micro_batch, card=card, num_records=num_records, **limits
-    )
+        num_records, warning = _records_in(options.data, config.features)
+    choice = planning.answer(config, micro_batch=options.micro_batch, card=card, num_records=num_records, **limits)
     line = f"{options.epochs} epochs of {num_records:,} records"
     return choice, line, {"records": num_records, "warning": warning}
 
 
 def _of_pretrained(
-    options: PlanOptions, train: "TrainConfig", card: "Card | None", limits: dict[str, Any]
+    options: PlanOptions, config: StudyConfig, card: "Card | None", limits: dict[str, Any]
 ) -> "tuple[Choice, str, dict[str, object]]":
     """As `_of_preset`, of a model of Hugging Face's."""
     from redheart.custom.pretrained import facts_line, plan_pretrained
@@ -167,7 +165,7 @@ def _of_pretrained(
 
     length, epochs = options.seq_len_tokens, options.epochs
     choice, model = plan_pretrained(
-        str(options.model), train, seq_len_tokens=length, epochs=epochs, freeze=options.freeze, **limits
+        str(options.model), config.train, seq_len_tokens=length, epochs=epochs, freeze=options.freeze, **limits
     )
     if card and options.ranks == 1:
         clock = CardClock(card, choice.planner, timings.recall_host())

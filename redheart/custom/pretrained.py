@@ -216,12 +216,6 @@ def plan_pretrained(
         BadInput: the configuration or an option cannot be planned for.
     """
     config = read_config(source)
-    if not 0 <= train.micro_batch <= 65536 or train.effective_batch < 1:
-        raise BadInput(
-            "out of range",
-            got=f"micro-batch {train.micro_batch}, effective batch {train.effective_batch}",
-            expected="micro-batch 0-65536, effective batch 1 or more",
-        )
 
     @cache
     def planner_in(dtype: torch.dtype) -> Planner:

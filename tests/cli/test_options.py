@@ -122,8 +122,9 @@ def test_a_report_is_answered_for_machines_too(
     ("arguments", "words"),
     [
         (["--ranks", "0"], r"where: +--ranks\n"),
-        (["--epochs", "0"], r"where: +--epochs\n"),
-        (["--card-share", "7"], "not a share"),
+        (["--epochs", "0"], "epochs = 0"),
+        (["--card-share", "7"], r"train\.card_share = 7\.0"),
+        (["--card-share", "nan"], r"train\.card_share = nan"),
         (["--vram", "9" * 400], "not a size of device memory"),
         (["--reserve", "9" * 400 + "GiB"], "not a size of device memory"),
     ],

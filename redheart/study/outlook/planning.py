@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
@@ -66,23 +67,6 @@ def parse_bytes(text: str, *, least_bytes: float = 0.5 * GIB) -> int:
     return int(size)
 
 
-def parse_share(text: str) -> float | Literal["auto"]:
-    """A number from 0 to 1, or `auto`.
-
-    Raises:
-        BadInput: anything else.
-    """
-    if text == "auto":
-        return "auto"
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise BadInput("not a share", where="--card-share", got=text, expected="0 to 1, or auto")
-    return share
-
-
 def answer(
     config: StudyConfig,
     *,
@@ -101,13 +85,11 @@ def answer(
     on the card as there is room for. Disk and time are those of so many records, before they are split.
 
     Raises:
-        BadInput: an unknown strategy, or a micro-batch out of range.
+        BadInput: an unknown strategy.
     """
     if ranks > 1:
         # What several devices tell each other was never timed.
         card = None
-    if not 0 <= (micro_batch or 0) <= 65536:
-        raise BadInput("micro-batch out of range", got=micro_batch, expected="0 to 65536")
     found = choose(
         dataclasses.replace(config.train, strategy=strategy or config.train.strategy, micro_batch=micro_batch or 0),
         lambda dtype: planner_of(config, dtype=dtype, num_records=num_records),
@@ -195,11 +177,7 @@ def _timed(config: StudyConfig, plan: Plan, *, steps: int, ranks: int, card: Car
 
 
 def refuse_unless_fits(found: Choice, *, prefix: str = "--train.") -> None:
-    """Turn a verdict against a run into its error, with options as in `nearest_text`.
-
-    Raises:
-        DoesNotFit: with the nearest configuration that fits.
-    """
+    """Turn a verdict against a run into a `DoesNotFit` with the nearest configuration that fits; see `nearest_text`."""
     plan = found.plan
     if not plan.fits:
         raise DoesNotFit(
@@ -303,8 +281,6 @@ def workload(
 
 def free_disk_bytes(path: Path) -> int:
     """Bytes free on the file system that a path lies on, or will."""
-    import shutil
-
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
