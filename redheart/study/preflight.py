@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import torch
+
 from redheart.core.config import GENERATED, StudyConfig
 from redheart.core.errors import DoesNotFit
 from redheart.core.files import read_sealed, real_path
@@ -16,7 +18,7 @@ from redheart.memory.ledger import ledger
 from redheart.memory.plan import Planner
 from redheart.snapshots.prune import disk_bytes
 from redheart.study.outlook import planning
-from redheart.study.outlook.plan_output import parts_text, summary
+from redheart.study.outlook.plan_output import parts_text
 from redheart.study.run_folder import RunFolder
 
 TRACED_FROM = 100_000_000
@@ -29,21 +31,19 @@ def check_run(config: StudyConfig) -> tuple[StudyConfig, str]:
     Raises:
         DoesNotFit: device, host memory or disk are too small; the message names what fits.
     """
-    import torch
-
     num_records, ranks = _num_records(config), launched()
     if torch.cuda.is_available():
-        total_bytes = torch.cuda.get_device_properties(0).total_memory
         found = planning.answer(
             config,
-            vram_bytes=total_bytes,
+            vram_bytes=torch.cuda.get_device_properties(0).total_memory,
             micro_batch=config.train.micro_batch,
             ranks=ranks.world_size,
             num_records=num_records,
         )
         planning.refuse_unless_fits(found)
-        host, disk, line = found.plan.host_parts, found.plan.disk_parts, summary(found.plan)
-        compressed_bytes = found.plan.compressed_disk_bytes
+        plan = found.plan
+        host, disk, compressed_bytes = plan.host_parts, plan.disk_parts, plan.compressed_disk_bytes
+        line = f"predicted {plan.peak_bytes / GIB:.2f} GiB of {plan.vram_bytes / GIB:.2f} GiB, at {plan.peak_moment}"
     else:
         host, disk, compressed_bytes = _on_cpu(config, ranks=ranks.world_size, num_records=num_records)
         line = (

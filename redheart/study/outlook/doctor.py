@@ -4,7 +4,6 @@ import logging
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -23,7 +22,9 @@ from redheart.memory.host import host_memory
 from redheart.memory.step_time import HostSpeed
 from redheart.memory.trace import trace_pass
 from redheart.optim.host_adamw8bit import HostAdamW8bit
+from redheart.study.outlook.planning import free_disk_bytes
 from redheart.study.outlook.timings import remember_host
+from redheart.train.device import compute_type
 
 ELEMENTS = 1 << 25
 """Of a parameter: far more than caches hold, .3 GiB with its gradient and states."""
@@ -93,10 +94,8 @@ def _kernel() -> Finding:
 
 def arithmetic() -> Finding:
     """What oneDNN says of the processor, held against the speed of a few products."""
-    from redheart.train.device.compute_type import has_bf16_units, product_gflops
-
-    bf16, fp32 = product_gflops(torch.bfloat16), product_gflops(torch.float32)
-    taken = "bf16" if has_bf16_units() else "fp32"
+    bf16, fp32 = (compute_type.product_gflops(dtype) for dtype in (torch.bfloat16, torch.float32))
+    taken = "bf16" if compute_type.has_bf16_units() else "fp32"
     faster = "bf16" if bf16 > fp32 else "fp32"
     found = f"bf16 {bf16:.0f}, float32 {fp32:.0f} GFLOPS a core; a run on the CPU takes {taken}"
     hint = f"oneDNN says otherwise: once nothing else runs, look again, or run with --train.compute-type {faster}"
@@ -126,11 +125,15 @@ def _gpu() -> list[Finding]:
 def _host_speed() -> Finding:
     """Measured, and kept for plans."""
     found = measure()
+    text = f"update {1e9 * found.update_s:.2f} and sum {1e9 * found.add_s:.2f} ns/param"
+    text += f", copies {found.copy_bytes_s / 1e9:.1f} GB/s"
+    if found.launch_s is not None and found.bus_bytes_s is not None:
+        text += f", launches {1e6 * found.launch_s:.0f} us, bus {found.bus_bytes_s / 1e9:.1f} GB/s"
     try:
         path = remember_host(found)
     except RedHeartError as error:
-        return _finding("host speed", _host_text(found), f"not kept: {error.what}")
-    return _finding("host speed", f"{_host_text(found)}; kept {f'in {path}' if path else 'nowhere'}")
+        return _finding("host speed", text, f"not kept: {error.what}")
+    return _finding("host speed", f"{text}; kept {f'in {path}' if path else 'nowhere'}")
 
 
 def _memory() -> Finding:
@@ -141,8 +144,6 @@ def _memory() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    from redheart.study.outlook.planning import free_disk_bytes
-
     free = free_disk_bytes(folder.resolve())
     hint = "`full` with 60 epochs wants about 55 GiB: another --out, or a larger --train.snapshot-every"
     return _finding("disk", f"{free / GIB:.1f} GiB free at {folder}", None if free > 60 * GIB else hint)
@@ -163,7 +164,7 @@ def _shm() -> Finding:
     path = Path("/dev/shm")
     if not path.is_dir():
         return _finding("/dev/shm", "none", "several ranks on one host use sockets instead: slower")
-    free = shutil.disk_usage(path).free
+    free = free_disk_bytes(path)
     hint = None if free >= GIB // 4 else "several ranks want 256 MiB: in a container `--shm-size 1g`"
     return _finding("/dev/shm", f"{free / GIB:.2f} GiB free", hint)
 
@@ -199,17 +200,6 @@ def measure(*, elements: int = ELEMENTS) -> HostSpeed:
         launch_s=launch_s(torch.device("cuda")) if has_card else None,
         bus_bytes_s=_bus_bytes_s(gradient) if has_card else None,
     )
-
-
-def _host_text(found: HostSpeed) -> str:
-    """In one line."""
-    parts = [
-        f"update {1e9 * found.update_s:.2f} and sum {1e9 * found.add_s:.2f} ns/param",
-        f"copies {found.copy_bytes_s / 1e9:.1f} GB/s",
-    ]
-    if found.launch_s is not None and found.bus_bytes_s is not None:
-        parts.append(f"launches {1e6 * found.launch_s:.0f} us, bus {found.bus_bytes_s / 1e9:.1f} GB/s")
-    return ", ".join(parts)
 
 
 def launch_s(device: torch.device) -> float:

@@ -21,8 +21,6 @@ from redheart.train.settings import Chosen
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#999999")
 """Okabe and Ito's palette, told apart by colour-blind readers too."""
-
-
 LANES = {
     "card": "the card's computing",
     "launches": "launching operators",
@@ -167,11 +165,6 @@ def plan_fields(found: Choice) -> dict[str, object]:
 
 def _mib(size: int) -> str:
     return f"{size / MIB:,.0f}" if size else ""
-
-
-def summary(plan: Plan) -> str:
-    """One line for a log."""
-    return f"predicted {plan.peak_bytes / GIB:.2f} GiB of {plan.vram_bytes / GIB:.2f} GiB, at {plan.peak_moment}"
 
 
 def on_this_card(config: StudyConfig) -> tuple[StudyConfig, Chosen | None]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from redheart.train.device.compute_type import type_name
 from redheart.train.log.pace import CHECK_STEPS, Expected
 from redheart.train.settings import Chosen
 
+T = TypeVar("T")
 HOST_FILE = "host_speed.json"
 CORES = " cores"
 """How the name of a processor ends, and no card's."""
@@ -174,12 +175,10 @@ def recall(config: StudyConfig, *, ranks: int, card: Card | None = None) -> Meas
         same = [i for i in same if known(i.device) == card]
     else:
         same = [i for i in same if (i.device, i.compute_type) == (this_device(), type_name(train))]
-    same = [item for item in same if item.device.endswith(CORES) or item.micro_batch == train.micro_batch]
-
-    def distance(kept: MeasuredStep) -> tuple[int, int]:
-        return abs(kept.micro_batch - train.micro_batch), abs(kept.seq_len_tokens - length)
-
-    return min(same, key=distance, default=None)
+    same = [i for i in same if i.device.endswith(CORES) or i.micro_batch == train.micro_batch]
+    return min(
+        same, key=lambda i: (abs(i.micro_batch - train.micro_batch), abs(i.seq_len_tokens - length)), default=None
+    )
 
 
 def expected(config: StudyConfig, chosen: Chosen | None, *, ranks: int, num_validation: int) -> Expected | None:
@@ -195,11 +194,7 @@ def expected(config: StudyConfig, chosen: Chosen | None, *, ranks: int, num_vali
 
 
 def remember_host(found: HostSpeed) -> Path | None:
-    """Keep what this host was measured to do; where, None where nothing can be kept.
-
-    Raises:
-        DiskError: the file cannot be written.
-    """
+    """Keep what this host was measured to do; where, None where nothing can be kept. Raises as `write_json`."""
     path = _path(HOST_FILE)
     if path:
         write_json(path, found)
@@ -208,11 +203,7 @@ def remember_host(found: HostSpeed) -> Path | None:
 
 def recall_host() -> HostSpeed | None:
     """What this host was measured to do."""
-    path = _path(HOST_FILE)
-    try:
-        return read_json(path, HostSpeed) if path else None
-    except BadInput:
-        return None
+    return _read(_path(HOST_FILE), HostSpeed)
 
 
 def _path(beside: str = "") -> Path | None:
@@ -223,9 +214,12 @@ def _path(beside: str = "") -> Path | None:
 
 
 def _kept() -> list[MeasuredStep]:
-    path = _path()
+    return _read(_path(), list[MeasuredStep]) or []
+
+
+def _read(path: Path | None, kind: type[T]) -> T | None:
     try:
-        return read_json(path, list[MeasuredStep]) if path else []
+        return read_json(path, kind) if path else None
     except BadInput:
-        # Not there, not readable, or written by another version: the next run writes it anew.
-        return []
+        # Not there, not readable, or written by another version: what is measured next is written anew.
+        return None
