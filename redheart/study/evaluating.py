@@ -20,7 +20,7 @@ from redheart.data.records import Record, read_rows
 from redheart.data.schemas import parse_rows
 from redheart.data.split import PARTS, TEST
 from redheart.evaluate.baselines import fit_baselines
-from redheart.evaluate.evaluation import Estimate, Evaluation, evaluate_predictions
+from redheart.evaluate.evaluation import Estimate, evaluate_predictions
 from redheart.evaluate.holdout_log import CONFIRM, open_test, record_opening, rows_by_part
 from redheart.evaluate.prediction import predictor_losses
 from redheart.evaluate.results import EvaluationResult
@@ -63,8 +63,9 @@ def run_evaluation(study: Study) -> EvaluationResult:
     models, losses = {}, {}
     for name in MODELS:
         outputs = outputs_of(study, name, rows, digest=crossover.digests[name])
-        models[name] = _evaluation(
-            outputs, prepared.values_NT[rows], told.mask_NT[rows], prepared.inventory, seed=config.seed
+        heads = {task: outputs[f"heads.{task}"] for task in TASKS}
+        models[name] = evaluate_predictions(
+            heads, prepared.values_NT[rows], told.mask_NT[rows], prepared.inventory, seed=config.seed
         )
         losses[name] = predictor_losses(outputs, prepared, rows)
     baselines = fit_baselines(told, study.features, text_chars=config.features.text_chars)
@@ -122,7 +123,8 @@ def evaluate_file(config: StudyConfig, folder: RunFolder, path: Path, *, display
             record_opening(folder.root, part=part, file=path, num_records=seen[part], models=crossover.digests)
     study = Study(config, folder, prepared, features)
     outputs = outputs_of(study, FINAL, np.arange(len(records)), digest=digests[FINAL])
-    found = _evaluation(outputs, values_NT, mask_NT, inventory, seed=config.seed)
+    heads = {task: outputs[f"heads.{task}"] for task in TASKS}
+    found = evaluate_predictions(heads, values_NT, mask_NT, inventory, seed=config.seed)
     return FileEvaluation(found.num_records, found.tasks, seen, is_calibrated)
 
 
@@ -130,13 +132,6 @@ def _trained_T(prepared: Prepared) -> np.ndarray:
     """Whether a training record has the target; the output of another was never trained and says nothing."""
     trained_T: np.ndarray = prepared.mask_NT[prepared.split["train"]].any(0)
     return trained_T
-
-
-def _evaluation(
-    outputs: Mapping[str, np.ndarray], values_NT: np.ndarray, mask_NT: np.ndarray, inventory: Inventory, *, seed: int
-) -> Evaluation:
-    predictions = {task: outputs[f"heads.{task}"] for task in TASKS}
-    return evaluate_predictions(predictions, values_NT, mask_NT, inventory, seed=seed)
 
 
 def seen_records(prepared: Prepared, records: Sequence[Record], *, text_chars: int) -> dict[str, int]:

@@ -14,7 +14,6 @@ from redheart.data.features import FeatureManifest, known_manifest
 from redheart.data.inventory import Inventory, trained_targets
 from redheart.data.prepare import load_prepared
 from redheart.data.summary import load_fit
-from redheart.evaluate.calibration import Calibration
 from redheart.evaluate.prediction import predict_rows
 from redheart.evaluate.results import Crossover
 from redheart.model.dims import preset
@@ -33,8 +32,8 @@ def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto")
     """The recommended model of a finished run, with its names, calibration and encoder, by where that lies now.
 
     Raises:
-        BadInput: there is no run, it has no crossover yet, the encoder is not the one it was trained on, or there is no
-            such device.
+        BadInput: there is no run, it has no crossover yet, its calibration is another model's, the encoder is not the
+            one it was trained on, or there is no such device.
         CorruptFile: a file of the run was changed.
     """
     # Predictions have always been made on a card where there is one.
@@ -42,7 +41,15 @@ def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto")
     folder, config = run_folder.load(root, encoder=encoder, device=place)
     crossover = read_crossover(folder)
     name = crossover.recommended
-    prepared, calibration = load_prepared(folder.data), calibration_of(folder, name)
+    prepared = load_prepared(folder.data)
+    path = folder.calibration / "calibration.json"
+    fitted = own_calibration(root, name)
+    if fitted is None and path.is_file():
+        raise BadInput(
+            "the calibration was fitted to another model than the run now recommends",
+            where=path,
+            hint="run `redheart calibrate RUN` again, or remove the file",
+        )
     # The encoder first: it is checked in a moment, the weights of `full` are 1.5 GB.
     features = run_features(folder)
     found = open_encoder(config.features.encoder, identity=features.encoder, device=device)
@@ -53,7 +60,7 @@ def open_run(root: Path, *, encoder: str | None = None, device: Device = "auto")
         inventory=prepared.inventory,
         trained=trained_targets(prepared.mask_NT[prepared.split["train"]], prepared.inventory),
         summary=load_fit(folder.summary_fit) if features.summary_width else None,
-        calibration=calibration,
+        calibration=fitted.calibration if fitted else None,
     )
 
 
@@ -78,11 +85,7 @@ def run_export(root: Path, out: Path, *, encoder: str | None = None) -> ExportMa
 
 
 def read_crossover(folder: RunFolder) -> Crossover:
-    """The run's crossover.
-
-    Raises:
-        BadInput: there is none yet.
-    """
+    """The run's crossover; `BadInput` where there is none yet."""
     path = folder.select / "crossover.json"
     if not path.is_file():
         raise BadInput("the run has no crossover yet", where=path, hint="run `redheart crossover RUN` first")
@@ -118,31 +121,8 @@ def outputs_of(study: Study, name: str, rows: np.ndarray, *, digest: str) -> dic
     return predict_rows(model, study.features, rows, micro_batch=records_at_once(config))
 
 
-def calibration_of(folder: RunFolder, name: str) -> Calibration | None:
-    """The calibration of the assembled model `name`; None where there is none, or none was better.
-
-    Raises:
-        BadInput: it was fitted to another model.
-    """
-    path = folder.calibration / "calibration.json"
-    if not path.is_file():
-        return None
-    stored = own_calibration(folder.root, name)
-    if stored is None:
-        raise BadInput(
-            "the calibration was fitted to another model than the run now recommends",
-            where=path,
-            hint="run `redheart calibrate RUN` again, or remove the file",
-        )
-    return stored.calibration
-
-
 def run_features(folder: RunFolder) -> FeatureManifest:
-    """What the run's features were made with.
-
-    Raises:
-        BadInput: there are none, or they are of several encoders.
-    """
+    """What the run's features were made with; `BadInput` where there are none, or they are of several encoders."""
     found = known_manifest(folder.features)
     if found is None:
         raise BadInput("the run has no features", where=folder.features, hint="`redheart train --run RUN` makes them")

@@ -113,9 +113,7 @@ def new_model(config: StudyConfig, prepared: Prepared, *, device: str = "cpu") -
 def run_training(study: Study, *, max_steps: int | None = None, chosen: Chosen | None = None) -> None:
     """The main run, at the configured learning rate or else the sweep's; `chosen` is told to its log."""
     config, folder, manifest = study.config, study.folder, study.prepared.manifest
-    rate = config.train.learning_rate
-    if rate is None:
-        rate = best_rate(folder)
+    rate = best_rate(folder) if config.train.learning_rate is None else config.train.learning_rate
     ranks = launched().world_size
     num_validation = manifest.val_select + manifest.val_confirm
     settings = dataclasses.replace(
@@ -128,8 +126,7 @@ def run_training(study: Study, *, max_steps: int | None = None, chosen: Chosen |
     train_at(study, settings, folder.train, name=folder.root.name, sinks=[remembering])
     if launched().is_first:
         epochs = read_events(folder.train / "events.jsonl", "epoch")
-        warning = overfit_text(epochs) if epochs else None
-        if warning:
+        if epochs and (warning := overfit_text(epochs)):
             say(config, "overfit", warning)
 
 
@@ -146,11 +143,7 @@ def overfit_text(epochs: Sequence[Event]) -> str | None:
 
 
 def best_rate(folder: RunFolder) -> float:
-    """The rate that the sweep of this run chose.
-
-    Raises:
-        BadInput: there was no sweep.
-    """
+    """The rate that the sweep of this run chose; `BadInput` where there was none."""
     path = folder.sweep / "sweep.json"
     if not path.is_file():
         # A folder that is not a run yet has no settings to go by.
@@ -207,11 +200,10 @@ def train_at(study: Study, settings: RunSettings, out: Path, *, name: str, sinks
 
 def event_sinks(config: StudyConfig, settings: RunSettings, out: Path, *, name: str) -> list[EventSink]:
     """Who is shown the events of a training; nobody on all ranks but the first."""
-    sinks: list[EventSink] = []
     if not launched().is_first:
-        return sinks
-    if config.train.progress != "off":
-        sinks.append(TrainingDisplay(config.train.progress))
+        return []
+    form = config.train.progress
+    sinks: list[EventSink] = [] if form == "off" else [TrainingDisplay(form)]
     described = msgspec.to_builtins(config, enc_hook=str)
     # Where the files lie is nobody else's business.
     described |= {"data": Path(config.data).name, "out": config.out.name}

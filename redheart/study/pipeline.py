@@ -25,9 +25,6 @@ def run_study(config: StudyConfig, chosen: Chosen | None = None) -> Path:
     """Prepare, sweep, train, select, cross over, calibrate, evaluate, report; the path of the report.
 
     `chosen` is what the planner says of the way to train.
-
-    Raises:
-        RedHeartError: a phase failed; run the same command again once the cause is mended.
     """
     display = Display(config.train.progress)
     # Asked for in vain, it is found out here and not after the training.

@@ -167,10 +167,8 @@ def _epochs_begun(folder: RunFolder, *, asked: int, before: int) -> int:
 def start(config: StudyConfig, *, decides: Collection[str] = ()) -> RunFolder:
     """Write the resolved configuration into a run's folder, or recognise it as this configuration's.
 
-    Of `epochs` and `select` a run that is there takes what `decides` names from this; else it keeps its own.
-
-    Raises:
-        BadInput: as `check`.
+    Of `epochs` and `select` a run that is there takes what `decides` names from this; else it keeps its own. Raises as
+    `check`.
     """
     folder = RunFolder(config.out)
     old = check(config, decides=decides)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import cache
 
 import msgspec
@@ -66,14 +65,21 @@ def run_sweet_spot(study: Study, *, display: Display = SILENT) -> SweetSpot:
     problem = selection_problem(snapshots, study.prepared)
     evaluator = make_evaluator(study, snapshots)
     total = most_evaluations(problem, settings)
-    with _refusing(), display.track("sweet-spot", total, unit="full evaluations") as advance:
+    # Fewer records at once were tried where they are what the memory runs out of.
+    refusal = DoesNotFit(
+        "out of device memory",
+        where="the search for the sweet spot",
+        hint="free the device of other programs, give a lower --select.cache-mib, or search with --device cpu",
+    )
+    with no_second_try(refusal), display.track("sweet-spot", total, unit="full evaluations") as advance:
         spot = find_sweet_spot(problem, evaluator, settings, seed=config.seed, on_trial=advance)
     computed_in = NAMES[weights_type(study_device(config.device))]
     spot = msgspec.structs.replace(spot, num_reused=evaluator.num_reused, computed_in=computed_in)
     write_sealed(folder.select / "sweet_spot.json", spot)
     if settings.map_epochs > 1:
         search = Search(problem, evaluator, settings)
-        with _refusing(), display.track("maps", map_evaluations(search), unit="full evaluations") as search.on_trial:
+        total = map_evaluations(search)
+        with no_second_try(refusal), display.track("maps", total, unit="full evaluations") as search.on_trial:
             write_sealed(folder.select / "maps.json", draw_maps(search))
     else:
         (folder.select / "maps.json").unlink(missing_ok=True)
@@ -81,11 +87,7 @@ def run_sweet_spot(study: Study, *, display: Display = SILENT) -> SweetSpot:
 
 
 def open_snapshots(folder: RunFolder) -> list[Snapshot]:
-    """The run's snapshots.
-
-    Raises:
-        BadInput: there are none.
-    """
+    """The run's snapshots; `BadInput` where there are none."""
     snapshots = list_snapshots(folder.snapshots)
     if not snapshots:
         hint = f"train first: `redheart train --run {folder.root}`"
@@ -193,14 +195,3 @@ def _cache_bytes(settings: SelectConfig, device: torch.device) -> tuple[int, int
     half = free_bytes(device) // 2
     total = min(asked, half) or half
     return total // 3, total * 2 // 3
-
-
-def _refusing() -> AbstractContextManager[None]:
-    """Around a search on a device: fewer records at once are tried where they are what its memory runs out of."""
-    return no_second_try(
-        DoesNotFit(
-            "out of device memory",
-            where="the search for the sweet spot",
-            hint="free the device of other programs, give a lower --select.cache-mib, or search with --device cpu",
-        )
-    )

@@ -116,12 +116,7 @@ def _losses(events: Sequence[Event]) -> tuple[list[float], list[float]]:
 
 
 def _run_process(folder: RunFolder, arguments: Sequence[str]) -> None:
-    """Run `redheart trial` until it has finished or diverged.
-
-    Raises:
-        Interrupted: this process was asked to stop; so was the trial, and it has ended.
-        RedHeartError: the trial ended for a reason that is not its rate.
-    """
+    """Run `redheart trial` until it has finished or diverged; asked to stop, it stops the trial and waits for it."""
     # `-m` finds what lies in the current folder before libraries: a user's random.py is for it only if it is for us.
     safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
     command = [sys.executable, *safe, "-m", "redheart", "trial", "--run", str(folder.root), *arguments]
