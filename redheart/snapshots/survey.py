@@ -10,6 +10,7 @@ from redheart.core.errors import BadInput, RedHeartError
 from redheart.core.files import read_if_there, read_sealed
 from redheart.snapshots.manifests import MANIFEST, StateManifest, TensorFile, snapshot_folders, state_folders
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, open_snapshot
+from redheart.snapshots.states import KEPT_STATES
 from redheart.snapshots.tensor_file import verify
 
 
@@ -139,7 +140,11 @@ def _entries(snapshots: Path, states: Path, bad: list[str]) -> Iterator[tuple[Pa
                 except RedHeartError as error:
                     bad.append(_one_line(folder / entry.file, error))
         yield from ((folder, entry) for entry in snapshot.files)
-    for folder in state_folders(states):
+    folders = state_folders(states)
+    for folder in folders:
+        if folder in folders[:-KEPT_STATES] and not (folder / MANIFEST).exists():
+            # Its removal was cut off, or goes on: the manifest is what goes first.
+            continue
         try:
             files = read_sealed(folder / MANIFEST, StateManifest).files
         except RedHeartError as error:

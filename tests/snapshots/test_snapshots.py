@@ -17,6 +17,7 @@ from redheart.core.files import PARTIAL, sha256_file
 from redheart.snapshots import tensor_file
 from redheart.snapshots.manifests import Progress, state_folders
 from redheart.snapshots.states import newest_state, write_state
+from redheart.snapshots.survey import verify_run
 from redheart.snapshots.tensor_file import open_tensors, write_tensors
 from redheart.snapshots.tensors import Tensors, copy_into
 
@@ -97,6 +98,18 @@ def test_a_leftover_of_a_killed_save_is_no_state(tmp_path: Path) -> None:
     assert state is not None and state.manifest.progress.step == 1
     save(tmp_path, 2)
     assert not partial.exists()
+
+
+def test_a_state_that_is_half_removed_is_not_bad_and_one_without_its_manifest_is(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    half = tmp_path / "step_00000001"
+    half.mkdir()
+    (half / "rank_0.safetensors").write_bytes(b"what a kill has left of it")
+    assert verify_run(tmp_path / "none", tmp_path).bad == []
+    (tmp_path / "step_00000002" / "manifest.json").unlink()
+    (bad,) = verify_run(tmp_path / "none", tmp_path).bad
+    assert "step_00000002/manifest.json" in bad
 
 
 def flip(path: Path) -> None:
