@@ -115,7 +115,7 @@ def check_specs(
             "the tensors do not fit the model",
             where=where,
             got="; ".join(wrong),
-            hint="the weights must be of this run and this preset",
+            hint="the weights must be of this run and preset, or of one checkpoint",
         )
 
 

@@ -129,12 +129,12 @@ def test_deepspeed_folders_that_do_not_hold_together_are_refused(deepspeed_folde
 
     folder, tag = copy("reshaped")
     rewrite(tag / "mp_rank_00_model_states.pt", reshape)
-    with pytest.raises(CorruptFile, match=r"backbone\.project\.weight\n.*\[768, 32\]\n.*\[32, 768\]"):
+    with pytest.raises(CorruptFile, match=r"backbone\.project\.weight: got .*\[768, 32\], .*\[32, 768\]"):
         open_foreign(folder)
 
     folder, tag = copy("extra")
     rewrite(tag / "mp_rank_00_model_states.pt", lambda content: content["module"].update(new=torch.ones(2)))
-    with pytest.raises(CorruptFile, match=r"no masters\n.*new"):
+    with pytest.raises(CorruptFile, match="new: missing"):
         open_foreign(folder)
 
     folder, tag = copy("stage3")
