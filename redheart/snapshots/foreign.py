@@ -125,10 +125,10 @@ def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
         return _named("safetensors file", TensorReader(path), path, part, expected)
     found = find_model(read_parts(load_torch_file(path), path), path=part, expected=expected)
-    names = own_names({key: tensor for key, (tensor, _) in found.named.items()}, expected)
-    tensors = {name: found.named[key][0] for name, key in keys_by_name(names, path).items()}
+    names = own_names(found.tensors, expected)
+    tensors = {name: found.tensors[key] for name, key in keys_by_name(names, path).items()}
     refuse_unwritable(tensors, path)
-    ignored = found.ignored + [found.named[key][1] for key in names.strays]
+    ignored = found.ignored + [".".join((*found.path, key)) for key in names.strays]
     return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, found.together)
 
 

@@ -6,9 +6,8 @@ have dots in them and lie side by side in one dictionary, an optimizer has `para
 of bytes, a score is a single number. Dictionaries within dictionaries, one for every part of a model, are read too.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations, takewhile
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
 from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, PREFIXES, Names, model_names, words
-from redheart.snapshots.safe_load import InertArray
 from redheart.snapshots.tensors import TensorSpec, spec_of
 
 MAX_DEPTH = 64
@@ -35,16 +33,12 @@ class Part:
     """A dictionary or list with tensors in it, at any depth."""
 
     file: Path
-    path: tuple[str, ...] = ()
+    path: tuple[str, ...]
     """Its keys from the top of the file."""
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    parts: "dict[str, Part]" = field(default_factory=dict)
-    arrays: list[str] = field(default_factory=list)
-    """Keys of arrays of numpy, which are not read."""
-    is_list: bool = False
-    is_optimizer: bool = False
-    has_settings: bool = False
-    """Whether numbers or texts lie beside the tensors, as in what a script keeps of a training."""
+    tensors: dict[str, Tensor]
+    parts: "dict[str, Part]"
+    is_list: bool
+    is_optimizer: bool
 
     def __str__(self) -> str:
         return ".".join(self.path)
@@ -86,32 +80,28 @@ class Part:
             return all(name in moments or _is_number(tensor) for name, tensor in tensors.items())
         return bool(tensors) and all(map(_is_generator_state, tensors.values()))
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether it may be the `state_dict()` of a single layer, whose names have no dots."""
+        return any(len(spec_or_empty(item).shape) > 1 and "weight" in words(key) for key, item in self.tensors.items())
+
     def weights(self) -> "list[Part]":
         """The outermost dictionaries that are a `state_dict()` each, or else those with tensors of several numbers."""
         if self.is_flat:
             return [self]
-        inner = [part.weights() for part in self.parts.values() if not part.is_training]
-        holds_flat = [any(part.is_flat for part in found) for found in inner]
-        if any(holds_flat):
-            # Beside the only `state_dict` in what is kept of a training, matrices are statistics, but for a layer's.
-            numbers = any(map(_is_number, self.tensors.values()))
-            keeps_training = self.has_settings or numbers or any(part.is_training for part in self.parts.values())
-            is_alone = keeps_training and sum(holds_flat) == 1
-            groups = zip(inner, holds_flat, strict=True)
-            return [part for found, flat in groups for part in found if flat or part.is_layer(is_alone=is_alone)]
-        own = (key for key, tensor in self.tensors.items() if not _is_beside_weights(key, tensor))
-        return [self] if any(own) else [part for found in inner for part in found]
-
-    def is_layer(self, *, is_alone: bool) -> bool:
-        """Whether it may be the `state_dict` of a single layer, whose names have no dots."""
-        has_matrices = any(len(spec_or_empty(tensor).shape) > 1 for _, tensor in self.all_tensors())
-        return has_matrices and ("weight" in self.tensors or not is_alone)
+        inner = [found for part in self.parts.values() if not part.is_training for found in part.weights()]
+        if any(part.is_flat for part in inner):
+            # Beside a `state_dict()`, matrices may be statistics of a training.
+            return [part for part in inner if part.is_flat or part.is_layer]
+        return [self] if any(not _is_beside_weights(key, item) for key, item in self.tensors.items()) else inner
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    named: dict[str, tuple[Tensor, str]]
-    """Tensors and where they lie in the file, by their names in the source."""
+    tensors: dict[str, Tensor]
+    """By their names in the source."""
+    path: tuple[str, ...]
+    """Keys from the top of the file to what holds them all."""
     ignored: list[str]
     """Paths of what holds tensors too and is not the model."""
     together: list[str]
@@ -126,23 +116,16 @@ def find_model(root: Part, *, path: str, expected: Collection[str]) -> FoundMode
     """
     start = _part_at(root, path) if path else root
     weights = [] if start.is_training else start.weights()
-    if weights:
-        taken = _meant(weights, expected)
-        flat = [str(part) for part in taken if part.is_flat]
-        return FoundModel(_named(taken), _ignored(start, taken), together=flat if len(flat) > 1 else [])
-    if arrays := [part.at(key) for part in start.below() for key in part.arrays]:
+    if not weights:
         raise BadInput(
-            "weights are arrays of numpy, which are not read",
+            "the file holds no model, only what is kept of a training",
             where=root.file,
-            got=names_text(arrays, shown=MAX_PROBLEMS),
-            hint="turn them into tensors where the file was made: torch.from_numpy",
+            got=names_text([*start.parts, *start.tensors], shown=MAX_PROBLEMS),
+            hint="give the file that holds the weights",
         )
-    raise BadInput(
-        "the file holds no model, only what is kept of a training",
-        where=root.file,
-        got=names_text([*start.parts, *start.tensors], shown=MAX_PROBLEMS),
-        hint="give the file that holds the weights",
-    )
+    taken = _meant(weights, expected)
+    flat = [str(part) for part in taken if part.is_flat]
+    return FoundModel(*_tensors(taken), _ignored(start, taken), flat if len(flat) > 1 else [])
 
 
 def _meant(weights: list[Part], expected: Collection[str]) -> list[Part]:
@@ -168,8 +151,7 @@ def _meant(weights: list[Part], expected: Collection[str]) -> list[Part]:
 
 
 def _num_expected(weights: Sequence[Part], expected: Collection[str]) -> int:
-    tensors = {name: tensor for name, (tensor, _) in _named(weights).items()}
-    return sum(name in expected for name in own_names(tensors, expected).by_key.values())
+    return sum(name in expected for name in own_names(_tensors(weights)[0], expected).by_key.values())
 
 
 def own_names(tensors: Mapping[str, Tensor], expected: Collection[str]) -> Names:
@@ -178,27 +160,26 @@ def own_names(tensors: Mapping[str, Tensor], expected: Collection[str]) -> Names
     return model_names(specs, prefixes=PREFIXES, expected=expected)
 
 
-def _named(weights: Sequence[Part]) -> dict[str, tuple[Tensor, str]]:
-    """Tensors and their paths by their names below what all these parts lie in; one part's are its own."""
+def _tensors(weights: Sequence[Part]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors by their names below what all these parts lie in, and the path of that; one part's are its own."""
     levels = zip(*(part.path for part in weights), strict=False)
-    num_shared = len(list(takewhile(lambda keys: len(set(keys)) == 1, levels)))
-    found: dict[str, tuple[Tensor, str]] = {}
+    path = tuple(keys[0] for keys in takewhile(lambda keys: len(set(keys)) == 1, levels))
+    found: dict[str, Tensor] = {}
     for part in weights:
         # What lies below names with dots is not of the same model.
         for key, tensor in part.tensors.items() if part.is_flat else part.all_tensors():
-            name = ".".join((*part.path[num_shared:], key))
+            name = ".".join((*part.path[len(path) :], key))
             if name in found:
                 raise BadInput("two tensors of the file have one name", where=part.file, got=part.at(key))
-            found[name] = tensor, part.at(key)
-    return found
+            found[name] = tensor
+    return found, path
 
 
 def _ignored(part: Part, weights: list[Part]) -> list[str]:
     """Paths of what is left out of a part, the outermost each."""
     if part in weights:
-        nested = [] if not part.is_flat else [part.at(key) for key in part.parts]
-        return nested + [inner.at(key) for inner in part.below() for key in inner.arrays if inner is part or not nested]
-    found = [part.at(key) for key in (*part.tensors, *part.arrays)]
+        return [part.at(key) for key in part.parts] if part.is_flat else []
+    found = [part.at(key) for key in part.tensors]
     for key, inner in part.parts.items():
         holds_weights = any(item.path[: len(inner.path)] == inner.path for item in weights)
         found += _ignored(inner, weights) if holds_weights else [part.at(key)]
@@ -238,36 +219,26 @@ def read_parts(content: object, file: Path) -> Part:
     left = iter(range(MAX_ENTRIES))
 
     def read(value: Mapping[object, object] | list[object] | tuple[object, ...], path: tuple[str, ...]) -> Part:
-        entries = list(value.items()) if isinstance(value, Mapping) else list(enumerate(value))
         tensors: dict[str, Tensor] = {}
         parts: dict[str, Part] = {}
-        arrays: list[str] = []
-        has_settings = False
-        keys = [str(key) for key, _ in entries]
-        if len(set(keys)) < len(keys):
-            twice = Counter(keys).most_common(1)[0][0]
-            raise BadInput("two entries of the file have one name", where=file, got=".".join((*path, twice)))
-        for key, (_, item) in zip(keys, entries, strict=True):
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+            name = str(key)
             if len(path) > MAX_DEPTH or next(left, None) is None:
                 got = ".".join(path)[:200]
                 raise BadInput("the file's dictionaries lie in one another without end", where=file, got=got)
+            if name in tensors or name in parts:
+                raise BadInput("two entries of the file have one name", where=file, got=".".join((*path, name)))
             if isinstance(item, Tensor):
-                tensors[key] = item
-            elif isinstance(item, InertArray):
-                arrays.append(key)
+                tensors[name] = item
             elif isinstance(item, Mapping | list | tuple):
-                inner = read(item, (*path, key))
-                if inner.tensors or inner.parts or inner.arrays:
-                    parts[key] = inner
-                else:
-                    has_settings = has_settings or bool(item)
-            else:
-                has_settings = True
+                inner = read(item, (*path, name))
+                if inner.tensors or inner.parts:
+                    parts[name] = inner
         is_list = not isinstance(value, Mapping)
-        return Part(file, path, tensors, parts, arrays, is_list, "param_groups" in keys, has_settings)
+        return Part(file, path, tensors, parts, is_list, is_optimizer=not is_list and "param_groups" in value)
 
     root = read(content, ())
-    if not (root.tensors or root.parts or root.arrays) or (root.is_list and root.tensors):
+    if not (root.tensors or root.parts) or (root.is_list and root.tensors):
         keys = list(content)[:10] if isinstance(content, Mapping) else [type(item).__name__ for item in content[:10]]
         got = ", ".join(map(str, keys)) or "nothing"
         raise BadInput("there are no tensors with names in the file", where=file, got=got)

@@ -35,11 +35,10 @@ _PLAIN = (
     "builtins.list",
     "numpy.dtype",
     "numpy.ndarray",
-    *(f"{core}.multiarray.scalar" for core in ("numpy.core", "numpy._core")),
+    *(f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
     *(f"{paths}.{system}Path" for paths in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
 )
 """Plain data that training scripts keep beside weights: arguments, folders, the best score."""
-_ARRAYS = tuple(f"{core}.multiarray._reconstruct" for core in ("numpy.core", "numpy._core"))
 
 _UNREADABLE = (
     ArithmeticError,
@@ -79,10 +78,6 @@ class Inert:
         return None
 
 
-class InertArray(Inert):
-    """Stands where a file holds an array of numpy."""
-
-
 def _plain_dict(*_: object) -> dict[object, object]:
     """What a `defaultdict` is read as."""
     return {}
@@ -120,8 +115,7 @@ def load_torch_file(path: Path) -> object:
 
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What takes the place of every name that is allowed beside torch's own."""
-    arrays = [(InertArray, name) for name in _ARRAYS]
-    return [*((Inert, name) for name in _ALLOWED + _PLAIN), *arrays, (_plain_dict, "collections.defaultdict")]
+    return [*((Inert, name) for name in _ALLOWED + _PLAIN), (_plain_dict, "collections.defaultdict")]
 
 
 def _check_zip(path: Path) -> None:

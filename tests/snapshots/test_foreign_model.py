@@ -64,8 +64,7 @@ LIGHTNING = {
         ({"any name": WEIGHTS, "confusion": torch.ones(7, 7), "mean": torch.ones(3)}, ["confusion", "mean"]),
         ({"learner": WEIGHTS, "history": {"train": {"loss": torch.ones(100)}}}, ["history"]),
         ({"state": {"model": {"module": WEIGHTS}, "opt": BY_NAME}, "step": torch.tensor(3)}, ["step", "state.opt"]),
-        ({"model": WEIGHTS, "log": {"loss": np.ones(9)}, "mean": np.ones(3)}, ["log", "mean"]),
-        ({**WEIGHTS, "mean": np.ones(3)}, ["mean"]),
+        ({"model": WEIGHTS, "log": {"loss": np.ones(9)}, "mean": np.ones(3)}, []),
         ({"model": WEIGHTS, "criterion": {"weight": torch.ones(7)}, "epoch": 1}, ["criterion"]),
         ({"model": WEIGHTS, "rng": {"cpu": BYTES, "cuda": [BYTES]}, "ema": {"decay": SCORE}}, ["rng", "ema"]),
         ((WEIGHTS, OPTIMIZER), ["1"]),
@@ -223,7 +222,7 @@ def test_expected_names_tell_one_model_from_another_and_what_stands_before_its_n
         ({"epoch": 3}, "no tensors with names"),
         ([torch.ones(2), torch.ones(3)], "no tensors with names"),
         (torch.ones(3), "no dictionary"),
-        ({"net": {"weight": np.ones((2, 2))}}, r"numpy(.|\n)*net\.weight"),
+        ({"net": {"weight": np.ones((2, 2))}}, "no tensors with names"),
         (
             {"_orig_mod.a.w": torch.ones(2), "a.w": torch.ones(2)},
             r"a\.w: _orig_mod\.a\.w and a\.w",
