@@ -14,7 +14,7 @@ from redheart.snapshots.foreign_names import keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
 from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
 from redheart.snapshots.tensor_file import TensorReader
-from redheart.snapshots.tensors import Tensors, TensorSpec
+from redheart.snapshots.tensors import Tensors, TensorSpec, differences
 
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX_SUFFIX = ".index.json"
@@ -84,16 +84,7 @@ def problems_against(
     wants one type for all of them but those of 8 bits, beside which there are always others.
     """
     found = tensors.specs
-    problems = []
-    if expected is not None:
-        absent = {name: spec for name, spec in expected.items() if name not in found}
-        problems += [f"{name}: expected {_shape(spec)}, found nothing" for name, spec in absent.items()]
-        problems += [f"{name}: expected nothing, found {found[name]}" for name in found if name not in expected]
-        problems += [
-            f"{name}: expected {_shape(spec)}, found {found[name]}"
-            for name, spec in expected.items()
-            if name in found and found[name].shape != spec.shape
-        ]
+    problems = [] if expected is None else differences(found, expected, compare_types=False)
     floats = [spec.dtype for spec in found.values() if spec.dtype.is_floating_point and spec.dtype.itemsize > 1]
     common = max(sorted(set(floats), key=str), key=floats.count, default=torch.float32)
     for name, spec in found.items():
@@ -101,7 +92,7 @@ def problems_against(
         is_other_float = spec.dtype in floats and dtype is None and spec.dtype != common
         if is_other_float or (wants_float and not spec.dtype.is_floating_point):
             wanted = str(common if dtype is None else dtype).removeprefix("torch.")
-            problems.append(f"{name}: expected {wanted}, found {spec}")
+            problems.append(f"{name}: got {spec}, expected {wanted}")
         if dtype is not None and spec.dtype.is_floating_point and (scale := _scale_of(name, found)):
             problems.append(f"{name}: {spec} is a weight only once {scale} is applied, which --dtype does not do")
     return problems
@@ -199,7 +190,3 @@ def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
     owner = name.rpartition(".")[0]
     places = (f"{name}_scale", f"{name}_scale_inv", f"{name}.scale", f"{owner}.scale", f"{owner}.scale_inv")
     return next((place for place in places if place in specs), None)
-
-
-def _shape(spec: TensorSpec) -> str:
-    return f"shape {list(spec.shape)}"

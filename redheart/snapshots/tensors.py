@@ -104,19 +104,26 @@ def check_specs(
     Raises:
         CorruptFile: one is missing, unexpected, of another shape or of another type; all are named.
     """
-    wrong = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in found]
-    wrong += [f"{name}: not expected, got {spec}" for name, spec in found.items() if name not in expected]
-    for name, spec in expected.items():
-        other = found.get(name, spec)
-        if other.shape != spec.shape or (compare_types and other.dtype != spec.dtype):
-            wrong.append(f"{name}: got {other}, expected {spec}")
-    if wrong:
+    if wrong := differences(found, expected, compare_types=compare_types):
         raise CorruptFile(
             "the tensors do not fit the model",
             where=where,
             got="; ".join(wrong),
             hint="the weights must be of this run and preset, or of one checkpoint",
         )
+
+
+def differences(
+    found: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec], *, compare_types: bool
+) -> list[str]:
+    """What is missing, unexpected, of another shape or of another type, one line a tensor."""
+    wrong = [f"{name}: missing, expected {spec}" for name, spec in expected.items() if name not in found]
+    wrong += [f"{name}: not expected, got {spec}" for name, spec in found.items() if name not in expected]
+    for name, spec in expected.items():
+        other = found.get(name, spec)
+        if other.shape != spec.shape or (compare_types and other.dtype != spec.dtype):
+            wrong.append(f"{name}: got {other}, expected {spec}")
+    return wrong
 
 
 def full_name(part: str, key: str) -> str:

@@ -220,14 +220,14 @@ def test_every_tensor_that_does_not_fit_is_named_with_what_was_expected_and_foun
         f=torch.ones(2).float(),
     )
     assert problems_against(found, expected, dtype=None) == [
-        "e: expected shape [2, 3], found nothing",
-        "f: expected nothing, found float32 [2]",
-        "b: expected shape [2, 3], found float32 [3, 2]",
-        "c: expected float32, found float64 [2, 3]",
-        "d: expected float32, found int32 [2, 3]",
+        "e: missing, expected float32 [2, 3]",
+        "f: not expected, got float32 [2]",
+        "b: got float32 [3, 2], expected float32 [2, 3]",
+        "c: got float64 [2, 3], expected float32",
+        "d: got int32 [2, 3], expected float32",
     ]
     assert [line[0] for line in problems_against(found, expected, dtype=torch.bfloat16)] == ["e", "f", "b", "d"]
-    assert problems_against(found, None, dtype=None) == ["c: expected float32, found float64 [2, 3]"]
+    assert problems_against(found, None, dtype=None) == ["c: got float64 [2, 3], expected float32"]
 
 
 class Payload:
