@@ -8,7 +8,7 @@ here: none of that code is needed or run.
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,6 @@ _ALLOWED = (
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
-)
-"""What `save_checkpoint` of DeepSpeed 0.19.8 writes in stages 1 and 2; the dynamic scaler comes with fp16 alone."""
-
-_PLAIN = (
     "argparse.Namespace",
     "builtins.dict",
     # How Python 3.11.2 keeps a member of an enum, of which DeepSpeed writes one; nothing is looked up.
@@ -38,7 +34,7 @@ _PLAIN = (
     *(f"{core}.multiarray.{name}" for core in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
     *(f"{paths}.{system}Path" for paths in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
 )
-"""Plain data that training scripts keep beside weights: arguments, folders, the best score."""
+"""What DeepSpeed 0.19.8 saves in stages 1 and 2, and plain data that scripts keep beside weights."""
 
 _UNREADABLE = (
     ArithmeticError,
@@ -54,18 +50,15 @@ _UNREADABLE = (
 )
 """What torch's reader was seen to raise on files that were changed at random."""
 
-
 _SEEN_AS = {
     torch.complex32: "torch.view_as_real(tensor.to(torch.complex64))",
     torch.complex128: "torch.view_as_real(tensor)",
 }
 """What makes a tensor of a type that the format lacks one that it has; of any other its bytes do."""
-_MAX_REPEATED_BYTES = 1 << 30
-"""A tensor may be larger than the storage behind it, as an expanded one is, up to this size."""
 
 
 class Inert:
-    """Stands where a file names a class of `_ALLOWED` or `_PLAIN`; remembers what it was called with, does nothing."""
+    """Stands where a file names something of `_ALLOWED`; remembers what it was called with, does nothing."""
 
     arguments: tuple[object, ...]
 
@@ -91,8 +84,9 @@ def load_torch_file(path: Path) -> object:
         CorruptFile: its checksums do not match, or it is not readable.
     """
     _check_zip(path)
+    stand_ins: list[Any] = [*((Inert, name) for name in _ALLOWED), (_plain_dict, "collections.defaultdict")]
     try:
-        with torch.serialization.safe_globals(_stand_ins()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             # Of types that torch will give up, and of protocols: what is in the file cannot be helped here.
             warnings.simplefilter("ignore")
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -100,40 +94,29 @@ def load_torch_file(path: Path) -> object:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except _UNREADABLE as error:
         raise CorruptFile("a file of torch.save cannot be read", where=path, got=str(error).split("\n")[0]) from error
-    is_sharded = any(name.endswith(".DTensor") for name in unsafe)
-    whole = "its tensors are parts of several processes: save tensor.full_tensor() of each there"
+    hint = "if you trust it, load it where it was made and save its state_dict() alone, best as safetensors"
+    if any(name.endswith(".DTensor") for name in unsafe):
+        hint = "its tensors are parts of several processes: save tensor.full_tensor() of each there"
     raise BadInput(
         "a file wants to run code when it is read; it was not",
         where=path,
         got=", ".join(sorted(unsafe)),
         expected="tensors, numbers, texts, lists and dictionaries",
-        hint=whole
-        if is_sharded
-        else "if you trust it, load it where it was made and save its state_dict() alone, best as safetensors",
+        hint=hint,
     )
-
-
-def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What takes the place of every name that is allowed beside torch's own."""
-    return [*((Inert, name) for name in _ALLOWED + _PLAIN), (_plain_dict, "collections.defaultdict")]
 
 
 def _check_zip(path: Path) -> None:
     if not path.is_file():
         raise BadInput("file not found", where=path)
     try:
-        is_zip = zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        # Changed so that it claims to lie on several disks.
-        is_zip = True
-    if not is_zip:
-        raise BadInput(
-            "not a file of torch.save",
-            where=path,
-            expected="the zip format of torch 1.6 and later",
-            hint="save it again with a newer torch, best as safetensors",
-        )
-    try:
+        if not zipfile.is_zipfile(path):
+            raise BadInput(
+                "not a file of torch.save",
+                where=path,
+                expected="the zip format of torch 1.6 and later",
+                hint="save it again with a newer torch, best as safetensors",
+            )
         with zipfile.ZipFile(path) as archive:
             # torch stores without compression; anything else could unfold to any size.
             packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
@@ -176,8 +159,6 @@ def _unwritable(tensor: Tensor) -> str | None:
         return f"{kind}, quantised: tensor.dequantize()"
     if tensor.dtype not in DTYPE_NAMES:
         return f"{kind}: {_SEEN_AS.get(tensor.dtype, 'tensor.view(torch.uint8)')}"
-    if tensor.nbytes > max(_MAX_REPEATED_BYTES, tensor.untyped_storage().nbytes()):
-        return f"{kind}, which repeats what it holds: tensor[:1] where it was expanded"
     return None
 
 
