@@ -13,14 +13,6 @@ MB = 1e6
 
 
 @dataclass(frozen=True)
-class CompressOptions(RunOptions):
-    """Keep all snapshots but the newest and every sixteenth as differences to earlier ones; no bit is lost."""
-
-    undo: Flag = False
-    """Make them whole again."""
-
-
-@dataclass(frozen=True)
 class PruneOptions(RunOptions):
     """Say which snapshots no rule keeps, and with --yes remove them; resume states are never touched.
 
@@ -91,24 +83,18 @@ def _verify(arguments: Sequence[str]) -> None:
 
 
 def _compress(arguments: Sequence[str]) -> None:
-    options = parse(CompressOptions, arguments, "snapshots compress")
+    about = "Keep all snapshots but the newest and every sixteenth as differences to earlier ones; no bit is lost."
+    options = parse(RunOptions, arguments, "snapshots compress", about=about)
 
-    from redheart.core.folders import folder_lock
-    from redheart.snapshots.compress import compress_snapshots, expand_snapshots
+    from redheart.snapshots.compress import compress_snapshots
     from redheart.snapshots.module_snapshots import list_snapshots
     from redheart.snapshots.prune import disk_bytes
 
     folder, _ = _folders(options.run)
-    found = list_snapshots(folder)
     before = disk_bytes(folder)
-    size = sum(entry.content_bytes for item in found for entry in item.manifest.modules.values())
-    with display_of(options.json).track("expand" if options.undo else "compress", size, unit="bytes") as advance:
-        if options.undo:
-            with folder_lock(folder.parent, name="snapshots", wait=False):
-                # What was found before may have been rewritten since, by a run that compresses.
-                done = expand_snapshots(list_snapshots(folder), on_bytes=advance)
-        else:
-            done = compress_snapshots(folder, on_bytes=advance)
+    size = sum(entry.content_bytes for item in list_snapshots(folder) for entry in item.manifest.modules.values())
+    with display_of(options.json).track("compress", size, unit="bytes") as advance:
+        done = compress_snapshots(folder, on_bytes=advance)
     after = disk_bytes(folder)
     share = f", {after / before:.0%} of it" if before else ""
     text = f"{len(done)} snapshots rewritten: {before / MB:.2f} MB are now {after / MB:.2f} MB{share}"

@@ -13,8 +13,6 @@ from safetensors.torch import load_file, save_file
 from redheart.cli import main
 from redheart.model.dims import preset
 from redheart.model.network import build
-from redheart.snapshots import prune
-from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import list_snapshots
 
 
@@ -73,24 +71,6 @@ def test_a_state_whose_removal_was_cut_off_is_not_listed(run: Path, capsys: pyte
     (half / "rank_0.safetensors").touch()
     assert answer(capsys, "list", run) == before
     shutil.rmtree(half)
-
-
-def test_expanding_what_another_process_has_just_compressed_loses_nothing(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = weights(run)
-    answer(capsys, "compress", run, "--undo")
-    disk_bytes = prune.disk_bytes
-
-    def and_then_it_compresses(folder: Path) -> int:
-        monkeypatch.setattr(prune, "disk_bytes", disk_bytes)
-        compress_snapshots(folder)
-        return disk_bytes(folder)
-
-    monkeypatch.setattr(prune, "disk_bytes", and_then_it_compresses)
-    assert len(answer(capsys, "compress", run, "--undo")["rewritten"]) == 2  # type: ignore[arg-type]
-    after = weights(run)
-    assert all(torch.equal(after[epoch][name], t) for epoch, tensors in before.items() for name, t in tensors.items())
 
 
 def test_what_is_bad_is_named_all_of_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
