@@ -184,22 +184,20 @@ def write_snapshot(
         earlier = [item for item in snapshot_folders(root) if snapshot_epoch(item) < epoch]
         # A broken manifest of old must not end a run.
         with suppress(RedHeartError):
-            link_same(Snapshot(temporary, manifest), open_snapshot(earlier[-1]) if earlier else None)
+            for folder_before in earlier[-1:]:
+                _link_same(Snapshot(temporary, manifest), open_snapshot(folder_before))
         write_sealed(temporary / MANIFEST, manifest)
     return Snapshot(folder, manifest)
 
 
-def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
-    """Turn files that are the same as `other`'s into hard links to them, as those of a frozen module; bytes saved.
+def _link_same(snapshot: Snapshot, other: Snapshot) -> None:
+    """Turn files that are the same as `other`'s into hard links to them, as those of a frozen module.
 
-    The bytes under every name stay what they are at any instant. A file system without links keeps two files.
+    A file system without links keeps two files.
     """
-    saved_bytes = 0
     for name, entry in snapshot.manifest.modules.items():
-        twin = other.manifest.modules.get(name) if other else None
-        if other is None or twin is None or entry.delta or twin.delta or twin.sha256 != entry.sha256:
-            continue
-        if snapshot.shares_file(other, name):
+        twin = other.manifest.modules.get(name)
+        if twin is None or twin.delta or twin.sha256 != entry.sha256:
             continue
         target = snapshot.folder / entry.file
         temporary = temporary_path(target)
@@ -209,8 +207,6 @@ def link_same(snapshot: Snapshot, other: Snapshot | None) -> int:
         except (OSError, CorruptFile):
             continue
         temporary.replace(target)
-        saved_bytes += entry.bytes
-    return saved_bytes
 
 
 def check_modules(snapshot: Snapshot, modules: Collection[str]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from redheart.core.errors import BadInput
 from redheart.core.files import PARTIAL, disk_errors, fsync_path
 from redheart.core.folders import folder_lock, refuse_foreign
-from redheart.snapshots.compress import expand_snapshots, remove_leftovers
+from redheart.snapshots.compress import expand, remove_leftovers
 from redheart.snapshots.module_snapshots import Snapshot, list_snapshots, snapshot_contents
 
 _REMOVED = f".removed{PARTIAL}"
@@ -67,7 +67,8 @@ def prune(root: Path, keep: Keep, *, needed: Callable[[], Collection[int]] = tup
         if remove:
             for snapshot in staying:
                 remove_leftovers(snapshot)
-            expand_snapshots(leaning)
+            for snapshot in leaning:
+                expand(snapshot)
             # The newest first: what leans on another goes before it.
             for snapshot in reversed(going):
                 _remove(snapshot.folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from redheart.snapshots.compress import compress_snapshots, expand_snapshots
+from redheart.snapshots.compress import compress_snapshots, expand
 from redheart.snapshots.module_snapshots import list_snapshots
 from redheart.snapshots.prune import Keep, prune
 
@@ -69,7 +69,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 OPERATIONS: dict[str, Callable[[Path], object]] = {
     "compress": compress_snapshots,
-    "expand": lambda root: expand_snapshots(list_snapshots(root)),
+    "expand": lambda root: [expand(snapshot) for snapshot in list_snapshots(root)],
     "prune": lambda root: prune(root, Keep(last=1, every=2), remove=True),
 }
 
