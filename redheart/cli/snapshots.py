@@ -55,8 +55,7 @@ def _list(arguments: Sequence[str]) -> None:
         lines.append(f"{row.epoch:>6}{row.step:>8}{row.val_loss:>10.5f}{row.cycle_position:>7.2f}{sizes}{kind}")
     for state in listing.states:
         size = f"{state.bytes_on_disk / MB:.2f} MB of {state.ranks} rank(s)"
-        whose = "" if state.has_parameter_names else "; only a run can read it"
-        lines.append(f"resume state of step {state.step}, epoch {state.epoch}: {size}{whose}")
+        lines.append(f"resume state of step {state.step}, epoch {state.epoch}: {size}")
     lines.append(f"{listing.bytes_on_disk / MB:.2f} MB in all")
     answer(listing, "\n".join(lines), as_json=options.json)
 

@@ -98,8 +98,8 @@ class StateManifest(msgspec.Struct, frozen=True):
     run_key: str
     """Digest of the settings that decide the run's result."""
     files: list[TensorFile]
-    parameters: dict[str, ParameterPlace] = {}
-    """By the parameter's name in the model, in its order; empty in states of old, which only a run can read."""
+    parameters: dict[str, ParameterPlace]
+    """By the parameter's name in the model, in its order."""
 
 
 def snapshot_folders(root: Path) -> list[Path]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ def write_state(
     rank: int,
     world_size: int,
     barrier: Callable[[], None],
-    parameters: Mapping[str, ParameterPlace] = MappingProxyType({}),
+    parameters: dict[str, ParameterPlace],
 ) -> None:
     """Write this rank's part of a state; every rank calls it.
 
@@ -80,7 +79,7 @@ def write_state(
                 entries = [read_json(part, TensorFile) for part in parts]
                 for part in parts:
                     part.unlink()
-                _finish(temporary, folder, StateManifest(progress, run_key, entries, dict(parameters)))
+                _finish(temporary, folder, StateManifest(progress, run_key, entries, parameters))
         except BaseException:
             if rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -149,40 +148,17 @@ def newest_state(root: Path) -> State | None:
 
 
 def open_masters(state: State) -> Tensors:
-    """Master weights by the parameter's name, float32; each is put together when it is asked for.
-
-    Raises:
-        BadInput: the state is of a version that did not note where its parameters lie.
-        CorruptFile: a file does not match its digest, or the masters are not those of these parameters.
-    """
+    """Master weights by the parameter's name, float32; each is put together when it is asked for."""
     places = state.manifest.parameters
-    if not places:
-        raise BadInput(
-            "this resume state does not say where its parameters lie",
-            where=state.folder,
-            hint="resume the run for one step, which writes a new state, or consolidate a snapshot with --epoch",
-        )
-    sizes = {
-        group: [_master_size(rank, group, state.folder) for rank in state.ranks]
-        for group in dict.fromkeys(place.group for place in places.values())
-    }
     specs = {name: TensorSpec(torch.float32, tuple(place.shape)) for name, place in places.items()}
-    for name, place in places.items():
-        end, held = place.offset + specs[name].num_elements, sum(sizes[place.group])
-        if place.offset < 0 or min(place.shape, default=0) < 0 or end > held:
-            raise CorruptFile(
-                "a parameter lies outside of the state's masters",
-                where=f"{state.folder}, {name}",
-                got=f"elements {place.offset} to {end} of group {place.group}",
-                expected=f"at most {held}",
-            )
 
     def read(name: str) -> Tensor:
-        place = places[name]
-        wanted = pieces(sizes[place.group], place.offset, specs[name].num_elements)
-        parts = [state.ranks[rank].part(f"{place.group}.master", part) for rank, part in wanted]
+        key = f"{places[name].group}.master"
+        sizes = [rank.specs[key].num_elements for rank in state.ranks]
+        wanted = pieces(sizes, places[name].offset, specs[name].num_elements)
+        parts = [state.ranks[rank].part(key, part) for rank, part in wanted]
         flat = parts[0] if len(parts) == 1 else torch.cat([torch.empty(0), *parts])
-        return flat.reshape(place.shape)
+        return flat.reshape(specs[name].shape)
 
     return Tensors(specs, read)
 
@@ -195,10 +171,3 @@ def pieces(sizes: Sequence[int], offset: int, num_elements: int) -> Iterator[tup
         if part.stop > part.start:
             yield index, part
         begin -= size
-
-
-def _master_size(rank: TensorReader, group: int, where: object) -> int:
-    spec = rank.specs.get(f"{group}.master")
-    if spec is None or spec.dtype != torch.float32:
-        raise CorruptFile("a resume state lacks the masters of a group", where=where, got=spec, expected=group)
-    return spec.num_elements

@@ -31,8 +31,6 @@ class StateRow(msgspec.Struct, frozen=True):
     step: int
     ranks: int
     bytes_on_disk: int
-    has_parameter_names: bool
-    """Whether its masters can be consolidated."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -80,7 +78,6 @@ def list_run(snapshots: Path, states: Path) -> Listing:
                 step=manifest.progress.step,
                 ranks=len(manifest.files),
                 bytes_on_disk=sum(entry.bytes for entry in manifest.files),
-                has_parameter_names=bool(manifest.parameters),
             )
         )
     if not rows and not state_rows:

@@ -69,7 +69,7 @@ def read_log(path: Path) -> object:
 
 
 def state_manifest(path: Path) -> object:
-    write_sealed(path, StateManifest(Progress(1, 0, 7, {"x": 0.5}, {"x": 2.0}, 0, 0.25, 99), "key", [ENTRY]))
+    write_sealed(path, StateManifest(Progress(1, 0, 7, {"x": 0.5}, {"x": 2.0}, 0, 0.25, 99), "key", [ENTRY], {}))
     return read_state(path)
 
 

@@ -190,7 +190,16 @@ def test_disk_is_predicted_within_five_per_cent(tmp_path: Path) -> None:
             tensors[f"{index}.absmax{moment}"] = torch.zeros(-(-count // 256))
     total = sum(tensor.numel() for name, tensor in tensors.items() if name.endswith("master"))
     progress = Progress(0, 0, 0, {}, {}, 0, None, 0)
-    write_state(tmp_path, tensors=tensors, progress=progress, run_key="k", rank=0, world_size=1, barrier=lambda: None)
+    write_state(
+        tmp_path,
+        tensors=tensors,
+        progress=progress,
+        run_key="k",
+        rank=0,
+        world_size=1,
+        barrier=lambda: None,
+        parameters={},
+    )
     written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     predicted = disk_parts(work, sizes, entries)["resume states"] / 3 * total / work.sizes.total
     assert predicted == pytest.approx(written, rel=0.05)

@@ -52,6 +52,7 @@ def save(root: Path, step: int) -> None:
         rank=0,
         world_size=1,
         barrier=lambda: None,
+        parameters={},
     )
 
 
@@ -219,7 +220,7 @@ import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     write_state(Path(sys.argv[1]), tensors={"w": torch.zeros(10_000)}, progress=progress(2), run_key="k",
-                rank=0, world_size=1, barrier=lambda: None)
+                rank=0, world_size=1, barrier=lambda: None, parameters={})
 except DiskError as error:
     print(error.exit_code)
 """

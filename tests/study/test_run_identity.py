@@ -263,7 +263,7 @@ def test_fewer_epochs_than_a_run_has_begun_are_refused(
     if state:
         (folder.states / "step_00000001").mkdir(parents=True)
         progress = Progress(*state, 1, {}, {}, 0, None, 0)
-        write_sealed(folder.states / "step_00000001" / MANIFEST, StateManifest(progress, "key", []))
+        write_sealed(folder.states / "step_00000001" / MANIFEST, StateManifest(progress, "key", [], {}))
     if expected is None:
         run_folder.check(study(epochs=asked))
         return

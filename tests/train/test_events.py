@@ -36,6 +36,7 @@ def write_state_of(folder: Path, events_bytes: int) -> None:
         rank=0,
         world_size=1,
         barrier=lambda: None,
+        parameters={},
     )
 
 

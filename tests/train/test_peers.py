@@ -230,7 +230,14 @@ def test_a_rank_that_cannot_write_its_part_leaves_the_others_parts_alone(
     progress = replace(AT_START, step=3)
     with pytest.raises(DiskError):
         states.write_state(
-            tmp_path, tensors={}, progress=progress, run_key="key", rank=1, world_size=2, barrier=lambda: None
+            tmp_path,
+            tensors={},
+            progress=progress,
+            run_key="key",
+            rank=1,
+            world_size=2,
+            barrier=lambda: None,
+            parameters={},
         )
     assert [item.name for item in folder.iterdir()] == ["rank_0.safetensors"]
 
