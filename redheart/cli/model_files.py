@@ -92,7 +92,7 @@ def import_model(arguments: Sequence[str]) -> None:
     options = parse(ImportOptions, arguments, "snapshots import")
 
     from redheart.model.ledger import module_names
-    from redheart.snapshots.consolidate import DTYPES, SUFFIX, write_model, write_modules
+    from redheart.snapshots.consolidate import DTYPES, SUFFIX, in_type, write_model, write_modules
     from redheart.snapshots.foreign import files_read, open_foreign, problems_against, refuse_problems
     from redheart.snapshots.tensors import spec_of
 
@@ -113,17 +113,11 @@ def import_model(arguments: Sequence[str]) -> None:
     specs = found.tensors.specs
     size = sum(spec.bytes for spec in specs.values())
     with display_of(options.json).track("import", size, unit="bytes") as advance:
+        tensors = in_type(found.tensors, dtype, advance)
         if options.out.suffix == SUFFIX:
-            write_model(
-                options.out,
-                found.tensors,
-                dtype=dtype,
-                source=options.source,
-                provenance={"from": found.kind},
-                on_tensor=advance,
-            )
+            write_model(options.out, tensors, source=options.source, provenance={"from": found.kind})
         elif model is not None:
-            write_modules(options.out, found.tensors, module_names(model), dtype=dtype, on_tensor=advance)
+            write_modules(options.out, tensors, module_names(model))
     made = {
         "kind": found.kind,
         "out": str(options.out),

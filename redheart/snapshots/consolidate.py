@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from redheart.core.errors import BadInput, CorruptFile
+from redheart.core.errors import BadInput
 from redheart.core.files import canonical_json, new_file, read_sealed, write_sealed
 from redheart.core.folders import new_folder
 from redheart.snapshots.blend import NOTHING, Blend, blended
@@ -69,10 +69,10 @@ class Assembly(msgspec.Struct, frozen=True):
         return hashlib.sha256(canonical_json(files)).hexdigest()
 
 
-def module_specs(model: nn.Module, modules: Sequence[str], *, dtype: torch.dtype = torch.bfloat16) -> Specs:
-    """What the snapshots of a model must hold, from the model on any device; its parameters in `dtype`."""
+def module_specs(model: nn.Module, modules: Sequence[str]) -> Specs:
+    """What the snapshots of a model must hold, from the model on any device."""
     return {
-        name: {key: TensorSpec(kept_type(tensor, dtype), tuple(tensor.shape)) for key, tensor in part.items()}
+        name: {key: TensorSpec(kept_type(tensor, torch.bfloat16), tuple(tensor.shape)) for key, tensor in part.items()}
         for name, part in parts_of(model, modules).items()
     }
 
@@ -86,51 +86,46 @@ def assemble(out: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snap
     `choice` has a mixture for every module of `expected`, which says what each must hold.
 
     Raises:
-        BadInput: a module has no choice or is unknown, or an epoch has no snapshot.
+        BadInput: an epoch has no snapshot.
         CorruptFile: a file does not match its digest, or holds other tensors than expected; all are named.
         DiskError: the model cannot be written.
     """
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
-    _check_choice(choice, by_epoch, expected)
+    missing = [(name, epoch) for name, blend in choice.items() for epoch in blend.epochs if epoch not in by_epoch]
+    if missing:
+        raise BadInput(
+            "a chosen snapshot is not there",
+            where=missing[0][0],
+            got=f"epochs {', '.join(map(str, by_epoch))}",
+            expected=f"epoch {missing[0][1]}",
+            hint="choose again among those that are there: `redheart sweet-spot RUN`",
+        )
+    modules = {}
+    with new_folder(out, assembly_contents) as folder:
+        for name, specs in expected.items():
+            chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
+            sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
+            modules[name] = Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, specs))
+        write_sealed(folder / MANIFEST, Assembly(modules))
+    return Assembly(modules)
 
-    def part(folder: Path, name: str) -> Part:
-        chosen = [by_epoch[epoch] for epoch in choice[name].epochs]
-        sources = tuple(snapshot.manifest.modules[name].content_sha256 for snapshot in chosen)
-        return Part(choice[name], sources, _write_module(folder, name, choice[name], chosen, expected[name]))
 
-    return _write(out, expected, part)
-
-
-def write_modules(
-    out: Path,
-    tensors: Tensors,
-    modules: Sequence[str],
-    *,
-    dtype: torch.dtype | None,
-    on_tensor: Callable[[int], object] = lambda _: None,
-) -> Assembly:
+def write_modules(out: Path, tensors: Tensors, modules: Sequence[str]) -> Assembly:
     """Write a model that no snapshot stands behind in the form of an assembled one; one tensor is held at a time.
 
-    Every name in the model begins with one of `modules`. See `in_type` for the rest.
+    Every name in the model begins with one of `modules`.
 
     Raises:
         DiskError: the model cannot be written.
     """
-
-    def part(folder: Path, module: str) -> Part:
-        start = f"{module}."
-        own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
-        converted = in_type(Tensors.joined(own), dtype, on_tensor)
-        return Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", converted))
-
-    return _write(out, modules, part)
-
-
-def _write(out: Path, modules: Iterable[str], part: Callable[[Path, str], Part]) -> Assembly:
+    parts = {}
     with new_folder(out, assembly_contents) as folder:
-        assembly = Assembly({name: part(folder, name) for name in modules})
-        write_sealed(folder / MANIFEST, assembly)
-    return assembly
+        for module in modules:
+            start = f"{module}."
+            own = {name.removeprefix(start): (tensors, name) for name in tensors.specs if name.startswith(start)}
+            parts[module] = Part(NOTHING, (), write_tensors(folder / f"{module}{SUFFIX}", Tensors.joined(own)))
+        write_sealed(folder / MANIFEST, Assembly(parts))
+    return Assembly(parts)
 
 
 def consolidated(
@@ -138,36 +133,21 @@ def consolidated(
 ) -> SingleFile:
     """Write a snapshot's model, or the float32 masters of a resume state of any number of ranks, as one file.
 
-    A snapshot may be compressed. See `write_model` for the rest.
-
-    Raises:
-        CorruptFile: a file of the source does not match its digest.
+    A snapshot may be compressed. Raises as `write_model`, and where a file of the source does not match its digest. See
+    `in_type` for the rest.
     """
     if isinstance(source, Snapshot):
         kind, epoch, step, tensors = "snapshot", source.epoch, source.manifest.step, source.open_model()
     else:
         progress = source.manifest.progress
         kind, epoch, step, tensors = "resume state", progress.epoch, progress.step, open_masters(source)
-    return write_model(
-        out,
-        tensors,
-        dtype=DTYPES[dtype] if dtype else None,
-        source=source.folder,
-        provenance={"epoch": str(epoch), "step": str(step), "from": kind},
-        on_tensor=on_tensor,
-    )
+    provenance = {"epoch": str(epoch), "step": str(step), "from": kind}
+    converted = in_type(tensors, DTYPES[dtype] if dtype else None, on_tensor)
+    return write_model(out, converted, source=source.folder, provenance=provenance)
 
 
-def write_model(
-    out: Path,
-    tensors: Tensors,
-    *,
-    dtype: torch.dtype | None,
-    source: Path,
-    provenance: Mapping[str, str],
-    on_tensor: Callable[[int], object] = lambda _: None,
-) -> SingleFile:
-    """Write tensors as one file, which appears whole or not at all; see `in_type` for the rest.
+def write_model(out: Path, tensors: Tensors, *, source: Path, provenance: Mapping[str, str]) -> SingleFile:
+    """Write tensors as one file, which appears whole or not at all.
 
     Raises:
         BadInput: `out` is no `.safetensors` file.
@@ -175,12 +155,11 @@ def write_model(
     """
     if out.suffix != SUFFIX:
         raise BadInput("not the name of a safetensors file", where=out, expected=f"a name that ends in {SUFFIX}")
-    converted = in_type(tensors, dtype, on_tensor)
     with new_file(out) as temporary:
-        entry = write_tensors(temporary, converted, metadata={"format": "pt", **provenance})
-    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in converted.specs.values()})
+        entry = write_tensors(temporary, tensors, metadata={"format": "pt", **provenance})
+    found = sorted({str(spec.dtype).removeprefix("torch.") for spec in tensors.specs.values()})
     return SingleFile(
-        str(out), entry.sha256, entry.bytes, len(converted), entry.num_elements, ", ".join(found), str(source)
+        str(out), entry.sha256, entry.bytes, len(tensors), entry.num_elements, ", ".join(found), str(source)
     )
 
 
@@ -251,24 +230,6 @@ def load_assembly(model: nn.Module, folder: Path) -> Assembly:
     # The model may compute in another type than the weights are kept in.
     copy_into(targets, whole(readers), where=folder)
     return assembly
-
-
-def _check_choice(choice: Mapping[str, Blend], by_epoch: Mapping[int, Snapshot], expected: Specs) -> None:
-    if set(choice) != set(expected):
-        raise BadInput("a choice must cover every module", got=", ".join(choice), expected=", ".join(expected))
-    for name, blend in choice.items():
-        missing = [epoch for epoch in blend.epochs if epoch not in by_epoch]
-        if missing:
-            raise BadInput(
-                "a chosen snapshot is not there",
-                where=name,
-                got=f"epochs {', '.join(map(str, by_epoch))}",
-                expected=f"epoch {missing[0]}",
-                hint="choose again among those that are there: `redheart sweet-spot RUN`",
-            )
-        for epoch in blend.epochs:
-            if name not in by_epoch[epoch].manifest.modules:
-                raise CorruptFile("a snapshot lacks a module", where=by_epoch[epoch].folder, expected=name)
 
 
 def _write_module(

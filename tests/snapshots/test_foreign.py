@@ -24,7 +24,7 @@ from redheart.model.dims import preset
 from redheart.model.ledger import module_names
 from redheart.model.network import build
 from redheart.snapshots import safe_load
-from redheart.snapshots.consolidate import load_assembly, write_model, write_modules
+from redheart.snapshots.consolidate import in_type, load_assembly, write_model, write_modules
 from redheart.snapshots.foreign import open_foreign, problems_against
 from redheart.snapshots.foreign_names import model_names
 from redheart.snapshots.tensors import TensorSpec, spec_of
@@ -66,12 +66,11 @@ def test_real_deepspeed_folders_give_the_masters_that_deepspeed_gathers(deepspee
     specs = {name: spec_of(tensor) for name, tensor in model.state_dict().items()}
     assert list(found.tensors.specs) == list(specs) and not problems_against(found.tensors, specs, dtype=None)
 
-    write_modules(tmp_path / "modules", found.tensors, module_names(model), dtype=None)
+    write_modules(tmp_path / "modules", found.tensors, module_names(model))
     load_assembly(model, tmp_path / "modules")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
-    written = write_model(
-        tmp_path / "m.safetensors", found.tensors, dtype=torch.bfloat16, source=deepspeed_folder, provenance={}
-    )
+    rounded = in_type(found.tensors, torch.bfloat16, lambda _: None)
+    written = write_model(tmp_path / "m.safetensors", rounded, source=deepspeed_folder, provenance={})
     assert same(open_foreign(Path(written.file)).tensors, {name: item.bfloat16() for name, item in expected.items()})
 
 

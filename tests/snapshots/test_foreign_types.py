@@ -32,7 +32,7 @@ def imported(tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     torch.save(tensors, folder / "model.pt")
     found = open_foreign(folder / "model.pt")
     out = folder / "out.safetensors"
-    write_model(out, found.tensors, dtype=None, source=folder, provenance={})
+    write_model(out, found.tensors, source=folder, provenance={})
     with safe_open(out, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 

@@ -13,7 +13,7 @@ from test_consolidate import write
 from test_snapshots import progress
 
 from redheart.core.errors import BadInput, CorruptFile
-from redheart.snapshots.consolidate import consolidated, write_modules
+from redheart.snapshots.consolidate import consolidated, in_type, write_modules
 from redheart.snapshots.manifests import ParameterPlace, StateManifest
 from redheart.snapshots.module_snapshots import list_snapshots
 from redheart.snapshots.states import State, newest_state, open_masters
@@ -87,7 +87,8 @@ def test_progress_is_told_in_bytes_of_the_source_whatever_is_written(tmp_path: P
     made = write(tmp_path / "run" / "s", 2)
     source, file, folder = made.open_model(), list[int](), list[int]()
     consolidated(made, tmp_path / "model.safetensors", dtype="fp32", on_tensor=file.append)
-    write_modules(tmp_path / "model", source, list(made.manifest.modules), dtype=torch.float32, on_tensor=folder.append)
+    converted = in_type(source, torch.float32, folder.append)
+    write_modules(tmp_path / "model", converted, list(made.manifest.modules))
     assert file == folder == [spec.bytes for spec in source.specs.values()]
 
 
