@@ -11,15 +11,14 @@ from pathlib import Path
 import msgspec
 
 from redheart.core.errors import BadInput
-from redheart.core.files import read_sealed, sha256_file, shown, write_bytes, write_sealed
+from redheart.core.files import read_sealed, shown, write_bytes, write_sealed
 from redheart.core.folders import new_folder, refuse_foreign
 from redheart.snapshots.blend import Blend
 from redheart.snapshots.consolidate import Specs, checked_module
+from redheart.snapshots.manifests import MANIFEST
 from redheart.snapshots.module_snapshots import Snapshot
 from redheart.snapshots.tensor_file import write_tensors
 from redheart.snapshots.tensors import whole
-
-_MANIFEST = "manifest.json"
 
 
 class MergeFiles(msgspec.Struct, frozen=True):
@@ -32,24 +31,25 @@ class MergeFiles(msgspec.Struct, frozen=True):
 def export_mergekit(path: Path, *, choice: Mapping[str, Blend], snapshots: Sequence[Snapshot], expected: Specs) -> None:
     """Write the merge as YAML to `path` and the tensors that it needs to a folder of the same name without suffix.
 
-    `mergekit-pytorch --tensor-union FILE OUT` then makes the model. The files are named by absolute paths.
+    `mergekit-pytorch --tensor-union FILE OUT` then makes the model. The files are named by absolute paths. No module's
+    name may stand in another's tensors: mergekit asks whether a filter occurs anywhere in a tensor's name.
 
     Raises:
-        BadInput: as `tensors_folder`, or a module's name is part of another module's tensor names.
+        BadInput: as `tensors_folder`.
         CorruptFile: a file of a snapshot does not match its digest, or holds other tensors than expected.
         DiskError: the files cannot be written.
     """
     folder = tensors_folder(path)
-    _check_filters(expected)
     epochs = sorted({epoch for blend in choice.values() for epoch in blend.epochs})
     by_epoch = {snapshot.epoch: snapshot for snapshot in snapshots}
+    files = {}
     with new_folder(folder, _contents) as temporary:
         for epoch in epochs:
             taken = [name for name, blend in choice.items() if epoch in blend.epochs]
             parts = {name: checked_module(by_epoch[epoch], name, expected[name]) for name in taken}
-            write_tensors(temporary / f"epoch_{epoch:04d}.safetensors", whole(parts))
-        files = {item.name: sha256_file(item) for item in sorted(temporary.iterdir())}
-        write_sealed(temporary / _MANIFEST, MergeFiles(files))
+            entry = write_tensors(temporary / f"epoch_{epoch:04d}.safetensors", whole(parts))
+            files[entry.file] = entry.sha256
+        write_sealed(temporary / MANIFEST, MergeFiles(files))
     lines = ["# Made by Red Heart. Run: mergekit-pytorch --tensor-union THIS_FILE OUT"]
     for name, blend in choice.items():
         digests = ", ".join(by_epoch[epoch].manifest.modules[name].content_sha256[:16] for epoch in blend.epochs)
@@ -87,15 +87,4 @@ def tensors_folder(path: Path) -> Path:
 
 
 def _contents(folder: Path) -> set[str]:
-    return {_MANIFEST, *read_sealed(folder / _MANIFEST, MergeFiles).mergekit_files}
-
-
-def _check_filters(expected: Specs) -> None:
-    """mergekit asks whether a filter occurs anywhere in a tensor's name."""
-    for module in expected:
-        for other, specs in expected.items():
-            clash = next((key for key in specs if other != module and f"{module}." in f"{other}.{key}"), None)
-            if clash:
-                raise BadInput(
-                    "mergekit cannot tell two modules apart", where=module, got=f"{other}.{clash} contains `{module}.`"
-                )
+    return {MANIFEST, *read_sealed(folder / MANIFEST, MergeFiles).mergekit_files}

@@ -13,10 +13,12 @@ from test_consolidate import model, specs, write
 from torch import Tensor
 
 from redheart.core.errors import BadInput
+from redheart.model.dims import preset
+from redheart.model.ledger import module_names
+from redheart.model.network import build
 from redheart.snapshots.blend import mean_of, single, weighted
-from redheart.snapshots.consolidate import assemble, load_assembly
+from redheart.snapshots.consolidate import assemble, load_assembly, module_specs
 from redheart.snapshots.mergekit import export_mergekit
-from redheart.snapshots.tensors import TensorSpec
 
 CHOICE = {"one": single(4), "two": weighted({2: 1.0, 4: 1.0, 6: 2.0})}
 CHOICES = [CHOICE, {"one": mean_of((2, 4)), "two": mean_of((4, 6))}]
@@ -72,10 +74,11 @@ def test_mergekit_makes_the_same_weights(choice: dict, tmp_path: Path) -> None: 
     }
 
 
-def test_names_that_mergekit_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
-    spec = TensorSpec(torch.bfloat16, (1,))
-    clashing = {"one": {"w": spec}, "two": {"one.w": spec}}
-    with pytest.raises(BadInput, match="cannot tell two modules apart"):
-        export_mergekit(tmp_path / "m.yaml", choice={}, snapshots=[], expected=clashing)
+def test_mergekit_can_tell_the_modules_of_the_model_apart(tmp_path: Path) -> None:
+    network = build(preset("tiny"), seed=0, device="meta")
+    expected = module_specs(network, module_names(network))
+    names = {other: [f"{other}.{key}" for key in keys] for other, keys in expected.items()}
+    for module in expected:
+        assert not [name for other in names if other != module for name in names[other] if f"{module}." in name]
     with pytest.raises(BadInput, match="needs a suffix"):
         export_mergekit(tmp_path / "m", choice={}, snapshots=[], expected={})
