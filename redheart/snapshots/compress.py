@@ -92,7 +92,8 @@ def _compress(snapshot: Snapshot, base: Snapshot, previous: Snapshot) -> Snapsho
     written: list[Path] = []
     try:
         for name, entry in snapshot.manifest.modules.items():
-            if name in base.manifest.modules and entry.delta is None and not snapshot.shares_file(previous, name):
+            # What is the same as before is a link to that file, and takes no room.
+            if entry.delta is None and entry != previous.manifest.modules.get(name):
                 tensors = snapshot.open_module(name)
                 if {spec.dtype for spec in tensors.specs.values()} == {torch.bfloat16}:
                     written.append(snapshot.folder / f"{name}{delta.SUFFIX}")

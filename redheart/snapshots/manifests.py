@@ -11,7 +11,7 @@ from redheart.core.errors import BadInput, CorruptFile
 from redheart.core.files import read_sealed
 
 MANIFEST = "manifest.json"
-SNAPSHOT_NAME = re.compile(r"epoch_([0-9]{4}|[1-9][0-9]{4,})")
+_SNAPSHOT_NAME = re.compile(r"epoch_([0-9]{4}|[1-9][0-9]{4,})")
 _STEP = f"step_{'[0-9]' * 8}"
 _STATE_NAMES = re.compile(r"manifest\.json|rank_\d+\.(?:safetensors|json)")
 
@@ -104,7 +104,7 @@ class StateManifest(msgspec.Struct, frozen=True):
 
 def snapshot_folders(root: Path) -> list[Path]:
     """Folders of all snapshots below `root`, by epoch."""
-    return sorted((item for item in root.glob("epoch_*") if SNAPSHOT_NAME.fullmatch(item.name)), key=snapshot_epoch)
+    return sorted((item for item in root.glob("epoch_*") if _SNAPSHOT_NAME.fullmatch(item.name)), key=snapshot_epoch)
 
 
 def snapshot_epoch(folder: Path) -> int:

@@ -20,7 +20,6 @@ from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
 from redheart.snapshots.manifests import (
     MANIFEST,
-    SNAPSHOT_NAME,
     Delta,
     SnapshotManifest,
     TensorFile,
@@ -58,13 +57,6 @@ class Snapshot:
     def is_whole(self) -> bool:
         """Whether it can be read without another snapshot."""
         return not any(entry.delta for entry in self.files)
-
-    def shares_file(self, other: "Snapshot", name: str) -> bool:
-        """Whether a module's file is `other`'s too, as a hard link; who reads it tells of a missing one."""
-        if name not in other.manifest.modules:
-            return False
-        path, twin = (item.folder / item.manifest.modules[name].file for item in (self, other))
-        return path.is_file() and twin.is_file() and path.samefile(twin)
 
     def open_module(self, name: str) -> Tensors:
         """Weights of one module, by name within it, verified; each is read when it is asked for.
@@ -114,11 +106,7 @@ class Snapshot:
             CorruptFile: it is not there, or holds other weights than those that the differences were taken to.
         """
         folder = self.folder.parent / delta.base
-        if not (
-            SNAPSHOT_NAME.fullmatch(folder.name)
-            and folder.parent == self.folder.parent
-            and (folder / MANIFEST).is_file()
-        ):
+        if not (folder / MANIFEST).is_file():
             raise CorruptFile(
                 "the snapshot that another one holds differences to is missing",
                 where=f"{self.folder}, {name}",
@@ -127,8 +115,7 @@ class Snapshot:
             )
         base = open_snapshot(folder)
         found = base.manifest.modules.get(name)
-        # A later snapshot as base could go round in a circle.
-        if base.epoch >= self.epoch or found is None or found.content_sha256 != delta.base_sha256:
+        if found is None or found.content_sha256 != delta.base_sha256:
             raise CorruptFile(
                 "a snapshot holds differences to other weights than those that are there",
                 where=f"{self.folder}, {name}",
