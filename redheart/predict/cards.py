@@ -19,6 +19,7 @@ _OTHER_CELLS = 30
 def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
     """Print what was predicted of a text; the shares of the distribution are sorted, the largest first."""
     width = min(console.width, _WIDTH)
+    is_ascii = console.options.ascii_only
     bar_cells = max(1, min(_BAR_CELLS, width - _OTHER_CELLS))
     parts: list[Text | Table] = []
     for task, values in prediction.tasks.items():
@@ -27,10 +28,11 @@ def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
         table.add_column(width=bar_cells)
         table.add_column(justify="right", no_wrap=True)
         is_distribution = task == "emotion"
-        is_ascii = console.options.ascii_only
         items = sorted(values.items(), key=lambda item: -item[1]) if is_distribution else values.items()
         for name, value in items:
-            bar = _bar(value, bar_cells, color="red" if is_distribution else "blue", ascii_only=is_ascii)
+            color = "red" if is_distribution else "blue"
+            # A terminal without UTF-8 has no eighths of a block.
+            bar = Text("#" * round(value * bar_cells)) if is_ascii else Bar(1, 0, value, width=bar_cells, color=color)
             # A string would be read as rich's markup, in which `[neutral]` is nothing to be seen.
             table.add_row(Text(_on_a_line(name)), bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
         parts += [Text(task, style="bold"), table]
@@ -42,11 +44,6 @@ def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
 def _on_a_line(text: str) -> str:
     """Without control characters: a terminal obeys them, and texts come from anywhere."""
     return "".join(character for character in " ".join(text.split()) if unicodedata.category(character) != "Cc")
-
-
-def _bar(value: float, cells: int, *, color: str, ascii_only: bool) -> Bar | Text:
-    # A terminal without UTF-8 has no eighths of a block.
-    return Text("#" * round(value * cells)) if ascii_only else Bar(1, 0, value, width=cells, color=color)
 
 
 def json_line(prediction: Prediction, *, ascii_only: bool = False) -> str:

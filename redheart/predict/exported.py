@@ -29,7 +29,7 @@ from redheart.model.dims import ModelDims
 from redheart.model.network import build
 from redheart.predict.predictor import Predictor
 from redheart.snapshots.manifests import TensorFile
-from redheart.snapshots.tensor_file import open_tensors, write_tensors
+from redheart.snapshots.tensor_file import TensorReader, write_tensors
 from redheart.snapshots.tensors import copy_into
 
 CONFIG, MANIFEST, WEIGHTS, CARD = "config.json", "manifest.json", "model.safetensors", "README.md"
@@ -130,7 +130,8 @@ def load(folder: str | Path, *, encoder: str | None = None, device: Device = "au
         raise BadInput("the export is of another format", where=folder, got=config.format, expected=FORMAT)
     # Nothing is drawn: every weight comes from the file, or the load fails.
     model = build(config.dims, seed=0, device="meta").to(weights_type(place)).to_empty(device=place)
-    copy_into(model.state_dict(), open_tensors(folder, config.weights), where=folder / WEIGHTS)
+    copy_into(model.state_dict(), TensorReader(folder / WEIGHTS), where=folder / WEIGHTS)
+    summary = TensorReader(folder / SUMMARY) if config.summary else None
     return Predictor(
         model=model.eval(),
         encoder=open_encoder(
@@ -141,13 +142,9 @@ def load(folder: str | Path, *, encoder: str | None = None, device: Device = "au
         features=config.features,
         inventory=config.inventory,
         trained=config.trained,
-        summary=_summary(folder, config.summary) if config.summary else None,
+        summary=SummaryFit.of({name: item.numpy() for name, item in summary.items()}) if summary else None,
         calibration=config.calibration,
     )
-
-
-def _summary(folder: Path, entry: TensorFile) -> SummaryFit:
-    return SummaryFit.of({name: tensor.numpy() for name, tensor in open_tensors(folder, entry).items()})
 
 
 def _narrow(tensor: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,6 @@ class Predictor:
                         where=f"id {record.id}",
                         hint="the encoder's states of this text, or the weights, are too large; leave the text out",
                     )
-            for index, record in enumerate(chunk):
                 tasks = {task: self._named(task, outputs[task][index]) for task in self.trained}
                 yield Prediction(record.id, tasks, unread[index])
 

@@ -18,7 +18,6 @@ from redheart.predict.predictor import Predictor
 
 HOST = "127.0.0.1"
 _MAX_BYTES = 1 << 20
-_DROPPED_BYTES = 16 << 20
 _HEADERS = {
     # The page may run its own lines and ask this server; nothing from elsewhere, whatever a text contains.
     "Content-Security-Policy": (
@@ -89,7 +88,6 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
             # Python refuses to read numbers of thousands of digits.
             if not length.isdecimal() or len(length) > 9 or int(length) > _MAX_BYTES:
                 self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {_MAX_BYTES} bytes, and say how many")
-                self._drop(min(int(length[:9] or 0) if length.isdecimal() else 0, _DROPPED_BYTES))
                 return
             try:
                 question = msgspec.json.decode(self.rfile.read(int(length)), type=Question)
@@ -116,11 +114,6 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
 
         def _fail(self, status: HTTPStatus, message: str) -> None:
             self._answer(status, json.dumps({"error": message}).encode(), "application/json")
-
-        def _drop(self, num_bytes: int) -> None:
-            """Read on for a while: who is still sending into a closed connection does not see the answer."""
-            while num_bytes > 0 and (found := self.rfile.read1(min(num_bytes, _MAX_BYTES))):
-                num_bytes -= len(found)
 
         def _answer(self, status: HTTPStatus, content: bytes, kind: str) -> None:
             self.send_response(status)

@@ -53,17 +53,18 @@ def _record(kind: str, row: Row, schema_of: Callable[[dict[str, object]], Schema
         got = "a key that stands twice" if isinstance(value, dict) else type(value).__name__
         problems.append(f"{row.where}: got {got}, expected an object with `text`, or a string")
         return Record(row.where, "")
-    found = {}
-    for name in ("text", "title", "action", "id"):
-        field = text_field(value, schema_of(value)) if name == "text" else name
+    found: list[str] = []
+    defaults = {text_field(value, schema_of(value)): None, "title": "", "action": "", "id": row.where}
+    for field, default in defaults.items():
         item = value.get(field)
-        if item is None and name != "text":
-            item = row.where if name == "id" else ""
-        if name == "id" and isinstance(item, int):
+        if item is None:
+            item = default
+        elif field == "id" and isinstance(item, int):
             item = str(item)
-        if not isinstance(item, str) or (name == "text" and not item.strip()) or not is_unicode(item):
-            expected = "text that is not empty" if name == "text" else "text"
+        if not isinstance(item, str) or (default is None and not item.strip()) or not is_unicode(item):
+            expected = "text that is not empty" if default is None else "text"
             problems.append(f"{row.where}: {field}: got {shown(item)}, expected {expected}")
             item = ""
-        found[name] = item
-    return Record(found["id"], found["text"], found["title"], found["action"])
+        found.append(item)
+    text, title, action, name = found
+    return Record(name, text, title, action)

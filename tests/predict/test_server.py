@@ -87,7 +87,7 @@ def test_what_is_not_meant_is_refused(
 ) -> None:
     try:
         found, content, _ = ask(address + path, body, headers)
-    except urllib.error.URLError:
+    except (urllib.error.URLError, ConnectionError):
         # The server had answered and closed before all of a body that is too large was sent.
         assert status == 413
         return
@@ -136,8 +136,6 @@ def test_the_page_shows_what_is_answered(is_ok: bool, warning: str | None) -> No
 
 
 def test_who_sends_too_much_or_leaves_is_no_trouble(address: str, capfd: pytest.CaptureFixture[str]) -> None:
-    status, content, _ = ask(address + "/predict", b" " * 3_000_000, JSON)
-    assert status == 413 and b"at most" in content
     host, port = address.removeprefix("http://").split(":")
     head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
     with socket.create_connection((host, int(port))) as client:
