@@ -1,6 +1,7 @@
 """`snapshots consolidate` and `snapshots import`: whole models as safetensors."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,7 +10,7 @@ import tyro
 
 from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json, refuse_own_input
 from redheart.core.config import Preset
-from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
+from redheart.core.errors import MAX_PROBLEMS, BadInput, RedHeartError, names_text
 
 if TYPE_CHECKING:
     from redheart.model.network import RedHeart
@@ -64,26 +65,30 @@ def consolidate(arguments: Sequence[str]) -> None:
     _refuse_among_own_files(options.out, run)
     states = run.states
     source: Snapshot | State | None
-    if options.from_state:
-        if options.epoch is not None:
-            raise BadInput("--epoch names a snapshot and --from-state a resume state", hint="give one of them")
-        if (source := newest_state(states)) is None:
-            raise BadInput(
-                "the run has no resume state",
-                where=states,
-                hint="train first: the first one is written after --train.state-every-minutes, or at the end",
-            )
-        size = sum(spec.bytes for spec in open_masters(source).specs.values())
-    else:
-        by_epoch = {item.epoch: item for item in open_snapshots(run)}
-        epoch = max(by_epoch) if options.epoch is None else options.epoch
-        if epoch not in by_epoch:
-            expected = ", ".join(map(str, by_epoch))
-            raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
-        source = by_epoch[epoch]
-        size = sum(entry.content_bytes for entry in source.manifest.modules.values())
-    with display_of(options.json).track("consolidate", size, unit="bytes") as advance:
-        made = consolidated(source, options.out, dtype=options.dtype, on_tensor=advance)
+    with ExitStack() as reading:
+        # Where no lock can be had nobody rewrites a snapshot either.
+        with suppress(RedHeartError):
+            reading.enter_context(run_folder.reading_snapshots(run))
+        if options.from_state:
+            if options.epoch is not None:
+                raise BadInput("--epoch names a snapshot and --from-state a resume state", hint="give one of them")
+            if (source := newest_state(states)) is None:
+                raise BadInput(
+                    "the run has no resume state",
+                    where=states,
+                    hint="train first: the first one is written after --train.state-every-minutes, or at the end",
+                )
+            size = sum(spec.bytes for spec in open_masters(source).specs.values())
+        else:
+            by_epoch = {item.epoch: item for item in open_snapshots(run)}
+            epoch = max(by_epoch) if options.epoch is None else options.epoch
+            if epoch not in by_epoch:
+                expected = ", ".join(map(str, by_epoch))
+                raise BadInput("there is no snapshot of that epoch", where="--epoch", got=epoch, expected=expected)
+            source = by_epoch[epoch]
+            size = sum(entry.content_bytes for entry in source.manifest.modules.values())
+        with display_of(options.json).track("consolidate", size, unit="bytes") as advance:
+            made = consolidated(source, options.out, dtype=options.dtype, on_tensor=advance)
     text = f"{made.file}: {made.num_tensors} tensors, {made.dtype}, {made.bytes / MB:.2f} MB, from {made.source}"
     answer(made, text, as_json=options.json)
 

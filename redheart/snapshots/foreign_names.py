@@ -125,7 +125,7 @@ def keys_by_name(names: Names, where: Path) -> dict[str, str]:
     """The name in the source by the model's own.
 
     Raises:
-        BadInput: two tensors would have one name, or a name cannot be written; all are named.
+        BadInput: two tensors would have one name; all are named.
     """
     by_name: dict[str, list[str]] = {}
     for key, name in names.by_key.items():
@@ -138,8 +138,4 @@ def keys_by_name(names: Names, where: Path) -> dict[str, str]:
             got=names_text(twice, shown=MAX_PROBLEMS, separator="; "),
             hint="save the state_dict() of the model alone, or remove one of each",
         )
-    for name in by_name:
-        # Halves of surrogate pairs have no bytes in UTF-8.
-        if name in ("", "__metadata__") or name != name.encode(errors="replace").decode():
-            raise BadInput("a safetensors file cannot hold a tensor of this name", where=where, got=ascii(name))
     return {name: keys[0] for name, keys in by_name.items()}

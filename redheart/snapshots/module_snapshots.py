@@ -61,35 +61,12 @@ class Snapshot:
     def open_module(self, name: str) -> Tensors:
         """Weights of one module, by name within it, verified; each is read when it is asked for.
 
+        Who reads beside what may rewrite snapshots holds the lock of this name of the folder around them.
+
         Raises:
             CorruptFile: the file, or one that it holds differences to, does not match its digest.
         """
-        opened = self._newest(name)
-
-        def read(key: str) -> Tensor:
-            nonlocal opened
-            try:
-                return opened[key]
-            except FileNotFoundError:
-                opened = self._newest(name)
-                return opened[key]
-
-        return Tensors(opened.specs, read)
-
-    def _newest(self, name: str) -> Tensors:
-        """One module as it lies there: it may be compressed or expanded at any time since the manifest was read."""
         entry = self.manifest.modules[name]
-        try:
-            return self._opened(name, entry)
-        except (CorruptFile, FileNotFoundError):
-            if not (self.folder / MANIFEST).is_file():
-                raise
-            now = open_snapshot(self.folder).manifest.modules.get(name, entry)
-            if now == entry or now.content_sha256 != entry.content_sha256:
-                raise
-            return self._opened(name, now)
-
-    def _opened(self, name: str, entry: TensorFile) -> Tensors:
         if entry.delta is None:
             return open_tensors(self.folder, entry)
         path = verify(self.folder, entry)

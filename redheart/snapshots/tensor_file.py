@@ -117,13 +117,13 @@ def verify(folder: Path, entry: TensorFile) -> Path:
     path = folder / entry.file
     if not path.is_file():
         raise CorruptFile("a file of tensors is missing", where=path, hint=_HINT)
-    try:
+    with read_errors(path):
         size = path.stat().st_size
-        found = sha256_file(path) if size == entry.bytes else None
-    except OSError as error:
-        raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_HINT) from error
-    if found is None:
-        raise CorruptFile("a file of tensors is cut", where=path, got=f"{size} bytes", expected=f"{entry.bytes} bytes")
+        if size != entry.bytes:
+            raise CorruptFile(
+                "a file of tensors is cut", where=path, got=f"{size} bytes", expected=f"{entry.bytes} bytes"
+            )
+        found = sha256_file(path)
     if found != entry.sha256:
         raise CorruptFile(
             "a file of tensors was changed", where=path, got=f"SHA-256 {found}", expected=entry.sha256, hint=_HINT
@@ -133,16 +133,9 @@ def verify(folder: Path, entry: TensorFile) -> Path:
 
 @contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors while reading into one about this file: around it another may be written.
-
-    Raises:
-        CorruptFile: the file cannot be read.
-        FileNotFoundError: it is gone, maybe since it was compressed.
-    """
+    """Turn the operating system's errors while reading into one about this file: around it another may be written."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise CorruptFile("a file of tensors cannot be read", where=path, got=error.strerror, hint=_HINT) from error
 

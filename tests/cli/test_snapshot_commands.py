@@ -1,5 +1,6 @@
 """`redheart snapshots` on a real run: what it lists, checks, shrinks, removes and writes."""
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,8 +12,11 @@ from launching import PYTHON, SMALL, launch
 from safetensors.torch import load_file, save_file
 
 from redheart.cli import main
+from redheart.core.errors import BadInput
 from redheart.model.dims import preset
 from redheart.model.network import build
+from redheart.snapshots import consolidate
+from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.module_snapshots import list_snapshots
 
 
@@ -71,6 +75,28 @@ def test_a_state_whose_removal_was_cut_off_is_not_listed(run: Path, capsys: pyte
     (half / "rank_0.safetensors").touch()
     assert answer(capsys, "list", run) == before
     shutil.rmtree(half)
+
+
+@pytest.mark.parametrize("can_lock", [True, False])
+def test_a_snapshot_is_not_rewritten_while_it_is_read(
+    can_lock: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = consolidate.consolidated
+
+    def beside_another(*given: object, **settings: object) -> object:
+        if can_lock:
+            with pytest.raises(BadInput, match="another process"):
+                compress_snapshots(run / "train" / "snapshots")
+        return read(*given, **settings)  # type: ignore[arg-type]
+
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(consolidate, "consolidated", beside_another)
+    if not can_lock:
+        monkeypatch.setattr("fcntl.flock", no_lock)
+    out = tmp_path / "two.safetensors"
+    assert answer(capsys, "consolidate", run, "--epoch", 2, "--out", out)["file"] == str(out)
 
 
 def test_what_is_bad_is_named_all_of_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

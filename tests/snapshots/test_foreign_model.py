@@ -229,8 +229,6 @@ def test_expected_names_tell_one_model_from_another_and_what_stands_before_its_n
         ),
         ({"a": {"b": {"c": LINEAR["bias"]}, "b.c": LINEAR["bias"]}}, None),
         ({1: LINEAR["weight"], "1": LINEAR["weight"]}, "one name"),
-        ({"__metadata__": LINEAR["weight"]}, "__metadata__"),
-        ({"\ud800": LINEAR["weight"]}, "ud800"),
     ],
 )
 def test_what_is_no_model_or_ambiguous_is_refused(content: object, said: str | None, tmp_path: Path) -> None:
