@@ -23,9 +23,8 @@ _READ_NAMES = ("model*.safetensors", "pytorch_model*.bin", "*_states.pt", "*/*_s
 
 
 class _Index(msgspec.Struct, frozen=True):
-    """Which file of a folder holds which tensor."""
-
     weight_map: dict[str, str]
+    """File of the folder by tensor."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,8 @@ class Foreign:
 def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()) -> Foreign:
     """Find out what a file or folder is and open the model in it; names lose what wrappers put before all of them.
 
-    Args:
-        source: a file or folder.
-        part: path of the model in a file of torch.save, where there are several; empty looks for it.
-        expected: names that the model should have; where given they tell it from what else there is.
+    `part` is the path of the model in a file of torch.save, where there are several; empty looks for it. `expected`
+    names, where given, tell the model from what else there is.
 
     Raises:
         BadInput: it is nothing that is known here, holds no model, several, or tensors that cannot be written, or it
@@ -64,11 +61,7 @@ def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()
 
 
 def files_read(source: Path) -> list[Path]:
-    """The files that `open_foreign` may read weights from.
-
-    Raises:
-        BadInput: an index cannot be read.
-    """
+    """The files that `open_foreign` may read weights from."""
     found = [source, *(item for name in _READ_NAMES for item in source.glob(name))]
     indices = [source / f"{name}{_INDEX_SUFFIX}" for name in _WHOLE]
     maps = [read_json(index, _Index).weight_map for index in indices if index.is_file()]
@@ -83,27 +76,26 @@ def problems_against(
     None asks for no particular names and shapes. `dtype` is what floating-point tensors will be converted to; None
     wants one type for all of them but those of 8 bits, beside which there are always others.
     """
-    found = tensors.specs
+    found, known = tensors.specs, expected or {}
     problems = [] if expected is None else differences(found, expected, compare_types=False)
     floats = [spec.dtype for spec in found.values() if spec.dtype.is_floating_point and spec.dtype.itemsize > 1]
-    common = max(sorted(set(floats), key=str), key=floats.count, default=torch.float32)
+    wanted = dtype or max(sorted(set(floats), key=str), key=floats.count, default=torch.float32)
     for name, spec in found.items():
-        wants_float = expected is not None and name in expected and expected[name].dtype.is_floating_point
-        is_other_float = spec.dtype in floats and dtype is None and spec.dtype != common
+        wants_float = name in known and known[name].dtype.is_floating_point
+        is_other_float = spec.dtype in floats and dtype is None and spec.dtype != wanted
         if is_other_float or (wants_float and not spec.dtype.is_floating_point):
-            wanted = str(common if dtype is None else dtype).removeprefix("torch.")
-            problems.append(f"{name}: got {spec}, expected {wanted}")
-        if dtype is not None and spec.dtype.is_floating_point and (scale := _scale_of(name, found)):
+            problems.append(f"{name}: got {spec}, expected {str(wanted).removeprefix('torch.')}")
+        # What a weight of 8 bits is to be multiplied by lies beside it.
+        owner = name.rpartition(".")[0]
+        places = (f"{name}_scale", f"{name}_scale_inv", f"{name}.scale", f"{owner}.scale", f"{owner}.scale_inv")
+        scale = next((place for place in places if place in found), None)
+        if dtype and scale and spec.dtype.is_floating_point and spec.dtype.itemsize == 1:
             problems.append(f"{name}: {spec} is a weight only once {scale} is applied, which --dtype does not do")
     return problems
 
 
 def refuse_problems(problems: list[str], source: Path) -> None:
-    """Raise one error with all problems.
-
-    Raises:
-        BadInput: there are any.
-    """
+    """Raise one `BadInput` with all problems, if there are any."""
     if problems:
         raise BadInput(
             f"{len(problems)} tensors are not what they must be{listed(problems)}",
@@ -162,9 +154,7 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
 
 def _sharded(folder: Path, index: Path) -> Tensors:
     weight_map = read_json(index, _Index).weight_map
-    shards = {}
-    for file in dict.fromkeys(weight_map.values()):
-        shards[file] = _shard(folder / file)
+    shards = {file: _shard(folder / file) for file in dict.fromkeys(weight_map.values())}
     absent = [f"{name}: expected in {file}" for name, file in weight_map.items() if name not in shards[file].specs]
     extra = [f"{key}: not in the index" for shard in shards.values() for key in shard.specs if key not in weight_map]
     if absent or extra:
@@ -179,12 +169,3 @@ def _shard(path: Path) -> Tensors:
     tensors = dict(read_parts(load_torch_file(path), path).all_tensors())
     refuse_unwritable(tensors, path)
     return Tensors.of(tensors)
-
-
-def _scale_of(name: str, specs: Mapping[str, TensorSpec]) -> str | None:
-    """The tensor that a weight of 8 bits is to be multiplied by, where it lies beside it."""
-    if specs[name].dtype.itemsize > 1:
-        return None
-    owner = name.rpartition(".")[0]
-    places = (f"{name}_scale", f"{name}_scale_inv", f"{name}.scale", f"{owner}.scale", f"{owner}.scale_inv")
-    return next((place for place in places if place in specs), None)

@@ -66,20 +66,18 @@ def list_run(snapshots: Path, states: Path) -> Listing:
     """
     seen: set[tuple[int, int]] = set()
     rows = [_snapshot_row(snapshot, seen) for snapshot in list_snapshots(snapshots)]
-    state_rows = []
-    for folder in state_folders(states):
-        manifest = read_if_there(folder / MANIFEST, StateManifest)
-        if manifest is None:
-            # Its removal was cut off, or goes on.
-            continue
-        state_rows.append(
-            StateRow(
-                epoch=manifest.progress.epoch,
-                step=manifest.progress.step,
-                ranks=len(manifest.files),
-                bytes_on_disk=sum(entry.bytes for entry in manifest.files),
-            )
+    # Without a manifest a state is half removed.
+    manifests = [read_if_there(folder / MANIFEST, StateManifest) for folder in state_folders(states)]
+    state_rows = [
+        StateRow(
+            epoch=manifest.progress.epoch,
+            step=manifest.progress.step,
+            ranks=len(manifest.files),
+            bytes_on_disk=sum(entry.bytes for entry in manifest.files),
         )
+        for manifest in manifests
+        if manifest
+    ]
     if not rows and not state_rows:
         raise _nothing(snapshots)
     return Listing(rows, state_rows)
@@ -99,19 +97,15 @@ def verify_run(snapshots: Path, states: Path, *, on_bytes: Callable[[int], objec
         files += 1
         on_bytes(entry.bytes)
         path = folder / entry.file
-        status = path.stat() if path.is_file() else None
-        # A file that many snapshots share is read once.
-        key = (entry.sha256, status.st_dev, status.st_ino) if status else None
-        if key in checked:
-            continue
         try:
-            verify(folder, entry)
+            # A file that many snapshots share is read once.
+            status = path.stat() if path.is_file() else None
+            if not status or (entry.sha256, status.st_dev, status.st_ino) not in checked:
+                status = verify(folder, entry).stat()
+                size += entry.bytes
+                checked.add((entry.sha256, status.st_dev, status.st_ino))
         except (RedHeartError, OSError) as error:
             bad.append(_one_line(path, error))
-        else:
-            size += entry.bytes
-            if key:
-                checked.add(key)
     if not files and not bad:
         raise _nothing(snapshots)
     return Verification(files, size, round(time.perf_counter() - start_s, 3), bad)
