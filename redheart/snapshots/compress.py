@@ -69,7 +69,6 @@ def compress_snapshots(
 
 def expand(snapshot: Snapshot) -> None:
     """Make a compressed snapshot whole again; the caller holds the lock. Raises as `compress_snapshots`."""
-    remove_leftovers(snapshot)
     entries = dict(snapshot.manifest.modules)
     for name, entry in snapshot.manifest.modules.items():
         if entry.delta is not None:

@@ -26,7 +26,6 @@ from redheart.snapshots.tensors import Tensors, TensorSpec
 
 SUFFIX = ".delta"
 LEVEL = 1
-_PLANES = 2
 _SIGN = np.int16(-0x8000)
 
 
@@ -80,7 +79,7 @@ def read_delta(path: Path, base: Mapping[str, Tensor]) -> Tensors:
     end = path.stat().st_size - start
     for name, item in header.items():
         inside = all(offset >= 0 and 0 <= length <= end - offset for offset, length in item.frames)
-        if len(item.frames) != _PLANES or not inside or min(item.shape, default=0) < 0:
+        if len(item.frames) != 2 or not inside or min(item.shape, default=0) < 0:
             raise CorruptFile("not a readable tensor", where=f"{path}, {name}", got=item)
 
     def plane(frame: tuple[int, int], size: int) -> np.ndarray:

@@ -45,13 +45,11 @@ def prune(root: Path, keep: Keep, *, needed: Callable[[], Collection[int]] = tup
     """Remove the snapshots below `root` that no rule keeps; without `remove` only say which.
 
     A kept snapshot that holds differences to a removed one is made whole first. Killed at any instant, every kept
-    snapshot can be read, and the same call again ends where it would have ended.
-
-    `needed` is asked, under the lock, for epochs that stay whatever the rules say.
+    snapshot can be read, and the same call again ends where it would have ended. `needed` is asked, under the lock, for
+    epochs that stay whatever the rules say.
 
     Raises:
-        BadInput: no rule, a rule that names no snapshot, or nothing to prune.
-        BadInput: or files of other people lie in a snapshot that would go; nothing was removed.
+        BadInput: no rule, one that names no snapshot, or files of other people in a snapshot that would go.
         CorruptFile: a file that must be rewritten does not match its digest; nothing was removed.
     """
     with folder_lock(root.parent, name="snapshots", wait=False):
@@ -71,7 +69,13 @@ def prune(root: Path, keep: Keep, *, needed: Callable[[], Collection[int]] = tup
                 expand(snapshot)
             # The newest first: what leans on another goes before it.
             for snapshot in reversed(going):
-                _remove(snapshot.folder)
+                # It is there whole or not at all, in the middle of its removal too.
+                doomed = root / f".{snapshot.folder.name}{_REMOVED}"
+                with disk_errors(root):
+                    shutil.rmtree(doomed, ignore_errors=True)
+                    snapshot.folder.rename(doomed)
+                    fsync_path(root)
+                    shutil.rmtree(doomed)
             for leftover in root.glob(f".*{_REMOVED}"):
                 shutil.rmtree(leftover)
         return Pruning(
@@ -101,16 +105,13 @@ def _kept(snapshots: Sequence[Snapshot], keep: Keep, needed: Collection[int], ro
     if not epochs:
         raise BadInput("there are no snapshots", where=root)
     if keep == Keep():
-        raise BadInput(
-            "no rule says what to keep",
-            expected="at least one of --keep-every, --keep-best, --keep-last, --keep-epochs",
-        )
-    if min(keep.every, keep.best, keep.last) < 0:
-        raise BadInput("number out of range", got=min(keep.every, keep.best, keep.last), expected="0 or more")
+        expected = "at least one of --keep-every, --keep-best, --keep-last, --keep-epochs"
+        raise BadInput("no rule says what to keep", expected=expected)
+    if (least := min(keep.every, keep.best, keep.last)) < 0:
+        raise BadInput("number out of range", got=least, expected="0 or more")
     if unknown := [epoch for epoch in keep.epochs if epoch not in epochs]:
-        raise BadInput(
-            "there is no snapshot of that epoch", where=root, got=unknown[0], expected=", ".join(map(str, epochs))
-        )
+        expected = ", ".join(map(str, epochs))
+        raise BadInput("there is no snapshot of that epoch", where=root, got=unknown[0], expected=expected)
     kept = {epochs[-1], *keep.epochs, *(epoch for epoch in needed if epoch in epochs)}
     if keep.every:
         kept |= {epoch for epoch in epochs if epoch % keep.every == 0}
@@ -118,13 +119,3 @@ def _kept(snapshots: Sequence[Snapshot], keep: Keep, needed: Collection[int], ro
         kept |= set(epochs[-keep.last :])
     by_loss = sorted(snapshots, key=lambda item: (item.manifest.val_loss, item.epoch))
     return kept | {item.epoch for item in by_loss[: keep.best]}
-
-
-def _remove(folder: Path) -> None:
-    """A snapshot is there whole or not at all, in the middle of its removal too."""
-    with disk_errors(folder):
-        doomed = folder.with_name(f".{folder.name}{_REMOVED}")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        fsync_path(folder.parent)
-        shutil.rmtree(doomed)
