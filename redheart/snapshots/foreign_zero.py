@@ -28,8 +28,8 @@ class _Model(msgspec.Struct, frozen=True):
     """What is read of the model's file."""
 
     module: dict[str, object]
-    param_shapes: list[dict[str, tuple[int, ...]]]
-    """Of every group, in the order in which it was flattened."""
+    param_shapes: list[dict[str, tuple[int, ...]]] | None = None
+    """Of every group, in the order in which it was flattened; None without an optimizer."""
     buffer_names: list[str] = []
     frozen_param_shapes: dict[str, object] | None = None
 
@@ -71,7 +71,7 @@ def open_zero(folder: Path) -> Tensors:
     model = _read(folder / _MODEL, _Model)
     weights = {name: item for name, item in model.module.items() if isinstance(item, Tensor)}
     refuse_unwritable(weights, folder / _MODEL)
-    places = _places(folder, model.param_shapes, _ranks(folder))
+    places = _places(folder, model.param_shapes or [], _ranks(folder))
     without_masters = (*model.buffer_names, *(model.frozen_param_shapes or ()))
     others = {name: weights[name] for name in without_masters if name in weights}
     # A tensor of several names is named once in the lists above: tied weights, or a module that is called twice.
