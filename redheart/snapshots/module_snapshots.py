@@ -61,7 +61,7 @@ class Snapshot:
     def open_module(self, name: str) -> Tensors:
         """Weights of one module, by name within it, verified; each is read when it is asked for.
 
-        Who reads beside what may rewrite snapshots holds the lock of this name of the folder around them.
+        Who reads where another process may rewrite snapshots holds the lock `snapshots` of the folder above them.
 
         Raises:
             CorruptFile: the file, or one that it holds differences to, does not match its digest.
