@@ -1,7 +1,7 @@
 """Models that other tools wrote: DeepSpeed's and accelerate's folders, `.pt` and `.safetensors` files."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,10 +9,10 @@ import torch
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, listed, names_text
 from redheart.core.files import read_json
-from redheart.snapshots.foreign_model import find_model, own_names, read_parts
+from redheart.snapshots.foreign_model import Foreign, find_model, read_parts
 from redheart.snapshots.foreign_names import keys_by_name, model_names
 from redheart.snapshots.foreign_zero import is_zero_folder, open_zero
-from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
+from redheart.snapshots.safe_load import refuse_unwritable
 from redheart.snapshots.tensor_file import TensorReader
 from redheart.snapshots.tensors import Tensors, TensorSpec, differences
 
@@ -25,20 +25,6 @@ _READ_NAMES = ("model*.safetensors", "pytorch_model*.bin", "*_states.pt", "*/*_s
 class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
     """File of the folder by tensor."""
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A model of another tool, its tensors read when they are asked for."""
-
-    kind: str
-    tensors: Tensors
-    ignored: list[str] = field(default_factory=list)
-    """Entries beside the model that hold tensors and were left out."""
-    prefix: str = ""
-    """What stood before every name and was taken away."""
-    together: list[str] = field(default_factory=list)
-    """Complete models in one file that were taken as the parts of one."""
 
 
 def open_foreign(source: Path, *, part: str = "", expected: Collection[str] = ()) -> Foreign:
@@ -107,12 +93,7 @@ def refuse_problems(problems: list[str], source: Path) -> None:
 def _open_file(path: Path, part: str, expected: Collection[str]) -> Foreign:
     if path.suffix == ".safetensors" and path.is_file():
         return _named("safetensors file", TensorReader(path), path, part, expected)
-    found = find_model(read_parts(load_torch_file(path), path), path=part, expected=expected)
-    names = own_names(found.tensors, expected)
-    tensors = {name: found.tensors[key] for name, key in keys_by_name(names, path).items()}
-    refuse_unwritable(tensors, path)
-    ignored = found.ignored + [".".join((*found.path, key)) for key in names.strays]
-    return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, found.together)
+    return find_model(read_parts(path), path=part, expected=expected)
 
 
 def _named(
@@ -166,6 +147,6 @@ def _shard(path: Path) -> Tensors:
     """All tensors of a file, which alone cannot say what is the model's."""
     if path.suffix == ".safetensors" and path.is_file():
         return TensorReader(path)
-    tensors = dict(read_parts(load_torch_file(path), path).all_tensors())
+    tensors = dict(read_parts(path).all_tensors())
     refuse_unwritable(tensors, path)
     return Tensors.of(tensors)

@@ -7,7 +7,7 @@ of bytes, a score is a single number. Dictionaries within dictionaries, one for 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, takewhile
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
-from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, PREFIXES, Names, model_names, words
-from redheart.snapshots.tensors import TensorSpec, spec_of
+from redheart.snapshots.foreign_names import MOMENTS, OPTIMIZER_WORDS, PREFIXES, Names, keys_by_name, model_names, words
+from redheart.snapshots.safe_load import load_torch_file, refuse_unwritable
+from redheart.snapshots.tensors import Tensors, spec_of
 
 MAX_DEPTH = 64
 MAX_ENTRIES = 1_000_000
@@ -83,7 +84,7 @@ class Part:
     @property
     def is_layer(self) -> bool:
         """Whether it may be the `state_dict()` of a single layer, whose names have no dots."""
-        return any(len(spec_or_empty(item).shape) > 1 and "weight" in words(key) for key, item in self.tensors.items())
+        return any(len(spec_of(item).shape) > 1 and "weight" in words(key) for key, item in self.tensors.items())
 
     def weights(self) -> "list[Part]":
         """The outermost dictionaries that are a `state_dict()` each, or else those with tensors of several numbers."""
@@ -97,22 +98,24 @@ class Part:
 
 
 @dataclass(frozen=True)
-class FoundModel:
-    tensors: dict[str, Tensor]
-    """By their names in the source."""
-    path: tuple[str, ...]
-    """Keys from the top of the file to what holds them all."""
-    ignored: list[str]
-    """Paths of what holds tensors too and is not the model."""
-    together: list[str]
-    """Paths of complete models that were taken as the parts of one."""
+class Foreign:
+    """A model of another tool, its tensors read when they are asked for."""
+
+    kind: str
+    tensors: Tensors
+    ignored: list[str] = field(default_factory=list)
+    """Entries beside the model that hold tensors and were left out."""
+    prefix: str = ""
+    """What stood before every name and was taken away."""
+    together: list[str] = field(default_factory=list)
+    """Complete models in one file that were taken as the parts of one."""
 
 
-def find_model(root: Part, *, path: str, expected: Collection[str]) -> FoundModel:
+def find_model(root: Part, *, path: str, expected: Collection[str]) -> Foreign:
     """Find the model in all that a file held; `path` and `expected` as for `open_foreign`.
 
     Raises:
-        BadInput: there is none, or several that could be meant; they are named.
+        BadInput: there is none, several that could be meant, or tensors that cannot be written; they are named.
     """
     start = _part_at(root, path) if path else root
     weights = [] if start.is_training else start.weights()
@@ -124,8 +127,14 @@ def find_model(root: Part, *, path: str, expected: Collection[str]) -> FoundMode
             hint="give the file that holds the weights",
         )
     taken = _meant(weights, expected)
+    found, common_path = _tensors(taken)
+    names = own_names(found, expected)
+    tensors = {name: found[key] for name, key in keys_by_name(names, root.file).items()}
+    refuse_unwritable(tensors, root.file)
+    ignored = _ignored(start, taken) + [".".join((*common_path, key)) for key in names.strays]
     flat = [str(part) for part in taken if part.is_flat]
-    return FoundModel(*_tensors(taken), _ignored(start, taken), flat if len(flat) > 1 else [])
+    together = flat if len(flat) > 1 else []
+    return Foreign("file of torch.save", Tensors.of(tensors), ignored, names.prefix, together)
 
 
 def _meant(weights: list[Part], expected: Collection[str]) -> list[Part]:
@@ -143,7 +152,7 @@ def _meant(weights: list[Part], expected: Collection[str]) -> list[Part]:
     for part in flat or (weights if named else []):
         tensors = dict(part.all_tensors())
         names = own_names(tensors, expected).by_key
-        contents.append({(name, spec_or_empty(tensors[key]).shape) for key, name in names.items()})
+        contents.append({(name, spec_of(tensors[key]).shape) for key, name in names.items()})
     for one, other in combinations(contents, 2):
         if len(one & other) >= max(1, _ALIKE * min(len(one), len(other))):
             raise _several(flat or weights)
@@ -156,7 +165,7 @@ def _num_expected(weights: Sequence[Part], expected: Collection[str]) -> int:
 
 def own_names(tensors: Mapping[str, Tensor], expected: Collection[str]) -> Names:
     """How the tensors of a file of torch.save are called once wrappers are gone."""
-    specs = {key: spec_or_empty(tensor) for key, tensor in tensors.items()}
+    specs = {key: spec_of(tensor) for key, tensor in tensors.items()}
     return model_names(specs, prefixes=PREFIXES, expected=expected)
 
 
@@ -208,12 +217,13 @@ def _several(parts: Sequence[Part]) -> BadInput:
     )
 
 
-def read_parts(content: object, file: Path) -> Part:
-    """What a file held as parts, without dictionaries that hold no tensors.
+def read_parts(file: Path) -> Part:
+    """What a file of torch.save holds as parts, without dictionaries that hold no tensors.
 
     Raises:
         BadInput: there are no tensors with names, two entries have one name, or it is nested without end.
     """
+    content = load_torch_file(file)
     if not isinstance(content, Mapping | list | tuple):
         raise BadInput("the file holds no dictionary of tensors", where=file, got=type(content).__name__)
     left = iter(range(MAX_ENTRIES))
@@ -251,14 +261,9 @@ def _is_beside_weights(key: str, tensor: Tensor) -> bool:
 
 
 def _is_number(tensor: Tensor) -> bool:
-    return spec_or_empty(tensor).num_elements == 1
+    return spec_of(tensor).num_elements == 1
 
 
 def _is_generator_state(tensor: Tensor) -> bool:
     """Whether it may be a random generator's: a row of bytes."""
     return tensor.dtype == torch.uint8 and tensor.ndim == 1
-
-
-def spec_or_empty(tensor: Tensor) -> TensorSpec:
-    """Type and shape; none of a nested tensor, whose parts differ in theirs."""
-    return TensorSpec(tensor.dtype, (0,)) if tensor.is_nested else spec_of(tensor)

@@ -36,7 +36,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
 
 
 def spec_of(tensor: Tensor) -> TensorSpec:
-    return TensorSpec(tensor.dtype, tuple(tensor.shape))
+    # The parts of a nested tensor differ in theirs.
+    return TensorSpec(tensor.dtype, (0,) if tensor.is_nested else tuple(tensor.shape))
 
 
 class Tensors(Mapping[str, Tensor]):
