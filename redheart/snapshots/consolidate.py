@@ -114,9 +114,6 @@ def write_modules(out: Path, tensors: Tensors, modules: Sequence[str]) -> Assemb
     """Write a model that no snapshot stands behind in the form of an assembled one; one tensor is held at a time.
 
     Every name in the model begins with one of `modules`.
-
-    Raises:
-        DiskError: the model cannot be written.
     """
     parts = {}
     with new_folder(out, assembly_contents) as folder:
@@ -205,11 +202,7 @@ def assembly_contents(folder: Path) -> set[str]:
 
 
 def read_assembly(folder: Path) -> Assembly:
-    """The manifest of an assembled model.
-
-    Raises:
-        BadInput: there is none.
-    """
+    """The manifest of an assembled model; raises as `read_sealed`."""
     return read_sealed(folder / MANIFEST, Assembly)
 
 

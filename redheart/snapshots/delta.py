@@ -41,9 +41,6 @@ def write_delta(path: Path, tensors: Mapping[str, Tensor], base: Mapping[str, Te
     """Write bf16 tensors as differences to those of the same name and shape in `base`; others are only compressed.
 
     One tensor is held at a time, and the compressed planes until all are there: a third of the tensors' bytes.
-
-    Raises:
-        DiskError: the disk is full, read-only or over its quota.
     """
     compressor = zstandard.ZstdCompressor(level=LEVEL)
     header, planes, offset, num_elements = {}, [], 0, 0

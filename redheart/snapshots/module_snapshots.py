@@ -174,11 +174,7 @@ def _link_same(snapshot: Snapshot, other: Snapshot) -> None:
 
 
 def check_modules(snapshot: Snapshot, modules: Collection[str]) -> None:
-    """Whether a snapshot is of these modules.
-
-    Raises:
-        BadInput: it is of others.
-    """
+    """Raise a `BadInput` where a snapshot is of other modules than these."""
     if set(snapshot.manifest.modules) != set(modules):
         raise BadInput(
             "the model is divided into other modules than the run's snapshots",
@@ -196,12 +192,7 @@ def snapshot_contents(folder: Path) -> set[str]:
 
 
 def open_snapshot(folder: Path) -> Snapshot:
-    """One snapshot by its folder.
-
-    Raises:
-        BadInput: its manifest is missing.
-        CorruptFile: its manifest was changed.
-    """
+    """One snapshot by its folder; raises as `read_sealed`."""
     return Snapshot(folder, read_sealed(folder / MANIFEST, SnapshotManifest))
 
 

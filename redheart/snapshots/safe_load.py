@@ -129,11 +129,7 @@ def _check_zip(path: Path) -> None:
 
 
 def refuse_unwritable(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Raise one error that names every tensor which no safetensors file can hold, its type, and the way round it.
-
-    Raises:
-        BadInput: there are any.
-    """
+    """Raise one `BadInput` that names every tensor which no safetensors file can hold, and the way round it."""
     found = ((name, _unwritable(tensor)) for name, tensor in tensors.items())
     problems = [f"{name}: {problem}" for name, problem in found if problem]
     if problems:

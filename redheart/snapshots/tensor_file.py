@@ -64,11 +64,7 @@ def write_tensors(
 
 
 def write_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> tuple[str, int]:
-    """Write and flush a new file; its SHA-256 and size in bytes.
-
-    Raises:
-        DiskError: the disk is full, read-only or over its quota.
-    """
+    """Write and flush a new file; its SHA-256 and size in bytes."""
     digest, size = hashlib.sha256(), 0
     with disk_errors(path), open_output(path) as file:
         for block in blocks:
