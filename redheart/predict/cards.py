@@ -31,8 +31,10 @@ def print_card(console: Console, prediction: Prediction, *, text: str) -> None:
         items = sorted(values.items(), key=lambda item: -item[1]) if is_distribution else values.items()
         for name, value in items:
             color = "red" if is_distribution else "blue"
-            # A terminal without UTF-8 has no eighths of a block.
-            bar = Text("#" * round(value * bar_cells)) if is_ascii else Bar(1, 0, value, width=bar_cells, color=color)
+            bar: Bar | Text = Bar(1, 0, value, width=bar_cells, color=color)
+            if is_ascii:
+                # A terminal without UTF-8 has no eighths of a block.
+                bar = Text("#" * round(value * bar_cells))
             # A string would be read as rich's markup, in which `[neutral]` is nothing to be seen.
             table.add_row(Text(_on_a_line(name)), bar, f"{value:.1%}" if is_distribution else f"{value:.2f}")
         parts += [Text(task, style="bold"), table]

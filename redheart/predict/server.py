@@ -44,17 +44,8 @@ def make_server(predictor: Predictor, *, name: str, port: int) -> ThreadingHTTPS
     Raises:
         BadInput: the port is taken or not allowed.
     """
-    page = files("redheart.predict").joinpath("page.html").read_text(encoding="utf-8")
-    handler = _handler(predictor, page.replace("{{name}}", html.escape(name, quote=False)).encode())
-    try:
-        return ThreadingHTTPServer((HOST, port), handler)
-    except (OSError, OverflowError) as error:
-        raise BadInput(
-            "the port cannot be used", where=f"--port {port}", got=error, hint="choose another; 0 takes a free one"
-        ) from error
-
-
-def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
+    text = files("redheart.predict").joinpath("page.html").read_text(encoding="utf-8")
+    page = text.replace("{{name}}", html.escape(name, quote=False)).encode()
     # One text at a time: two at once would each take twice as long and twice the memory.
     one_at_a_time = threading.Lock()
 
@@ -125,4 +116,9 @@ def _handler(predictor: Predictor, page: bytes) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: Any) -> None:
             """Nothing is logged: texts are people's own."""
 
-    return Handler
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise BadInput(
+            "the port cannot be used", where=f"--port {port}", got=error, hint="choose another; 0 takes a free one"
+        ) from error

@@ -6,7 +6,7 @@ have dots in them and lie side by side in one dictionary, an optimizer has `para
 of bytes, a score is a single number. Dictionaries within dictionaries, one for every part of a model, are read too.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, takewhile
 from pathlib import Path
@@ -72,8 +72,7 @@ class Part:
         """Whether it is an optimizer, a scheduler, states of random generators, or a list of anything but models."""
         if self.is_optimizer or (self.path and _TRAINING_WORDS & words(self.path[-1])):
             return True
-        inner = [part for item in self.parts.values() for part in item.below()]
-        if self.is_list and self.path and not any(part.is_flat for part in inner):
+        if self.is_list and self.path and not any(part.is_flat for part in self.below()):
             return True
         tensors = dict(self.all_tensors())
         moments = {name for name in tensors if name.rpartition(".")[2] in MOMENTS}
@@ -231,7 +230,8 @@ def read_parts(file: Path) -> Part:
     def read(value: Mapping[object, object] | list[object] | tuple[object, ...], path: tuple[str, ...]) -> Part:
         tensors: dict[str, Tensor] = {}
         parts: dict[str, Part] = {}
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        entries: Iterable[tuple[object, object]] = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in entries:
             name = str(key)
             if len(path) > MAX_DEPTH or next(left, None) is None:
                 got = ".".join(path)[:200]

@@ -5,7 +5,6 @@ not know which. A file that is the same as the snapshot before's is a hard link 
 """
 
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from redheart.core.errors import BadInput, CorruptFile, RedHeartError, names_text
-from redheart.core.files import PARTIAL, read_sealed, temporary_path, write_sealed
-from redheart.core.folders import REPLACED, folder_lock, new_folder
+from redheart.core.files import read_sealed, temporary_path, write_sealed
+from redheart.core.folders import folder_lock, new_folder, remove_leftovers
 from redheart.snapshots.delta import SUFFIX as DELTA_SUFFIX
 from redheart.snapshots.delta import read_delta
 from redheart.snapshots.manifests import (
@@ -125,10 +124,8 @@ def write_snapshot(
         DiskError: the disk is full, read-only or over its quota.
     """
     folder = root / f"epoch_{epoch:04d}"
-    for leftover in root.glob(f".{folder.name}.*{PARTIAL}"):
-        # Of a run that was killed while it wrote this very snapshot.
-        if not leftover.name.endswith(REPLACED):
-            shutil.rmtree(leftover, ignore_errors=True)
+    # Of a run that was killed while it wrote this very snapshot.
+    remove_leftovers(root, (folder.name,))
     outputs_name = _OUTPUTS
     while outputs_name in modules:
         outputs_name += "_"
