@@ -223,8 +223,6 @@ def read_parts(file: Path) -> Part:
         BadInput: there are no tensors with names, two entries have one name, or it is nested without end.
     """
     content = load_torch_file(file)
-    if not isinstance(content, Mapping | list | tuple):
-        raise BadInput("the file holds no dictionary of tensors", where=file, got=type(content).__name__)
     left = iter(range(MAX_ENTRIES))
 
     def read(value: Mapping[object, object] | list[object] | tuple[object, ...], path: tuple[str, ...]) -> Part:
@@ -247,11 +245,10 @@ def read_parts(file: Path) -> Part:
         is_list = not isinstance(value, Mapping)
         return Part(file, path, tensors, parts, is_list, is_optimizer=not is_list and "param_groups" in value)
 
-    root = read(content, ())
+    root = read(content if isinstance(content, Mapping | list | tuple) else (), ())
     if not (root.tensors or root.parts) or (root.is_list and root.tensors):
-        keys = list(content)[:10] if isinstance(content, Mapping) else [type(item).__name__ for item in content[:10]]
-        got = ", ".join(map(str, keys)) or "nothing"
-        raise BadInput("there are no tensors with names in the file", where=file, got=got)
+        keys = ", ".join(map(str, list(content)[:10])) if isinstance(content, Mapping) else ""
+        raise BadInput("there are no tensors with names in the file", where=file, got=keys or type(content).__name__)
     return root
 
 
