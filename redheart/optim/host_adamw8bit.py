@@ -51,7 +51,8 @@ class HostAdamW8bit(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._backend = backend()
+        # Where a state is loaded, it stays the one that the optimizer has.
+        self.__dict__.setdefault("_backend", backend())
 
     def leave_a_core(self) -> None:
         """Take one thread less than torch has, for somebody has other work to do meanwhile."""

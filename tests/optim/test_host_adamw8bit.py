@@ -80,6 +80,14 @@ def test_a_resumed_optimizer_goes_on_with_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(straight, broken, strict=True))
 
 
+def test_a_loaded_state_leaves_the_threads_as_they_were() -> None:
+    optimizer = HostAdamW8bit(parameters(), **SETTINGS)
+    optimizer.leave_a_core()
+    before = optimizer._backend
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer._backend is before
+
+
 def test_small_tensors_and_marked_groups_have_float32_states() -> None:
     large, small, marked = (torch.zeros(n, requires_grad=True) for n in (4096, 4095, 8192))
     optimizer = HostAdamW8bit([{"params": [large, small]}, {"params": [marked], "state_bits": 32}], **SETTINGS)
