@@ -24,7 +24,6 @@ from redheart.optim.offloaded import RING_BYTES, Flat, Offloaded
 from redheart.pipeline.bucket import Bucket, bounded
 
 HYPER_PARAMETERS = ("lr", "betas", "eps", "weight_decay")
-TYPES = (torch.bfloat16, torch.float32)
 _TAKEN: MutableMapping[Tensor, RemovableHandle] = WeakTensorKeyDictionary()
 """The hook of every parameter: a later optimizer takes it over, where an earlier one would take its gradients away."""
 
@@ -109,7 +108,7 @@ class OffloadAdamW8bit(torch.optim.Optimizer):
         self._group_of: list[int] = []
         for number, group in enumerate(self.param_groups):
             trained = [parameter for parameter in group["params"] if parameter.requires_grad]
-            if others := {str(item.dtype) for item in trained} - {str(dtype) for dtype in TYPES}:
+            if others := {str(item.dtype) for item in trained} - {"torch.bfloat16", "torch.float32"}:
                 raise ValueError(f"parameters are in {', '.join(sorted(others))}, expected bfloat16 or float32")
             for _, of_a_type in groupby(trained, key=lambda parameter: parameter.dtype):
                 for part in bounded(of_a_type):

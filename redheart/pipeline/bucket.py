@@ -1,6 +1,6 @@
 """Buckets: the parts of a model's parameters that cross the bus and are updated as one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,22 +27,12 @@ class Bucket:
 
 def cut(modules: Mapping[str, int], *, largest: int = BUCKET_ELEMENTS) -> list[Bucket]:
     """Buckets of modules by their elements, in the order of the forward pass, in parts as even as can be."""
-    parts = [
-        (name, elements // count + (part < elements % count))
-        for name, elements in modules.items()
-        if elements
-        for count in (-(-elements // largest),)
-        for part in range(count)
-    ]
-    return [Bucket(index, name, elements) for index, (name, elements) in enumerate(parts)]
-
-
-def by_module(buckets: Sequence[Bucket]) -> dict[str, list[Bucket]]:
-    """The buckets of every module, in the order of the forward pass."""
-    found: dict[str, list[Bucket]] = {}
-    for bucket in buckets:
-        found.setdefault(bucket.module, []).append(bucket)
-    return found
+    buckets: list[Bucket] = []
+    for name, elements in modules.items():
+        count = -(-elements // largest)
+        for part in range(count):
+            buckets.append(Bucket(len(buckets), name, elements // count + (part < elements % count)))
+    return buckets
 
 
 def bounded(parameters: Iterable[nn.Parameter], max_elements: int = BUCKET_ELEMENTS) -> Iterator[list[nn.Parameter]]:

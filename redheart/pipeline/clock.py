@@ -164,20 +164,15 @@ class ClockLanes:
 
     def _seconds(self, lane: Lane, task: Task) -> float:
         machine = self.machine
-        match lane, task.kind:
-            case Lane.OUT, _:
+        match lane:
+            case Lane.OUT:
                 return task.amount / machine.out_bytes_s
-            case Lane.IN, _:
+            case Lane.IN:
                 return task.amount / machine.in_bytes_s
-            case Lane.HOST, "update":
-                return task.amount * machine.update_s
-            case Lane.HOST, "square":
-                return task.amount * machine.square_s
-            case Lane.HOST, _:
-                return task.amount * machine.drain_s
-            case Lane.COMPUTE, "norm":
-                return machine.norm_s
-        return task.amount
+            case Lane.HOST:
+                each_s = {"update": machine.update_s, "square": machine.square_s}
+                return task.amount * each_s.get(task.kind, machine.drain_s)
+        return machine.norm_s if task.kind == "norm" else task.amount
 
 
 WAITS = {Lane.LAUNCH: "launches", Lane.COMPUTE: "card", Lane.OUT: "bus", Lane.HOST: "host", Lane.IN: "bus"}

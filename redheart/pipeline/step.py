@@ -10,12 +10,13 @@ forward pass waits for its own buckets alone.
 Source: Ren et al. 2021 (ZeRO-Offload), without its delayed update: the update is the exact one.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
-from redheart.pipeline.bucket import Bucket, by_module
+from redheart.pipeline.bucket import Bucket
 from redheart.pipeline.lanes import Event, Lane, Lanes, Task, Wait
 
 _NORM_BYTES = 8
@@ -45,7 +46,9 @@ class OffloadStep:
     ):
         self._buckets, self._lanes = list(buckets), lanes
         self._accumulates, self._norm_on_host = accumulates, norm_on_host or accumulates
-        self._of = by_module(buckets)
+        self._of: dict[str, list[Bucket]] = defaultdict(list)
+        for bucket in buckets:
+            self._of[bucket.module].append(bucket)
         largest_bytes = max(bucket.wire_bytes for bucket in buckets)
         self.num_slots = min(len(self._buckets), max(1, ring_bytes // largest_bytes))
         self._free: deque[tuple[int, Event]] = deque((number, None) for number in range(self.num_slots))
@@ -54,28 +57,28 @@ class OffloadStep:
         self._summed: set[int] = set()
         self._left: dict[int, Event] = {}
         self._returned: dict[int, tuple[Event, Event]] = {}
-        self._num_commands = 0
-
-    def forward(self, module: str, seconds: float, *, launch_s: float = 0.0) -> None:
-        """A module's forward pass, once its weights are there."""
-        self._forward(module, self._of.get(module, []), seconds, launch_s)
+        self._commands = (f"command {number}" for number in count(1))
 
     def use(self, buckets: Sequence[Bucket]) -> None:
         """Let what is launched from now on find the new weights of these buckets."""
         if any(self.is_returning(bucket) for bucket in buckets):
-            self._forward("", buckets, 0.0, 0.0)
+            self.forward("", 0.0, buckets=buckets)
 
     def is_returning(self, bucket: Bucket) -> bool:
         """Whether new weights are on their way for which no forward pass has waited."""
         return bucket.index in self._returned
 
-    def _forward(self, module: str, buckets: Sequence[Bucket], seconds: float, launch_s: float) -> None:
+    def forward(
+        self, module: str, seconds: float, *, launch_s: float = 0.0, buckets: Sequence[Bucket] | None = None
+    ) -> None:
+        """A module's forward pass, once the weights of its buckets, or of those that are given, are there."""
+        buckets = self._of[module] if buckets is None else buckets
         returning = [bucket for bucket in buckets if self.is_returning(bucket)]
         # Waited for once, they are there for all that the lane does later.
         ends = [self._returned.pop(bucket.index) for bucket in returning]
         # A stream can only be told to wait for a copy that is queued, which the host does behind the update.
         queued = tuple(f"queued {bucket.index}" for bucket in returning)
-        command = self._command()
+        command = next(self._commands)
         launch = Task("launch", module, launch_s, reads=queued, writes=(command,))
         launched = self._lanes.submit(Lane.LAUNCH, launch, [Wait(updated, "weights queued") for updated, _ in ends])
         reads, writes = (command, *_weights(buckets)), (f"activations {module}",)
@@ -84,8 +87,7 @@ class OffloadStep:
 
     def backward(self, module: str, seconds: float, *, launch_s: float = 0.0) -> None:
         """A module's backward pass, and its gradients on their way."""
-        buckets = self._of.get(module, [])
-        command = self._command()
+        buckets, command = self._of[module], next(self._commands)
         launched = self._lanes.submit(Lane.LAUNCH, Task("launch", module, launch_s, writes=(command,)))
         reads = (command, f"activations {module}", *_weights(buckets))
         writes = tuple(f"gradient {bucket.index}" for bucket in buckets)
@@ -182,10 +184,6 @@ class OffloadStep:
         # Before all updates on their lane.
         return []
 
-    def _command(self) -> str:
-        self._num_commands += 1
-        return f"command {self._num_commands}"
-
     def _slot(self) -> tuple[int, Event]:
         """A free slot and the end of what last used it; the gradient that is held longest makes room."""
         if not self._free:
@@ -204,32 +202,15 @@ class OffloadStep:
     # What is done when a lane comes to it; a slot is known by its number. Gradients and settings are handed on as they
     # were at submission, since a lane may come to its work much later.
 
-    def add_squares(self, bucket: Bucket, gradient: Any) -> None:
-        """Note a gradient's sum of squares on the card."""
-
-    def copy_out(self, bucket: Bucket, gradient: Any, slot: int) -> None:
-        """Copy a gradient from the card into a slot."""
-
-    def drain(self, bucket: Bucket, slot: int, *, begins: bool) -> None:
-        """Begin the bucket's sum on the host with a slot's gradient, or add it there."""
-
-    def sum_squares(self) -> None:
-        """Add up on the card what was noted there."""
-
-    def copy_norm(self) -> None:
-        """Copy the card's sum of squares to the host."""
-
-    def add_squares_on_host(self, bucket: Bucket, slot: int | None) -> None:
-        """Add the squares of a slot's gradient, or of the bucket's sum, to those of the others on the host."""
-
-    def clip(self, settings: Any, *, on_host: bool) -> None:
-        """The squares are complete: what they come to, and the settings, are those of the updates that follow."""
-
-    def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None:
-        """Update a bucket from its slot or its sum, and write its new weights into the slot."""
-
-    def copy_in(self, bucket: Bucket, slot: int) -> None:
-        """Copy new weights from a slot to the card."""
+    def add_squares(self, bucket: Bucket, gradient: Any) -> None: ...  # note a gradient's sum of squares on the card
+    def copy_out(self, bucket: Bucket, gradient: Any, slot: int) -> None: ...  # from the card into a slot
+    def drain(self, bucket: Bucket, slot: int, *, begins: bool) -> None: ...  # into the bucket's sum on the host
+    def sum_squares(self) -> None: ...  # add up on the card what was noted there
+    def copy_norm(self) -> None: ...  # the card's sum of squares to the host
+    def add_squares_on_host(self, bucket: Bucket, slot: int | None) -> None: ...  # of a slot, or of the bucket's sum
+    def clip(self, settings: Any, *, on_host: bool) -> None: ...  # all squares are there: the scale of the updates
+    def update(self, bucket: Bucket, slot: int, *, from_sum: bool) -> None: ...  # new weights into the slot
+    def copy_in(self, bucket: Bucket, slot: int) -> None: ...  # from a slot to the card
 
 
 def _weights(buckets: Sequence[Bucket]) -> tuple[str, ...]:
