@@ -64,30 +64,22 @@ def max_file_bytes() -> int | None:
 
 def group_folders(root: Path, controller: str) -> Iterator[Path]:
     """Folders of this process's control group for a controller and of all groups above it, in both versions."""
-    groups = [line.split(":", 2) for line in _lines(root / "proc/self/cgroup")]
-    for names, path in ((group[1].split(","), group[2]) for group in groups if len(group) == 3):
-        if controller not in names and names != [""]:
-            continue
-        for mount, mounted in _mounts(root, controller if controller in names else ""):
-            # Where a container sees the host's path of its group, its own folder is what is mounted.
-            is_within = PurePosixPath(path).is_relative_to(mounted)
-            parts = PurePosixPath(path).relative_to(mounted).parts if is_within else ()
-            if ".." in parts:
-                continue
-            for depth in range(len(parts), -1, -1):
-                yield mount.joinpath(*parts[:depth])
-
-
-def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
-    """Where a hierarchy is mounted, and which group of it; version 2's is the one without a controller."""
+    groups: dict[str, str] = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        names, _, path = line.partition(":")[2].partition(":")
+        groups |= dict.fromkeys(names.split(",") if path else (), path)
     for line in _lines(root / "proc/self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if len(fields) < 5 or len(kind) < 3:
+        found = re.fullmatch(r"\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)", line)
+        # Version 2's hierarchy is the one without a controller.
+        name = "" if found and found[3] == "cgroup2" else controller
+        if not found or name not in groups or (name and name not in found[4].split(",")):
             continue
-        is_wanted = kind[0] == "cgroup" and controller in kind[2].split(",") if controller else kind[0] == "cgroup2"
-        if is_wanted:
-            yield root / _unescaped(fields[4]).lstrip("/"), _unescaped(fields[3])
+        mounted, mount = PurePosixPath(_unescaped(found[1])), root / _unescaped(found[2]).lstrip("/")
+        # Where a container sees the host's path of its group, its own folder is what is mounted.
+        group = PurePosixPath(groups[name])
+        parts = group.relative_to(mounted).parts if group.is_relative_to(mounted) else ()
+        if ".." not in parts:
+            yield from (mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
 
 
 def _group_bounds(root: Path) -> Iterator[HostMemory]:
@@ -135,8 +127,7 @@ def _quota(folder: Path) -> tuple[int, int]:
 
 
 def _number(path: Path) -> int | None:
-    lines = _lines(path)
-    return _as_number(lines[0]) if lines else None
+    return _as_number(next(iter(_lines(path)), ""))
 
 
 def _as_number(text: str) -> int | None:
