@@ -114,40 +114,37 @@ class Planner:
         replay = replay_step(
             training, validation, batch_bytes, model=work.sizes, strategy=strategy, entries=entries, micro_batches=steps
         )
-        # What the allocator holds it keeps; it was needed where most of it is in use.
         moments = replay.moments
+        # What the allocator holds it keeps; it was needed where most of it is in use.
         worst = max(moments, key=lambda name: (moments[name].reserved_bytes, moments[name].allocated_bytes))
-        reserved = replay.moments[worst].reserved_bytes
+        reserved, parts = moments[worst].reserved_bytes, moments[worst].parts
         fluid = max(
-            sum(size for name, size in moment.parts.items() if name in ("activations", "gradients and temporaries"))
-            for moment in replay.moments.values()
+            moment.parts.get("activations", 0) + moment.parts.get("gradients and temporaries", 0)
+            for moment in moments.values()
         )
-        peak = reserved + CONTEXT_BYTES + WORKSPACE_BYTES
-        upper = int(
-            reserved * (1 + FRAGMENTATION_SHARE)
-            + fluid * ACTIVATION_SHARE
-            + CONTEXT_UPPER_BYTES
-            + WORKSPACE_UPPER_BYTES
-        )
-        parts = dict(replay.moments[worst].parts)
-        parts["cached by the allocator"] = reserved - sum(parts.values())
-        parts |= {"CUDA context": CONTEXT_BYTES, "cuBLAS workspaces": WORKSPACE_BYTES}
+        upper = reserved * (1 + FRAGMENTATION_SHARE) + fluid * ACTIVATION_SHARE
+        upper_bytes = int(upper + CONTEXT_UPPER_BYTES + WORKSPACE_UPPER_BYTES)
+        parts = parts | {
+            "cached by the allocator": reserved - sum(parts.values()),
+            "CUDA context": CONTEXT_BYTES,
+            "cuBLAS workspaces": WORKSPACE_BYTES,
+        }
         host = host_parts(work, entries)
         disk = disk_parts(work, strategy, entries)
         plan = Plan(
-            fits=upper <= vram_bytes,
+            fits=upper_bytes <= vram_bytes,
             strategy=strategy.kind.name,
             micro_batch=micro_batch,
             accumulation_steps=steps,
             checkpointing=checkpointing,
             card_share=strategy.card_share,
             vram_bytes=vram_bytes,
-            peak_bytes=peak,
-            upper_bytes=upper,
+            peak_bytes=sum(parts.values()),
+            upper_bytes=upper_bytes,
             peak_moment=worst,
             parts=parts,
             besides_context_bytes=reserved + WORKSPACE_BYTES,
-            moments=replay.moments,
+            moments=moments,
             host_bytes=sum(host.values()),
             host_parts=host,
             disk_bytes=sum(disk.values()),
@@ -169,12 +166,8 @@ class Planner:
     ) -> Plan | None:
         """The fastest configuration that fits a card by its upper bound, or one as fast with more room.
 
-        Args:
-            strategies: to choose from.
-            vram_bytes: size of the card.
-            checkpointing: with, without, or either.
-            cost: of the card; without one the ranking is that of no card.
-            comfort_share: of the card that is not exceeded if anything stays below it within `COMFORT_COST`.
+        Checkpointing is on, off, or None for either. Without the card's own `cost` the ranking is that of no card.
+        `comfort_share` of the card is not exceeded if anything stays below it within `COMFORT_COST`.
         """
         # What cannot fit at any micro-batch is not simulated: 64 micro-batches of 7B parameters take seconds.
         strategies = [strategy for strategy in strategies if self._fixed_bytes(strategy) <= vram_bytes]
@@ -183,7 +176,7 @@ class Planner:
             if fits and step_cost > COMFORT_COST * least_cost:
                 break
             limit_bytes = comfort_bytes if fits else vram_bytes
-            if self._at_least_bytes(strategy, size, recompute, limit_bytes) > limit_bytes:
+            if not self._may_fit(strategy, size, recompute, limit_bytes):
                 continue
             asked = partial(self.plan, strategy, micro_batch=size, checkpointing=recompute, vram_bytes=vram_bytes)
             if asked(is_search=True)[0].upper_bytes <= limit_bytes:
@@ -254,7 +247,7 @@ class Planner:
             sizes = dataclasses.replace(strategy, card_share=twentieths / 20)
             return self.plan(sizes, micro_batch=micro_batch, checkpointing=checkpointing, vram_bytes=vram_bytes)[0]
 
-        if self._at_least_bytes(strategy, micro_batch, checkpointing, vram_bytes) > vram_bytes:
+        if not self._may_fit(strategy, micro_batch, checkpointing, vram_bytes):
             return None
         fitting = bisect_left(range(21), True, key=lambda twentieths: not planned(twentieths).fits)
         return planned(fitting - 1) if fitting else None
@@ -273,12 +266,12 @@ class Planner:
         on_host = round(self.workload.sizes.trained * (1 - strategy.card_share)) // strategy.ranks
         return strategy.kind.cost(on_host, self.steps(strategy, micro_batch), checkpointing)
 
-    def _at_least_bytes(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, vram_bytes: int) -> int:
-        """A lower bound of the peak, without a replay: what is always there and the pass's own peak."""
-        fixed = self._fixed_bytes(strategy)
-        if fixed > vram_bytes:
-            return fixed
-        return fixed + self._training(strategy, self._records(strategy, micro_batch), checkpointing).peak_bytes
+    def _may_fit(self, strategy: StrategySizes, micro_batch: int, checkpointing: bool, limit_bytes: int) -> bool:
+        """Whether what is always there and the pass's own peak are within a limit: no replay is needed to say no."""
+        room_bytes = limit_bytes - self._fixed_bytes(strategy)
+        if room_bytes < 0:
+            return False
+        return self._training(strategy, self._records(strategy, micro_batch), checkpointing).peak_bytes <= room_bytes
 
     def _records(self, strategy: StrategySizes, micro_batch: int) -> int:
         """Of a pass in training."""

@@ -82,11 +82,8 @@ def replay_step(
 ) -> Replay:
     """Replay initialisation, a step, a validation, another step, and a save.
 
-    Args:
-        training: trace of one micro-batch with gradients; released as they are complete by ZeRO.
-        validation: trace of one micro-batch without gradients; None leaves it and the curve out, for a quick look.
-        batch_bytes: inputs of a micro-batch on the device, in training and in validation.
-        micro_batches: per step; more than two behave as two do.
+    The traces are of one micro-batch, as are `batch_bytes`, its inputs in training and in validation. For a quick look
+    there is no trace of validation, and no curve then. More than two micro-batches behave as two do.
     """
     card = Replay(model, strategy, entries)
     _initialise(card)

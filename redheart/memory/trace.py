@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -69,11 +70,9 @@ class Trace:
     @property
     def peak_bytes(self) -> int:
         """Largest sum of live storages."""
-        live = peak = 0
-        for event in self.events:
-            live += event.size_bytes if event.kind == "alloc" else -event.size_bytes if event.kind == "free" else 0
-            peak = max(peak, live)
-        return peak
+        # A mark has no size.
+        changes = (event.size_bytes if event.kind == "alloc" else -event.size_bytes for event in self.events)
+        return max(accumulate(changes, initial=0))
 
 
 class _StorageTracker(TorchDispatchMode):
@@ -83,10 +82,8 @@ class _StorageTracker(TorchDispatchMode):
         super().__init__()
         self.events: list[Event] = []
         self._live: dict[int, weakref.ref[Any]] = {}
-        self._open = True
         # Storages from before the pass are marked as known, so that a view of them is not counted as new.
-        self._before = [tensor.untyped_storage() for tensor in known]
-        self._before_keys = {storage._cdata for storage in self._before}
+        self._before = {tensor.untyped_storage()._cdata for tensor in known}
         self._count = 0
         self.forward = self.all = Counts()
 
@@ -103,22 +100,17 @@ class _StorageTracker(TorchDispatchMode):
     def mark(self, label: str) -> None:
         self.events.append(Event("mark", -1, 0, label))
 
-    def close(self) -> None:
-        """Ignore what is freed from now on."""
-        self._open = False
-
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._before_keys or key in self._live or storage.nbytes() == 0:
+        if key in self._before or key in self._live or storage.nbytes() == 0:
             return
         number, size = self._count, storage.nbytes()
         self._count += 1
 
         def gone(_: object) -> None:
             del self._live[key]
-            if self._open:
-                self.events.append(Event("free", number, size))
+            self.events.append(Event("free", number, size))
 
         self._live[key] = weakref.ref(storage, gone)
         self.events.append(Event("alloc", number, size))
@@ -135,13 +127,9 @@ def trace_pass(
 ) -> Trace:
     """Run one pass under a tracker that sees every operator, and give its allocations but those of parameters.
 
-    Args:
-        module: on any device.
-        batch: any structure of tensors, on that device.
-        loss: from module and batch to a scalar.
-        kernels: those of the device that the pass is meant for; None leaves the choice to torch.
-        backward: False traces the forward pass without gradients, as in validation.
-        release_gradients: drop each gradient once it is complete, as ZeRO does after it has copied it.
+    `kernels` are those of the device that the pass is meant for; None leaves the choice to torch. Without `backward` it
+    is a pass without gradients, as in validation; with `release_gradients` each is dropped once it is complete, as ZeRO
+    does after it has copied it.
     """
     known = [*module.parameters(), *module.buffers(), *(item for item in tree_iter(batch) if isinstance(item, Tensor))]
     tracker = _StorageTracker(known)
@@ -157,10 +145,11 @@ def trace_pass(
             with torch.no_grad():
                 loss(module, batch)
         tracker.mark("end")
-        tracker.close()
+        # What is freed from now on is not the pass's doing.
+        events = tuple(tracker.events)
     for parameter in module.parameters():
         parameter.grad = None
-    return Trace(tuple(tracker.events), tracker.forward, tracker.all.plus(tracker.forward, -1))
+    return Trace(events, tracker.forward, tracker.all.plus(tracker.forward, -1))
 
 
 def _counted(counts: Counts, func: Any, args: Any, kwargs: Any, result: Any) -> Counts:
