@@ -5,7 +5,7 @@ Source of the update: Loshchilov & Hutter 2019 (AdamW); of block-wise dynamic 8-
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -76,19 +76,15 @@ class Kernel:
         moments: Moments,
         out_bf16: Tensor | None = None,
     ) -> None:
-        """One step in place.
+        """One step in place of weights, (n,) float32, with their gradient, (n,) float32 or bfloat16.
 
-        Args:
-            scalars: hyper-parameters of the step.
-            master: weights, (n,) float32.
-            grad: (n,) float32 or bfloat16.
-            moments: of 8 or 32 bits.
-            out_bf16: where the new weights are also written, (n,) bfloat16.
+        `out_bf16` is where the new weights are also written, (n,) bfloat16.
         """
-        step = _scalars(scalars)
-        self._run(
-            self._library.redheart_adamw8bit if moments.absmax else self._library.redheart_adamw32,
-            ctypes.byref(step),
+        function = self._library.redheart_adamw8bit if moments.absmax else self._library.redheart_adamw32
+        function(
+            self._rank,
+            self._threads(),
+            ctypes.byref(_scalars(scalars)),
             *map(_at, moments.qmaps),
             ctypes.c_int64(master.numel()),
             _at(master),
@@ -100,14 +96,13 @@ class Kernel:
 
     def sum_squares(self, grad: Tensor) -> float:
         """Sum of squares in double precision, the same for any number of threads."""
-        total, count = ctypes.c_double(), ctypes.c_int64(grad.numel())
-        self._run(self._library.redheart_sum_squares, count, _at(grad), _is_bf16(grad), ctypes.byref(total))
-        return total.value
+        count = ctypes.c_int64(grad.numel())
+        return float(self._library.redheart_sum_squares(self._rank, self._threads(), count, _at(grad), _is_bf16(grad)))
 
     def add(self, total: Tensor, addend: Tensor) -> None:
         """Add (n,) bfloat16 to (n,) float32 in place, without the float32 copy that torch makes of an addend."""
-        threads = self._threads()
-        self._library.redheart_add_bf16(threads, ctypes.c_int64(total.numel()), _at(total), _at(addend))
+        count = ctypes.c_int64(total.numel())
+        self._library.redheart_add_bf16(self._threads(), count, _at(total), _at(addend))
 
     def rms_norm(self, states: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The norm of rows, (n, width) float32, times their weights, (width,), and what each was multiplied by, (n,).
@@ -131,10 +126,6 @@ class Kernel:
 
     def _threads(self) -> int:
         return self._num_threads or torch.get_num_threads()
-
-    def _run(self, function: Callable[..., int], *arguments: object) -> None:
-        status = function(self._rank, self._threads(), *arguments)
-        assert status == 0, f"this processor does not run the path {self.name}"
 
 
 @cache
@@ -169,6 +160,7 @@ def load_kernels(path: str) -> tuple[Kernel, ...]:
     """All paths of a compiled library that this processor runs."""
     library = ctypes.CDLL(path)
     library.redheart_path_name.restype = ctypes.c_char_p
+    library.redheart_sum_squares.restype = ctypes.c_double
     # Called so often, for so little, that ctypes objects of their arguments would be a good part of it.
     sizes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.redheart_rms_norm.argtypes = [*sizes, ctypes.c_float, *[ctypes.c_void_p] * 4]

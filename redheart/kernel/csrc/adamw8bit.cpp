@@ -3,6 +3,7 @@
 #include "pool.h"
 #include "update.h"
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -79,11 +80,10 @@ constexpr std::ptrdiff_t kSumElements = 16384;
 // A thread is woken only for what takes longer than that.
 constexpr std::ptrdiff_t kAddElements = 1 << 18;
 
-// Blocks per task of an update. Small tasks cost time, for neighbouring tasks of two threads fight over the lines that
-// the processor reads ahead: 0.80 ns an element with 16 blocks, 0.53 with 64, 0.45 with 4096.
-std::ptrdiff_t task_blocks(std::ptrdiff_t n, int num_threads) {
-    const std::ptrdiff_t wanted = n / kBlock / (num_threads > 0 ? 8 * num_threads : 8);
-    return wanted < 64 ? 64 : wanted > 4096 ? 4096 : wanted;
+// Elements per task of an update. Small tasks cost time, for neighbouring tasks of two threads fight over the lines
+// that the processor reads ahead: 0.80 ns an element with 16 blocks, 0.53 with 64, 0.45 with 4096.
+std::ptrdiff_t task_elements(std::ptrdiff_t n, int num_threads) {
+    return kBlock * std::clamp<std::ptrdiff_t>(n / kBlock / (8 * num_threads), 64, 4096);
 }
 
 // The last, partial block works on copies filled up with zeros, so that no path needs masks.
@@ -123,68 +123,50 @@ const char* redheart_path_name(int rank) {
     return path ? path->name : nullptr;
 }
 
-// Functions that take a path return 0, or 1 where it is not available.
+// The others take the rank of a path that has a name.
 
-int redheart_adamw8bit(int rank, int num_threads, const Step* step, const float* values1, const float* values2,
+void redheart_adamw8bit(int rank, int num_threads, const Step* step, const float* values1, const float* values2,
                        std::int64_t n, float* master, const void* grad, int grad_is_bf16, std::uint8_t* codes1,
                        std::uint8_t* codes2, float* absmax1, float* absmax2, std::uint16_t* out_bf16) {
     const Path* path = path_of_rank(rank);
-    if (!path) return 1;
     const Map map1 = make_map(values1, true), map2 = make_map(values2, false);
-    const std::ptrdiff_t blocks = task_blocks(n, num_threads), elements = blocks * kBlock;
-    run((n + elements - 1) / elements, num_threads, [&](std::ptrdiff_t task) {
-        const std::ptrdiff_t begin = task * elements;
-        const std::ptrdiff_t size = n - begin < elements ? n - begin : elements;
-        const std::ptrdiff_t whole = size / kBlock;
-        Blocks at{master + begin,  element(grad, grad_is_bf16, begin), grad_is_bf16 != 0,
-                  codes1 + begin,  codes2 + begin,
-                  absmax1 + task * blocks, absmax2 + task * blocks,
-                  out_bf16 ? out_bf16 + begin : nullptr};
-        path->update(*step, map1, map2, at, whole);
-        const std::ptrdiff_t done = whole * kBlock;
-        if (done == size) return;
-        at.master += done, at.grad = element(at.grad, grad_is_bf16, done), at.codes1 += done, at.codes2 += done;
-        at.absmax1 += whole, at.absmax2 += whole;
-        if (at.out_bf16) at.out_bf16 += done;
-        update_tail(*path, *step, map1, map2, at, static_cast<int>(size - done));
+    const auto at = [&](std::ptrdiff_t begin) {
+        return Blocks{master + begin, element(grad, grad_is_bf16, begin), grad_is_bf16 != 0, codes1 + begin,
+                      codes2 + begin, absmax1 + begin / kBlock, absmax2 + begin / kBlock,
+                      out_bf16 ? out_bf16 + begin : nullptr};
+    };
+    run(n, task_elements(n, num_threads), num_threads, [&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t size) {
+        path->update(*step, map1, map2, at(begin), size / kBlock);
+        const int rest = static_cast<int>(size % kBlock);
+        if (rest) update_tail(*path, *step, map1, map2, at(begin + size - rest), rest);
     });
-    return 0;
 }
 
-int redheart_adamw32(int rank, int num_threads, const Step* step, std::int64_t n, float* master, const void* grad,
-                     int grad_is_bf16, float* m, float* v, std::uint16_t* out_bf16) {
+void redheart_adamw32(int rank, int num_threads, const Step* step, std::int64_t n, float* master, const void* grad,
+                      int grad_is_bf16, float* m, float* v, std::uint16_t* out_bf16) {
     const Path* path = path_of_rank(rank);
-    if (!path) return 1;
-    const std::ptrdiff_t blocks = task_blocks(n, num_threads), elements = blocks * kBlock;
-    run((n + elements - 1) / elements, num_threads, [&](std::ptrdiff_t task) {
-        const std::ptrdiff_t begin = task * elements;
-        const std::ptrdiff_t size = n - begin < elements ? n - begin : elements;
+    run(n, task_elements(n, num_threads), num_threads, [&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t size) {
         path->update32(*step, master + begin, element(grad, grad_is_bf16, begin), grad_is_bf16 != 0, m + begin,
                        v + begin, out_bf16 ? out_bf16 + begin : nullptr, size);
     });
-    return 0;
 }
 
 // Sum of squares in double over fixed pieces, added in their order: the same for any number of threads.
-int redheart_sum_squares(int rank, int num_threads, std::int64_t n, const void* grad, int grad_is_bf16, double* sum) {
+double redheart_sum_squares(int rank, int num_threads, std::int64_t n, const void* grad, int grad_is_bf16) {
     const Path* path = path_of_rank(rank);
-    if (!path) return 1;
     std::vector<double> parts(static_cast<std::size_t>((n + kSumElements - 1) / kSumElements));
-    run(static_cast<std::ptrdiff_t>(parts.size()), num_threads, [&](std::ptrdiff_t task) {
-        const std::ptrdiff_t begin = task * kSumElements;
-        parts[task] = path->sum_squares(element(grad, grad_is_bf16, begin), grad_is_bf16 != 0,
-                                        n - begin < kSumElements ? n - begin : kSumElements);
+    run(n, kSumElements, num_threads, [&](std::ptrdiff_t task, std::ptrdiff_t begin, std::ptrdiff_t size) {
+        parts[task] = path->sum_squares(element(grad, grad_is_bf16, begin), grad_is_bf16 != 0, size);
     });
-    *sum = 0.0;
-    for (const double part : parts) *sum += part;
-    return 0;
+    double sum = 0.0;
+    for (const double part : parts) sum += part;
+    return sum;
 }
 
 // Add n values in bf16 to a sum in float32, elementwise: the same for any number of threads.
 void redheart_add_bf16(int num_threads, std::int64_t n, float* sum, const std::uint16_t* addend) {
-    run((n + kAddElements - 1) / kAddElements, num_threads, [&](std::ptrdiff_t task) {
-        const std::ptrdiff_t begin = task * kAddElements, end = begin + kAddElements < n ? begin + kAddElements : n;
-        for (std::ptrdiff_t i = begin; i < end; ++i) sum[i] += portable::from_bf16(addend[i]);
+    run(n, kAddElements, num_threads, [&](std::ptrdiff_t, std::ptrdiff_t begin, std::ptrdiff_t size) {
+        for (std::ptrdiff_t i = begin; i < begin + size; ++i) sum[i] += portable::from_bf16(addend[i]);
     });
 }
 

@@ -128,16 +128,14 @@ AVX2 void quantise32(const Map& map, const float* from, __m256 inverse, std::uin
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes), packed);
 }
 
-// Codes and absmax of a block whose largest magnitude has the bits `max_bits`; see block_generic.h.
 template <bool kSigned>
 AVX2 void quantise_block(const Map& map, const float* from, std::uint32_t max_bits, std::uint8_t min_code,
                          std::uint8_t* codes, float* absmax) {
-    if (__builtin_expect(max_bits < 0x00800000u || max_bits >= 0x7f800000u, 0)) {
-        *absmax = max_bits < 0x00800000u ? 0.0f : __builtin_nanf("");
+    *absmax = absmax_of(max_bits);
+    if (__builtin_expect(!(*absmax > 0.0f), 0)) {
         std::memset(codes, zero_code(map) > min_code ? zero_code(map) : min_code, kBlock);
         return;
     }
-    *absmax = __builtin_bit_cast(float, max_bits);
     const __m256 inverse = _mm256_set1_ps(1.0f / *absmax);
     for (int i = 0; i < kBlock; i += 32) quantise32<kSigned>(map, from + i, inverse, min_code, codes + i);
 }

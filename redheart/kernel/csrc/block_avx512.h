@@ -74,10 +74,8 @@ struct Scale {
 };
 
 AVX512 Scale scale_of(__m512i largest) {
-    const std::uint32_t max_bits = _mm512_reduce_max_epu32(largest);
-    if (__builtin_expect(max_bits < 0x00800000u || max_bits >= 0x7f800000u, 0))
-        return {max_bits < 0x00800000u ? 0.0f : __builtin_nanf(""), _mm512_setzero_ps(), 0};
-    const float absmax = __builtin_bit_cast(float, max_bits);
+    const float absmax = absmax_of(_mm512_reduce_max_epu32(largest));
+    if (__builtin_expect(!(absmax > 0.0f), 0)) return {absmax, _mm512_setzero_ps(), 0};
     return {absmax, _mm512_set1_ps(1.0f / absmax), 0xffff};
 }
 

@@ -56,16 +56,13 @@ TARGET static void code_indices(const Map& map, const float* x, float inverse, s
         indices[i] = (__builtin_bit_cast(std::int32_t, magnitude[i]) - kHalfBits) >> shift[i];
 }
 
-// Codes of 256 finite values whose largest magnitude has the bits `max_bits`. Magnitudes below the smallest normal
-// float are stored as zero; a block with a non-finite value gets absmax NaN, which shows at the next step.
 TARGET static void quantise_block(const Map& map, const float* x, std::uint32_t max_bits, std::uint8_t* codes,
                                   float* absmax) {
-    if (max_bits < 0x00800000u || max_bits >= 0x7f800000u) {
-        for (int i = 0; i < kBlock; ++i) codes[i] = static_cast<std::uint8_t>(zero_code(map));
-        *absmax = max_bits < 0x00800000u ? 0.0f : __builtin_nanf("");
+    *absmax = absmax_of(max_bits);
+    if (!(*absmax > 0.0f)) {
+        std::memset(codes, zero_code(map), kBlock);
         return;
     }
-    *absmax = __builtin_bit_cast(float, max_bits);
     const float inverse = 1.0f / *absmax;
     std::int32_t indices[kBlock];
     code_indices(map, x, inverse, indices);
@@ -99,7 +96,6 @@ TARGET static void update_blocks(const Step& step, const Map& map1, const Map& m
         for (int i = 0; i < kBlock; ++i) old_m[i] = map1.values[codes1[i]];
         for (int i = 0; i < kBlock; ++i) old_v[i] = map2.values[codes2[i]];
         for (int i = 0; i < kBlock; ++i) update_one(step, g[i], old_m[i] * scale1, old_v[i] * scale2, m[i], v[i], p[i]);
-        // As integers, magnitudes order like floats and a NaN is the largest of all.
         std::uint32_t max1 = 0, max2 = 0;
         for (int i = 0; i < kBlock; ++i) {
             const std::uint32_t bits1 = __builtin_bit_cast(std::uint32_t, m[i]) & 0x7fffffffu;

@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 namespace redheart {
 
@@ -48,11 +47,7 @@ struct Map {
 
 inline int zero_code(const Map& map) { return map.is_signed ? 127 : 0; }
 
-inline std::uint32_t bits_of(float x) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
+inline std::uint32_t bits_of(float x) { return __builtin_bit_cast(std::uint32_t, x); }
 
 inline Map make_map(const float* values, bool is_signed) {
     Map map{};

@@ -83,12 +83,15 @@ inline Pool& pool() {
     return *own;
 }
 
-// Call `work(task)` for every task in [0, tasks). Which thread takes which is open, so tasks must not share results.
+// Call `work(task, begin, size)` for [0, n) in tasks of `whole`, the last one shorter. Which thread takes which is
+// open, so tasks must not share results.
 template <class Work>
-void run(std::ptrdiff_t tasks, int num_threads, const Work& work) {
+void run(std::ptrdiff_t n, std::ptrdiff_t whole, int num_threads, const Work& work) {
+    const std::ptrdiff_t tasks = (n + whole - 1) / whole;
     std::atomic<std::ptrdiff_t> next{0};
     const auto take = [&] {
-        for (std::ptrdiff_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(task);
+        for (std::ptrdiff_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+            work(task, task * whole, task + 1 < tasks ? whole : n - task * whole);
     };
     const std::ptrdiff_t helpers = (tasks < num_threads ? tasks : num_threads) - 1;
     if (helpers > 0)

@@ -28,9 +28,8 @@ float sum(std::ptrdiff_t width, const Term& term) {
 
 template <class Work>
 void run_rows(std::ptrdiff_t rows, int num_threads, const Work& work) {
-    run((rows + kRows - 1) / kRows, num_threads, [&](std::ptrdiff_t task) {
-        const std::ptrdiff_t end = task * kRows + kRows < rows ? task * kRows + kRows : rows;
-        for (std::ptrdiff_t row = task * kRows; row < end; ++row) work(task, row);
+    run(rows, kRows, num_threads, [&](std::ptrdiff_t task, std::ptrdiff_t begin, std::ptrdiff_t size) {
+        for (std::ptrdiff_t row = begin; row < begin + size; ++row) work(task, row);
     });
 }
 

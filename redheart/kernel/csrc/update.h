@@ -34,6 +34,14 @@ struct Blocks {
     std::uint16_t* out_bf16;  // null: no bf16 copy is wanted
 };
 
+// The absmax of a block whose largest magnitude has these bits: as integers, magnitudes order like floats and a NaN is
+// the largest of all. What is below the smallest normal float is stored as zeros; a block with a non-finite value gets
+// NaN, which shows at the next step. Either has the code of zero throughout.
+inline float absmax_of(std::uint32_t max_bits) {
+    if (max_bits < 0x00800000u) return 0.0f;
+    return max_bits < 0x7f800000u ? __builtin_bit_cast(float, max_bits) : __builtin_nanf("");
+}
+
 using UpdateBlocks = void (*)(const Step&, const Map& map1, const Map& map2, const Blocks&, std::ptrdiff_t count);
 using Update32 = void (*)(const Step&, float* master, const void* grad, bool grad_is_bf16, float* m, float* v,
                           std::uint16_t* out_bf16, std::ptrdiff_t n);
