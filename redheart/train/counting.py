@@ -52,10 +52,10 @@ class StepLosses:
         )
 
 
-def after_step(at: Progress, totals: StepTotals, *, applied: bool, grad_norm: float) -> Progress:
+def after_step(at: Progress, totals: StepTotals, *, grad_norm: float) -> Progress:
     """How far a run has come with one more step; the losses of one that was skipped or is no number do not count."""
     sums, counts, bad_steps = at.sums, at.counts, at.bad_steps + 1
-    if applied and math.isfinite(totals.loss):
+    if math.isfinite(grad_norm) and math.isfinite(totals.loss):
         sums = {name: sums.get(name, 0.0) + value for name, value in totals.sums.items()}
         counts = {name: counts.get(name, 0.0) + value for name, value in totals.counts.items()}
         bad_steps = 0

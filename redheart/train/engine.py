@@ -5,10 +5,10 @@ tensors by name, so that the savers need to know nothing of an engine.
 """
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from unittest import mock
@@ -24,13 +24,11 @@ from redheart.memory.host import available_cores
 from redheart.memory.ledger import Strategy
 from redheart.optim.offloaded import Offloaded
 from redheart.train.device.compute_type import compute_type, in_float32, let_norms_compute_in_float32
-from redheart.train.device.freed_memory import return_freed_memory
 from redheart.train.device.graphs import Graphs
 from redheart.train.strategy import check_switches, deepspeed_config, strategy_named
-from redheart.train.zero import pipelined_step
+from redheart.train.zero import pipelined_step, startup
 from redheart.train.zero.groups import parameter_groups, parameter_places
 from redheart.train.zero.optimizer_state import Repartitioned, held_bytes, load_buffers, load_tensors, tensors_of
-from redheart.train.zero.startup import let_weights_be_masters, send_weights, start_group_of_one
 
 COLLECTIVES_TIMEOUT = timedelta(hours=12)
 """NCCL gives up after 10 minutes, gloo after 30, while the first rank validates for as long as that takes. Whether the
@@ -39,22 +37,6 @@ SECOND_THREAD_FROM = 1 << 18
 """Records of a micro-batch times elements of a mean parameter from which a second thread pays: with 141,000 (`small`,
 16 records) a step takes as long with one, with 564,000 (64 records) 1.3 times as long. Below it threads only wait for
 each other: beside two busy processes a step of `tiny` (61,000) takes three times as long with two threads."""
-
-_HOOKS = (
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
-    *("_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks"),
-)
-"""What a module keeps of hooks."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did."""
-
-    grad_norm: float
-    """L2 norm of the whole gradient before clipping."""
-    applied: bool
-    """False where a non-finite gradient was met and the weights were left alone."""
 
 
 def set_threads(module: nn.Module, config: TrainConfig, local_world_size: int) -> None:
@@ -89,20 +71,22 @@ class PlainEngine:
         """Accumulate gradients; `last` marks the last micro-batch of the step."""
         loss.backward()
 
-    def step(self, learning_rate: float) -> StepResult:
-        """Clip, update, clear the gradients."""
+    def step(self, learning_rate: float) -> float:
+        """Clip, update, clear the gradients; the L2 norm of the whole gradient before clipping.
+
+        Where that is not finite the weights are left alone.
+        """
         total = nn.utils.get_total_norm([item.grad for item in self._parameters if item.grad is not None])
         norm = float(total)
         # Torch divides by the norm and a millionth more: below this it would multiply by 1.
         if 1.01 * norm + 1e-6 > self._clip_norm:
             nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, total)
-        applied = norm == norm and norm != float("inf")
-        if applied:
+        if math.isfinite(norm):
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepResult(norm, applied)
+        return norm
 
     def finish(self) -> None:
         """Until the module's weights are those of the last step, where they come beside what follows it."""
@@ -152,11 +136,11 @@ class ZeroEngine:
         # Compiled at start under a lock that a killed compiler leaves behind, where every later start waits for
         # ever; gloo reduces a gradient between CPU ranks as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        return_freed_memory(module)
+        startup.return_freed_memory(module)
         world_size = ranks.world_size
         set_threads(module, config, ranks.local_world_size)
         if world_size == 1:
-            start_group_of_one()
+            startup.start_group_of_one()
             deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
         deepspeed_settings = deepspeed_config(strategy, config)
         if compute_type(config) == torch.float32:
@@ -169,7 +153,7 @@ class ZeroEngine:
         # It notes in the environment that it uses DeepSpeed, which a later one of the user's own would obey.
         with (
             mock.patch.dict(os.environ),
-            mock.patch.object(deepspeed.DeepSpeedEngine, "_broadcast_model", send_weights),
+            mock.patch.object(deepspeed.DeepSpeedEngine, "_broadcast_model", startup.send_weights),
         ):
             accelerator = Accelerator(
                 deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=deepspeed_settings),
@@ -190,7 +174,7 @@ class ZeroEngine:
             # The sum over one rank is there already; DeepSpeed copies every gradient twice for it.
             self._zero.allreduce_and_scatter = self._zero.allreduce_no_retain = lambda *_, **__: None
         if strategy.home == "host" and self._zero.dtype == torch.float32:
-            let_weights_be_masters(self._zero)
+            startup.let_weights_be_masters(self._zero)
         accumulates = config.micro_batch * world_size < config.effective_batch
         if config.pipeline:
             self._pipeline = pipelined_step.install(self._zero, module, accumulates=accumulates)
@@ -223,12 +207,11 @@ class ZeroEngine:
         # DeepSpeed averages over the ranks; the loss is already each rank's share of the whole.
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> StepResult:
+    def step(self, learning_rate: float) -> float:
         for group in self._zero.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return StepResult(float("nan") if norm is None else float(norm), not self._zero.overflow)
+        return float(self._engine.get_global_grad_norm())
 
     def finish(self) -> None:
         if self._pipeline:
@@ -313,18 +296,17 @@ def remembered_hooks(module: nn.Module) -> Callable[[], None]:
 
     DeepSpeed, the pipeline and the graphs leave theirs, which would act on another engine's passes.
     """
-    before = [
-        (item, {kind: dict(getattr(item, kind)) for kind in _HOOKS}, item.__dict__.get("forward"))
-        for item in module.modules()
-    ]
+    before = []
+    for item in module.modules():
+        hooks = [held for name, held in vars(item).items() if "_hooks" in name and isinstance(held, dict)]
+        before.append((item, [(held, dict(held)) for held in hooks], vars(item).get("forward")))
 
     def put_back() -> None:
         for item, hooks, forward in before:
-            for kind, held in hooks.items():
-                found = getattr(item, kind)
-                found.clear()
-                found.update(held)
-            item.__dict__.pop("forward", None)
+            for held, own in hooks:
+                held.clear()
+                held.update(own)
+            vars(item).pop("forward", None)
             if forward is not None:
                 item.forward = forward
 

@@ -1,5 +1,6 @@
 """The training loop: epochs of optimizer steps, validation, snapshots and states, from wherever it stopped."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -203,11 +204,11 @@ class _Run:
         forward_backward_s = time.perf_counter() - start_s
         rate = self._learning_rate(self.at.step)
         with no_second_try(self.passes.too_large("optimizer", number)):
-            result = engine.step(rate)
-        if not result.applied:
+            norm = engine.step(rate)
+        if not math.isfinite(norm):
             self.passes.take_back_statistics()
         totals = losses.over_ranks(engine.sum_over_ranks)
-        at = after_step(self.at, totals, applied=result.applied, grad_norm=result.grad_norm)
+        at = after_step(self.at, totals, grad_norm=norm)
         if at.bad_steps >= MAX_BAD_STEPS:
             raise self._diverged(f"the loss or its gradient was not finite {MAX_BAD_STEPS} steps in a row")
         self.at = at
@@ -220,7 +221,7 @@ class _Run:
             loss=finite(totals.loss),
             grad_norm=self.at.grad_norm,
             learning_rate=rate,
-            applied=result.applied,
+            applied=math.isfinite(norm),
             forward_backward_s=round(forward_backward_s, 4),
             step_s=round(time.perf_counter() - start_s, 4),
         )

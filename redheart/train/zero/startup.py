@@ -1,10 +1,15 @@
-"""What DeepSpeed is made to do otherwise when an engine starts."""
+"""What an engine of DeepSpeed's starts with: what that is made to do otherwise, and memory given back before."""
 
+import ctypes
+import sys
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+
+LARGE_MODEL = 200_000_000
+_M_MMAP_THRESHOLD = -3
 
 
 def start_group_of_one() -> None:
@@ -39,3 +44,19 @@ def let_weights_be_masters(zero: Any) -> None:
         zero.param_buffer_of_bit16_for_cpu_offload_groups[index] = weights[rank].data
     # It holds views of the masters for its checkpoints, which would keep the replaced ones alive.
     zero._link_all_hp_params()
+
+
+def return_freed_memory(module: nn.Module) -> None:
+    """Give the operating system what was freed until now, and with a large model on the CPU from now on at once.
+
+    The features of 150 texts of 300 words left 209 MiB behind in glibc. It keeps blocks below 32 MiB for itself, which
+    made the peak of 91 million parameters 5 % larger than what was alive. Page faults are the price (a pass of that
+    model took 40 % longer), so smaller models keep the default.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    library.malloc_trim(0)
+    is_large = sum(parameter.numel() for parameter in module.parameters()) > LARGE_MODEL
+    if is_large and not torch.cuda.is_available():
+        library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
