@@ -5,7 +5,6 @@ Where operators are small, two threads within each of them mostly wait for each 
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -37,13 +36,15 @@ class Halves:
     ) -> MicroLoss:
         """The loss of both halves, whose gradients are there already: its backward pass hands them over.
 
-        `loss_of` gives a half's share of the loss; it is called by both threads at once and may draw nothing.
+        `loss_of` gives a half's share of the loss, which depends on all of these parameters; it is called by both
+        threads at once and may draw nothing.
         """
         computed = [self._threads.submit(_with_gradients, loss_of, half, parameters) for half in halves]
         # Nobody computes any more when an error is told.
         wait(computed)
         (first, mine), (second, others) = (half.result() for half in computed)
-        gradients = _sums(mine, others, parameters)
+        parts = (mine + others).split([parameter.numel() for parameter in parameters])
+        gradients = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
         return MicroLoss(
             _Computed.apply(first.total + second.total, gradients, *parameters),
             {name: first.sums[name] + second.sums[name] for name in first.sums},
@@ -60,45 +61,21 @@ def by_length(lengths_B: np.ndarray) -> tuple[Records, Records]:
     return np.sort(order[:first]), np.sort(order[first:])
 
 
-Gradients = Sequence[Tensor | None]
-
-
-@dataclass(frozen=True)
-class _OfHalf:
-    """Gradients of a half's loss, one behind the other: hundreds of small tensors are slow to add up and to free."""
-
-    flat: Tensor
-    is_known: Sequence[bool]
-    """Of every parameter, whether the loss depends on it; if not, its part of `flat` is zero."""
-
-
 def _with_gradients(
     loss_of: Callable[[Records], MicroLoss], half: Records, parameters: Sequence[Tensor]
-) -> tuple[MicroLoss, _OfHalf]:
+) -> tuple[MicroLoss, Tensor]:
     loss = loss_of(half)
-    found = torch.autograd.grad(loss.total, parameters, allow_unused=True)
-    is_known = [item is not None for item in found]
-    parts = [torch.zeros_like(one) if item is None else item for one, item in zip(parameters, found, strict=True)]
-    flat = torch.cat([part.flatten() for part in parts])
-    return MicroLoss(loss.total.detach(), loss.sums, loss.counts), _OfHalf(flat, is_known)
-
-
-def _sums(first: _OfHalf, second: _OfHalf, parameters: Sequence[Tensor]) -> Gradients:
-    is_known = [one or other for one, other in zip(first.is_known, second.is_known, strict=True)]
-    # Parameters that were replaced since are no part of what was computed, and would stay as they are.
-    assert any(is_known)
-    parts = (first.flat + second.flat).split([parameter.numel() for parameter in parameters])
-    return [
-        part.view(parameter.shape) if known else None
-        for part, parameter, known in zip(parts, parameters, is_known, strict=True)
-    ]
+    found = torch.autograd.grad(loss.total, parameters)
+    # One behind the other: hundreds of small tensors are slow to add up and to free.
+    flat = torch.cat([gradient.flatten() for gradient in found])
+    return MicroLoss(loss.total.detach(), loss.sums, loss.counts), flat
 
 
 class _Computed(torch.autograd.Function):
     """A loss with the gradients of parameters that were computed before."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, gradients: Gradients, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, total: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
         ctx.gradients = gradients
         return total
 
@@ -106,5 +83,5 @@ class _Computed(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradients, ctx.gradients = ctx.gradients, None
         if scale != 1:
-            gradients = [item if item is None else item * scale for item in gradients]
+            gradients = [item * scale for item in gradients]
         return None, None, *gradients
