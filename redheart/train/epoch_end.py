@@ -13,10 +13,10 @@ import torch
 from redheart.core.errors import Diverged, DoesNotFit
 from redheart.snapshots.manifests import Progress
 from redheart.snapshots.module_snapshots import write_snapshot
+from redheart.snapshots.tensors import kept_type, parts_of
 from redheart.train.device.out_of_memory import tried
 from redheart.train.learner import Learner, Validation
 from redheart.train.log.events import Event
-from redheart.train.saving import module_copies
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,15 @@ def validated(learner: Learner, epoch: TrainedEpoch) -> tuple[Validation, float]
 
 
 def snapshot(folder: Path, learner: Learner, epoch: TrainedEpoch, validation: Validation) -> Callable[[], object]:
-    """The write of the epoch's snapshot, on copies that training does not change."""
+    """The write of the epoch's snapshot, on copies that training does not change: weights in bf16, buffers as kept."""
+    copies = {
+        name: {key: item.detach().to("cpu", kept_type(item, torch.bfloat16), copy=True) for key, item in part.items()}
+        for name, part in parts_of(learner.model, learner.modules()).items()
+    }
     return partial(
         write_snapshot,
         folder,
-        modules=module_copies(learner.model, learner.modules()),
+        modules=copies,
         outputs={name: torch.from_numpy(values) for name, values in validation.outputs.items()},
         epoch=epoch.number,
         step=epoch.at.step,

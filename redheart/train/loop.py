@@ -125,13 +125,12 @@ class _Run:
         self.passes = Passes(learner, engine, micro_batch=micro_batch, on_halved=self._log_halved, draws=settings.key)
         self.at = AT_START
         self._steps_per_epoch = len(self.epoch_steps())
-        self.at = resume(engine, root=folder / "states", run_key=settings.key, modules=learner.modules()) or self.at
-        events = folder / "events.jsonl"
+        self.at, past = resume(engine, root=folder / "states", run_key=settings.key, modules=learner.modules())
         if engine.world_size == 1:
             # Draws are named by the micro-batches of a step.
-            self.passes.micro_batch = halved_before(events, self.at.events_bytes, train=settings.train)
+            self.passes.micro_batch = halved_before(past, settings.train)
         self.log = EventLog(
-            events if engine.rank == 0 else None,
+            folder / "events.jsonl" if engine.rank == 0 else None,
             length_bytes=self.at.events_bytes,
             keeps_rest=self.is_done(),
             sinks=sinks,

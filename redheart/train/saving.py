@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from msgspec.structs import replace
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from redheart.snapshots.compress import compress_snapshots
 from redheart.snapshots.manifests import Progress, snapshot_folders
 from redheart.snapshots.module_snapshots import check_modules, open_snapshot
 from redheart.snapshots.states import newest_state, remove_newer, write_state
-from redheart.snapshots.tensors import kept_type, parts_of
+from redheart.train.counting import AT_START
 from redheart.train.device.compute_type import NAMES
 from redheart.train.engine import Engine
 from redheart.train.log.events import Event, EventLog, events_behind, events_up_to
@@ -149,7 +148,7 @@ class Saver:
 
         Where another one is still being written it waits behind it; a third waits for the first.
         """
-        is_beside = self._has_room({name: tensor.detach() for name, tensor in model.named_parameters()})
+        is_beside = self._has_room(dict(model.named_parameters()))
         self._write(snapshot(), is_beside=is_beside)
         if compress:
             self._writer.submit(lambda: compress_or_warn(self._folder / "snapshots"), holds_copies=False)
@@ -169,8 +168,8 @@ class Saver:
             write()
 
 
-def resume(engine: Engine, *, root: Path, run_key: str, modules: Sequence[str]) -> Progress | None:
-    """Load the newest state below `root` into the engine; how far it had come, None where there is no state.
+def resume(engine: Engine, *, root: Path, run_key: str, modules: Sequence[str]) -> tuple[Progress, list[Event]]:
+    """Load the newest state below `root` into the engine; how far it had come, and on the first rank its events.
 
     Newer states that are damaged are removed once this one is loaded, and so is what a killed run left unfinished.
 
@@ -190,17 +189,17 @@ def resume(engine: Engine, *, root: Path, run_key: str, modules: Sequence[str]) 
             if keys and keys[-1] != run_key:
                 raise _another_run(root.parent, keys[-1], run_key)
             _check_modules(root.parent / "snapshots", modules)
-        return None
+        return AT_START, []
     manifest = state.manifest
+    if manifest.run_key != run_key:
+        raise _another_run(state.folder, manifest.run_key, run_key)
+    events: list[Event] = []
     if engine.rank == 0:
         for error in state.refused:
             warn(
                 f"a damaged resume state is passed over; going on from {state.folder.name}, which leads to the same "
                 f"result\n  {error}"
             )
-    if manifest.run_key != run_key:
-        raise _another_run(state.folder, manifest.run_key, run_key)
-    if engine.rank == 0:
         _check_modules(root.parent / "snapshots", modules)
         events = events_up_to(root.parent / "events.jsonl", manifest.progress.events_bytes)
         _say_if_type_changed(engine, events)
@@ -210,7 +209,7 @@ def resume(engine: Engine, *, root: Path, run_key: str, modules: Sequence[str]) 
     if engine.rank == 0:
         # They know of a longer log than this state, and the log is about to be cut.
         remove_newer(state.folder)
-    return manifest.progress
+    return manifest.progress, events
 
 
 def _check_modules(snapshots: Path, modules: Sequence[str]) -> None:
@@ -246,11 +245,11 @@ def asked_for(train: TrainConfig) -> dict[str, object]:
     return {"configured": train.micro_batch, "checkpointing": train.checkpointing}
 
 
-def halved_before(events: Path, length_bytes: int, *, train: TrainConfig) -> int:
-    """The micro-batch of a run, or the smaller one that memory had left it, with these settings, by then."""
+def halved_before(events: Sequence[Event], train: TrainConfig) -> int:
+    """The micro-batch of a run, or the smaller one that memory had left it, with these settings, in these events."""
     halved = [
         event["micro_batch"]
-        for event in events_up_to(events, length_bytes)
+        for event in events
         if event["event"] == "out_of_memory" and asked_for(train).items() <= event.items()
     ]
     if halved:
@@ -269,13 +268,3 @@ def compress_or_warn(snapshots: Path) -> None:
 def copies_fit(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there is memory to copy these tensors and let training go on."""
     return ROOM_FOR_COPIES * sum(tensor.nbytes for tensor in tensors.values()) < host_memory().available_bytes
-
-
-def module_copies(model: nn.Module, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """Copies of the parts' tensors on the host, by part and by name in it: weights in bf16, buffers in their types."""
-    return {
-        name: {
-            key: tensor.detach().to("cpu", kept_type(tensor, torch.bfloat16), copy=True) for key, tensor in part.items()
-        }
-        for name, part in parts_of(model, names).items()
-    }
