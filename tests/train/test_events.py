@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from redheart.core.errors import CorruptFile, DiskError, Diverged
 from redheart.snapshots.manifests import Progress
 from redheart.snapshots.states import write_state
-from redheart.train.log.events import EventLog, all_events, events_up_to, num_epochs, read_events, watched_events
+from redheart.train.log.events import EventLog, all_events, events_behind, events_up_to, read_events, watched_events
 
 
 def write_log(path: Path, steps: int, *, start: int = 0, length_bytes: int = 0) -> int:
@@ -81,7 +81,7 @@ def test_every_changed_byte_and_missing_line_is_found_where_it_is(tmp_path: Path
 
 def test_before_a_resume_only_what_it_will_keep_must_be_whole(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    assert num_epochs(path) == 0
+    assert events_behind(path) == []
     with EventLog(path, length_bytes=0) as log:
         log.write("epoch", epoch=1)
         length = log.length_bytes
@@ -91,16 +91,17 @@ def test_before_a_resume_only_what_it_will_keep_must_be_whole(tmp_path: Path) ->
     # As a power failure leaves it: only states make sure that the log is on the disk.
     for behind, epochs in ((b"\0" * 99 + b"\n", 2), (b"{}\n" + whole, 2), (b"\0" * 99, 2)):
         path.write_bytes(whole + behind)
-        assert num_epochs(path) == epochs and len(events_up_to(path, length)) == 1
+        assert len(events_behind(path)) == epochs and len(events_up_to(path, length)) == 1
     path.write_bytes(whole[:length] + b"\0" * 99 + b"\n" + whole[length:])
-    assert num_epochs(path) == 1 and [event["epoch"] for event in events_up_to(path, length)] == [1]
+    assert events_behind(path) == events_up_to(path, length)
+    assert [event["epoch"] for event in events_up_to(path, length)] == [1]
     for at in (12, length - 2):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        for read in (num_epochs, lambda path: events_up_to(path, length)):
+        for read in (events_behind, lambda path: events_up_to(path, length)):
             with pytest.raises(CorruptFile, match="line 1"):
                 read(path)
     path.write_bytes(whole[: length - 1])
-    for read in (num_epochs, lambda path: events_up_to(path, length)):
+    for read in (events_behind, lambda path: events_up_to(path, length)):
         with pytest.raises(CorruptFile, match="cut or missing"):
             read(path)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redheart.train.log.events import watched_events
-from redheart.train.log.samples import device_probes, sampling
+from redheart.train.log.samples import device_probe, sampling
 
 
 def test_a_sample_at_the_start_in_between_and_at_the_end(tmp_path: Path) -> None:
@@ -72,8 +72,7 @@ def a_card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_card_is_asked_by_its_uuid(a_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml())
-    (probe,) = device_probes()
-    assert probe() == {"device_used_bytes": 5, "device_total_bytes": 8, "device_busy_percent": 97}
+    assert device_probe()() == {"device_used_bytes": 5, "device_total_bytes": 8, "device_busy_percent": 97}
 
 
 @pytest.mark.parametrize("call", ["init", "handle", "memory", "load"])
@@ -81,13 +80,13 @@ def test_an_nvml_that_fails_costs_its_figures_and_nothing_else(
     call: str, a_card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml(fails_at=call))
-    assert [probe() for probe in device_probes()] in ([], [{}])
+    assert device_probe()() == {}
 
 
 def test_no_pynvml_no_figures(a_card: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert device_probes() == []
+    assert device_probe()() == {}
 
 
 def test_the_real_nvml_does_not_know_a_made_up_card_and_says_so_quietly(a_card: None) -> None:
-    assert device_probes() == []
+    assert device_probe()() == {}

@@ -189,11 +189,6 @@ def events_behind(path: Path) -> list[Event]:
     return _parsed(path, _content(path), least_bytes=_known_bytes(path), ends_behind=True)[0]
 
 
-def num_epochs(path: Path) -> int:
-    """Epochs among `events_behind`, and what that raises."""
-    return sum(event["event"] == "epoch" for event in events_behind(path))
-
-
 def watched_events(path: Path) -> list[Event]:
     """Whatever is readable in a log while a run that goes on cuts it and writes it again."""
     events = []

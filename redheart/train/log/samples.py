@@ -5,7 +5,7 @@ states. Nothing that goes wrong here reaches the run.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,8 +15,6 @@ from redheart.core.progress import Ticker
 from redheart.memory.host import host_memory
 from redheart.train.log.events import Event, time_utc
 
-Probe = Callable[[], Mapping[str, object]]
-
 
 @contextmanager
 def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator[None]:
@@ -24,7 +22,7 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
     if every_s <= 0:
         yield
         return
-    process, probes = psutil.Process(), device_probes()
+    process, probe = psutil.Process(), device_probe()
     # The share of one core in percent, between one call and the next.
     process.cpu_percent()
 
@@ -37,9 +35,8 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
                 "host_rss_bytes": process.memory_info().rss,
                 "host_available_bytes": host_memory().available_bytes,
                 "cpu_percent": process.cpu_percent(),
+                **probe(),
             }
-            for probe in probes:
-                sample |= probe()
             file.write(json.dumps(sample) + "\n")
 
     take()
@@ -50,23 +47,23 @@ def sampling(path: Path, *, every_s: float, step: Callable[[], int]) -> Iterator
         take()
 
 
-def device_probes() -> list[Probe]:
-    """Memory and utilisation of the card in use by NVML; none where there is no card or no NVML."""
+def device_probe() -> Callable[[], dict[str, object]]:
+    """What tells memory and utilisation of the card in use by NVML; nothing where there is no card or no NVML."""
     import torch
 
     if not torch.cuda.is_available():
-        return []
+        return dict
     try:
         import pynvml
     except ImportError:
-        return []
+        return dict
     try:
         pynvml.nvmlInit()
         # CUDA_VISIBLE_DEVICES renumbers the cards for torch and not for NVML.
         uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
         card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except pynvml.NVMLError:
-        return []
+        return dict
 
     def probe() -> dict[str, object]:
         try:
@@ -79,4 +76,4 @@ def device_probes() -> list[Probe]:
             "device_busy_percent": int(load.gpu),
         }
 
-    return [probe]
+    return probe

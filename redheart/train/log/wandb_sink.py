@@ -18,7 +18,7 @@ from redheart.core.files import read_json, write_json
 from redheart.core.progress import warn
 from redheart.core.units import GIB
 from redheart.snapshots.manifests import newest_progress
-from redheart.train.log.events import num_epochs
+from redheart.train.log.events import events_behind
 
 Mode = Literal["off", "offline", "online"]
 PROJECT = "redheart"
@@ -48,14 +48,12 @@ def wandb_mode(setting: str, environment: Mapping[str, str]) -> Mode:
     Raises:
         BadInput: WANDB_MODE is none of W&B's modes.
     """
-    if setting != "auto":
-        return _MODES[setting]
-    if environment.get("WANDB_MODE"):
-        name = environment["WANDB_MODE"]
-        if name not in _MODES:
-            raise BadInput("unknown mode", where="WANDB_MODE", got=name, expected=", ".join(_MODES))
-        return _MODES[name]
-    return "online" if environment.get("WANDB_SWEEP_ID") else "off"
+    name = environment.get("WANDB_MODE") if setting == "auto" else setting
+    if not name:
+        return "online" if environment.get("WANDB_SWEEP_ID") else "off"
+    if name not in _MODES:
+        raise BadInput("unknown mode", where="WANDB_MODE", got=name, expected=", ".join(_MODES))
+    return _MODES[name]
 
 
 _MODES: dict[str, Mode] = {
@@ -145,7 +143,8 @@ def open_wandb(mode: Mode, *, folder: Path, name: str, config: Mapping[str, obje
     if known and given in (None, known):
         # By its newest state, from which the training would go on, or by its log.
         progress = newest_progress(folder / "states")
-        if (progress.epoch if progress else num_epochs(folder / "events.jsonl")) >= epochs:
+        logged = [] if progress else [event["event"] for event in events_behind(folder / "events.jsonl")]
+        if (progress.epoch if progress else logged.count("epoch")) >= epochs:
             return None
     folder.mkdir(parents=True, exist_ok=True)
 
