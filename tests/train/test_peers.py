@@ -93,20 +93,24 @@ def test_one_rank_fails_and_all_end_with_its_error_said_once(
     assert not quick
 
 
-def test_it_is_said_once_wherever_errors_go(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    def two_hosts(place: Ranks, *, token: str = "") -> Hello:
+@pytest.fixture
+def two_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks 0 and 2 share a terminal, 1 and 3 another."""
+
+    def on_two_hosts(place: Ranks, *, token: str = "") -> Hello:
         return Hello(token, place.rank, f"host-{place.rank % 2}", "terminal")
 
-    monkeypatch.setattr(peers, "this_rank", two_hosts)
-    monkeypatch.setattr(meeting, "this_rank", two_hosts)
+    monkeypatch.setattr(peers, "this_rank", on_two_hosts)
+    monkeypatch.setattr(meeting, "this_rank", on_two_hosts)
 
+
+def test_it_is_said_once_wherever_errors_go(two_terminals: None, capfd: pytest.CaptureFixture[str]) -> None:
     def work(watch: Watch) -> None:
         if watch.rank == 2:
             raise DoesNotFit("out of device memory")
         wait_for_the_end(watch)
 
     on_every_rank(4, work)
-    # Ranks 0 and 2 share a terminal, 1 and 3 another.
     assert sorted(capfd.readouterr().err.splitlines()) == [
         "error: out of device memory",
         "error: rank 2: out of device memory",
@@ -181,6 +185,31 @@ def test_a_rank_that_is_killed_ends_the_others(capfd: pytest.CaptureFixture[str]
     # Neither has left its work: what stands in a collective of NCCL would never.
     time.sleep(0.5)
     assert quick == [75, 75]
+
+
+def test_who_shares_a_terminal_with_a_killed_rank_speaks_for_it(
+    two_terminals: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    have_met = threading.Event()
+
+    def killed(place: Ranks) -> None:
+        line = meeting.line_to_first(place)
+        assert have_met.wait(10)
+        line.close()  # as the system does with what a process held
+
+    def other(place: Ranks) -> None:
+        watch = meet(place)
+        have_met.set()
+        try:
+            with ends_together(watch):
+                wait_for_the_end(watch)
+        finally:
+            watch.leave()
+
+    with ThreadPoolExecutor(4) as pool:
+        for place in ranks(4):
+            pool.submit(killed if place.rank == 1 else other, place)
+    assert capfd.readouterr().err.count("error: rank 1: ended without a word") == 2
 
 
 def test_a_good_end_is_no_failure(capfd: pytest.CaptureFixture[str], quick: list[int]) -> None:

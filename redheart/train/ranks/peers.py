@@ -172,8 +172,10 @@ def _first_rank(ranks: Ranks) -> Watch:
             if watch.first is not None:
                 return
             told = {_terminal(here[failure.rank])} if speaks else set()
+            if not speaks:
+                del here[failure.rank]
             for rank, hello in sorted(here.items()):
-                is_said = rank == failure.rank or _terminal(hello) in told
+                is_said = _terminal(hello) in told
                 told.add(_terminal(hello))
                 if rank == 0:
                     watch.learn(failure, is_said=is_said)
