@@ -43,13 +43,6 @@ class Hello(msgspec.Struct, frozen=True):
     """Where its errors go, on this host: who shares it need not say a thing twice."""
 
 
-class _Meeting(msgspec.Struct, frozen=True):
-    """Where the first rank takes the lines of the others; it lies in torch's store."""
-
-    port: int
-    token: str
-
-
 class Line:
     """A connection between two ranks, one JSON object a line."""
 
@@ -103,7 +96,8 @@ def arrivals(ranks: Ranks) -> Generator[tuple[Hello, Line] | None]:
         with _store_errors(ranks):
             store = _store(ranks)
             _kept.append(store)
-            store.set(_key(), msgspec.json.encode(_Meeting(listener.getsockname()[1], token)).decode())
+            # Where the lines of the others are taken, and what they have to know.
+            store.set(_key(), f"{listener.getsockname()[1]} {token}")
         for _ in _patience(ranks, "ranks", missing, MEET_S):
             try:
                 line = Line(listener.accept()[0])
@@ -143,12 +137,12 @@ def line_to_first(ranks: Ranks) -> Line:
             if store.check([_key()]):
                 break
             time.sleep(0.1)
-        meeting = msgspec.json.decode(store.get(_key()), type=_Meeting)
+        port, token = store.get(_key()).decode().split()
     try:
-        line = Line(socket.create_connection((ranks.address[0], meeting.port), timeout=ANSWER_S))
+        line = Line(socket.create_connection((ranks.address[0], int(port)), timeout=ANSWER_S))
     except OSError as error:
-        raise no_meeting(ranks, f"rank 0 listens on port {meeting.port} there: {error}") from error
-    line.send(this_rank(ranks, token=meeting.token))
+        raise no_meeting(ranks, f"rank 0 listens on port {port} there: {error}") from error
+    line.send(this_rank(ranks, token=token))
     return line
 
 

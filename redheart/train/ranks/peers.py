@@ -23,22 +23,18 @@ SETTLE_S = 3.0
 """An error of no class of ours may be a collective that another rank has left: so long is waited for word of that."""
 DECIDE_S = 5.0
 """What the first rank may take to decide who was first."""
-_FIELDS = ("where", "got", "expected", "hint")
 
 
 class Failure(msgspec.Struct, frozen=True):
     rank: int
     exit_code: int
     what: str
-    where: str | None = None
-    got: str | None = None
-    expected: str | None = None
-    hint: str | None = None
+    details: dict[str, str] = {}
+    """Of an error of ours: where, got, expected, hint."""
 
     def as_error(self) -> OtherRankFailed:
         """What the other ranks end with."""
-        what = f"rank {self.rank}: {self.what}"
-        error = OtherRankFailed(what, where=self.where, got=self.got, expected=self.expected, hint=self.hint)
+        error = OtherRankFailed(f"rank {self.rank}: {self.what}", **self.details)
         error.exit_code = self.exit_code
         return error
 
@@ -248,22 +244,22 @@ def _terminal(hello: Hello) -> tuple[str, str]:
 
 
 def _without_a_word(rank: int, host: str) -> Failure:
-    return Failure(
-        rank,
-        Interrupted.exit_code,
-        "ended without a word, and with it the run",
-        where=f"host {host}",
-        got="killed, out of memory, or its host is gone",
-        hint="run the same command again; it goes on from the last state",
-    )
+    details = {
+        "where": f"host {host}",
+        "got": "killed, out of memory, or its host is gone",
+        "hint": "run the same command again; it goes on from the last state",
+    }
+    return Failure(rank, Interrupted.exit_code, "ended without a word, and with it the run", details)
 
 
 def _failure(rank: int, error: BaseException) -> Failure:
     if isinstance(error, RedHeartError):
-        fields = {name: _text(value) for name in _FIELDS if (value := getattr(error, name)) is not None}
-        return Failure(rank, error.exit_code, _text(error.what), **fields)
+        given = {"where": error.where, "got": error.got, "expected": error.expected, "hint": error.hint}
+        details = {name: _text(value) for name, value in given.items() if value is not None}
+        return Failure(rank, error.exit_code, _text(error.what), details)
     if isinstance(error, KeyboardInterrupt):
-        return Failure(rank, Interrupted.exit_code, "interrupted", hint="run the same command again to go on")
+        details = {"hint": "run the same command again to go on"}
+        return Failure(rank, Interrupted.exit_code, "interrupted", details)
     code = error.code if isinstance(error, SystemExit) else None
     return Failure(rank, code if isinstance(code, int) else 1, _text(f"{type(error).__name__}: {error}"))
 
