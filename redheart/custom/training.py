@@ -119,7 +119,16 @@ def fit(
     once = [decay, num_steps] if decay != "restarts" else None
     how = {"decay": once, "warmup_steps": warmup_steps, "max_steps": max_steps}
     key = _key(learner, config, rate, folder, how)
-    settings = RunSettings(config, epochs, rate, key, decay=decay, warmup_steps=warmup_steps, num_steps=num_steps)
+    settings = RunSettings(
+        config,
+        epochs,
+        rate,
+        key,
+        decay=decay,
+        warmup_steps=warmup_steps,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+    )
     with together(), ExitStack() as until_the_end:
         if launched().is_first:
             _refuse_others_files(folder)

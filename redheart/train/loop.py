@@ -124,7 +124,7 @@ class _Run:
         micro_batch = settings.train.micro_batch
         self.passes = Passes(learner, engine, micro_batch=micro_batch, on_halved=self._log_halved, draws=settings.key)
         self.at = AT_START
-        self._steps_per_epoch = len(self.epoch_steps())
+        self._steps_per_epoch = settings.steps_per_epoch or len(self.epoch_steps())
         self.at, past = resume(engine, root=folder / "states", run_key=settings.key, modules=learner.modules())
         if engine.world_size == 1:
             # Draws are named by the micro-batches of a step.

@@ -56,6 +56,8 @@ class RunSettings:
     """Over which the rate rises evenly to its peak."""
     num_steps: int = 0
     """Optimizer steps of the whole run, for a decay over it; 0 where its epochs say it."""
+    steps_per_epoch: int | None = None
+    """Of a whole epoch, where the learner's first one may be cut short; None counts those of that one."""
     expected: Expected | None = None
     """What earlier runs took; without it the time left is known after a few steps."""
     chosen: Chosen | None = None

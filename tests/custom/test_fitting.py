@@ -56,6 +56,13 @@ def test_the_same_learner_goes_on_in_its_folder_and_starts_anew_in_another(tmp_p
         fit(learner(parts.model), PLAIN, tmp_path / "whole", epochs=3, learning_rate=1e-2)
 
 
+def test_a_run_that_ends_within_an_epoch_has_the_rates_of_a_longer_one(tmp_path: Path) -> None:
+    fit(learner(), PLAIN, tmp_path / "short", max_steps=2, learning_rate=1e-2)
+    fit(learner(), PLAIN, tmp_path / "long", epochs=1, learning_rate=1e-2)
+    short, long = ([step["learning_rate"] for step in events(tmp_path / name, "step")] for name in ("short", "long"))
+    assert len(short) == 2 and short == long[:2]
+
+
 @pytest.mark.parametrize("strategy", ["window", "last-k"])
 def test_statistics_and_counters_keep_their_types_and_have_means(strategy: str, tmp_path: Path) -> None:
     model = kinds.Perceptron(nn.BatchNorm1d(16))
