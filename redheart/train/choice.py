@@ -118,16 +118,15 @@ def choose(
         found = fastest(planner, [sizes])
         micro, recompute = (found.micro_batch, found.checkpointing) if found else (1, recompute is not False)
     plan, replay = planner.plan(sizes, micro_batch=micro, checkpointing=bool(recompute), vram_bytes=vram_bytes)
-    choice = Choice(plan, replay, planner, sizes, clock, asked, None)
-    if plan.fits:
-        return choice
-    # A strategy that was not named need not take a share, and would be refused with one once it is.
-    nearest = nearest_in(switches, [sizes] if shares or switches is train else [])
-    if nearest or not _asked(switches):
-        return replace(choice, nearest=nearest)
-    bare = replace(train, card_share=0.0, pipeline=False, graphs=False)
-    nearest = nearest_in(bare, [strategy_sizes(name, bare, ranks=ranks)])
-    return replace(choice, nearest=nearest, left_out=_asked(switches))
+    nearest: Plan | None = None
+    left_out: tuple[str, ...] = ()
+    if not plan.fits:
+        # A strategy that was not named need not take a share, and would be refused with one once it is.
+        nearest = nearest_in(switches, [sizes] if shares or switches is train else [])
+        if nearest is None and _asked(switches):
+            bare, left_out = replace(train, card_share=0.0, pipeline=False, graphs=False), _asked(switches)
+            nearest = nearest_in(bare, [strategy_sizes(name, bare, ranks=ranks)])
+    return Choice(plan, replay, planner, sizes, clock, asked, nearest, left_out)
 
 
 def _offered(train: TrainConfig, *, ranks: int) -> list[StrategySizes]:
