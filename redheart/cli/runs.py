@@ -4,15 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from redheart.cli.options import (
-    DeviceChoice,
-    EncoderPath,
-    RunOptions,
-    answer,
-    display_of,
-    parse,
-    print_json,
-)
+from redheart.cli.options import DeviceChoice, EncoderPath, RunOptions, answer, display_of, parse
 from redheart.core.config import SelectConfig, resolved
 from redheart.core.progress import note, warn
 
@@ -67,7 +59,7 @@ def sweet_spot(arguments: Sequence[str]) -> None:
     options = parse(SweetSpotOptions, arguments, "sweet-spot")
 
     from redheart.report.best_epochs import best_epochs_text
-    from redheart.report.selection_section import sweet_spot_lines
+    from redheart.report.selection_section import sweet_spot_text
     from redheart.select.strategies import strategy_named
     from redheart.study import phases, run_folder
     from redheart.study.selecting import run_sweet_spot
@@ -84,13 +76,14 @@ def sweet_spot(arguments: Sequence[str]) -> None:
         with run_folder.reading_snapshots(folder):
             spot = run_sweet_spot(study, display=display_of(options.json))
             bests = best_epochs_text(folder.root)
-    answer(spot, "\n".join(sweet_spot_lines(spot, bests=bests)), as_json=options.json)
+    text = f"{sweet_spot_text(spot, bests=bests)}\n\nWhat it is worth on records that it has not seen: "
+    answer(spot, f"{text}`redheart crossover RUN`.", as_json=options.json)
 
 
 def crossover(arguments: Sequence[str]) -> None:
     options = parse(CrossoverOptions, arguments, "crossover")
 
-    from redheart.report.selection_section import crossover_lines
+    from redheart.report.selection_section import crossover_section
     from redheart.snapshots.mergekit import tensors_folder
     from redheart.study import phases, run_folder
     from redheart.study.recombining import run_crossover, write_mergekit
@@ -104,7 +97,8 @@ def crossover(arguments: Sequence[str]) -> None:
                 result = run_crossover(study)
             if options.mergekit:
                 write_mergekit(study, result, options.mergekit)
-    answer(result, "\n".join(crossover_lines(result)), as_json=options.json)
+    text = f"{crossover_section(result)}\n\nFinal model: {result.recommended}, in `select/final`."
+    answer(result, text, as_json=options.json)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -135,10 +129,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 def calibrate(arguments: Sequence[str]) -> None:
     options = parse(CalibrateOptions, arguments, "calibrate")
 
-    from rich.console import Console
-    from rich.table import Table
-
-    from redheart.report.calibration_section import calibration_rows
+    from redheart.report.calibration_section import calibration_text
     from redheart.study import phases, run_folder
     from redheart.study.calibrating import run_calibration
 
@@ -146,18 +137,9 @@ def calibrate(arguments: Sequence[str]) -> None:
         study = phases.load_study(config, folder, display=display_of(options.json))
         with display_of(options.json).working("calibrate"):
             result = run_calibration(study)
-    if options.json:
-        print_json(result, True)
-        return
-    table = Table(box=None, header_style="bold", caption_justify="left")
-    for index, name in enumerate(("method", "select", "confirm", "KL", "Brier", "ECE", "noise floor")):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in calibration_rows(result):
-        table.add_row(*row)
-    Console().print(table)
-    print(f"select, confirm: cross-entropy in nats on {result.num_select} and {result.num_confirm} records")
-    print(result.verdict)
-    print(folder.calibration / "reliability.png")
+    answer(result, calibration_text(result), as_json=options.json)
+    if not options.json:
+        print(folder.calibration / "reliability.png")
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The report's section on calibration, with its reliability diagram."""
+"""What is said of a calibration, in the report and in the terminal, and its reliability diagram."""
 
 from pathlib import Path
 
@@ -9,31 +9,28 @@ from redheart.report.figures import save_png
 from redheart.report.tables import markdown_table
 
 
-def calibration_section(out: Path, calibration: CalibrationResult | None) -> str:
-    """What was tried, on which records, and the reliability diagram; `redheart calibrate` has made the figures."""
-    if calibration is None:
-        return "Not examined yet: `redheart calibrate RUN`."
-    draw_reliability(out / "figures" / "reliability.png", calibration)
-    return (
-        f"Fitted on {calibration.num_select} select records, compared there on folds that the fit had not seen, and "
-        f"judged on {calibration.num_confirm} confirm records. Confidence is held against the share that the labels "
-        "give the predicted class.\n\n"
-        + markdown_table(
-            ["method", "select: loss", "confirm: loss", "KL", "Brier", "ECE", "noise floor"],
-            calibration_rows(calibration),
-        )
-        + f"\n\n{calibration.verdict}\n\n![reliability](figures/reliability.png)"
-    )
-
-
-def calibration_rows(calibration: CalibrationResult) -> list[list[str]]:
-    """By method: its loss on the select records, then the scores on the confirm records."""
+def calibration_text(calibration: CalibrationResult) -> str:
+    """What was tried, on which records, and the verdict."""
     rows = []
     for name, found in calibration.methods.items():
         scores = found.confirm
         figures = (scores.cross_entropy, scores.kl, scores.brier, scores.ece, scores.ece_noise_floor)
         rows.append([name, *[f"{value:.4f}" for value in (found.select_cross_entropy, *figures)]])
-    return rows
+    return (
+        f"Fitted on {calibration.num_select} select records, compared there on folds that the fit had not seen, and "
+        f"judged on {calibration.num_confirm} confirm records. Confidence is held against the share that the labels "
+        "give the predicted class.\n\n"
+        + markdown_table(["method", "select: loss", "confirm: loss", "KL", "Brier", "ECE", "noise floor"], rows)
+        + f"\n\n{calibration.verdict}"
+    )
+
+
+def calibration_section(out: Path, calibration: CalibrationResult | None) -> str:
+    """`calibration_text`, and the reliability diagram; `redheart calibrate` has made the figures."""
+    if calibration is None:
+        return "Not examined yet: `redheart calibrate RUN`."
+    draw_reliability(out / "figures" / "reliability.png", calibration)
+    return f"{calibration_text(calibration)}\n\n![reliability](figures/reliability.png)"
 
 
 def draw_reliability(path: Path, calibration: CalibrationResult) -> None:

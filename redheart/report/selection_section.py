@@ -1,4 +1,4 @@
-"""What is said of the choice of snapshots, in the report's sections and in the terminal."""
+"""What is said of the choice of snapshots, in the report and in the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from redheart.select.statistics import Gain, level_text
 from redheart.select.sweet_spot import GroupSpot, SweetSpot
 
 MISSING = "This phase has not run."
-_SHOWN_SWAPS, _SHOWN_LINES = 10, 5
-"""Swaps in the report and in the terminal."""
+_SHOWN_SWAPS = 10
 
 
-def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) -> str:
-    """What was chosen, why, at what price, and what it is worth on the records of the choice."""
-    if spot is None:
-        return MISSING
+def sweet_spot_text(spot: SweetSpot, *, bests: str | None) -> str:
+    """What was chosen, why, at what price, and what it is worth on the records of the choice.
+
+    `bests` is from `best_epochs_text`.
+    """
     rows = [[name, str(group.blend), group.reason] for name, group in spot.groups.items()]
     parts = [
         f"Strategy `{spot.strategy}` by {spot.level}; best single snapshot: epoch {spot.best_epoch}; "
@@ -44,20 +44,29 @@ def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) 
         ]
         header = ["swap tried", "epoch", "loss lower by", "z", f"p, Holm over {len(spot.swaps)}"]
         parts.append(markdown_table(header, rows))
-    curves = {name: points for name, group in spot.groups.items() if len(points := _epoch_scores(group)[0]) > 1}
-    if curves:
-        blends = {name: spot.groups[name].blend for name in curves}
-        chosen = {name: float(blend.epochs[0]) for name, blend in blends.items() if len(blend.epochs) == 1}
-        draw_lines(
-            out / "figures" / "sweet_spot.png",
-            {name: _epoch_scores(spot.groups[name]) for name in curves},
-            title="Score by the epoch of one group (lower is better); an epoch that was chosen is marked",
-            xlabel="epoch of the group",
-            ylabel="score",
-            marks=chosen,
-        )
-        parts.append("![sweet spot](figures/sweet_spot.png)")
     return "\n\n".join(parts)
+
+
+def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) -> str:
+    """`sweet_spot_text`, and the scores by epoch as a picture."""
+    if spot is None:
+        return MISSING
+    text = sweet_spot_text(spot, bests=bests)
+    scores = {name: _epoch_scores(group) for name, group in spot.groups.items()}
+    curves = {name: points for name, points in scores.items() if len(points[0]) > 1}
+    if not curves:
+        return text
+    blends = {name: spot.groups[name].blend for name in curves}
+    chosen = {name: float(blend.epochs[0]) for name, blend in blends.items() if len(blend.epochs) == 1}
+    draw_lines(
+        out / "figures" / "sweet_spot.png",
+        curves,
+        title="Score by the epoch of one group (lower is better); an epoch that was chosen is marked",
+        xlabel="epoch of the group",
+        ylabel="score",
+        marks=chosen,
+    )
+    return f"{text}\n\n![sweet spot](figures/sweet_spot.png)"
 
 
 def maps_section(out: Path, maps: Maps | None) -> str:
@@ -90,7 +99,7 @@ def maps_section(out: Path, maps: Maps | None) -> str:
     )
 
 
-def crossover_section(crossover: Crossover | None, spot: SweetSpot | None) -> str:
+def crossover_section(crossover: Crossover | None, spot: SweetSpot | None = None) -> str:
     """The verdict and the figures that it rests on; `spot` is the run's choice by now."""
     if crossover is None:
         return MISSING
@@ -137,27 +146,6 @@ def _z(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def sweet_spot_lines(spot: SweetSpot, *, bests: str | None) -> list[str]:
-    """The choice, what it cost, and what it is worth where it was made; `bests` from `best_epochs_text`."""
-    lines = [f"best single snapshot: epoch {spot.best_epoch} of {len(spot.epochs)} snapshots"]
-    lines += [bests, ""] if bests else [""]
-    width = max(len(name) for name in spot.groups)
-    lines += [f"  {name:<{width}}  epoch {group.blend!s:<24}  {group.reason}" for name, group in spot.groups.items()]
-    selection = spot.selection
-    lines += ["", f"{spot.strategy} by {spot.level}: {spot.num_candidates} models compared; {work_text(spot)}"]
-    lines.append(f"gain over the best single snapshot, on the records of the choice: {selection.gain}")
-    if selection.percent_out_of_bag is not None:
-        lines.append(f"the same with the last choice bootstrapped: {selection.percent_out_of_bag:+.2f} %")
-    for swap in spot.swaps[:_SHOWN_LINES]:
-        if swap.percent > 0:
-            lines.append(
-                f"  {swap.group} from epoch {swap.blend}: {swap.percent:+.2f} %, p = {swap.p_holm:.2g} "
-                f"after {len(spot.swaps)} swaps (Holm)"
-            )
-    lines += [f"  {name:<12} {gain}" for name, gain in spot.baselines.items()]
-    return [*lines, "", "What it is worth on records that it has not seen: `redheart crossover RUN`."]
-
-
 def work_text(spot: SweetSpot) -> str:
     """What the search cost, beside the naive way."""
     if not spot.evaluations_naive:
@@ -168,22 +156,6 @@ def work_text(spot: SweetSpot) -> str:
         f"{spot.evaluations:.1f} full-model evaluations (by operations of matrix products), "
         f"{share:.1%} of the {spot.evaluations_naive:.0f} that whole models would take{reused}"
     )
-
-
-def crossover_lines(crossover: Crossover) -> list[str]:
-    """The verdict and the figures that it rests on."""
-    lines = [
-        f"select   {crossover.gain_select}  (the choice was made here, among {crossover.num_candidates})",
-        f"confirm  {crossover.gain_confirm}",
-    ]
-    lines += [f"  {task:<8} {gain}" for task, gain in crossover.tasks.items()]
-    return [
-        *lines,
-        *_notes(crossover),
-        "",
-        crossover.verdict,
-        f"Final model: {crossover.recommended}, in `select/final`.",
-    ]
 
 
 def _notes(crossover: Crossover) -> list[str]:

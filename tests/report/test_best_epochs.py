@@ -8,7 +8,7 @@ import pytest
 
 from redheart.core.files import read_sealed, write_sealed
 from redheart.report.best_epochs import best_epochs_text
-from redheart.report.selection_section import sweet_spot_lines, sweet_spot_section
+from redheart.report.selection_section import sweet_spot_section, sweet_spot_text
 from redheart.select.sweet_spot import SweetSpot
 from redheart.study.outlook.status import read_status, status_lines
 from redheart.study.phases import Study, load_study
@@ -40,7 +40,7 @@ def test_two_epochs_are_explained_in_terminal_status_and_report(parts: Any, tmp_
         f"all {manifest.val_select + manifest.val_confirm} validation records among 4 epochs",
     ):
         assert said and part in said
-    assert said in sweet_spot_lines(spot, bests=said)
+    assert sweet_spot_text(spot, bests=said).count(said[1:]) == 1
     status = read_status(*load(study.folder.root))
     assert status.best_epoch == lowest and status.best_epochs_text == said
     assert any(line.endswith(said) for line in status_lines(status))
@@ -52,7 +52,7 @@ def test_one_epoch_needs_no_word(parts: Any) -> None:
     spot = msgspec.structs.replace(spot, best_epoch=lowest)
     write_sealed(study.folder.select / "sweet_spot.json", spot)
     assert best_epochs_text(study.folder.root) is None
-    assert not any("two measures" in line for line in sweet_spot_lines(spot, bests=None))
+    assert "two measures" not in sweet_spot_text(spot, bests=None)
     assert read_status(*load(study.folder.root)).best_epochs_text is None
     (study.folder.train / "events.jsonl").unlink()
     assert best_epochs_text(study.folder.root) is None
