@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json, refuse_own_input
+from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, refuse_own_input
 from redheart.core.config import Preset
 from redheart.core.errors import MAX_PROBLEMS, BadInput, RedHeartError, names_text
 
@@ -133,18 +133,16 @@ def import_model(arguments: Sequence[str]) -> None:
         "together": found.together,
         "is_checked": expected is not None,
     }
-    if options.json:
-        print_json(made, True)
-        return
-    print(f"{options.out}: {made['num_tensors']} tensors, {made['num_elements']:,} elements, from a {found.kind}")
+    lines = [f"{options.out}: {made['num_tensors']} tensors, {made['num_elements']:,} elements, from a {found.kind}"]
     if found.prefix:
-        print(f"taken from before every name: {found.prefix}")
+        lines.append(f"taken from before every name: {found.prefix}")
     if found.together:
-        print(f"taken together as parts of one model: {', '.join(found.together)}; --part takes one")
+        lines.append(f"taken together as parts of one model: {', '.join(found.together)}; --part takes one")
     if found.ignored:
-        print(f"left out: {names_text(found.ignored, shown=MAX_PROBLEMS)}")
+        lines.append(f"left out: {names_text(found.ignored, shown=MAX_PROBLEMS)}")
     if expected is None:
-        print("names and shapes were held against nothing: --preset or --like does")
+        lines.append("names and shapes were held against nothing: --preset or --like does")
+    answer(made, "\n".join(lines), as_json=options.json)
 
 
 def _refuse_among_own_files(out: Path, *also: "RunFolder") -> None:

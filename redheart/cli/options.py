@@ -150,16 +150,15 @@ def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
 def answer(result: object, text: str, *, as_json: bool) -> None:
     """Print a result as text for people, or as JSON on one line."""
     if as_json:
-        print_json(result, True)
+        print_json(result)
     else:
         print(text)
 
 
-def print_json(value: object, one_line: bool) -> None:
-    """Print a result as JSON: on one line for machines, in ASCII, and indented for people."""
+def print_json(value: object) -> None:
+    """Print a result as JSON on one line, in ASCII: escapes for what an encoding lacks would not be JSON's."""
     import json
 
     import msgspec
 
-    # Standard output may have any encoding, and what that lacks would be written in escapes that are not JSON's.
-    print(json.dumps(msgspec.to_builtins(value), indent=None if one_line else 1, ensure_ascii=one_line))
+    print(json.dumps(msgspec.to_builtins(value)))

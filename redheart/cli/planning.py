@@ -130,13 +130,12 @@ def plan(arguments: Sequence[str]) -> None:
         "shares": options.card_share == "auto",
     }
     choice, line, besides = (_of_preset if options.model is None else _of_pretrained)(options, config, card, limits)
-    if not options.json:
-        print(line)
     if options.figure:
         plan_output.draw_step(choice.replay, options.figure)
     if options.json:
-        print_json(besides | plan_output.plan_fields(choice), True)
+        print_json(besides | plan_output.plan_fields(choice))
     else:
+        print(line)
         plan_output.print_plan(choice)
     planning.refuse_unless_fits(choice, prefix="--")
 

@@ -61,7 +61,7 @@ def config(arguments: Sequence[str]) -> None:
     values = {setting.name: _plain(attrgetter(setting.name)(after)) for setting in settings()}
     found = origins(after, before=before, file=file, arguments=overrides)
     if "--json" in arguments:
-        print_json({name: {"value": value, "origin": found[name]} for name, value in values.items()}, True)
+        print_json({name: {"value": value, "origin": found[name]} for name, value in values.items()})
         return
     name_chars, value_chars = max(map(len, values)), max(len(str(value)) for value in values.values())
     for name, value in values.items():

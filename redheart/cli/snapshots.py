@@ -72,7 +72,7 @@ def _verify(arguments: Sequence[str]) -> None:
     with display_of(options.json).track("verify", bytes_to_verify(*folders), unit="bytes") as advance:
         found = verify_run(*folders, on_bytes=advance)
     if options.json:
-        print_json({**msgspec.to_builtins(found), "megabytes_per_s": round(found.megabytes_per_s, 1)}, True)
+        print_json({**msgspec.to_builtins(found), "megabytes_per_s": round(found.megabytes_per_s, 1)})
     else:
         print(f"{found.files} files, {found.bytes / MB:.2f} MB, {found.megabytes_per_s:.0f} MB/s, {len(found.bad)} bad")
         for line in found.bad:

@@ -140,7 +140,7 @@ def test_a_plan_of_what_cannot_be_is_refused(
 def test_json_for_machines_is_json_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1", errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", file)
-    print_json({"name": SIGNS}, True)
+    print_json({"name": SIGNS})
     print(json_line(Prediction(SIGNS, {"emotion": {SIGNS: 0.5}}), ascii_only=True))
     file.seek(0)
     shown, predicted = map(json.loads, file.read().splitlines())
