@@ -34,15 +34,6 @@ _SEAL = ',\n "sha256": "{}"\n}}\n'
 _SEAL_PATTERN = r',\n "sha256": "[0-9a-f]{64}"\n}\n'
 _SEAL_BYTES = len(_SEAL.format("0" * 64))
 
-_DISK_ERRNOS = {
-    errno.ENOSPC: "no space left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "the file would be larger than this process may write",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "no permission to write here",
-    errno.EPERM: "no permission to write here",
-}
-
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -56,7 +47,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         room = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise DiskError(
-            f"cannot write: {_DISK_ERRNOS.get(error.errno, str(error.strerror).lower())}",
+            f"cannot write: {os.strerror(error.errno).lower()}",
             where=path,
             hint=f"{room}choose another folder, then run the same command again; nothing was lost",
         ) from error
