@@ -1,7 +1,7 @@
 """`predict`, `demo`, `export`: what a finished model says of texts, and the model as a folder of its own."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,7 @@ from redheart.core.config import Device
 from redheart.core.errors import BadInput
 
 if TYPE_CHECKING:
-    from redheart.data.records import Record
-    from redheart.predict import Prediction, Predictor
+    from redheart.predict import Predictor
 
 
 @dataclass(frozen=True)
@@ -86,23 +85,38 @@ def export(arguments: Sequence[str]) -> None:
 def predict(arguments: Sequence[str]) -> None:
     options = parse(PredictOptions, arguments, "predict")
 
-    from redheart.core.files import is_stream
+    from rich.console import Console
+
+    from redheart.core.files import is_stream, new_file, open_output
+    from redheart.data.records import Record
     from redheart.data.scripts import counted, warn_unread
+    from redheart.predict.cards import json_line, print_card
+    from redheart.predict.texts import read_texts
 
     if (options.text is None) == (options.input is None):
         raise BadInput("one of --text and --input is needed", got="neither" if options.text is None else "both")
+    if options.input and (options.title or options.action):
+        raise BadInput("--title and --action belong to --text", hint="a file's records bring their own")
     if options.input and options.output:
         refuse_own_input(options.output, [options.input])
-    records = _records(options)
+    own = Record("text", options.text or "", options.title, options.action)
+    records = read_texts(options.input) if options.input else [own]
     predictor = open_predictor(options.run, encoder=options.encoder, device=options.device)
     predictions = predictor.stream(records, batch=options.batch)
     if options.output:
-        _write(options.output, predictions)
+        with new_file(options.output) as temporary, open_output(temporary) as file:
+            for prediction in predictions:
+                file.write(json_line(prediction).encode() + b"\n")
         # Standard output may be the stream itself, or is read by a program.
         on_stderr = options.json or is_stream(options.output)
         print(f"{len(records)} predictions in {options.output}", file=sys.stderr if on_stderr else None)
+    elif options.json:
+        for prediction in predictions:
+            print(json_line(prediction, ascii_only=True), flush=True)
     else:
-        _print(predictions, records, as_json=options.json)
+        console = Console()
+        for prediction, record in zip(predictions, records, strict=True):
+            print_card(console, prediction, text=record.text)
     warn_unread(counted(predictor.unread(records)), len(records), encoder=predictor.features.encoder)
 
 
@@ -113,36 +127,3 @@ def open_predictor(folder: Path, *, encoder: str | None, device: Device) -> "Pre
 
     opened = load if is_export(folder) else open_run
     return opened(folder, encoder=encoder, device=device)
-
-
-def _records(options: PredictOptions) -> "list[Record]":
-    from redheart.data.records import Record
-    from redheart.predict.texts import read_texts
-
-    if options.input:
-        if options.title or options.action:
-            raise BadInput("--title and --action belong to --text", hint="a file's records bring their own")
-        return read_texts(options.input)
-    return [Record("text", options.text or "", options.title, options.action)]
-
-
-def _write(path: Path, predictions: "Iterator[Prediction]") -> None:
-    from redheart.core.files import new_file, open_output
-    from redheart.predict.cards import json_line
-
-    with new_file(path) as temporary, open_output(temporary) as file:
-        for prediction in predictions:
-            file.write(json_line(prediction).encode() + b"\n")
-
-
-def _print(predictions: "Iterator[Prediction]", records: "Sequence[Record]", *, as_json: bool) -> None:
-    from rich.console import Console
-
-    from redheart.predict.cards import json_line, print_card
-
-    console = Console()
-    for prediction, record in zip(predictions, records, strict=True):
-        if as_json:
-            print(json_line(prediction, ascii_only=True), flush=True)
-        else:
-            print_card(console, prediction, text=record.text)
