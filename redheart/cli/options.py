@@ -96,27 +96,20 @@ def spelled_out(arguments: Sequence[str], kind: type) -> list[str]:
         item = rest.pop(0)
         name, is_pair, value = item.partition("=")
         flag = name.replace("_", "-")
-        if value.startswith("[") and types.get(flag) == tuple[Rate, ...]:
+        switch = flag.replace(".no-", ".")
+        asked = types.get(switch)
+        if asked == tuple[Rate, ...] and value.startswith("["):
             found += [flag, *value.strip("[]").replace(",", " ").split()]
-            continue
-        section, dot, last = flag.rpartition(".")
-        switch = f"{section}{dot}{last.removeprefix('no-')}"
-        if types.get(switch) == bool | None:
+        elif asked in (bool, bool | None) and (switch == flag or not is_pair):
+            flags = {"true": switch, "false": switch.replace(".", ".no-")}
             if not is_pair:
-                has_value = switch == flag and rest and rest[0].lower() in (*_WORDS, "none")
+                words = flags if asked is bool else (*flags, "none")
+                has_value = switch == flag and rest and rest[0].lower() in words
                 value = rest.pop(0) if has_value else str(switch == flag)
-            found.append(f"{switch}={value.capitalize()}")
-            continue
-        is_flag = types.get(flag) is bool
-        if is_flag and not is_pair and rest and rest[0].lower() in _WORDS:
-            value = rest.pop(0)
-        if is_flag and value.lower() in _WORDS:
-            item = flag if _WORDS[value.lower()] else f"{section}{dot}no-{last}"
-        found.append(item)
+            found.append(flags.get(value.lower(), item) if asked is bool else f"{switch}={value.capitalize()}")
+        else:
+            found.append(item)
     return found
-
-
-_WORDS = {"true": True, "false": False}
 
 
 def _option_types(kind: type, prefix: str) -> Iterator[tuple[str, object]]:

@@ -7,9 +7,8 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,16 +33,6 @@ class InitOptions:
     """File to write; it must not be there yet."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One field of the configuration."""
-
-    name: str
-    """Dotted, as in `train.learning_rate`."""
-    default: object
-    doc: str
-
-
 def init(arguments: Sequence[str]) -> None:
     options = parse(InitOptions, arguments, "init")
     if options.file.exists() and not is_stream(options.file):
@@ -58,7 +47,7 @@ def config(arguments: Sequence[str]) -> None:
     default, file, overrides = study_defaults(rest)
     before = parse(StudyConfig, overrides, "config", default, also="--config FILE, --json")
     after = resolved(before)
-    values = {setting.name: _plain(attrgetter(setting.name)(after)) for setting in settings()}
+    values = {name: _plain(attrgetter(name)(after)) for name in settings()}
     found = origins(after, before=before, file=file, arguments=overrides)
     if "--json" in arguments:
         print_json({name: {"value": value, "origin": found[name]} for name, value in values.items()})
@@ -68,10 +57,15 @@ def config(arguments: Sequence[str]) -> None:
         print(f"{name:<{name_chars}}  {value!s:<{value_chars}}  {found[name]}")
 
 
-@cache
-def settings() -> tuple[Setting, ...]:
-    """All settings, those of a section behind each other, in the order of their definition."""
-    return tuple(_settings(StudyConfig(), ""))
+def settings(kind: Any = StudyConfig, prefix: str = "") -> dict[str, str]:
+    """The docstrings of all settings by dotted name, those of a section behind each other."""
+    docs = field_docs(kind)
+    found = {f"{prefix}{item.name}": docs.get(item.name, "") for item in fields(kind) if not is_dataclass(item.type)}
+    # Behind the plain ones: in TOML a key below a table's header belongs to that table.
+    for item in fields(kind):
+        if is_dataclass(item.type):
+            found |= settings(item.type, f"{prefix}{item.name}.")
+    return found
 
 
 def default_toml() -> str:
@@ -82,17 +76,17 @@ def default_toml() -> str:
         "# Where settings that a recipe decides are from: `measured`, the best known for the preset, or `design`.",
         f"# {RECIPE} = {json.dumps(MEASURED)}",
     ]
-    section = ""
-    for setting in settings():
-        table, _, key = setting.name.rpartition(".")
+    section, defaults = "", StudyConfig()
+    for name, doc in settings().items():
+        table, _, key = name.rpartition(".")
         if table != section:
             section = table
-            lines += ["", f"[{table}]", *_comment(inspect.getdoc(type(getattr(StudyConfig(), table))) or "")]
-        lines += ["", *_comment(setting.doc)]
+            lines += ["", f"[{table}]", *_comment(inspect.getdoc(getattr(defaults, table)) or "")]
+        lines += ["", *_comment(doc)]
+        value = attrgetter(name)(defaults)
+        is_empty = value is None or name in OF_RECIPES
         # In TOML these types are written as in JSON.
-        value = json.dumps(_plain(setting.default), ensure_ascii=False)
-        is_empty = setting.default is None or setting.name in OF_RECIPES
-        lines.append(f"# {key} = " if is_empty else f"{key} = {value}")
+        lines.append(f"# {key} = " if is_empty else f"{key} = {json.dumps(_plain(value), ensure_ascii=False)}")
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -111,7 +105,7 @@ def origins(
         if item.startswith("--")
     }
     found = {}
-    for name in (setting.name for setting in settings()):
+    for name in settings():
         section, _, key = name.rpartition(".")
         table = tables.get(section, {}) if section else tables
         otherwise = "recipe" if name in OF_RECIPES else "default"
@@ -119,18 +113,6 @@ def origins(
         given, read = attrgetter(name)(before), attrgetter(name)(config)
         found[name] = origin if given == read else f"derived ({origin}: {given})"
     return found
-
-
-def _settings(section: Any, prefix: str) -> Iterator[Setting]:
-    docs = field_docs(type(section))
-    values = {item.name: getattr(section, item.name) for item in fields(section)}
-    for name, value in values.items():
-        if not is_dataclass(value):
-            yield Setting(f"{prefix}{name}", value, docs.get(name, ""))
-    # Behind the plain ones: in TOML a key below a table's header belongs to that table.
-    for name, value in values.items():
-        if is_dataclass(value):
-            yield from _settings(value, f"{prefix}{name}.")
 
 
 def _comment(text: str) -> list[str]:
