@@ -1,6 +1,6 @@
 """The report as one HTML page: figures inside it, nothing fetched, readable on a phone.
 
-It is made from `report.md`, so that the two say the same. Raw HTML in it stays text.
+It is made from the text of `report.md`, so that the two say the same. Raw HTML in it stays text.
 """
 
 import base64
@@ -13,7 +13,6 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from redheart.core.errors import BadInput
-from redheart.core.files import write_bytes
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -49,21 +48,12 @@ code { font-size: .9em; }
 _LONG_CELL_CHARS = 40
 
 
-def write_html(markdown: Path) -> Path:
-    """Write the HTML page of a Markdown report beside it, and return its path.
+def render(text: str, *, folder: Path) -> str:
+    """The page of a report in Markdown, with tables; figures are named by their path below `folder`.
 
     Raises:
-        BadInput: there is no such report, or a figure of it is missing.
+        BadInput: a figure is missing.
     """
-    if not markdown.is_file():
-        raise BadInput("there is no report", where=markdown, hint="make it: `redheart report RUN`")
-    path = markdown.with_suffix(".html")
-    write_bytes(path, render(markdown.read_text(encoding="utf-8"), folder=markdown.parent).encode())
-    return path
-
-
-def render(text: str, *, folder: Path) -> str:
-    """The page of a report in Markdown, with tables; figures are named by their path below `folder`."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("image", lambda _, tokens, index, *rest: _figure(tokens[index], folder))
     parser.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')

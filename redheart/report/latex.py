@@ -39,8 +39,8 @@ def write_tables(
     manifest: Manifest,
     ledger_rows: Sequence[tuple[str, int]],
     evaluations: Mapping[str, Evaluation] | None,
-) -> list[Path]:
-    """Write `data`, `model` and, where there is an evaluation, `results` as `.tex` and `.csv`; the paths.
+) -> None:
+    """Write `data`, `model` and, where there is an evaluation, `results` as `.tex` and `.csv`.
 
     `ledger_rows` are the numbers of parameters by module and in all, `evaluations` models and baselines by name.
     """
@@ -54,7 +54,6 @@ def write_tables(
         texts["results.csv"] = _results_csv(evaluations)
     for name, text in texts.items():
         write_bytes(out / name, text.encode())
-    return [out / name for name in texts]
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

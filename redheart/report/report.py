@@ -18,7 +18,7 @@ from redheart.report.best_epochs import best_epochs_text
 from redheart.report.calibration_section import calibration_section
 from redheart.report.facts import RunFacts, before_calibration, read_facts
 from redheart.report.figures import draw_lines
-from redheart.report.html import write_html
+from redheart.report.html import render
 from redheart.report.latex import write_tables
 from redheart.report.limitations import better_text, limitations
 from redheart.report.selection_section import (
@@ -68,15 +68,15 @@ def make_report(root: Path) -> Path:
         "## Limitations",
         limitations(facts),
     ]
-    path = out / "report.md"
-    write_bytes(path, ("\n\n".join(sections) + "\n").encode())
+    path, text = out / "report.md", "\n\n".join(sections) + "\n"
+    write_bytes(path, text.encode())
     write_tables(
         out / "tables",
         manifest=facts.manifest,
         ledger_rows=ledger_rows,
         evaluations={**evaluation.models, **evaluation.baselines} if evaluation else None,
     )
-    write_html(path)
+    write_bytes(path.with_suffix(".html"), render(text, folder=out).encode())
     return path
 
 
@@ -120,10 +120,10 @@ def _sweep(out: Path, trials: list[Trial]) -> str:
 def _training(out: Path, facts: RunFacts) -> str:
     events = facts.events
     epochs = [event for event in events if event["event"] == "epoch"]
-    # Logs of old do not name it.
-    compute_types = [event["compute_type"] for event in events if "compute_type" in event]
     if not epochs:
         return MISSING
+    # Logs of old do not name it.
+    compute_types = [event["compute_type"] for event in events if "compute_type" in event]
     x = [event["epoch"] for event in epochs]
     draw_lines(
         out / "figures" / "loss.png",
@@ -132,9 +132,11 @@ def _training(out: Path, facts: RunFacts) -> str:
         xlabel="epoch",
         ylabel="loss",
     )
+    names = epochs[0]["val_module_loss"]
+    predicting = [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
     draw_lines(
         out / "figures" / "modules.png",
-        {name: (x, [e["val_module_loss"][name] for e in epochs]) for name in _emotion_modules(epochs)},
+        {name: (x, [e["val_module_loss"][name] for e in epochs]) for name in predicting},
         title="Emotion loss of every module that predicts it",
         xlabel="epoch",
         ylabel="cross-entropy, nats",
@@ -183,11 +185,6 @@ def _planned(events: Sequence[dict[str, Any]]) -> list[list[str]]:
 def computed_in(compute_types: list[str]) -> str:
     """The types of a run's starts one after the other; a dash where its log does not name them."""
     return ", then ".join(name for name, _ in groupby(compute_types)) or "–"
-
-
-def _emotion_modules(epochs: list[dict[str, Any]]) -> list[str]:
-    names = epochs[0]["val_module_loss"]
-    return [name for name in names if name.endswith("emotion") or name.startswith(("signal.", "phases."))]
 
 
 def _test(facts: RunFacts) -> str:

@@ -11,7 +11,7 @@ from redheart.report.figures import draw_heatmaps, draw_lines
 from redheart.report.tables import code, markdown_table
 from redheart.select.maps import Maps
 from redheart.select.statistics import Gain, level_text
-from redheart.select.sweet_spot import GroupSpot, SweetSpot
+from redheart.select.sweet_spot import SweetSpot
 
 MISSING = "This phase has not run."
 _SHOWN_SWAPS = 10
@@ -38,10 +38,10 @@ def sweet_spot_text(spot: SweetSpot, *, bests: str | None) -> str:
             "the search's own optimism is in both."
         )
     if spot.swaps:
-        rows = [
-            [swap.group, str(swap.blend), f"{swap.percent:+.2f} %", _z(swap.z), f"{swap.p_holm:.2g}"]
-            for swap in spot.swaps[:_SHOWN_SWAPS]
-        ]
+        rows = []
+        for swap in spot.swaps[:_SHOWN_SWAPS]:
+            z = "–" if swap.z is None else f"{swap.z:.1f}"
+            rows.append([swap.group, str(swap.blend), f"{swap.percent:+.2f} %", z, f"{swap.p_holm:.2g}"])
         header = ["swap tried", "epoch", "loss lower by", "z", f"p, Holm over {len(spot.swaps)}"]
         parts.append(markdown_table(header, rows))
     return "\n\n".join(parts)
@@ -52,12 +52,15 @@ def sweet_spot_section(out: Path, spot: SweetSpot | None, *, bests: str | None) 
     if spot is None:
         return MISSING
     text = sweet_spot_text(spot, bests=bests)
-    scores = {name: _epoch_scores(group) for name, group in spot.groups.items()}
-    curves = {name: points for name, points in scores.items() if len(points[0]) > 1}
+    curves, chosen = {}, {}
+    for name, group in spot.groups.items():
+        single = [item for item in group.scores if len(item.blend.epochs) == 1]
+        if len(single) > 1:
+            curves[name] = ([float(item.blend.epochs[0]) for item in single], [item.score for item in single])
+            if len(group.blend.epochs) == 1:
+                chosen[name] = float(group.blend.epochs[0])
     if not curves:
         return text
-    blends = {name: spot.groups[name].blend for name in curves}
-    chosen = {name: float(blend.epochs[0]) for name, blend in blends.items() if len(blend.epochs) == 1}
     draw_lines(
         out / "figures" / "sweet_spot.png",
         curves,
@@ -134,16 +137,6 @@ def _gains(gains: dict[str, Gain], what: str) -> str:
         for name, gain in gains.items()
     ]
     return markdown_table([f"gain {what}", "loss lower by", "low", "high", "records"], rows)
-
-
-def _epoch_scores(group: GroupSpot) -> tuple[list[float], list[float]]:
-    """Scores of the single snapshots that were compared for a group."""
-    single = [item for item in group.scores if len(item.blend.epochs) == 1]
-    return [float(item.blend.epochs[0]) for item in single], [item.score for item in single]
-
-
-def _z(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def work_text(spot: SweetSpot) -> str:

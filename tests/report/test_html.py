@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from redheart.cli import main
 from redheart.core.errors import BadInput
-from redheart.report.html import render, write_html
+from redheart.report.html import render
 from redheart.report.tables import code, markdown_table, plain
 from redheart.train.log.events import EventLog, all_events
 
@@ -151,10 +151,8 @@ def test_any_name_stands_as_it_is(tmp_path_factory: pytest.TempPathFactory, text
         stands_as_it_is(text, tmp_path_factory.getbasetemp())
 
 
-def test_missing_figures_and_reports_are_named(tmp_path: Path) -> None:
+def test_missing_figures_are_named(tmp_path: Path) -> None:
     (tmp_path / "outside.png").write_bytes(b"x")
     for source in ("none.png", "../outside.png"):
         with pytest.raises(BadInput, match="figure of the report is missing"):
             render(f"![a]({source})", folder=tmp_path / "report")
-    with pytest.raises(BadInput, match="there is no report"):
-        write_html(tmp_path / "report.md")
