@@ -57,7 +57,10 @@ def help_text(program: str, summaries: dict[str, str], *, title: str = "") -> st
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `redheart`."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    _open_missing_streams()
+    # Python has None for an output that was closed before its start, as by `>&-`; nothing is then to be seen.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     set_environment()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # What its encoding lacks is written as an escape: a Korean title in ASCII, a file's name that is no UTF-8.
@@ -112,13 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(f"the system refused: {error}", 74)
 
 
-def _open_missing_streams() -> None:
-    """Python has None for an output that was closed before its start, as by `>&-`; nothing is then to be seen."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-
-
 def _end(message: object | None, code: int) -> None:
     if message is not None:
         print(f"error: {message}", file=sys.stderr, flush=True)
@@ -147,11 +143,7 @@ def set_environment() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # The same bits at every call: see train/engine.py. cuBLAS reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _set_folders()
-
-
-def _set_folders() -> None:
-    """Folders for what libraries keep of a user, where the user has none: they would end, or warn at every start."""
+    # Folders for what libraries keep of a user, where the user has none: they would end, or warn at every start.
     with suppress(OSError):
         if os.path.expanduser("~") == "~":
             os.environ["HOME"] = str(temporary_private_folder())
