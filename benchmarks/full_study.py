@@ -51,7 +51,7 @@ def plan(run: Path, results: Path, cap: str, call_s: float, arguments: Sequence[
     from redheart.memory.cards import known
     from redheart.study.outlook import plan_output, planning
 
-    default, _, rest = study_defaults([item for item in arguments if item != "--force"])
+    default, _, rest, _ = study_defaults([item for item in arguments if item != "--force"])
     given = parse(StudyConfig, rest, "train", default)
     config = resolved(given)
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +17,7 @@ import tyro
 
 from redheart.cli.options import field_docs, parse, print_json
 from redheart.cli.study import study_defaults
-from redheart.core.config import RECIPE, StudyConfig, read_toml, resolved
+from redheart.core.config import RECIPE, StudyConfig, resolved
 from redheart.core.errors import BadInput
 from redheart.core.files import is_stream, write_bytes
 from redheart.core.recipes import MEASURED, OF_RECIPES
@@ -44,11 +44,11 @@ def init(arguments: Sequence[str]) -> None:
 
 def config(arguments: Sequence[str]) -> None:
     rest = [item for item in arguments if item != "--json"]
-    default, file, overrides = study_defaults(rest)
+    default, file, overrides, tables = study_defaults(rest)
     before = parse(StudyConfig, overrides, "config", default, also="--config FILE, --json")
     after = resolved(before)
     values = {name: _plain(attrgetter(name)(after)) for name in settings()}
-    found = origins(after, before=before, file=file, arguments=overrides)
+    found = origins(after, before=before, file=file, tables=tables, arguments=overrides)
     if "--json" in arguments:
         print_json({name: {"value": value, "origin": found[name]} for name, value in values.items()})
         return
@@ -91,14 +91,18 @@ def default_toml() -> str:
 
 
 def origins(
-    config: StudyConfig, *, before: StudyConfig, file: Path | None = None, arguments: Sequence[str] = ()
+    config: StudyConfig,
+    *,
+    before: StudyConfig,
+    file: Path | None,
+    tables: Mapping[str, Any],
+    arguments: Sequence[str],
 ) -> dict[str, str]:
     """Where every value of a resolved configuration came from.
 
-    That is `default`, `recipe`, the file, `command line` (what stands in `arguments`), or `derived` where it was
-    another one in `before`, when values that depend on others were not filled in.
+    That is `default`, `recipe`, the file (what stands in its `tables`), `command line` (what stands in `arguments`), or
+    `derived` where it was another one in `before`, when values that depend on others were not filled in.
     """
-    tables = read_toml(file) if file else {}
     overridden = {
         item.partition("=")[0].removeprefix("--").replace("-", "_").replace(".no_", ".")
         for item in arguments

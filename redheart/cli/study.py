@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 
 from redheart.cli.options import Flag, answer, display_of, parse, spelled_out
-from redheart.core.config import GENERATED, RECIPE, PrepareConfig, Preset, StudyConfig, load_toml, read_toml, resolved
+from redheart.core.config import GENERATED, RECIPE, PrepareConfig, Preset, StudyConfig, configured, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display, note
 from redheart.core.ranks import launched
@@ -199,7 +199,7 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     for option in ("--recipe", "--config"):
         if run and any(item.partition("=")[0] == option for item in arguments):
             raise BadInput("a run that is there has its settings", where=option, hint=f"leave {option} out")
-    default, _, rest = study_defaults(rest)
+    default, _, rest, _ = study_defaults(rest)
     if run:
         from redheart.study.run_folder import load
 
@@ -213,16 +213,17 @@ def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     return parse(StudyConfig, rest, command, default, also=also)
 
 
-def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str]]:
-    """What the recipe and the file of `--config` say, that file, and the other arguments."""
+def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, list[str], dict[str, Any]]:
+    """What the recipe and the file of `--config` say, that file, the other arguments, and the file's tables."""
     rest, file = _taken(spelled_out(arguments, StudyConfig), "--config")
     rest, recipe = _taken(rest, "--recipe")
     path = Path(file) if file else None
+    # Once: it may be a pipe.
     said = read_toml(path) if path else {}
     named = _last(rest, "--preset") or said.get("preset")
     meant: Preset = next((name for name in get_args(Preset) if name == named), StudyConfig().preset)
     default = defaults_of(recipe or str(said.get(RECIPE, MEASURED)), meant)
-    return load_toml(path, default) if path else default, path, rest
+    return configured(said, default, path=path) if path else default, path, rest, said
 
 
 def _last(arguments: Sequence[str], option: str) -> str | None:

@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that `redheart --help` answers at once.
 import dataclasses
 import hashlib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -257,17 +257,20 @@ def digest(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
-def load_toml(path: Path, default: StudyConfig | None = None) -> StudyConfig:
-    """Read a configuration file; keys that are absent keep the values of `default`.
+def load_toml(path: Path) -> StudyConfig:
+    """Read a configuration file; raises as `read_toml` and `configured`."""
+    return configured(read_toml(path), StudyConfig(), path=path)
+
+
+def configured(tables: Mapping[str, Any], default: StudyConfig, *, path: Path) -> StudyConfig:
+    """What a configuration file's tables say; keys that are absent keep the values of `default`.
 
     Its `recipe` is not a setting: it says which defaults are meant (`redheart.core.recipes`), and is passed over here.
 
     Raises:
-        BadInput: no such file, or not TOML; or unknown keys (the nearest are named), values of the wrong type or out
-            of range: all of them are named.
+        BadInput: unknown keys (the nearest are named), values of the wrong type or out of range: all are named.
     """
-    raw = read_toml(path)
-    raw.pop(RECIPE, None)
+    raw = {name: value for name, value in tables.items() if name != RECIPE}
     if wrong := list(_problems(raw, StudyConfig, "")):
         raise BadInput(
             "settings unknown, of the wrong type or out of range",
@@ -275,7 +278,7 @@ def load_toml(path: Path, default: StudyConfig | None = None) -> StudyConfig:
             got="; ".join(wrong),
             hint="`redheart init FILE` writes a file with all settings",
         )
-    values = dataclasses.asdict(default or StudyConfig())
+    values = dataclasses.asdict(default)
     for name, value in raw.items():
         values[name] = values[name] | value if isinstance(value, dict) else value
     return msgspec.convert(values, StudyConfig, dec_hook=_decode_path)

@@ -1,13 +1,16 @@
 """A configuration file that is generated reads as the defaults, and every value knows where it came from."""
 
 import dataclasses
+import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from redheart.cli import main
 from redheart.cli.settings import default_toml, origins, settings
-from redheart.core.config import StudyConfig, load_toml, resolved
+from redheart.core.config import StudyConfig, load_toml, read_toml, resolved
 from redheart.core.errors import BadInput
 
 
@@ -48,12 +51,22 @@ def test_origins_tell_file_command_line_and_default_apart(tmp_path: Path) -> Non
     path.write_text('# a comment\nseed = 3\nsweep = { epochs = 2 }\n\n[train]\n"beta1" = 0.8\nlearning_rate = 1e-4\n')
     before = dataclasses.replace(load_toml(path), epochs=9)
     arguments = ["--out", "data", "--epochs", "9", "--train.beta2=0.9", "--train.no-checkpointing"]
-    found = origins(resolved(before), before=before, file=path, arguments=arguments)
+    found = origins(resolved(before), before=before, file=path, tables=read_toml(path), arguments=arguments)
     for name in ("seed", "sweep.epochs", "train.beta1", "train.learning_rate"):
         assert found[name] == str(path)
     assert found["epochs"] == found["train.beta2"] == found["train.checkpointing"] == "command line"
     assert found["data"] == found["train.clip_norm"] == "default"
     assert found["train.micro_batch"] == "derived (default: 0)"
+
+
+def test_a_configuration_may_come_through_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('preset = "small"\nepochs = 9\n',))
+    writer.start()
+    main(["config", "--config", str(tmp_path / "pipe"), "--json"])
+    writer.join()
+    found = json.loads(capsys.readouterr().out)
+    assert found["epochs"] == {"value": 9, "origin": str(tmp_path / "pipe")} and found["preset"]["value"] == "small"
 
 
 def test_a_key_in_the_wrong_section_is_sent_to_its_own(tmp_path: Path) -> None:
