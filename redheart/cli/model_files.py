@@ -11,12 +11,11 @@ import tyro
 from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, refuse_own_input
 from redheart.core.config import Preset
 from redheart.core.errors import MAX_PROBLEMS, BadInput, RedHeartError, names_text
+from redheart.core.units import MB
 
 if TYPE_CHECKING:
     from redheart.model.network import RedHeart
     from redheart.study.run_folder import RunFolder
-
-MB = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)

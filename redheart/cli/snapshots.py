@@ -8,8 +8,7 @@ from pathlib import Path
 from redheart.cli import help_text, model_files
 from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, print_json
 from redheart.core.errors import BadInput
-
-MB = 1e6
+from redheart.core.units import MB
 
 
 @dataclass(frozen=True)

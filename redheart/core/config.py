@@ -228,11 +228,8 @@ def resolved(config: StudyConfig) -> StudyConfig:
     wrong = out_of_range(config)
     if not config.sweep.rates or len(set(config.sweep.rates)) < len(config.sweep.rates):
         wrong.append("sweep.rates, expected one or more different rates")
-    for name, path in {
-        "data": config.data,
-        "out": str(config.out),
-        "features.encoder": config.features.encoder,
-    }.items():
+    paths = {"data": config.data, "out": str(config.out), "features.encoder": config.features.encoder}
+    for name, path in paths.items():
         # What the system can open and a run's JSON files can hold.
         if not path or "\0" in path or not is_unicode(path):
             wrong.append(f"{name} = {path!r}, expected a path in UTF-8")
