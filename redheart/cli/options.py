@@ -126,11 +126,7 @@ def display_of(as_json: bool) -> Display:
 
 
 def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
-    """Refuse to put a result in the place of what it is made from.
-
-    Raises:
-        BadInput: the output is one of the inputs, by its name or a link.
-    """
+    """Refuse to put a result in the place of what it is made from, by its name or a link."""
     from redheart.core.files import is_stream
 
     if not output.exists() or is_stream(output):

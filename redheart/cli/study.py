@@ -146,11 +146,7 @@ def trial(arguments: Sequence[str]) -> None:
 
 
 def _note_ranks(alone: str | None = None) -> None:
-    """Say that what is left of a launcher's environment is passed over; refuse a command that works `alone`.
-
-    Raises:
-        BadInput: the environment contradicts itself, or is that of one of several processes.
-    """
+    """Say that what is left of a launcher's environment is passed over; refuse a command that works `alone`."""
     ranks = launched()
     if alone and ranks.world_size > 1:
         raise BadInput(

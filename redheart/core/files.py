@@ -80,12 +80,7 @@ def check_digests(folder: Path, digests: Mapping[str, str], *, what: str, hint: 
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file atomically.
-
-    Raises:
-        BadInput: a folder stands at `path`.
-        DiskError: the content could not be written; an older file is untouched.
-    """
+    """Write a whole file atomically, as `new_file` does."""
     with new_file(path) as temporary, open_output(temporary) as file:
         file.write(content)
 

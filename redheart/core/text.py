@@ -7,6 +7,7 @@ import codecs
 import csv
 import gzip
 import io
+import json
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -16,14 +17,6 @@ from redheart.core.errors import BadInput
 
 MAX_BYTES = 1 << 30
 _GZIP = b"\x1f\x8b"
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8",
-    # Before UTF-16's, with which they begin.
-    codecs.BOM_UTF32_LE: "utf-32-le",
-    codecs.BOM_UTF32_BE: "utf-32-be",
-    codecs.BOM_UTF16_LE: "utf-16-le",
-    codecs.BOM_UTF16_BE: "utf-16-be",
-}
 
 
 def read_content(path: Path, *, what: str = "file") -> bytes:
@@ -36,16 +29,15 @@ def read_content(path: Path, *, what: str = "file") -> bytes:
     Raises:
         BadInput: no such file, cut gzip, not what its byte order mark says, or too large.
     """
-    content = _unpacked(path, what)
-    mark = next((mark for mark in _MARKS if content.startswith(mark)), b"")
-    content = content[len(mark) :]
-    if mark and _MARKS[mark] != "utf-8":
+    content = _unpacked(path, what).removeprefix(codecs.BOM_UTF8)
+    # By a mark; what it guesses from zero bytes ends in `-le` or `-be`.
+    if (encoding := json.detect_encoding(content)) in ("utf-16", "utf-32"):
         try:
-            content = content.decode(_MARKS[mark]).encode()
+            content = content.decode(encoding).encode()
         except UnicodeDecodeError as error:
             raise BadInput(
-                f"the {what} is not {_MARKS[mark].upper()}, as its byte order mark says",
-                where=f"{path}: byte {len(mark) + error.start}",
+                f"the {what} is not {error.encoding.upper()}, as its byte order mark says",
+                where=f"{path}: byte {error.start}",
                 hint="convert it, for instance with `iconv -t utf-8`",
             ) from error
     if b"\r" not in content:

@@ -76,12 +76,7 @@ def draw_heatmaps(
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, the same bytes at every call.
-
-    Raises:
-        BadInput: a folder stands at `path`.
-        DiskError: it cannot be written.
-    """
+    """Write a figure as PNG, the same bytes at every call; raises as `write_bytes`."""
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
     write_bytes(path, content.getvalue())

@@ -34,9 +34,7 @@ from redheart.report.tables import RECORDS, comparison_table, markdown_table, pl
 def make_report(root: Path) -> Path:
     """Write the report from the files of a run, whatever phases have run: Markdown, HTML, tables for a paper.
 
-    Raises:
-        BadInput: there is no prepared data.
-        CorruptFile: a file was changed since it was written.
+    Its path; raises as `read_facts`.
     """
     facts, out = read_facts(root), root / "report"
     outputs, evaluation = facts.manifest.inventory.outputs, facts.evaluation
