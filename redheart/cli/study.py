@@ -88,7 +88,7 @@ def train(arguments: Sequence[str]) -> None:
 
     _note_ranks()
     with together():
-        config, chosen = _checked_study(_without_local_rank(arguments), "train")
+        config, chosen = _checked_study(arguments, "train")
 
         from redheart.study import phases, run_folder
 
@@ -124,8 +124,7 @@ def trial(arguments: Sequence[str]) -> None:
     stop_with_parent()
     with together():
         is_range_test = "--range-test" in arguments
-        rest = [item for item in _without_local_rank(arguments) if item != "--range-test"]
-        config = resolved(_study(rest, "trial"))
+        config = resolved(_study([item for item in arguments if item != "--range-test"], "trial"))
 
         from redheart.study import phases, range_test, run_folder
         from redheart.study.sweep import run_trial
@@ -161,11 +160,6 @@ def _note_ranks(alone: str | None = None) -> None:
         )
 
 
-def _without_local_rank(arguments: Sequence[str]) -> list[str]:
-    """Launchers add it and set the environment too."""
-    return [item for item in arguments if not item.startswith("--local_rank")]
-
-
 def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig, Chosen | None]":
     """What a card takes best and why, and the planner's verdict before anything is allocated, if not with `--force`."""
     asked = _study([item for item in arguments if item != "--force"], command)
@@ -191,7 +185,8 @@ def _checked_study(arguments: Sequence[str], command: str) -> "tuple[StudyConfig
 
 def _study(arguments: Sequence[str], command: str) -> StudyConfig:
     """The study's configuration: defaults, then the file of `--config` or the run of `--run`, then the options."""
-    rest, run = _taken(arguments, "--run")
+    # Launchers add it and set the environment too.
+    rest, run = _taken([item for item in arguments if not item.startswith("--local_rank")], "--run")
     for option in ("--recipe", "--config"):
         if run and any(item.partition("=")[0] == option for item in arguments):
             raise BadInput("a run that is there has its settings", where=option, hint=f"leave {option} out")
@@ -216,28 +211,24 @@ def study_defaults(arguments: Sequence[str]) -> tuple[StudyConfig, Path | None, 
     path = Path(file) if file else None
     # Once: it may be a pipe.
     said = read_toml(path) if path else {}
-    named = _last(rest, "--preset") or said.get("preset")
+    named = _taken(rest, "--preset")[1] or said.get("preset")
     meant: Preset = next((name for name in get_args(Preset) if name == named), StudyConfig().preset)
     default = defaults_of(recipe or str(said.get(RECIPE, MEASURED)), meant)
     return configured(said, default, path=path) if path else default, path, rest, said
 
 
-def _last(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option, the last where it is given more than once: that is the one that `parse` takes."""
-    rest, value = _taken(arguments, option)
-    return value if value is None else _last(rest, option) or value
-
-
 def _taken(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
-    """The arguments without an option and its value, and the value."""
-    rest = list(arguments)
-    for position, item in enumerate(rest):
+    """The arguments without an option and its value, and the value, the last where it is given more than once."""
+    rest: list[str] = []
+    found = None
+    items = iter(arguments)
+    for item in items:
         name, is_pair, value = item.partition("=")
-        if name == option:
-            behind = position + (1 if is_pair else 2)
-            value = value if is_pair else "".join(rest[position + 1 : behind])
-            # Empty is what a shell makes of a variable that is not set.
-            if not value:
-                raise BadInput(f"{option} needs a value")
-            return [*rest[:position], *rest[behind:]], value
-    return rest, None
+        if name != option:
+            rest.append(item)
+            continue
+        found = value if is_pair else next(items, "")
+        # Empty is what a shell makes of a variable that is not set.
+        if not found:
+            raise BadInput(f"{option} needs a value")
+    return rest, found
