@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, refuse_own_input
+from redheart.cli.options import Flag, RunOptions, answer, display_of, parse, refuse_among_own_files, refuse_own_input
 from redheart.core.config import Preset
 from redheart.core.errors import MAX_PROBLEMS, BadInput, RedHeartError, names_text
 from redheart.core.units import MB
 
 if TYPE_CHECKING:
     from redheart.model.network import RedHeart
-    from redheart.study.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def consolidate(arguments: Sequence[str]) -> None:
     from redheart.study.selecting import open_snapshots
 
     run, _ = run_folder.load(options.run)
-    _refuse_among_own_files(options.out, run)
+    refuse_among_own_files(options.out, run)
     states = run.states
     source: Snapshot | State | None
     with ExitStack() as reading:
@@ -101,7 +100,7 @@ def import_model(arguments: Sequence[str]) -> None:
     from redheart.snapshots.tensors import spec_of
 
     refuse_own_input(options.out, files_read(options.source))
-    _refuse_among_own_files(options.out)
+    refuse_among_own_files(options.out)
     model = _expected_model(options)
     if model is None and options.out.suffix != SUFFIX:
         raise BadInput(
@@ -142,22 +141,6 @@ def import_model(arguments: Sequence[str]) -> None:
     if expected is None:
         lines.append("names and shapes were held against nothing: --preset or --like does")
     answer(made, "\n".join(lines), as_json=options.json)
-
-
-def _refuse_among_own_files(out: Path, *also: "RunFolder") -> None:
-    """Refuse an output among the files of a run in whose folder it would lie, or of one that is named."""
-    from redheart.core.files import is_sealed, real_path
-    from redheart.study.run_folder import RunFolder
-
-    place = real_path(out)
-    around = [RunFolder(folder) for folder in dict.fromkeys((*out.absolute().parents, *place.parents))]
-    for run in (*also, *(run for run in around if is_sealed(run.config))):
-        if any(place.is_relative_to(real_path(run.root / part)) for part in run.parts):
-            raise BadInput(
-                "the output would lie among the run's own files",
-                where=out,
-                hint=f"give a file beside them, for example {run.root / 'model.safetensors'}",
-            )
 
 
 def _expected_model(options: ImportOptions) -> "RedHeart | None":

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from redheart.core.config import Device, Rate
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display
+
+if TYPE_CHECKING:
+    from redheart.study.run_folder import RunFolder
 
 T = TypeVar("T")
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -134,6 +137,22 @@ def refuse_own_input(output: Path, inputs: Iterable[Path]) -> None:
     for path in inputs:
         if path.exists() and output.samefile(path):
             raise BadInput("the output is the input", where=output, got=path, hint="give the output another name")
+
+
+def refuse_among_own_files(out: Path, *also: "RunFolder") -> None:
+    """Refuse an output among the files of a run in whose folder it would lie, or of one that is named."""
+    from redheart.core.files import is_sealed, real_path
+    from redheart.study.run_folder import RunFolder
+
+    place = real_path(out)
+    around = [RunFolder(folder) for folder in dict.fromkeys((*out.absolute().parents, *place.parents))]
+    for run in (*also, *(run for run in around if is_sealed(run.config))):
+        if any(place.is_relative_to(real_path(run.root / part)) for part in run.parts):
+            raise BadInput(
+                "the output would lie among the run's own files",
+                where=out,
+                hint=f"give a place that is none of theirs: {', '.join(run.parts)}",
+            )
 
 
 def answer(result: object, text: str, *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import tyro
 
-from redheart.cli.options import Flag, answer, display_of, parse, spelled_out
+from redheart.cli.options import Flag, answer, display_of, parse, refuse_among_own_files, spelled_out
 from redheart.core.config import GENERATED, RECIPE, PrepareConfig, Preset, StudyConfig, configured, read_toml, resolved
 from redheart.core.errors import BadInput
 from redheart.core.progress import Display, note
@@ -45,20 +45,11 @@ def prepare(arguments: Sequence[str]) -> None:
     options = parse(PrepareOptions, arguments, "prepare")
 
     from redheart.core.config import FeatureConfig
-    from redheart.core.files import is_sealed
     from redheart.data.prepare import prepare as run_prepare
     from redheart.data.scripts import warn_unread
-    from redheart.study.run_folder import RunFolder
 
-    # Those of a run may lie elsewhere, where a link in its folder leads.
-    for place in (options.out.absolute(), options.out.resolve()):
-        run = RunFolder(place.parent)
-        if place == run.data and is_sealed(run.config):
-            raise BadInput(
-                "the folder holds the records of a run",
-                where=options.out,
-                hint="choose another folder: what was trained on them is judged by them",
-            )
+    # What was trained on a run's records is judged by them.
+    refuse_among_own_files(options.out)
     resolved(StudyConfig(data=str(options.file), out=options.out, seed=options.seed, prepare=options.prepare))
     with display_of(options.json).working("prepare"):
         manifest = run_prepare(options.file, out=options.out, config=options.prepare, seed=options.seed)

@@ -134,7 +134,7 @@ def test_the_records_of_a_run_are_not_prepared_anew(
     (run_copy / "one.json").write_text('[{"id": "a", "text": "b"}]')
     with pytest.raises(SystemExit) as ended:
         main(["prepare", str(run_copy / "one.json"), "--out", str(run_copy / "data")])
-    assert ended.value.code == 2 and "holds the records of a run" in capsys.readouterr().err
+    assert ended.value.code == 2 and "the run's own files" in capsys.readouterr().err
     assert (run_copy / "data" / "manifest.json").read_bytes() == before
 
 
