@@ -31,8 +31,8 @@ class EegOptions:
     """Recordings in any format that MNE reads (.fif, .edf, .bdf, .vhdr, .set, ...); the id is the file's name."""
     subject: str | None = None
     """Who was recorded; empty takes what the recording says."""
-    reference: Literal["average", "csd", "none"] = "average"
-    """Average reference, current source density, or as recorded."""
+    reference: Literal["average", "none"] = "average"
+    """Average reference, or as recorded."""
     out: Path | None = None
     """CSV to write, in the form that `redheart ratings --csv` reads."""
     json: Flag = False

@@ -13,20 +13,17 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from redheart.core.errors import BadInput, extra, one_line
+from redheart.core.errors import BadInput, extra
 from redheart.core.text import csv_table
 
 ALPHA_HZ = (8.0, 13.0)
 EPOCH_S, OVERLAP_S = 2.0, 1.0
-Reference = Literal["average", "csd", "none"]
-_MONTAGE = "colin27_1020"
-"""`standard_1020` is the older name, which MNE drops in 1.14."""
+Reference = Literal["average", "none"]
 _PASS_HZ = (1.0, 45.0)
 _LEFT, _RIGHT = "F3", "F4"
 _MAX_COMPONENTS = 15
-_NEEDED_CHANNELS = {"average": (8, "an average reference"), "csd": (16, "a current source density")}
-"""Of channels alike, an average of two takes all of a planted +0.81 away, of three half, of eight a tenth. As current
-source density of eight it came back as -0.60, of nineteen as +0.85."""
+_LEAST_CHANNELS = 8
+"""For an average reference. Of channels alike, that of two takes all of a planted +0.81 away, of eight a tenth."""
 # MNE's readers do not check what they read: a damaged file ends in whatever the parsing came upon.
 _READ_ERRORS = (ValueError, OSError, RuntimeError, LookupError, AttributeError, TypeError, EOFError, struct.error)
 
@@ -106,8 +103,8 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
     """The frontal alpha asymmetry of an `mne.io.Raw` that is loaded; it is left as it is.
 
     Raises:
-        BadInput: there is no F3 or F4, one is marked as bad or flat over an epoch, or their positions are needed and
-            not known; there are too few channels for the reference; or no epoch is without artefacts.
+        BadInput: there is no F3 or F4, one is marked as bad or flat over an epoch; there are too few channels for the
+            reference; or no epoch is without artefacts.
     """
     mne = _mne()
     missing = [channel for channel in (_LEFT, _RIGHT) if channel not in raw.ch_names]
@@ -139,31 +136,20 @@ def measure(raw: Any, *, name: str, subject: str, reference: Reference) -> Asymm
     raw = raw.copy().drop_channels(raw.info["bads"])
     _refuse_flat(mne, raw, name)
     num_eeg = len(mne.pick_types(raw.info, eeg=True))
-    least, what = _NEEDED_CHANNELS.get(reference, (0, ""))
-    if num_eeg < least:
-        expected = f"{least} or more"
+    if reference == "average" and num_eeg < _LEAST_CHANNELS:
         raise BadInput(
-            f"too few channels for {what}", where=name, got=num_eeg, expected=expected, hint="use --reference none"
+            "too few channels for an average reference",
+            where=name,
+            got=num_eeg,
+            expected=f"{_LEAST_CHANNELS} or more",
+            hint="use --reference none",
         )
-    raw.set_montage(_MONTAGE, match_case=False, on_missing="ignore", verbose="error")
     # What lies above half the rate is not in it.
     raw.filter(_PASS_HZ[0], _PASS_HZ[1] if _PASS_HZ[1] < half_rate_hz else None, verbose="error")
     raw = _without_eyes(mne, raw)
     if reference == "average":
         raw.set_eeg_reference("average", verbose="error")
-    elif reference == "csd":
-        try:
-            raw = mne.preprocessing.compute_current_source_density(raw, verbose="error")
-        except (ValueError, RuntimeError) as error:
-            raise BadInput(
-                "no current source density of these channels",
-                where=name,
-                got=one_line(error),
-                hint="use --reference average",
-            ) from error
     epochs = mne.make_fixed_length_epochs(raw, duration=EPOCH_S, overlap=OVERLAP_S, preload=True, verbose="error")
-    if not len(epochs):
-        raise _too_short(name)
     spectrum = epochs.compute_psd(
         method="welch",
         fmin=ALPHA_HZ[0],
