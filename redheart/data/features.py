@@ -42,6 +42,8 @@ from redheart.data.words import WORDS_WIDTH, Labels
 
 _FORMAT = 2
 _FILES = (STATES, SUMMARIES, "offsets.i64")
+_NAMES = {"manifest.json", *_FILES, NOTE}
+"""Of all files of a feature folder."""
 _PARTIAL = ".partial"
 _MADE = re.compile(rf"[0-9a-f]{{16}}({re.escape(_PARTIAL)})?")
 """Names of the folders that are made here."""
@@ -103,16 +105,7 @@ class FeatureCache:
 
 
 def widened(encoded: Encoded, text: str, fit: SummaryFit | None) -> np.ndarray:
-    """Features of one text, (S, 768) float16, as a cache with this fit would hold them.
-
-    Raises:
-        BadInput: the encoder is narrow and there is no fit, or it is the other way round.
-    """
-    if (fit is None) != (len(encoded.summary_L) == 0):
-        raise BadInput(
-            "the fit of the features is not this encoder's",
-            got=f"{len(encoded.summary_L)} summary numbers, {'no' if fit is None else 'a'} fit",
-        )
+    """Features of one text, (S, 768) float16, as a cache with this fit would hold them; None of a wide encoder."""
     if fit is None:
         return encoded.states_SW
     return _beside(encoded.states_SW, fit.apply(encoded.summary_L[None], [text])[0])
@@ -171,7 +164,8 @@ def make_features(
             if not (folder / "manifest.json").exists():
                 _write_features(encoder, texts, config=config, folder=folder, display=display)
         # Also where a killed run had the cache whole and this still there.
-        _remove_partial(folder)
+        remove_leftovers(_partial(folder))
+        remove_names(_partial(folder), _NAMES)
         with display.working("features"):
             return open_features(folder, texts, fit=fit, labels=labels, reads_words=config.words)
 
@@ -195,9 +189,8 @@ def forget_others(root: Path, key: str) -> None:
 def _is_ours(folder: Path) -> bool:
     """Whether features lie there, whole or not, and nothing else."""
     try:
-        return folder.is_dir() and not foreign_names(
-            folder, _partial_contents if folder.name.endswith(_PARTIAL) else feature_contents
-        )
+        is_partial = folder.name.endswith(_PARTIAL)
+        return folder.is_dir() and not foreign_names(folder, (lambda _: _NAMES) if is_partial else feature_contents)
     except CorruptFile:
         return False
 
@@ -227,7 +220,7 @@ def feature_contents(folder: Path) -> set[str]:
         BadInput: it has no manifest.
     """
     read_sealed(folder / "manifest.json", FeatureManifest)
-    return {"manifest.json", *_FILES, NOTE}
+    return _NAMES
 
 
 def open_features(
@@ -274,28 +267,13 @@ def _partial(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{_PARTIAL}")
 
 
-def _partial_contents(folder: Path) -> set[str]:
-    """Names of the files of features that are being made."""
-    # Files of chunks are earlier versions'.
-    return {"manifest.json", *_FILES, NOTE, *(path.name for path in folder.glob("*.chunk"))}
-
-
-def _remove_partial(folder: Path) -> None:
-    partial = _partial(folder)
-    remove_leftovers(partial)
-    remove_names(partial, _partial_contents(partial))
-
-
 def _write_features(
     encoder: Encoder, texts: Sequence[str], *, config: FeatureConfig, folder: Path, display: Display
 ) -> None:
     partial = _partial(folder)
-    if any(partial.glob("*.chunk")):
-        _remove_partial(folder)
     chunks = encode_into(partial, encoder, texts, seq_len_tokens=config.seq_len_tokens, display=display)
     lengths = [length for chunk in chunks for length in chunk.lengths]
     states, summaries, offsets = (partial / name for name in _FILES)
-    unread = counted(encoder.unread(texts))
     with disk_errors(folder):
         remove_leftovers(partial)
         write_bytes(offsets, np.cumsum([0, *lengths], dtype=np.int64).tobytes())
@@ -310,7 +288,7 @@ def _write_features(
             states_sha256=sha256_file(states),
             offsets_sha256=sha256_file(offsets),
             summaries_sha256=sha256_file(summaries),
-            unread=unread,
+            unread=counted(encoder.unread(texts)),
         )
         write_sealed(partial / "manifest.json", manifest)
         refuse_foreign(folder, feature_contents)
