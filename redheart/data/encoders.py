@@ -5,7 +5,7 @@ Shape suffixes: S tokens of a text, W width of the encoder (768 or 384), H layer
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,45 +35,6 @@ class Encoded(NamedTuple):
     """Means of the states of every layer over the tokens, side by side; empty where the states are 768 wide."""
 
 
-class Encoder(Protocol):
-    """Turns texts into token states."""
-
-    identity: str
-    """Name and digest of the weights: two encoders of one identity give the same states."""
-
-    def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """States and summary of every text, float32."""
-
-    def unread(self, texts: Sequence[str]) -> list[str | None]:
-        """The script of every text that this encoder cannot be expected to make sense of; None for the others."""
-
-
-def open_encoder(name: str, *, identity: str | None = None, device: Device = "auto") -> Encoder:
-    """The encoder called `minilm` or `hash`, or one of Hugging Face by hub id or folder; `identity` is what it must be.
-
-    Raises:
-        BadInput: it cannot be found, is another one, or its states are neither 384 (minilm) nor 768 wide.
-    """
-    encoder: Encoder
-    if name == HASH:
-        encoder = HashEncoder()
-    elif name == MINILM and (folder := minilm.installed_folder()):
-        encoder = TransformerEncoder(minilm.MiniLM(folder), label=MINILM, device=device)
-    else:
-        source = _MINILM_HUB_ID if name == MINILM else name
-        model = HubModel(source, label=name, with_tokens=name != MINILM)
-        encoder = TransformerEncoder(model, label=name, device=device)
-    if identity is not None and encoder.identity != identity:
-        raise BadInput(
-            "the encoder is not the one that the model was trained on",
-            where=name,
-            got=encoder.identity,
-            expected=identity,
-            hint="install or restore the encoder with these weights, or say where it is with --encoder",
-        )
-    return encoder
-
-
 def average_to(states_SD: np.ndarray, max_tokens: int) -> np.ndarray:
     """Average neighbouring states so that at most `max_tokens` are left; every state counts in exactly one."""
     length = len(states_SD)
@@ -86,7 +47,7 @@ def average_to(states_SD: np.ndarray, max_tokens: int) -> np.ndarray:
 
 
 class HashEncoder:
-    """Every word is a fixed pseudo-random unit-variance vector: no weights, for tests."""
+    """Every word is a fixed pseudo-random unit-variance vector: no weights, for tests; as `TransformerEncoder`."""
 
     identity = "hash:1"
 
@@ -127,9 +88,11 @@ class TransformerEncoder:
         self._is_minilm = label == MINILM
         # Where a folder lies is not what an encoder is.
         self.identity = f"{MINILM if self._is_minilm else 'encoder'}:{model.digest}"
+        """Two encoders of one identity give the same states."""
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
+        """States and summary of every text, float32."""
         windows = [
             (row, tokens[start : start + self._content_tokens])
             for row, tokens in enumerate(self._model.tokens(texts))
@@ -150,6 +113,7 @@ class TransformerEncoder:
         return [self._encoded(np.concatenate(part, axis=1)) for part in parts]
 
     def unread(self, texts: Sequence[str]) -> list[str | None]:
+        """The script of every text that this encoder cannot be expected to make sense of; None for the others."""
         scripts = [foreign_script(text) for text in texts]
         if self._is_minilm:
             # Its tokenizer has the letters of many scripts, which it has never learned to read.
@@ -187,3 +151,32 @@ class TransformerEncoder:
         # layer alone .0789 and .30.
         layers = (len(states_HSW) // 2, len(states_HSW) - 2, len(states_HSW) - 1)
         return Encoded(states_HSW[list(layers)].mean(0), states_HSW.mean(1).ravel())
+
+
+Encoder = HashEncoder | TransformerEncoder
+
+
+def open_encoder(name: str, *, identity: str | None = None, device: Device = "auto") -> Encoder:
+    """The encoder called `minilm` or `hash`, or one of Hugging Face by hub id or folder; `identity` is what it must be.
+
+    Raises:
+        BadInput: it cannot be found, is another one, or its states are neither 384 (minilm) nor 768 wide.
+    """
+    encoder: Encoder
+    if name == HASH:
+        encoder = HashEncoder()
+    elif name == MINILM and (folder := minilm.installed_folder()):
+        encoder = TransformerEncoder(minilm.MiniLM(folder), label=MINILM, device=device)
+    else:
+        source = _MINILM_HUB_ID if name == MINILM else name
+        model = HubModel(source, label=name, with_tokens=name != MINILM)
+        encoder = TransformerEncoder(model, label=name, device=device)
+    if identity is not None and encoder.identity != identity:
+        raise BadInput(
+            "the encoder is not the one that the model was trained on",
+            where=name,
+            got=encoder.identity,
+            expected=identity,
+            hint="install or restore the encoder with these weights, or say where it is with --encoder",
+        )
+    return encoder

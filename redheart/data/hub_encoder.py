@@ -55,6 +55,10 @@ class HubModel:
             token_11 = torch.zeros(1, 1, dtype=torch.int64)
             with torch.inference_mode():
                 self.layers(token_11, torch.ones_like(token_11))
+            if self.max_tokens < _LEAST_TOKENS:
+                raise ValueError(f"it reads {self.max_tokens} tokens at once, fewer than {_LEAST_TOKENS}")
+            self.first_token = _first_of(tokenizer, "cls_token", "bos_token")
+            self.last_token = _first_of(tokenizer, "sep_token", "eos_token")
         # The libraries do not check what they read: a damaged folder ends in whatever they came upon.
         except Exception as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
@@ -66,16 +70,6 @@ class HubModel:
                 hint="check the name and the network; where its folder lies now is said by --features.encoder, or by "
                 "--encoder to commands on a finished run",
             ) from error
-        if self.max_tokens < _LEAST_TOKENS:
-            raise BadInput(
-                "the encoder reads too few tokens at once",
-                where=f"--features.encoder {label}: max_position_embeddings",
-                got=self.max_tokens,
-                expected=f"{_LEAST_TOKENS} or more",
-                hint="check its config.json",
-            )
-        self.first_token = _first_of(tokenizer, "cls_token", "bos_token", label=label)
-        self.last_token = _first_of(tokenizer, "sep_token", "eos_token", label=label)
         self.padding_token: int = tokenizer.pad_token_id or 0
         self.unknown_token: int | None = tokenizer.unk_token_id
         self.digest = _weights_digest(self._model)
@@ -116,23 +110,12 @@ def reaches_hub() -> bool:
     return True
 
 
-def _first_of(tokenizer: Any, *names: str, label: str) -> int:
-    """The number of the first of these tokens that there is.
-
-    Raises:
-        BadInput: there is none of them.
-    """
-    for name in names:
-        token: int | None = getattr(tokenizer, f"{name}_id")
-        if token is not None:
-            return token
-    raise BadInput(
-        "the encoder's tokenizer lacks a special token",
-        where=f"--features.encoder {label}",
-        got=f"no {' and no '.join(names)}",
-        expected="one of them",
-        hint="check its tokenizer_config.json, or choose another encoder",
-    )
+def _first_of(tokenizer: Any, *names: str) -> int:
+    """The number of the first of these special tokens that there is."""
+    found: list[int] = [token for name in names if (token := getattr(tokenizer, f"{name}_id")) is not None]
+    if not found:
+        raise ValueError(f"its tokenizer has no {' and no '.join(names)}")
+    return found[0]
 
 
 def _weights_digest(model: Any) -> str:

@@ -218,7 +218,7 @@ def test_a_damaged_encoder_is_one_clear_error(name: str, tmp_path: Path) -> None
         open_encoder(str(tmp_path / "enc"))
 
 
-@pytest.mark.parametrize(("positions", "message"), [(-1, "cannot be loaded"), (2, r"(?s)too few tokens.*got: +2\n")])
+@pytest.mark.parametrize(("positions", "message"), [(-1, "cannot be loaded"), (2, "it reads 2 tokens at once")])
 def test_so_is_one_without_a_window(positions: int, message: str, tmp_path: Path) -> None:
     folder = make_encoder(tmp_path / "enc", positions=max(positions, 1))
     config = json.loads((folder / "config.json").read_text())
@@ -231,7 +231,7 @@ def test_so_is_one_without_a_window(positions: int, message: str, tmp_path: Path
 def test_so_is_a_tokenizer_without_special_tokens(token: str, names: str, tmp_path: Path) -> None:
     path = make_encoder(tmp_path / "enc") / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), token: None}))
-    with pytest.raises(BadInput, match=f"lacks a special token\n.*\n.*{names}"):
+    with pytest.raises(BadInput, match=f"cannot be loaded\n.*\n.*{names}"):
         open_encoder(str(path.parent))
 
 
