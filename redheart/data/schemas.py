@@ -56,7 +56,7 @@ class _Fields:
         self.problems: list[Problem] = []
 
     def wrong(self, field: str, got: object, expected: str) -> None:
-        self.problems.append(Problem(self._where, _encodable(str(self.id)), _encodable(field), shown(got), expected))
+        self.problems.append(Problem(self._where, _encodable(self.id), _encodable(field), shown(got), expected))
 
     def text(self, field: str, *, required: bool = False) -> str:
         value = self._value.get(field, None if required else "")
@@ -81,10 +81,9 @@ class _Fields:
 
     def named_numbers(self, field: str, names: Sequence[str]) -> tuple[float | None, ...]:
         value = self._value.get(field)
-        if value is None:
-            return (None,) * len(names)
         if not isinstance(value, dict):
-            self.wrong(field, value, "an object of numbers")
+            if value is not None:
+                self.wrong(field, value, "an object of numbers")
             return (None,) * len(names)
         for key in value:
             if key not in names:
@@ -93,10 +92,9 @@ class _Fields:
 
     def listed_numbers(self, field: str, length: int) -> tuple[float | None, ...]:
         value = self._value.get(field)
-        if value is None:
-            return (None,) * length
         if not isinstance(value, list) or len(value) != length:
-            self.wrong(field, value, f"a list of {length} numbers")
+            if value is not None:
+                self.wrong(field, value, f"a list of {length} numbers")
             return (None,) * length
         return tuple(self.number(f"{field}[{index}]", item) for index, item in enumerate(value))
 
@@ -202,25 +200,24 @@ def _collect(
     first_seen: dict[str, str] = {}
     num_invalid = 0
     for row in rows:
-        record, found = convert(row)
-        has_id = record is not None and not any(problem.field == "id" for problem in found)
-        if record is not None and has_id and record.id in first_seen:
+        if not isinstance(row.value, Malformed):
+            record, found = convert(row)
+        else:
+            record, found = None, [Problem(row.where, "?", "record", row.value.got, row.value.expected)]
+        if record is not None and record.id in first_seen and not any(problem.field == "id" for problem in found):
             expected = f"an id of its own (first at {first_seen[record.id]})"
             found = [*found, Problem(row.where, record.id, "id", repr(record.id), expected)]
-        elif record is not None and not found:
-            first_seen[record.id] = row.where
-        if found or record is None:
+        if record is None or found:
             problems += found
             num_invalid += 1
         else:
+            first_seen[record.id] = row.where
             records.append(record)
     return Parsed(schema, inventory, records, problems, num_invalid)
 
 
 def _object(row: Row, schema: Schema, surd: tuple[str, ...]) -> tuple[Record | None, list[Problem]]:
     """The record that a JSON object is by a schema; `surd` are the metrics that it has."""
-    if isinstance(row.value, Malformed):
-        return None, [Problem(row.where, "?", "record", row.value.got, row.value.expected)]
     if not isinstance(row.value, dict):
         return None, [Problem(row.where, "?", "record", type(row.value).__name__, "an object")]
     value, fields = row.value, _Fields(row, row.value)
@@ -232,7 +229,7 @@ def _object(row: Row, schema: Schema, surd: tuple[str, ...]) -> tuple[Record | N
     is_documented = schema == "documented"
     emotion = _labelled(fields, value) if is_documented else _shares(fields, surd)
     return Record(
-        id=str(fields.id),
+        id=fields.id,
         text=fields.text(text_field(value, schema), required=True),
         title=fields.text("title"),
         action=fields.text("action"),
@@ -319,8 +316,6 @@ def _goemotions_classes(path: Path) -> tuple[str, ...]:
 
 
 def _goemotions(row: Row, classes: tuple[str, ...]) -> tuple[Record | None, list[Problem]]:
-    if isinstance(row.value, Malformed):
-        return None, [Problem(row.where, "?", "record", row.value.got, row.value.expected)]
     cells = row.value
     assert isinstance(cells, list)
     if len(cells) != 3:
