@@ -43,11 +43,13 @@ class NearDuplicates:
 
 
 def near_duplicates(texts: Sequence[str], *, similarity: float) -> NearDuplicates:
-    """Which texts are kept and which hang together, at `similarity` or above it.
+    """Which texts are kept and which hang together, at `similarity` or above it; at 0 all are kept and none do.
 
     Raises:
-        BadInput: the similarity is below a millionth or above 1.
+        BadInput: the similarity is another one below a millionth, or above 1.
     """
+    if similarity == 0:
+        return NearDuplicates(np.ones(len(texts), dtype=bool), np.arange(len(texts)))
     if not 1 / _LARGEST_DENOMINATOR <= similarity <= 1:
         raise BadInput(
             "not a similarity of near-duplicates",

@@ -25,7 +25,7 @@ from redheart.core.folders import new_folder, refuse_foreign
 from redheart.data.generator import generate
 from redheart.data.input_text import folded, input_text
 from redheart.data.inventory import Inventory
-from redheart.data.near_duplicates import NearDuplicates, near_duplicates
+from redheart.data.near_duplicates import near_duplicates
 from redheart.data.records import Record, Row, read_rows
 from redheart.data.schemas import class_names_path, parse_rows
 from redheart.data.scripts import counted, foreign_script
@@ -161,13 +161,14 @@ def prepare(
         raise BadInput("no record is left", where=source, got=f"{parsed.num_invalid} malformed records")
 
     records = sorted(parsed.records, key=lambda record: record.id)
-    alike = _alike(records, similarity=config.duplicate_similarity, text_chars=text_chars)
-    clusters_N = alike.clusters_N
+    # Judged on what the encoder reads of them.
+    texts = [folded(input_text(record, text_chars=text_chars)) for record in records]
+    alike = near_duplicates(texts, similarity=config.duplicate_similarity)
     kept_N = np.ones(len(records), dtype=bool) if config.keep_duplicates else alike.kept_N
-    cluster_ids = _cluster_ids(records, clusters_N)
+    cluster_ids = _cluster_ids(records, alike.clusters_N)
     records = [record for record, kept in zip(records, kept_N, strict=True) if kept]
     values_NT, mask_NT = target_arrays(records, parsed.inventory)
-    split = split_rows(emotion_classes(values_NT, mask_NT, parsed.inventory), clusters_N[kept_N], seed=seed)
+    split = split_rows(emotion_classes(values_NT, mask_NT, parsed.inventory), alike.clusters_N[kept_N], seed=seed)
     labelled = {part: int(mask_NT[rows_of_part].any(1).sum()) for part, rows_of_part in split.items()}
     if min(labelled.values()) < MIN_LABELLED:
         raise BadInput(
@@ -264,14 +265,6 @@ def _keys(origin: Source, labels: Path | None, *, config: PrepareConfig, seed: i
         # Near-duplicates were judged on the text alone, as it stood.
         digest({"version": 1, **fingerprint}),
     )
-
-
-def _alike(records: Sequence[Record], *, similarity: float, text_chars: int) -> NearDuplicates:
-    """The near-duplicates among records, judged on what the encoder reads of them; none at similarity 0."""
-    if similarity == 0:
-        return NearDuplicates(np.ones(len(records), dtype=bool), np.arange(len(records)))
-    texts = [folded(input_text(record, text_chars=text_chars)) for record in records]
-    return near_duplicates(texts, similarity=similarity)
 
 
 def near_duplicate_groups(prepared: Prepared) -> np.ndarray:
