@@ -102,13 +102,11 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
     """
     values_MT, mask_MT = labels.values_NT[labels.train].astype(np.float64), labels.mask_NT[labels.train]
     targets = values_MT.shape[1]
-    vectorizer = word_counter()
-    try:
-        weights_MV = vectorizer.fit_transform([texts[row] for row in labels.train])
-    except ValueError:
-        # No word stands in two texts.
+    counted = word_counts([texts[row] for row in labels.train])
+    if counted is None:
         nothing = WordFit((), np.zeros(0, np.float32), np.zeros((0, 0), np.float16), np.zeros(0, np.float32))
         return nothing, laid_out(np.zeros((len(values_MT), 0)))
+    vectorizer, weights_MV = counted
     coefficients_VT, intercept_T = np.zeros((weights_MV.shape[1], targets)), np.zeros(targets)
     unseen_MT = np.zeros_like(values_MT)
     for group in columns_of_equal_rows(mask_MT, range(targets)):
@@ -137,12 +135,19 @@ def fit_words(texts: Sequence[str], labels: Labels) -> tuple[WordFit, np.ndarray
     return fit, laid_out((unseen_MT[:, told] - mean_T) / std_T)
 
 
-def word_counter() -> Any:
-    """scikit-learn's TF-IDF of words and pairs of words, to be fitted; it raises ValueError where nothing is left."""
+def word_counts(texts: Sequence[str]) -> tuple[Any, Any] | None:
+    """scikit-learn's TF-IDF of words and pairs of words, fitted, and what it makes of these texts, (N, V) sparse.
+
+    None where no word stands in two of them.
+    """
     # A prediction applies a fit and waits for no more libraries than it needs.
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(sublinear_tf=True, min_df=_LEAST_TEXTS, ngram_range=(1, 2), max_features=_MOST_TERMS)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=_LEAST_TEXTS, ngram_range=(1, 2), max_features=_MOST_TERMS)
+    try:
+        return vectorizer, vectorizer.fit_transform(texts)
+    except ValueError:
+        return None
 
 
 def numbered(group_N: np.ndarray) -> np.ndarray:

@@ -6,8 +6,6 @@ of the validation records.
 Shape suffixes: N records, T target columns, G some of them, O targets of a task, D inputs.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.preprocessing import StandardScaler
@@ -16,7 +14,7 @@ from redheart.data.features import FeatureCache
 from redheart.data.input_text import input_text
 from redheart.data.inventory import Inventory
 from redheart.data.prepare import Prepared
-from redheart.data.words import columns_of_equal_rows, word_counter
+from redheart.data.words import columns_of_equal_rows, word_counts
 from redheart.evaluate import metrics
 from redheart.evaluate.evaluation import Evaluation, evaluate_predictions
 from redheart.evaluate.linear import Inputs, logistic_path, ridge_path
@@ -46,25 +44,14 @@ def linear_baselines(
     """Predictions of every linear baseline: by name, then part."""
     texts = [input_text(record, text_chars=text_chars) for record in prepared.records]
     train = prepared.split["train"]
-    words_ND = _word_counts(texts, train)
     pooled_ND = pooled_features(features)
     found = {"constant": _constant(prepared)}
-    if words_ND is not None:
-        found["TF-IDF + linear"] = _linear(prepared, words_ND)
+    if counted := word_counts([texts[row] for row in train]):
+        found["TF-IDF + linear"] = _linear(prepared, counted[0].transform(texts))
     found["linear probe"] = _linear(prepared, StandardScaler().fit(pooled_ND[train]).transform(pooled_ND))
     if features.manifest.summary_width:
         found["linear probe, all layers"] = _linear(prepared, features.layers_NP.astype(np.float32))
     return found
-
-
-def _word_counts(texts: Sequence[str], train: np.ndarray) -> Inputs | None:
-    """TF-IDF of words and pairs of words, None where no word stands in two training texts."""
-    vectorizer = word_counter()
-    try:
-        vectorizer.fit([texts[row] for row in train])
-    except ValueError:
-        return None
-    return vectorizer.transform(texts)
 
 
 def pooled_features(features: FeatureCache) -> np.ndarray:
