@@ -119,10 +119,6 @@ def load_or_fit(
     known = _text(tensors["key"]) if tensors else None
     if known not in (None, key) and "source" in tensors and _text(tensors["source"]) == source:
         note(f"the features were computed anew and have other last bits; the fit of the first ones stays: {path}")
-    elif known == key and "source" not in tensors:
-        # Of before it was kept.
-        tensors["source"] = _as_bytes(source)
-        write_checked(path, save(tensors))
     elif known != key:
         width = POOLED_WIDTH - WORDS_WIDTH * reads_words
         fit = SummaryFit(key, *fit_projection(summaries_NL, labels.train, width=width))

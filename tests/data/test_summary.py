@@ -4,10 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load, save
 
 from redheart.core.errors import CorruptFile
-from redheart.core.files import read_checked, write_checked
 from redheart.data.summary import POOLED_WIDTH, SummaryFit, fit_projection, load_fit, load_or_fit
 from redheart.data.words import WORDS_WIDTH, Labels, fit_words
 
@@ -85,12 +83,6 @@ def test_a_fit_is_kept_for_its_key_and_made_anew_for_another(tmp_path: Path) -> 
     assert key == "a" and np.array_equal(found_NP, first_NP) and load_fit(path).key == "a"
     key, other_NP = fitted(summaries(50, seed=1), "b", source="others")
     assert key == load_fit(path).key == "b" and not np.array_equal(other_NP, first_NP)
-    # A file of before the source was kept is given it.
-    kept = path.read_bytes()
-    older = load(read_checked(path))
-    del older["source"]
-    write_checked(path, save(older))
-    assert fitted(np.zeros((0, 0)), "b", source="others")[0] == "b" and path.read_bytes() == kept
     content = path.read_bytes()
     for damaged in (content[:100], content[:-40] + bytes([content[-40] ^ 1]) + content[-39:], b""):
         path.write_bytes(damaged)
