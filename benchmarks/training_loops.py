@@ -70,7 +70,7 @@ def raw_loop(study: "Study", steps: int) -> list[float]:
     """The thirty lines that one would write: batches, loss, backward, clip, step."""
     import torch
 
-    from redheart.data.loader import effective_batches
+    from redheart.data.loader import split
     from redheart.study.phases import new_learner
     from redheart.train.strategy import strategy_named
 
@@ -83,7 +83,7 @@ def raw_loop(study: "Study", steps: int) -> list[float]:
     else:
         engine = deepspeed_engine(learner.model, config, strategy)
     ends_s = [time.perf_counter()]
-    for step_rows in effective_batches(order, effective_batch=train.effective_batch)[:steps]:
+    for step_rows in split([order], train.effective_batch)[:steps]:
         for first in range(0, len(step_rows), train.micro_batch):
             rows = step_rows[first : first + train.micro_batch]
             if engine:

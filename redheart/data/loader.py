@@ -18,11 +18,6 @@ def epoch_order(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(stream_seed(seed, "order", epoch)).permutation(rows)
 
 
-def effective_batches(order: np.ndarray, *, effective_batch: int) -> list[np.ndarray]:
-    """The rows of every optimizer step; the last step takes what is left, nothing is dropped."""
-    return [order[start : start + effective_batch] for start in range(0, len(order), effective_batch)]
-
-
 def micro_batches(step_rows: np.ndarray, *, micro_batch: int, rank: int, world_size: int) -> list[np.ndarray]:
     """This rank's micro-batches of a step.
 
@@ -34,9 +29,9 @@ def micro_batches(step_rows: np.ndarray, *, micro_batch: int, rank: int, world_s
     return [mine[start : start + micro_batch] for start in range(0, largest, micro_batch)]
 
 
-def split(parts: list[np.ndarray], micro_batch: int) -> list[np.ndarray]:
-    """Micro-batches cut into smaller ones, in their order."""
-    return [part[start : start + micro_batch] for part in parts for start in range(0, len(part), micro_batch)]
+def split(parts: list[np.ndarray], size: int) -> list[np.ndarray]:
+    """Batches cut into smaller ones, in their order; the last of each takes what is left, nothing is dropped."""
+    return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
 
 
 def load_features(features: FeatureCache, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -165,7 +165,9 @@ def prepare(
     texts = [folded(input_text(record, text_chars=text_chars)) for record in records]
     alike = near_duplicates(texts, similarity=config.duplicate_similarity)
     kept_N = np.ones(len(records), dtype=bool) if config.keep_duplicates else alike.kept_N
-    cluster_ids = _cluster_ids(records, alike.clusters_N)
+    members: dict[int, list[str]] = {}
+    for record, cluster in zip(records, alike.clusters_N, strict=True):
+        members.setdefault(int(cluster), []).append(record.id)
     records = [record for record, kept in zip(records, kept_N, strict=True) if kept]
     values_NT, mask_NT = target_arrays(records, parsed.inventory)
     split = split_rows(emotion_classes(values_NT, mask_NT, parsed.inventory), alike.clusters_N[kept_N], seed=seed)
@@ -186,7 +188,7 @@ def prepare(
         tensors = {"values_NT": values_NT, "mask_NT": mask_NT.astype(np.uint8)}
         write_bytes(folder / "targets.safetensors", save(tensors))
         write_json(folder / "split.json", {part: rows_of_part.tolist() for part, rows_of_part in split.items()})
-        write_json(folder / "clusters.json", cluster_ids)
+        write_json(folder / "clusters.json", [ids for ids in members.values() if len(ids) > 1])
         if parsed.problems:
             text = b"".join(msgspec.json.encode(problem) + b"\n" for problem in parsed.problems)
             write_bytes(folder / "invalid.jsonl", text)
@@ -276,10 +278,3 @@ def near_duplicate_groups(prepared: Prepared) -> np.ndarray:
     }
     alone = len(group_of)
     return np.array([group_of.get(record.id, alone + row) for row, record in enumerate(prepared.records)])
-
-
-def _cluster_ids(records: Sequence[Record], clusters_N: np.ndarray) -> list[list[str]]:
-    members: dict[int, list[str]] = {}
-    for record, cluster in zip(records, clusters_N, strict=True):
-        members.setdefault(int(cluster), []).append(record.id)
-    return [ids for ids in members.values() if len(ids) > 1]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from redheart.core.errors import Diverged
 from redheart.data.features import FeatureCache
-from redheart.data.loader import load_features
+from redheart.data.loader import load_features, split
 from redheart.data.prepare import Prepared
 from redheart.evaluate import metrics
 from redheart.model.network import task_of
@@ -78,5 +78,4 @@ def length_batches(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Rows in batches of similar length, and the positions of `rows` in the order of these batches, (N,)."""
     order = np.argsort(features.lengths(rows), kind="stable")
-    batches = [rows[order[start : start + micro_batch]] for start in range(0, len(rows), micro_batch)]
-    return batches, np.argsort(order)
+    return split([rows[order]], micro_batch), np.argsort(order)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from redheart.core.errors import Diverged, DoesNotFit, Interrupted
-from redheart.data.loader import effective_batches
+from redheart.data.loader import split
 from redheart.train.counting import AT_START, after_epoch, after_step, finite
 from redheart.train.device.compute_type import NAMES
 from redheart.train.device.out_of_memory import no_second_try
@@ -193,7 +193,7 @@ class _Run:
     def epoch_steps(self) -> list[np.ndarray]:
         """The rows of every optimizer step of the current epoch."""
         order = self.learner.epoch_rows(self.at.epoch)
-        self._steps = effective_batches(order, effective_batch=self.settings.train.effective_batch)
+        self._steps = split([order], self.settings.train.effective_batch)
         return self._steps
 
     def optimizer_step(self, step_rows: np.ndarray) -> None:

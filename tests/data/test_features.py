@@ -26,7 +26,7 @@ from redheart.data.encoders import Encoded, TransformerEncoder, average_to, open
 from redheart.data.encoding import NOTE, STATES, SUMMARIES, encode_into
 from redheart.data.features import forget_others, make_features, open_features
 from redheart.data.hub_encoder import HubModel, _weights_digest
-from redheart.data.loader import effective_batches, epoch_order, kept_channels, load_features, micro_batches
+from redheart.data.loader import epoch_order, kept_channels, load_features, micro_batches, split
 from redheart.data.prepare import load_prepared, prepare
 from redheart.data.summary import POOLED_WIDTH
 from redheart.data.words import WORDS_WIDTH, Labels
@@ -347,7 +347,7 @@ def test_order_is_seekable_and_ranks_share_every_step() -> None:
     order = epoch_order(rows, seed=0, epoch=4)
     assert np.array_equal(order, epoch_order(rows, seed=0, epoch=4))
     assert not np.array_equal(order, epoch_order(rows, seed=0, epoch=5))
-    steps = effective_batches(order, effective_batch=64)
+    steps = split([order], 64)
     assert [len(step) for step in steps] == [64, 64, 22]
     assert np.array_equal(np.concatenate(steps), order)
     for step in steps:
