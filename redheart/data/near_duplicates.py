@@ -19,7 +19,6 @@ from rapidfuzz.distance import Indel
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from redheart.core.errors import BadInput
 from redheart.data.edit_bounds import EditBounds
 
 _FIRST_BATCH, _LARGEST_BATCH = 64, 2048
@@ -43,25 +42,14 @@ class NearDuplicates:
 
 
 def near_duplicates(texts: Sequence[str], *, similarity: float) -> NearDuplicates:
-    """Which texts are kept and which hang together, at `similarity` or above it; at 0 all are kept and none do.
-
-    Raises:
-        BadInput: the similarity is another one below a millionth, or above 1.
-    """
-    if similarity == 0:
+    """Which texts are kept and which hang together, at `similarity` or above it; at 0 all are kept and none do."""
+    exact = Fraction(str(similarity)).limit_denominator(_LARGEST_DENOMINATOR)
+    if exact == 0:
         return NearDuplicates(np.ones(len(texts), dtype=bool), np.arange(len(texts)))
-    if not 1 / _LARGEST_DENOMINATOR <= similarity <= 1:
-        raise BadInput(
-            "not a similarity of near-duplicates",
-            where="--prepare.duplicate-similarity",
-            got=similarity,
-            expected=f"{1 / _LARGEST_DENOMINATOR} to 1, or 0 to look for none",
-            hint="0.92 is the default",
-        )
     place_of: dict[str, int] = {}
     place_N = np.array([place_of.setdefault(text, len(place_of)) for text in texts], dtype=np.int64)
     _, first_D = np.unique(place_N, return_index=True)
-    search = _Search(list(place_of), Fraction(str(similarity)).limit_denominator(_LARGEST_DENOMINATOR))
+    search = _Search(list(place_of), exact)
     search.lead()
     search.join_singles()
     search.join_groups()

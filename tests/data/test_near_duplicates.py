@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rapidfuzz.distance import Indel
 
-from redheart.core.errors import BadInput
 from redheart.data import edit_bounds
 from redheart.data import near_duplicates as module
 from redheart.data.near_duplicates import near_duplicates
@@ -146,12 +145,6 @@ def test_a_similarity_of_many_decimals_is_as_good_as_one_of_few(similarity: floa
     shared = sorted({955, *(min(2500, max(1, round(2500 * similarity) + more)) for more in (-1, 0, 1))})
     texts = ["x" * count + chr(0xAC00 + index) * (2500 - count) for index, count in enumerate(shared)]
     assert found(texts, similarity) == plain_loops(texts, similarity)
-
-
-@pytest.mark.parametrize("similarity", [1e-20, 9.9e-7, -0.5, 1.1, float("nan")])
-def test_what_no_pair_can_be_measured_by_is_refused(similarity: float) -> None:
-    with pytest.raises(BadInput, match=r"not a similarity.*\n.*duplicate-similarity"):
-        near_duplicates(["a", "b"], similarity=similarity)
 
 
 def test_at_zero_none_are_looked_for() -> None:
