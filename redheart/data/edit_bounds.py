@@ -115,15 +115,15 @@ class EditBounds:
 
 def _telling_bits(counts_KC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bucket and level of the bits that differ most often between these texts."""
-    levels_L = np.arange(1, counts_KC.max(initial=0) + 1)
+    levels_L = np.arange(1, counts_KC.max(initial=1) + 1)
     share_KL = (counts_KC[:, :, None] >= levels_L).mean(1)
     # A bit that a share p of the texts has differs in 2 p (1 - p) of the pairs.
     differs_D = (share_KL * (1 - share_KL)).ravel()
     order_D = np.argsort(-differs_D, kind="stable")
     told_D = np.cumsum(differs_D[order_D])
-    wanted = int(np.searchsorted(told_D, (1 - _NEGLIGIBLE) * told_D[-1])) + 1 if len(told_D) else 0
+    wanted = int(np.searchsorted(told_D, (1 - _NEGLIGIBLE) * told_D[-1])) + 1
     chosen_D = order_D[: min(wanted, _MAX_BITS)]
-    return chosen_D // max(1, len(levels_L)), (chosen_D % max(1, len(levels_L)) + 1).astype(np.int16)
+    return chosen_D // len(levels_L), (chosen_D % len(levels_L) + 1).astype(np.int16)
 
 
 def _codes(text: str) -> np.ndarray:

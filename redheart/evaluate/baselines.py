@@ -70,12 +70,8 @@ def evaluate_on(prepared: Prepared, predictions: Predictions, part: str) -> Eval
 
 def _constant(prepared: Prepared) -> dict[str, Predictions]:
     train = prepared.split["train"]
-    means_T = [
-        prepared.values_NT[train, column][prepared.mask_NT[train, column]].mean()
-        if prepared.mask_NT[train, column].any()
-        else 0.0
-        for column in range(prepared.inventory.num_targets)
-    ]
+    columns = zip(prepared.values_NT[train].T, prepared.mask_NT[train].T, strict=True)
+    means_T = [values_N[mask_N].mean() if mask_N.any() else 0.0 for values_N, mask_N in columns]
     return {
         part: as_predictions(np.tile(means_T, (len(prepared.split[part]), 1)), prepared.inventory) for part in CHECKED
     }
