@@ -240,24 +240,22 @@ def open_features(
     hint = f"remove the folder {folder}; it will be computed again"
     check_digests(folder, dict(zip(_FILES, digests, strict=True)), what="the feature cache is damaged", hint=hint)
     states_RW = np.memmap(states, dtype=np.float16, mode="r", shape=(manifest.num_states, manifest.state_width))
+    key, has_words = manifest.key, False
     summaries_NL = np.zeros((manifest.num_records, 0), dtype=np.float32)
+    pooled_NP = summaries_NL.astype(np.float16)
     if manifest.summary_width:
         summaries_NL = np.memmap(summaries, np.float32, mode="r", shape=(manifest.num_records, manifest.summary_width))
-    has_words = False
-    if manifest.summary_width == 0:
-        key, pooled_NP = manifest.key, np.zeros((manifest.num_records, 0), dtype=np.float16)
-    elif labels is None:
-        found = load_fit(fit)
-        key, pooled_NP = digest([manifest.key, found.key]), found.apply(summaries_NL, texts)
-        has_words = found.words is not None
-    else:
-        fitted_on = {"summaries": manifest.summaries_sha256, "rows": labels.train.tolist()}
-        if reads_words:
-            fitted_on["words"] = [WORDS_WIDTH, labels.digest]
-        source, has_words = digest(fitted_on | {"summaries": manifest.key}), reads_words
-        fit_key, pooled_NP = load_or_fit(
-            fit, digest(fitted_on), summaries_NL, texts, labels, reads_words=reads_words, source=source
-        )
+        if labels is None:
+            found = load_fit(fit)
+            fit_key, pooled_NP, has_words = found.key, found.apply(summaries_NL, texts), found.words is not None
+        else:
+            fitted_on = {"summaries": manifest.summaries_sha256, "rows": labels.train.tolist()}
+            if reads_words:
+                fitted_on["words"] = [WORDS_WIDTH, labels.digest]
+            source, has_words = digest(fitted_on | {"summaries": manifest.key}), reads_words
+            fit_key, pooled_NP = load_or_fit(
+                fit, digest(fitted_on), summaries_NL, texts, labels, reads_words=reads_words, source=source
+            )
         key = digest([manifest.key, fit_key])
     offsets_N = np.fromfile(offsets, dtype=np.int64)
     return FeatureCache(manifest, key, states_RW, offsets_N, pooled_NP, has_words, summaries_NL)
