@@ -91,6 +91,13 @@ def long(source: random.Random, count: int) -> list[str]:
     return [edited(base, source, 20, LETTERS) for _ in range(count)]
 
 
+def templates(source: random.Random, count: int) -> list[str]:
+    """Texts a few letters from one or the other of two that are far apart; no bound of characters tells these apart."""
+    parts = unlike(source, 6)
+    bases = [" ".join(parts), " ".join(parts[::-1])]
+    return [edited(source.choice(bases), source, source.randint(0, 4), LETTERS) for _ in range(count)]
+
+
 LETTERS = "etaoinshrdlu   "
 MIXTURES: dict[str, Callable[[random.Random, int], list[str]]] = {
     "equal": lambda source, count: ["[removed by the moderators]"] * count,
@@ -99,6 +106,7 @@ MIXTURES: dict[str, Callable[[random.Random, int], list[str]]] = {
     "a chain": lambda source, count: ["a" * (20 + 3 * source.randrange(count)) for _ in range(count)],
     "families": families,
     "long": long,
+    "templates": templates,
     "unlike": unlike,
 }
 
@@ -109,7 +117,9 @@ def test_mixtures_equal_the_plain_loops(name: str) -> None:
     assert found(texts, 0.92) == plain_loops(texts, 0.92)
 
 
-@pytest.mark.parametrize(("name", "count"), [("equal", 9000), ("numbered", 8000), ("families", 4000), ("long", 500)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("equal", 9000), ("numbered", 8000), ("families", 4000), ("templates", 2000), ("long", 500)]
+)
 def test_work_and_memory_do_not_grow_with_the_number_of_pairs(
     name: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
