@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from rich.cells import cell_len
+
 from redheart.evaluate.evaluation import Estimate, Evaluation
 
 RECORDS = ("read", "invalid", "duplicates", "train", "val_select", "val_confirm", "test")
@@ -10,9 +12,16 @@ RECORDS = ("read", "invalid", "duplicates", "train", "val_select", "val_confirm"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; the first column is text, the others are aligned right."""
-    head, *body = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, *rows)]
-    return "\n".join([head, "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|", *body])
+    """A table of Markdown, in columns as it stands too; the first is text, the others are aligned right."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(cell_len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        aligned = [row[0] + gaps[0], *(gap + cell for gap, cell in zip(gaps[1:], row[1:], strict=True))]
+        lines.append(f"| {' | '.join(aligned)} |")
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([lines[0], f"| {' | '.join(rule)} |", *lines[1:]])
 
 
 def plain(text: str) -> str:

@@ -65,6 +65,11 @@ def test_a_run_s_report_stands_alone_and_says_all(run_copy: Path, capsys: pytest
     assert page.tags.count("table") == text.count('<div class="scroll"><table>') > 5
 
 
+def cells_of(page: Path) -> str:
+    """A page whose cells are only as wide as what they hold."""
+    return re.sub(" +", " ", page.read_text())
+
+
 def test_a_report_says_that_its_model_has_no_calibration_and_what_the_planner_said(run_copy: Path) -> None:
     (run_copy / "calibration" / "calibration.json").unlink()
     path = run_copy / "train" / "events.jsonl"
@@ -72,7 +77,7 @@ def test_a_report_says_that_its_model_has_no_calibration_and_what_the_planner_sa
         log.write("chosen", text="chosen by the planner: 64 x 1, because it is fast")
         log.write("estimate_check", step_s=1.25, expected_step_s=1.0, error_percent=-20.0, basis="card")
     main(["report", str(run_copy)])
-    report = (run_copy / "report" / "report.md").read_text()
+    report = cells_of(run_copy / "report" / "report.md")
     assert "| way to train | chosen by the planner: 64 x 1, because it is fast |" in report
     assert "| seconds a step | 1.25, expected 1.00 (-20.0 %, card) |" in report
     assert "`redheart calibrate RUN`" in report.split("## Calibration")[1].split("##")[0]
@@ -88,7 +93,7 @@ def test_the_time_of_training_is_that_of_all_steps_and_validations(run_copy: Pat
     taken = {"step": "step_s", "epoch": "validation_s"}
     seconds = [event[taken[event["event"]]] for event in all_events(path) if event["event"] in taken]
     main(["report", str(run_copy)])
-    assert f"| time of training, minutes | {sum(seconds) / 60:.1f} |" in (run_copy / "report" / "report.md").read_text()
+    assert f"| time of training, minutes | {sum(seconds) / 60:.1f} |" in cells_of(run_copy / "report" / "report.md")
 
 
 def test_what_looks_like_html_stays_text(tmp_path: Path) -> None:
@@ -138,6 +143,16 @@ def stands_as_it_is(text: str, folder: Path) -> None:
     page = render(f"# {plain(text)}\n\n{table}\n", folder=folder)
     found = Texts(page, "td", "h1").found
     assert found["td"] == [expected, f"{expected}, {expected}", expected, "1"] and found["h1"] == [expected]
+
+
+def test_a_table_stands_in_columns_as_text_too() -> None:
+    table = markdown_table(["", "값", "p"], [["기쁨|a", "1", "0.5"], ["x", "12.25", "1"]])
+    assert table.split("\n") == [
+        "|         |    값 |   p |",
+        "| ------- | ----: | --: |",
+        "| 기쁨\\|a |     1 | 0.5 |",
+        "| x       | 12.25 |   1 |",
+    ]
 
 
 @pytest.mark.parametrize("name", MARKUP)

@@ -125,7 +125,7 @@ def test_an_output_that_was_never_trained_is_not_evaluated(
 
     assert set(evaluate(regret, {"label": 3})) == {"emotion"}
     main(["evaluate", str(run_copy), "--data", str(tmp_path / "a.json")])
-    assert "| emotion: kl | " in capsys.readouterr().out
+    assert "| emotion: kl " in capsys.readouterr().out
     assert set(evaluate(regret - 1, {"label": 3})) == {"emotion", "regret"}
     num_openings = len(read_openings(run_copy))
     with pytest.raises(SystemExit) as ended:
