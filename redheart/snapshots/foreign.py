@@ -135,6 +135,8 @@ def _open_folder(folder: Path, part: str, expected: Collection[str]) -> Foreign:
 
 def _sharded(folder: Path, index: Path) -> Tensors:
     weight_map = read_json(index, _Index).weight_map
+    if elsewhere := next((file for file in weight_map.values() if Path(file).name != file), None):
+        raise BadInput("an index names a file of another folder", where=index, got=elsewhere)
     shards = {file: _shard(folder / file) for file in dict.fromkeys(weight_map.values())}
     absent = [f"{name}: expected in {file}" for name, file in weight_map.items() if name not in shards[file].specs]
     extra = [f"{key}: not in the index" for shard in shards.values() for key in shard.specs if key not in weight_map]

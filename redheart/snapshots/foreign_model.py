@@ -248,7 +248,12 @@ def read_parts(file: Path) -> Part:
     root = read(content if isinstance(content, Mapping | list | tuple) else (), ())
     if not (root.tensors or root.parts) or (root.is_list and root.tensors):
         keys = ", ".join(map(str, list(content)[:10])) if isinstance(content, Mapping) else ""
-        raise BadInput("there are no tensors with names in the file", where=file, got=keys or type(content).__name__)
+        raise BadInput(
+            "there are no tensors with names in the file",
+            where=file,
+            got=keys or type(content).__name__,
+            hint="save the model's state_dict() there; of arrays of numpy torch.from_numpy makes tensors",
+        )
     return root
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from redheart.core.errors import MAX_PROBLEMS, BadInput, names_text
+from redheart.core.text import is_unicode
 from redheart.snapshots.tensors import TensorSpec
 
 WRAPS_ALL = "module."
@@ -125,7 +126,7 @@ def keys_by_name(names: Names, where: Path) -> dict[str, str]:
     """The name in the source by the model's own.
 
     Raises:
-        BadInput: two tensors would have one name; all are named.
+        BadInput: two tensors would have one name, or a name cannot be written; all are named.
     """
     by_name: dict[str, list[str]] = {}
     for key, name in names.by_key.items():
@@ -138,4 +139,7 @@ def keys_by_name(names: Names, where: Path) -> dict[str, str]:
             got=names_text(twice, shown=MAX_PROBLEMS, separator="; "),
             hint="save the state_dict() of the model alone, or remove one of each",
         )
+    # Halves of surrogate pairs have no bytes in UTF-8.
+    if unwritable := [name for name in by_name if name in ("", "__metadata__") or not is_unicode(name)]:
+        raise BadInput("a safetensors file cannot hold tensors of these names", where=where, got=ascii(unwritable))
     return {name: keys[0] for name, keys in by_name.items()}

@@ -55,6 +55,8 @@ _SEEN_AS = {
     torch.complex128: "torch.view_as_real(tensor)",
 }
 """What makes a tensor of a type that the format lacks one that it has; of any other its bytes do."""
+_MAX_REPEATED_BYTES = 1 << 30
+"""A tensor may be larger than the storage behind it, as an expanded one is, up to this size."""
 
 
 class Inert:
@@ -155,6 +157,8 @@ def _unwritable(tensor: Tensor) -> str | None:
         return f"{kind}, quantised: tensor.dequantize()"
     if tensor.dtype not in DTYPE_NAMES:
         return f"{kind}: {_SEEN_AS.get(tensor.dtype, 'tensor.view(torch.uint8)')}"
+    if tensor.nbytes > max(_MAX_REPEATED_BYTES, tensor.untyped_storage().nbytes()):
+        return f"{kind}, which repeats what it holds: tensor[:1] where it was expanded"
     return None
 
 

@@ -170,6 +170,10 @@ def test_accelerate_folders_whole_and_in_shards(safe: bool, shard: str, tmp_path
         index.write_text(json.dumps(content))
         with pytest.raises(BadInput, match="new: expected in"):
             open_foreign(tmp_path)
+        content["weight_map"]["new"] = "../else.safetensors"
+        index.write_text(json.dumps(content))
+        with pytest.raises(BadInput, match="another folder"):
+            open_foreign(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -222,13 +222,15 @@ def test_expected_names_tell_one_model_from_another_and_what_stands_before_its_n
         ({"epoch": 3}, "no tensors with names"),
         ([torch.ones(2), torch.ones(3)], "no tensors with names"),
         (torch.ones(3), r"no tensors with names(.|\n)*Tensor"),
-        ({"net": {"weight": np.ones((2, 2))}}, "no tensors with names"),
+        ({"net": {"weight": np.ones((2, 2))}}, r"no tensors with names(.|\n)*torch\.from_numpy"),
         (
             {"_orig_mod.a.w": torch.ones(2), "a.w": torch.ones(2)},
             r"a\.w: _orig_mod\.a\.w and a\.w",
         ),
         ({"a": {"b": {"c": LINEAR["bias"]}, "b.c": LINEAR["bias"]}}, None),
         ({1: LINEAR["weight"], "1": LINEAR["weight"]}, "one name"),
+        ({"__metadata__": LINEAR["weight"]}, "__metadata__"),
+        ({"\ud800": LINEAR["weight"]}, "ud800"),
     ],
 )
 def test_what_is_no_model_or_ambiguous_is_refused(content: object, said: str | None, tmp_path: Path) -> None:

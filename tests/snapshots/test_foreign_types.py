@@ -97,6 +97,7 @@ def refused() -> dict[str, Tensor]:
             },
             "float16 [3] on the device `meta`": torch.ones(3, dtype=torch.float16, device="meta"),
             "nested float32 tensor: torch.nested.to_padded": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "float32 [100000, 100000], which repeats": torch.ones(1).expand(100_000, 100_000),
         }
 
 
