@@ -124,6 +124,15 @@ class Kernel:
         self._library.redheart_rms_norm_gradients(self._threads(), *states.shape, *map(Tensor.data_ptr, tensors))
         return found
 
+    def gelu(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The GELU of float32, (n,), and its slope there.
+
+        Source: Hendrycks & Gimpel 2016.
+        """
+        found = torch.empty_like(states), torch.empty_like(states)
+        self._library.redheart_gelu(self._threads(), states.numel(), *map(Tensor.data_ptr, (states, *found)))
+        return found
+
     def _threads(self) -> int:
         return self._num_threads or torch.get_num_threads()
 
@@ -164,6 +173,7 @@ def load_kernels(path: str) -> tuple[Kernel, ...]:
     # Called so often, for so little, that ctypes objects of their arguments would be a good part of it.
     sizes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     library.redheart_rms_norm.argtypes = [*sizes, ctypes.c_float, *[ctypes.c_void_p] * 4]
+    library.redheart_gelu.argtypes = [*sizes[:2], *[ctypes.c_void_p] * 3]
     library.redheart_rms_norm_gradients.argtypes = [*sizes, *[ctypes.c_void_p] * 6]
     return tuple(Kernel(library, rank) for rank in range(4) if library.redheart_path_name(rank))
 

@@ -100,10 +100,11 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, *, hidden: int):
         super().__init__()
         self.up = nn.Linear(width, hidden, bias=False)
+        self.gelu = nn.GELU()
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, states_BND: Tensor) -> Tensor:
-        return self.down(functional.gelu(self.up(states_BND)))
+        return self.down(self.gelu(self.up(states_BND)))
 
 
 class MixtureOfExperts(nn.Module):
@@ -119,11 +120,12 @@ class MixtureOfExperts(nn.Module):
         self.experts = experts
         self.router = nn.Linear(width, experts, bias=False)
         self.up = nn.Linear(width, experts * hidden, bias=False)
+        self.gelu = nn.GELU()
         self.down = nn.Linear(experts * hidden, width, bias=False)
 
     def forward(self, states_BND: Tensor) -> Tensor:
         share_BNE = self.router(states_BND).softmax(-1)
-        hidden_BNEF = functional.gelu(self.up(states_BND)).unflatten(-1, (self.experts, -1))
+        hidden_BNEF = self.gelu(self.up(states_BND)).unflatten(-1, (self.experts, -1))
         return self.down((hidden_BNEF * share_BNE[..., None]).flatten(-2))
 
 

@@ -24,7 +24,7 @@ from redheart.model.dims import TASKS
 from redheart.model.ledger import module_names
 from redheart.model.losses import HEADS_SHARE, multitask_loss, task_counts, task_weight
 from redheart.model.network import RedHeart, task_of
-from redheart.train.device.compiled_norms import compile_norms
+from redheart.train.device.compiled_modules import compile_modules
 from redheart.train.device.graphs import LENGTH_STEP
 from redheart.train.halves import Halves, by_length
 from redheart.train.learner import MicroLoss, Validation
@@ -86,7 +86,7 @@ class EmotionLearner:
         self._pinned = train.pipeline and torch.cuda.is_available()
         self._halves = Halves() if halves else None
         if halves:
-            compile_norms(model)
+            compile_modules(model)
         self._batches = _Ahead(self._read, parts=2 if halves else 1)
 
     def modules(self) -> Sequence[str]:

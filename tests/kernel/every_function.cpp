@@ -1,6 +1,7 @@
 // Every function on arrays of exactly the size it is told, on every path: for the address and behaviour sanitizers, and
 // for one digest of all results, which must not depend on the path, nor on the processor that it is compiled for.
 #include "../../redheart/kernel/csrc/adamw8bit.cpp"
+#include "../../redheart/kernel/csrc/gelu.cpp"
 #include "../../redheart/kernel/csrc/rms_norm.cpp"
 
 #include <cstdio>
@@ -85,6 +86,12 @@ int main() {
                     codes1.add_to_digest(), codes2.add_to_digest(), out.add_to_digest(), sum.add_to_digest();
                 }
             }
+        }
+        for (std::int64_t n : {0, 1, 7, 9, 16385}) {
+            Array<float> x(n, number), out(n, zero), slope(n, zero);
+            redheart_gelu(3, n, x, out, slope);
+            calls += 1;
+            for (auto* array : {&out, &slope}) array->add_to_digest();
         }
         for (std::int64_t rows : {0, 1, 127, 128, 129, 300}) {
             for (std::int64_t width : {1, 15, 16, 17, 88}) {

@@ -1,4 +1,5 @@
-"""RMS norms on the CPU by the compiled kernel: torch spells them out there, in a dozen operators a pass."""
+"""RMS norms and GELUs on the CPU by the compiled kernel: torch spells norms out there, in a dozen operators a pass, and
+computes the error function of a GELU in both passes."""
 
 from typing import Any
 
@@ -21,18 +22,31 @@ class CompiledRMSNorm(nn.RMSNorm):
         return normed
 
 
-def compile_norms(module: nn.Module) -> None:
-    """Let the RMS norms of a module be compiled ones, with their own parameters, where there is a kernel."""
+class CompiledGELU(nn.GELU):
+    """As `CompiledRMSNorm`: torch's but for rounding, its slope known from the forward pass."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        kernel, _ = fastest()
+        if kernel is None or states.dtype != torch.float32 or states.device.type != "cpu":
+            return super().forward(states)
+        found: Tensor = _GELU.apply(states, kernel)
+        return found
+
+
+def compile_modules(module: nn.Module) -> None:
+    """Let the RMS norms and GELUs of a module be compiled ones, with their own parameters, where there is a kernel."""
     # Not at the first pass, in which two threads would compile it at once. `redheart doctor` says why there is none.
     kernel, _ = fastest()
     if kernel is None:
         return
-    for norm in module.modules():
+    for item in module.modules():
+        if type(item) is nn.GELU and item.approximate == "none":
+            item.__class__ = CompiledGELU
         # Without an epsilon of its own it is that of the states' type.
-        if type(norm) is not nn.RMSNorm or not norm.elementwise_affine or norm.eps is None:
+        if type(item) is not nn.RMSNorm or not item.elementwise_affine or item.eps is None:
             continue
-        if len(norm.normalized_shape) == 1:
-            norm.__class__ = CompiledRMSNorm
+        if len(item.normalized_shape) == 1:
+            item.__class__ = CompiledRMSNorm
 
 
 class _Norm(torch.autograd.Function):
@@ -49,3 +63,17 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         grad_rows, grad_weight = ctx.kernel.rms_norm_gradients(grad.contiguous(), *ctx.saved_tensors)
         return grad_rows.view_as(grad), grad_weight, None, None
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, kernel: Kernel) -> Tensor:
+        found, slope = kernel.gelu(states.contiguous())
+        ctx.save_for_backward(slope)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None
