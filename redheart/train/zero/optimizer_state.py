@@ -52,6 +52,11 @@ def tensors_of(
 
 def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Read one tensor at a time: a whole state beside the engine's own would make the peak of a resume."""
+    names: dict[int, list[str]] = {index: [] for index in range(len(masters))}
+    for name in tensors:
+        group, _, key = name.partition(".")
+        if group != BUFFER and key != "master":
+            names[int(group)].append(name)
     for index, master in enumerate(masters):
         saved = tensors[f"{index}.master"]
         if saved.shape != master.shape:
@@ -65,11 +70,10 @@ def load_tensors(masters: list[Tensor], optimizer: torch.optim.Optimizer, tensor
         master.data.copy_(saved)
         del saved
         state: dict[str, object] = {}
-        for name in tensors:
-            group, _, key = name.partition(".")
-            if group == str(index) and key != "master":
-                is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
-                state[key] = int(tensors[name]) if is_step_count else tensors[name].to(master.device)
+        for name in names[index]:
+            key = name.partition(".")[2]
+            is_step_count = key == "step" and not isinstance(optimizer, torch.optim.AdamW)
+            state[key] = int(tensors[name]) if is_step_count else tensors[name].to(master.device)
         optimizer.state[master] = state
     _count_powers(optimizer, max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0))
 
