@@ -43,7 +43,7 @@ class Halves:
         # Nobody computes any more when an error is told.
         wait(computed)
         (first, mine), (second, others) = (half.result() for half in computed)
-        parts = (mine + others).split([parameter.numel() for parameter in parameters])
+        parts = mine.add_(others).split([parameter.numel() for parameter in parameters])
         gradients = [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
         return MicroLoss(
             _Computed.apply(first.total + second.total, gradients, *parameters),

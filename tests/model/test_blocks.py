@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from redheart.model import blocks
-from redheart.model.blocks import AttentionPool, pooled, readable
+from redheart.model.blocks import Attention, AttentionPool, pooled, readable, rotate, turn_of
 
 
 def _drawn(pools: list[AttentionPool]) -> list[AttentionPool]:
@@ -15,9 +16,9 @@ def _drawn(pools: list[AttentionPool]) -> list[AttentionPool]:
     return [pool.double() for pool in pools]
 
 
-def _with_gradients(result: torch.Tensor, pools: list[AttentionPool], context: torch.Tensor) -> list[torch.Tensor]:
+def _with_gradients(result: torch.Tensor, modules: list[nn.Module], context: torch.Tensor) -> list[torch.Tensor]:
     weights = torch.sin(torch.arange(result.numel(), dtype=result.dtype)).view_as(result)
-    inputs = [context, *(item for pool in pools for item in pool.parameters())]
+    inputs = [context, *(item for module in modules for item in module.parameters())]
     return [result, *torch.autograd.grad((result * weights).sum(), inputs)]
 
 
@@ -50,3 +51,20 @@ def test_keys_and_values_of_the_context_are_made_where_the_queries_are_many(quer
         pool.attention.get_submodule(name).register_forward_hook(lambda *_, name=name: made.append(name))
     pool(torch.randn(3, 9, 12))
     assert made == wanted
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_one_head_with_one_map_of_values_is_the_textbook_s(turns: bool) -> None:
+    torch.manual_seed(0)
+    attention = Attention(24).double()
+    states = torch.randn(3, 9, 24, dtype=torch.float64, requires_grad=True)
+    turn = turn_of(9, 24, like=states) if turns else None
+    bias = readable(torch.tensor([[True] * 9, [True] * 4 + [False] * 5, [True] + [False] * 8]), like=states)
+    query, key, value = (getattr(attention, name)(states)[:, None] for name in ("query", "key", "value"))
+    if turn:
+        query, key = rotate(torch.stack((query, key)), turn).unbind()
+    mixed = (query @ key.mT / 24**0.5 + bias).softmax(-1) @ value
+    textbook = _with_gradients(attention.out(mixed[:, 0]), [attention], states)
+    attention.out.register_forward_hook(lambda *_: pytest.fail("the maps were not one"))
+    ours = _with_gradients(attention(states, states, bias_B11N=bias, turn=turn), [attention], states)
+    torch.testing.assert_close(ours, textbook, rtol=1e-10, atol=1e-10)

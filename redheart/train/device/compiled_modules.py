@@ -76,4 +76,5 @@ class _GELU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (slope,) = ctx.saved_tensors
-        return grad * slope, None
+        # In its own memory, which nothing needs any more: a second backward pass is an error of autograd's.
+        return slope.mul_(grad), None
