@@ -12,6 +12,7 @@ TEXT = (ROOT / "README.md").read_text()
 SHOWN = [line.partition("  #")[0].strip() for line in re.findall(r"^    (\S.*)$", TEXT, flags=re.M)]
 """Lines of the README's code blocks, without their remarks."""
 ELSEWHERE = {
+    "make install": "the fresh clone of the continuous integration",
     "make run": "the fresh clone of the continuous integration",
     "make test": "the fresh clone of the continuous integration",
     "make run DATA=records.json.gz PRESET=full OUT=runs/full": "the real thing: hours on a card",

@@ -6,9 +6,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from line import Line
 
 from redheart.train.passes import Passes
-from tests.train.line import Line
 
 
 class Reading(Line):

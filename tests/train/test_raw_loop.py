@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from raw_loop import raw_loop
 
 from redheart.core.config import FeatureConfig, PrepareConfig, StudyConfig, TrainConfig, resolved
 from redheart.evaluate.metrics import emotion_kl
@@ -14,7 +15,6 @@ from redheart.study import phases, run_folder
 from redheart.study.learner import EmotionLearner
 from redheart.train.log.events import read_events
 from redheart.train.loop import RunSettings, train
-from tests.train.raw_loop import raw_loop
 
 
 def open_study(config: StudyConfig) -> phases.Study:
