@@ -95,6 +95,15 @@ def test_a_gelu_has_the_same_bits_in_any_place_and_number_of_threads() -> None:
         assert all(torch.equal(mine, theirs[start:]) for mine, theirs in zip(part, whole, strict=True))
 
 
+def test_a_second_backward_pass_of_a_gelu_is_an_error_and_no_other_gradient() -> None:
+    """The first one took the memory of what the second would need."""
+    states = torch.randn(3, requires_grad=True)
+    found = compiled_gelu()(states)
+    torch.autograd.grad(found.sum(), states, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(found.sum(), states)
+
+
 def test_the_number_of_threads_changes_no_bit() -> None:
     kernel = compiled_kernels()[-1]
     states, grad = torch.randn(2, 1000, 33, generator=torch.Generator().manual_seed(0))
