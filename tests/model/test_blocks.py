@@ -57,14 +57,20 @@ def test_keys_and_values_of_the_context_are_made_where_the_queries_are_many(quer
 def test_one_head_with_one_map_of_values_is_the_textbook_s(turns: bool) -> None:
     torch.manual_seed(0)
     attention = Attention(24).double()
-    states = torch.randn(3, 9, 24, dtype=torch.float64, requires_grad=True)
+    states = torch.randn(6, 9, 24, dtype=torch.float64, requires_grad=True)
     turn = turn_of(9, 24, like=states) if turns else None
-    bias = readable(torch.tensor([[True] * 9, [True] * 4 + [False] * 5, [True] + [False] * 8]), like=states)
+    mask = torch.tensor([[True] * 9, [True] * 4 + [False] * 5, [True] + [False] * 8])
+    bias = readable(mask.repeat(2, 1), like=states)
     query, key, value = (getattr(attention, name)(states)[:, None] for name in ("query", "key", "value"))
     if turn:
         query, key = rotate(torch.stack((query, key)), turn).unbind()
     mixed = (query @ key.mT / 24**0.5 + bias).softmax(-1) @ value
     textbook = _with_gradients(attention.out(mixed[:, 0]), [attention], states)
-    attention.out.register_forward_hook(lambda *_: pytest.fail("the maps were not one"))
+    mapped: list[object] = []
+    attention.out.register_forward_hook(lambda *_: mapped.append(1))
     ours = _with_gradients(attention(states, states, bias_B11N=bias, turn=turn), [attention], states)
     torch.testing.assert_close(ours, textbook, rtol=1e-10, atol=1e-10)
+    assert not mapped
+    # With so few queries it would be more memory.
+    attention(states[:5], states[:5], bias_B11N=bias[:5], turn=turn)
+    assert mapped
