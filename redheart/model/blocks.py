@@ -55,9 +55,12 @@ def maps_values_once(queries_BND: Tensor, *, context_width: int) -> bool:
     """Whether the output map of a single head is better taken to the value map: (P x V) O = P x (V O).
 
     It is less work with more queries than channels, and no more memory, for the product and its gradient, with twice as
-    many. On a card it was never measured.
+    many. In bf16 the product would be rounded once more; on a card it was never measured. Only where gradients are
+    wanted: what a record's predictions are must not depend on its batch mates.
     """
-    return queries_BND.device.type == "cpu" and queries_BND.shape[:2].numel() > 2 * context_width
+    if queries_BND.device.type != "cpu" or queries_BND.dtype == torch.bfloat16 or not torch.is_grad_enabled():
+        return False
+    return queries_BND.shape[:2].numel() > 2 * context_width
 
 
 def readable(mask_BN: Tensor, *, like: Tensor) -> Tensor:
